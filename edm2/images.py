@@ -1,0 +1,54 @@
+"""Pixels to PNG files, each complete or not there at all."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from edm2.post_hoc_ema import atomic_output
+
+
+def save_png(pixels: Tensor, path: str | Path) -> None:
+    """Write one image, uint8 [C, H, W] with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA) channels."""
+    array = pixels.permute(1, 2, 0).cpu().numpy()
+    image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_output(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def image_grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: int = 0) -> Tensor:
+    """Arrange images in rows.
+
+    Args:
+        pixels: uint8 [N, C, H, W].
+        columns: Images per row; default: about as many as there are rows.
+        scale: Size of a pixel.
+        gap: White pixels between images, after scaling.
+
+    Returns:
+        uint8 [C, H', W'].
+    """
+    n, c, h, w = pixels.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    cell_h, cell_w = h * scale + gap, w * scale + gap
+    grid = pixels.new_full((c, rows * cell_h - gap, columns * cell_w - gap), 255)
+    for i, image in enumerate(pixels):
+        top, left = i // columns * cell_h, i % columns * cell_w
+        enlarged = image.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+        grid[:, top : top + h * scale, left : left + w * scale] = enlarged
+    return grid
+
+
+def save_grid(pixels: Tensor, path: str | Path, columns: int | None = None) -> None:
+    """Write a grid of images, uint8 [N, C, H, W]; small ones enlarged so that they can be seen."""
+    scale = max(1, 32 // max(pixels.shape[-2:]))
+    save_png(image_grid(pixels, columns, scale, gap=2 * scale if scale > 1 else 0), path)
+
+
+def as_features(pixels: Tensor, levels: int) -> np.ndarray:
+    """Pixels as features in [0, 1]: uint8 [N, C, H, W] -> float64 [N, C H W]."""
+    return pixels.flatten(1).cpu().numpy().astype(np.float64) / (levels - 1)

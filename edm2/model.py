@@ -1,0 +1,108 @@
+"""Networks to and from files. A snapshot describes itself: `load` needs nothing but the file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edm2.networks import NetworkConfig, Precond, build_network, is_folded
+from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError, write_snapshot
+from edm2.post_hoc_ema import read_metadata as read_snapshot_metadata
+
+ASSETS = Path(__file__).parent / "assets"
+"""Networks that come with the package."""
+
+
+def resolve(name: str | Path) -> Path:
+    """A file as given, or the file of a network that comes with the package, such as "digits8".
+
+    Raises:
+        FileNotFoundError: neither exists.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    included = ASSETS / f"{name}.safetensors"
+    if path.parent == Path(".") and included.is_file():
+        return included
+    names = ", ".join(sorted(file.stem for file in ASSETS.glob("*.safetensors")))
+    raise FileNotFoundError(f"{name}: no such file, and not the name of an included network ({names})")
+
+
+def read_metadata(name: str | Path) -> dict[str, Any]:
+    """What a snapshot says about itself: network, codec, images seen, EMA length, training settings."""
+    return read_snapshot_metadata(resolve(name))
+
+
+def load(name: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Precond:
+    """Load a network for inference.
+
+    Args:
+        name: A snapshot (.safetensors), or the name of an included network ("digits8").
+        device: Where to put it; default: the CPU.
+        dtype: dtype to compute in and to convert the parameters to; None for float32, however they are stored.
+
+    Returns:
+        The denoiser in evaluation mode, without gradients. `fold` makes it faster.
+
+    Raises:
+        FileNotFoundError: no such file.
+        SnapshotError: not a snapshot, damaged, or of an unknown kind of network.
+    """
+    path = resolve(name)
+    snapshot = SafetensorsSnapshot(path)
+    tensors = {name: snapshot.read(name).to(dtype or torch.float32) for name in snapshot.names}
+    try:
+        net = network_from_state(snapshot.metadata, tensors)
+    except SnapshotError as error:
+        raise SnapshotError(f"{path}: {error}") from None
+    net.compute_dtype = dtype or torch.float32
+    return net.to(device or "cpu")
+
+
+def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Precond:
+    """The network that a snapshot's metadata describes, with these tensors; in evaluation mode, without gradients.
+
+    Raises:
+        SnapshotError: an unknown kind of network, or tensors of another one.
+    """
+    try:
+        with torch.device("meta"):
+            net = build_network(NetworkConfig.from_json(metadata["network"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise SnapshotError(f"does not describe a network that this version can build ({error})") from None
+    try:
+        net.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise SnapshotError(f"tensors do not fit the network they are said to be of ({reason})") from None
+    return net.eval().requires_grad_(False)
+
+
+def save(net: Precond, path: str | Path, metadata: dict[str, Any], dtype: torch.dtype | None = None) -> None:
+    """Write a snapshot that `load` reads; complete or not there at all.
+
+    Args:
+        net: Any network but a folded one.
+        path: File to write.
+        metadata: What to say about it; `network` is filled in. For reconstruction it must name `images_seen` and
+            `sigma_rel`, for `generate` to make pictures `codec`.
+        dtype: dtype to store in; None keeps the parameters'.
+
+    Raises:
+        ValueError: the network is folded.
+    """
+    if is_folded(net):
+        raise ValueError(f"{path}: a folded network cannot be saved; save the network it was folded from")
+    buffers = [name for name, _ in net.named_buffers()]
+    described = {"network": net.config.to_json(), "buffers": buffers, **metadata}
+    write_snapshot(path, net.state_dict(), described, dtype=dtype)
+
+
+def reconstructed_metadata(snapshots: Sequence[SafetensorsSnapshot], at: int, sigma_rel: float) -> dict[str, Any]:
+    """Metadata of weights reconstructed from `snapshots`: the last one's, and where the weights come from."""
+    used = [snapshot for snapshot in snapshots if 0 < snapshot.images_seen <= at]
+    inputs = [[snapshot.images_seen, snapshot.sigma_rel] for snapshot in used]
+    return used[-1].metadata | {"images_seen": at, "sigma_rel": sigma_rel, "reconstructed_from": inputs}

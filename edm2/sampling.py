@@ -1,0 +1,97 @@
+"""Sampling: from noise to data along the probability-flow ODE (EDM's Algorithm 2, arXiv 2206.00364)."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+Denoiser = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+"""denoise(x, sigma, labels) -> D(x; sigma), for x [N, C, H, W] and a 0-dimensional sigma."""
+
+
+def sigma_steps(
+    num_steps: int = 32,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80,
+    rho: float = 7,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Noise levels t_0 > t_1 > ... > t_N = 0 of a sampler with N steps.
+
+        t_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho    for i < N
+
+    Returns:
+        [N + 1], computed in `dtype`; a single step goes from sigma_max straight to 0.
+
+    Raises:
+        ValueError: fewer than one step, or levels that do not descend.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} must be at least 1")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min={sigma_min} and sigma_max={sigma_max} must satisfy 0 < sigma_min < sigma_max")
+    if not rho > 0:
+        raise ValueError(f"rho={rho} must be positive")
+    index = torch.arange(num_steps, dtype=dtype, device=device)
+    start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    levels = (start + index / max(num_steps - 1, 1) * (end - start)) ** rho
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
+@torch.no_grad()
+def sample_heun(
+    denoise: Denoiser,
+    noise: Tensor,
+    labels: Tensor | None = None,
+    *,
+    num_steps: int = 32,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80,
+    rho: float = 7,
+    S_churn: float = 0,
+    S_min: float = 0,
+    S_max: float = math.inf,
+    S_noise: float = 1,
+    dtype: torch.dtype = torch.float32,
+    randn_like: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Heun's second-order method with optional churn (EDM's Algorithm 2); 2N - 1 evaluations.
+
+    Args:
+        denoise: Any callable D(x, sigma, labels). If it has a method `at_step(sigma)`, that is asked once per step,
+            with the level where the step begins, for the denoiser to use within the step.
+        noise: Unit Gaussian noise [N, C, H, W].
+        labels: Handed to `denoise` as they are.
+        num_steps, sigma_min, sigma_max, rho: See `sigma_steps`.
+        S_churn: Amount of fresh noise per image over all steps; 0 makes sampling deterministic.
+        S_min, S_max: Noise levels between which fresh noise is added.
+        S_noise: Standard deviation of the fresh noise.
+        dtype: dtype of the integration; the denoiser sees its input in it.
+        randn_like: Draws the fresh noise; default `torch.randn_like`.
+
+    Returns:
+        Samples like `noise`, in `dtype`.
+    """
+    randn_like = torch.randn_like if randn_like is None else randn_like
+    t_steps = sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype, noise.device)
+    x = noise.to(dtype) * t_steps[0]
+    for i, (t, t_next) in enumerate(pairwise(t_steps)):
+        step_denoiser = denoise.at_step(t) if hasattr(denoise, "at_step") else denoise
+
+        if S_churn > 0 and S_min <= t <= S_max:  # raise the noise level a little
+            gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
+            t_hat = t + gamma * t
+            x = x + (t_hat**2 - t**2).sqrt() * S_noise * randn_like(x)
+        else:
+            t_hat = t
+
+        d = (x - step_denoiser(x, t_hat, labels).to(dtype)) / t_hat  # dx/dt at t_hat
+        x_next = x + (t_next - t_hat) * d  # Euler step
+        if i < num_steps - 1:  # second-order correction
+            d_next = (x_next - step_denoiser(x_next, t_next, labels).to(dtype)) / t_next
+            x_next = x + (t_next - t_hat) * (d + d_next) / 2
+        x = x_next
+    return x

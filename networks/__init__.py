@@ -1,0 +1,43 @@
+"""Magnitude-preserving networks (Karras et al. 2024, arXiv 2312.02696v2, "the paper").
+
+A layer preserves magnitude when inputs of unit root-mean-square per element give outputs of unit root-mean-square,
+on expectation and by construction: no learned parameter, no activation and no sum may drift.
+
+    magnitude.py   the functions: normalize, mp_silu, mp_sum, mp_cat, and resample
+    layers.py      the layers with weights: MPConv, MPFourier; forced weight normalization (Algorithm 1)
+    blocks.py      encoder and decoder blocks, cosine attention (Figure 22)
+    unet.py        the U-Net of config G
+    precond.py     the denoiser D(x; sigma) around it, and the uncertainty u(sigma)
+    config.py      NetworkConfig, the description of a network
+    build.py       build_network, from the description to the network
+    fold.py        an inference-only copy whose weights are normalized once and for all
+"""
+
+from edm2.networks.blocks import DecoderBlock, EncoderBlock
+from edm2.networks.build import build_network
+from edm2.networks.config import NetworkConfig
+from edm2.networks.fold import fold, is_folded
+from edm2.networks.layers import MPConv, MPFourier, force_weight_normalization_
+from edm2.networks.magnitude import mp_cat, mp_silu, mp_sum, normalize, resample
+from edm2.networks.precond import Precond, UncertaintyHead
+from edm2.networks.unet import UNet
+
+__all__ = [
+    "DecoderBlock",
+    "EncoderBlock",
+    "MPConv",
+    "MPFourier",
+    "NetworkConfig",
+    "Precond",
+    "UNet",
+    "UncertaintyHead",
+    "build_network",
+    "fold",
+    "force_weight_normalization_",
+    "is_folded",
+    "mp_cat",
+    "mp_silu",
+    "mp_sum",
+    "normalize",
+    "resample",
+]

@@ -1,0 +1,103 @@
+"""The description of a network, complete enough to build it again; stored as JSON in every snapshot."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Every choice that shapes a network. Defaults are those of the paper's S size (Table 6)."""
+
+    img_resolution: int | tuple[int, int]
+    """Height and width of what the network sees; an int means a square."""
+    img_channels: int
+    """Channels of what the network sees: 4 for SD-VAE latents, 3 for RGB."""
+    label_dim: int
+    """Number of classes; 0 for an unconditional network."""
+    config: str = "G"
+    """Letter of the paper's ladder of configurations (Table 1)."""
+    sigma_data: float = 0.5
+    """Standard deviation of the data that the network is trained on."""
+    logvar_channels: int = 128
+    """Fourier features of the uncertainty u(sigma)."""
+    model_channels: int = 192
+    """Base width; multiplied per level by `channel_mult`."""
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    """Width of each level in multiples of `model_channels`; each level after the first halves the resolution."""
+    channel_mult_noise: int | None = None
+    """Width of the Fourier features of the noise level in multiples of `model_channels`; None: the first level's."""
+    channel_mult_emb: int | None = None
+    """Width of the embedding in multiples of `model_channels`; None: the widest level's."""
+    num_blocks: int = 3
+    """Residual blocks per level in the encoder; the decoder has one more."""
+    attn_resolutions: tuple[int, ...] = (16, 8)
+    """Resolutions (larger side) at which blocks have attention."""
+    channels_per_head: int = 64
+    """Channels of an attention head."""
+    dropout: float = 0.0
+    """Dropout probability inside the residual branches."""
+    resample_filter: tuple[float, ...] = (1, 1)
+    """Taps of the filter that halves and doubles the resolution."""
+    label_balance: float = 0.5
+    """Share of the label in the embedding's MP-sum."""
+    concat_balance: float = 0.5
+    """Share of the skip connection in the decoder's MP-cat."""
+    res_balance: float = 0.3
+    """Share of the residual branch in a block's MP-sum."""
+    attn_balance: float = 0.3
+    """Share of the attention branch in its MP-sum."""
+    clip_act: float | None = 256.0
+    """Bound on activations that leave a block; None for none."""
+
+    def __post_init__(self) -> None:
+        for field in ("img_resolution", "channel_mult", "attn_resolutions", "resample_filter"):
+            if isinstance(getattr(self, field), list):  # JSON has no tuples
+                object.__setattr__(self, field, tuple(getattr(self, field)))
+        if self.config != "G":
+            raise ValueError(f"config={self.config!r} is unknown; this version builds config 'G'")
+        for field in ("img_channels", "logvar_channels", "model_channels", "num_blocks", "channels_per_head"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+        if self.label_dim < 0:
+            raise ValueError(f"label_dim={self.label_dim} must be 0 (no classes) or more")
+        if not self.channel_mult or min(self.channel_mult) < 1:
+            raise ValueError(f"channel_mult={self.channel_mult} must list at least one positive multiplier")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+        if self.sigma_data <= 0:
+            raise ValueError(f"sigma_data={self.sigma_data} must be positive")
+        divisor = 1 << (len(self.channel_mult) - 1)
+        if any(side < divisor or side % divisor for side in self.size):
+            height, width = self.size
+            raise ValueError(
+                f"resolution {height}x{width} cannot be halved {len(self.channel_mult) - 1} times: "
+                f"both sides must be multiples of {divisor}, or channel_mult={self.channel_mult} shorter"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of what the network sees."""
+        side = self.img_resolution
+        return (side, side) if isinstance(side, int) else (side[0], side[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values; `from_json` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> NetworkConfig:
+        """Build from `to_json`'s dict.
+
+        Raises:
+            ValueError: an unknown or missing field, or a value out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"network configuration has unknown fields {unknown}; was it written by a newer version?")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"network configuration is incomplete or malformed: {error}") from None

@@ -1,0 +1,64 @@
+"""An inference-only copy of a network whose weights are normalized, scaled and cast once instead of at every call."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from edm2.networks.layers import MPConv, apply_weight
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class FoldedConv(nn.Module):
+    """An `MPConv` with its effective weight computed beforehand; a gain scales the output instead of the weight."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, x: Tensor, gain: Tensor | float = 1) -> Tensor:
+        """As `MPConv.forward`."""
+        y = apply_weight(x, self.weight.to(x.dtype))
+        return y if isinstance(gain, int) else y * gain
+
+    def train(self, mode: bool = True) -> "FoldedConv":
+        """Stay in evaluation mode.
+
+        Raises:
+            RuntimeError: `mode` is True. The folded weights are no longer the trained parameters.
+        """
+        if mode:
+            raise RuntimeError("a folded network is for inference only; train the network it was folded from")
+        return super().train(mode)
+
+
+@torch.no_grad()
+def fold(net: Module, dtype: torch.dtype | None = None) -> Module:
+    """Copy `net` for inference: same function, no weight normalization left to do.
+
+    Args:
+        net: Any module with `MPConv` layers; it is not changed.
+        dtype: dtype of convolution weights and of the U-Net's activations (`compute_dtype`), or None to keep it.
+            Linear layers belong to the embedding and stay in float32.
+
+    Returns:
+        A copy in evaluation mode without trainable parameters. It refuses `train()` and `edm2.save`.
+    """
+    folded = copy.deepcopy(net)
+    if dtype is not None and hasattr(folded, "compute_dtype"):
+        folded.compute_dtype = dtype
+    for module in list(folded.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, MPConv):
+                weight = layer.effective_weight()
+                if dtype is not None and weight.ndim > 2:
+                    weight = weight.to(dtype)
+                setattr(module, name, FoldedConv(weight))
+    return folded.eval().requires_grad_(False)
+
+
+def is_folded(net: nn.Module) -> bool:
+    """Whether `net` came out of `fold`."""
+    return any(isinstance(module, FoldedConv) for module in net.modules())

@@ -1,0 +1,94 @@
+"""The denoiser D(x; sigma) around a U-Net, and the uncertainty u(sigma) (Section 1.1, Eqs. 4-8 and 21)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class UncertaintyHead(NamedTuple):
+    """The two layers of u(sigma), which map c_noise to one number per image (Eq. 21)."""
+
+    fourier: nn.Module
+    linear: nn.Module
+
+
+class Precond(nn.Module):
+    """Preconditioned denoiser (Eqs. 4-8).
+
+        D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)
+        c_skip = sd² / (sigma² + sd²)        c_out = sigma sd / sqrt(sigma² + sd²)
+        c_in = 1 / sqrt(sigma² + sd²)        c_noise = ln(sigma) / 4
+
+    Preconditioning and embedding are computed in float32 (float64 for float64 images), the U-Net in `compute_dtype`.
+
+    Args:
+        unet: F, called as unet(x, c_noise, one_hot_labels).
+        sigma_data: sd above.
+        uncertainty: Layers of u(sigma).
+
+    Attributes:
+        compute_dtype: dtype of the U-Net's activations; parameters keep their own.
+    """
+
+    def __init__(self, unet: nn.Module, sigma_data: float, uncertainty: UncertaintyHead) -> None:
+        super().__init__()
+        self.unet = unet
+        self.sigma_data = sigma_data
+        self.logvar_fourier = uncertainty.fourier  # registered one by one: these names are the published checkpoints'
+        self.logvar_linear = uncertainty.linear
+        self.compute_dtype = torch.float32
+
+    @property
+    def config(self):
+        """The `NetworkConfig` that the network was built from."""
+        return self.unet.config
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_logvar: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Denoise.
+
+        Args:
+            x: Noisy images [N, C, H, W].
+            sigma: Noise level, a number or [N] (or [N, 1, 1, 1]).
+            class_labels: int64 [N] (-1: no class), one-hot [N, label_dim], or None: no class for any image.
+            return_logvar: Also return u(sigma).
+
+        Returns:
+            D_x [N, C, H, W], or (D_x, u) with u [N, 1, 1, 1]; float32, or float64 for float64 images.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        x = x.to(dtype)
+        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)
+        sd = self.sigma_data
+        c_skip = sd**2 / (sigma**2 + sd**2)
+        c_out = sigma * sd / (sigma**2 + sd**2).sqrt()
+        c_in = 1 / (sigma**2 + sd**2).sqrt()
+        c_noise = sigma.flatten().log() / 4
+
+        x_in = (c_in * x).to(self.compute_dtype if dtype == torch.float32 else dtype)
+        F_x = self.unet(x_in, c_noise, self.one_hot(class_labels, x))
+        D_x = c_skip * x + c_out * F_x.to(dtype)
+        if return_logvar:
+            return D_x, self.log_variance(c_noise)
+        return D_x
+
+    def log_variance(self, c_noise: Tensor) -> Tensor:
+        """u(sigma) for c_noise [N] -> [N, 1, 1, 1]."""
+        return self.logvar_linear(self.logvar_fourier(c_noise)).reshape(-1, 1, 1, 1)
+
+    def one_hot(self, class_labels: Tensor | None, x: Tensor) -> Tensor | None:
+        """Labels in any accepted form -> [N, label_dim] in the dtype of `x`; None for an unconditional network."""
+        label_dim = self.unet.config.label_dim
+        if label_dim == 0:
+            return None
+        if class_labels is None:
+            return x.new_zeros(len(x), label_dim)
+        if class_labels.ndim == 1:  # -1 matches no class and becomes a row of zeros
+            class_labels = class_labels[:, None] == torch.arange(label_dim, device=x.device)
+        return class_labels.to(x.dtype)

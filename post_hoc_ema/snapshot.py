@@ -1,0 +1,169 @@
+"""Snapshots: one average of a network's weights at one time, one `.safetensors` file each.
+
+A file holds the tensors and, as one JSON text under the key `edm2` of the safetensors metadata, everything else. Of
+that text this package reads four entries:
+
+    images_seen, sigma_rel   when the average was stored, and its relative width: together they make a file a snapshot
+    buffers                  names of tensors that are not averages but copies (optional)
+    reconstructed_from       marks weights that were reconstructed from snapshots (optional); they are not snapshots
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edm2.post_hoc_ema.atomic import atomic_output
+
+METADATA_KEY = "edm2"
+
+
+class SnapshotError(ValueError):
+    """A file that is not what it should be; the message names it and what to do."""
+
+
+class Snapshot(Protocol):
+    """What reconstruction reads. Readers of other formats offer these names too; `buffers` may be left out."""
+
+    images_seen: int
+    """Images seen by the training run when the average was stored."""
+
+    sigma_rel: float
+    """Relative width of the average."""
+
+    names: Sequence[str]
+    """Names of all tensors, in order."""
+
+    buffers: Collection[str] = ()
+    """Names of the tensors that are copies, not averages. Integers are copies whether named here or not."""
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, read when asked for."""
+        ...
+
+
+class SafetensorsSnapshot(Snapshot):
+    """A snapshot in a file written by `write_snapshot`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read names and metadata, no tensors yet.
+
+        Raises:
+            SnapshotError: The file is damaged, of another kind, or without `images_seen` and `sigma_rel`.
+            FileNotFoundError: There is no such file.
+        """
+        self.path = Path(path)
+        with _opened(self.path) as file:
+            self.names = tuple(file.keys())
+            self.metadata = _parse_metadata(self.path, file.metadata())
+        try:
+            self.images_seen = int(self.metadata["images_seen"])
+            self.sigma_rel = float(self.metadata["sigma_rel"])
+            self.buffers = frozenset(self.metadata.get("buffers", ()))
+        except (KeyError, TypeError, ValueError):
+            raise SnapshotError(
+                f"{self.path} does not say at how many images_seen and with which sigma_rel it was averaged,"
+                " so it is not a snapshot; move it elsewhere"
+            ) from None
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in the type in which it is stored. The file is open only meanwhile, so that memory is freed."""
+        with _opened(self.path) as file:
+            return file.get_tensor(name)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Metadata of a file written by `write_snapshot`; raises as `SafetensorsSnapshot` does."""
+    with _opened(Path(path)) as file:
+        return _parse_metadata(Path(path), file.metadata())
+
+
+def write_snapshot(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a `.safetensors` file, complete or not at all.
+
+    Args:
+        path: The file; its folder is created if missing.
+        tensors: Any device, strides and sharing; tied tensors are stored under each name.
+        metadata: Stored as JSON. A snapshot needs `images_seen` and `sigma_rel`; see this module for other entries.
+        dtype: Storage type of floating-point tensors; None keeps each as it is.
+    """
+    text = json.dumps(dict(metadata))
+    with atomic_output(path) as temporary:
+        save_file(_storable(tensors, dtype), temporary, metadata={METADATA_KEY: text})
+
+
+def snapshot_name(images_seen: int, sigma_rel: float) -> str:
+    """File name of a snapshot; names sort by time, then width."""
+    return f"snapshot-{images_seen:012d}-{sigma_rel:.4f}.safetensors"
+
+
+def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
+    """All snapshots of a run, sorted by `images_seen`, then `sigma_rel`; reconstructed weights are left out.
+
+    Args:
+        folder: A run folder (the snapshots are in its `snapshots/`) or a folder of `.safetensors` files.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no `.safetensors` file in it.
+        SnapshotError: One of the files is damaged or of another kind.
+    """
+    folder = Path(folder)
+    inner = folder / "snapshots"
+    folder = inner if inner.is_dir() else folder
+    snapshots = [SafetensorsSnapshot(path) for path in folder.glob("*.safetensors")]
+    if not snapshots:
+        raise FileNotFoundError(f"no snapshots (*.safetensors) in {folder}; give a run folder or its snapshots/")
+    tracked = [snapshot for snapshot in snapshots if "reconstructed_from" not in snapshot.metadata]
+    return sorted(tracked, key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """An open safetensors file, every trouble with it told in one line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; give the path of a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise SnapshotError(
+            f"{path} cannot be read as safetensors ({error}): truncated or another format; copy or write it again"
+        ) from None
+
+
+def _parse_metadata(path: Path, entries: Mapping[str, str] | None) -> dict[str, Any]:
+    """The JSON object under the key `edm2`."""
+    try:
+        metadata = json.loads((entries or {})[METADATA_KEY])
+    except (KeyError, ValueError):
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise SnapshotError(
+            f"{path} was not written by edm2 (no '{METADATA_KEY}' metadata); convert it or move it away"
+        )
+    return metadata
+
+
+def _storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Tensors as safetensors accepts them: on the CPU, contiguous, no two of them in one storage."""
+    storable: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        storage_dtype = dtype if tensor.is_floating_point() else None
+        tensor = tensor.detach().to("cpu", storage_dtype).contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        storable[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return storable

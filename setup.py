@@ -1,0 +1,58 @@
+"""Packaging of edm2.
+
+The folders of the repository stand at its top level and are installed as sub-packages of `edm2`:
+`networks/` is imported as `edm2.networks`, never as a bare `networks`.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+FOLDERS = ("networks", "training", "post_hoc_ema", "tools")
+
+
+def subpackages(folder: str) -> list[str]:
+    """Import names of a top-level folder and of every package inside it."""
+    inside = find_packages(folder)
+    return [f"edm2.{folder}", *(f"edm2.{folder}.{name}" for name in inside)]
+
+
+setup(
+    name="edm2",
+    version="0.1.0",
+    description="The open EDM2: magnitude-preserving diffusion models with post-hoc EMA (Karras et al. 2024)",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[
+        "edm2",
+        *(f"edm2.{name}" for name in find_packages("edm2")),
+        *(name for folder in FOLDERS for name in subpackages(folder)),
+    ],
+    package_dir={"edm2": "edm2", **{f"edm2.{folder}": folder for folder in FOLDERS}},
+    package_data={"edm2": ["assets/*.safetensors", "py.typed"]},
+    install_requires=[
+        "torch>=2.6",
+        "numpy",
+        "scipy",
+        "click>=8.1",
+        "tqdm",
+        "safetensors",
+        "pillow",
+        "diffusers",
+        "scikit-learn",
+        "matplotlib",
+    ],
+    extras_require={
+        "metrics": ["clean-fid"],
+        "tensorboard": ["tensorboard"],
+        "test": ["pytest", "ruff", "tensorboard", "build", "setuptools"],
+    },
+    entry_points={"console_scripts": ["edm2 = edm2.tools.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,83 @@
+"""The command `edm2`. A command's module is imported only when that command runs, so help answers at once."""
+
+import importlib
+import os
+import sys
+
+import click
+
+from edm2 import __version__
+
+COMMANDS = {
+    "train": "Train a network on your images.",
+    "reconstruct": "Choose the EMA length after training.",
+    "generate": "Draw samples.",
+    "sweep": "Score many EMA lengths of a run and plot the curve.",
+    "info": "Say what a snapshot, a run or a dataset is.",
+    "demo": "Train, sweep and sample on handwritten digits, in minutes.",
+}
+
+EPILOG = """\b
+Examples:
+  edm2 generate digits8 --seeds 0-79 --grid digits.png
+  edm2 train --data my-images.zip --out runs/mine
+  edm2 reconstruct runs/mine --sigma-rel 0.05,0.10,0.15
+  edm2 demo
+"""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and summaries, and imports each where it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of a run."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of this name; its function of this name is the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"edm2.tools.{cmd_name}"), cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edm2")
+def cli() -> None:
+    """The open EDM2: diffusion models that keep magnitudes, and EMA lengths chosen after training.
+
+    `edm2 COMMAND --help` shows what a command does, with examples to paste.
+    """
+
+
+def main() -> None:
+    """Run the command line: errors of the user's are one line, exit code 2 for usage and 1 for the rest.
+
+    Set EDM2_DEBUG=1 for a traceback.
+    """
+    try:
+        cli(prog_name="edm2", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("EDM2_DEBUG"):
+            raise
+        click.echo(f"Error: {one_line(error)}", err=True)
+        sys.exit(1)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error without line breaks; the file's name too, where the operating system reports one."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

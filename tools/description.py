@@ -1,0 +1,75 @@
+"""What a snapshot, a run folder or a dataset is, in pairs of a subject and a phrase."""
+
+from pathlib import Path
+from typing import Any
+
+from edm2.model import read_metadata, resolve
+from edm2.post_hoc_ema import SafetensorsSnapshot, find_snapshots
+from edm2.training import open_dataset, read_run_config
+from edm2.training.monitor import read_stats
+
+Lines = list[tuple[str, Any]]
+
+
+def describe_snapshot(name: str) -> Lines:
+    """A snapshot or an included network."""
+    path = resolve(name)
+    snapshot = SafetensorsSnapshot(path)
+    metadata = read_metadata(path)
+    lines: Lines = [
+        ("snapshot", path),
+        ("size", f"{path.stat().st_size / 1e6:.2f} MB, {len(snapshot.names)} tensors"),
+        ("images seen", f"{snapshot.images_seen:,}"),
+        ("EMA length", f"{snapshot.sigma_rel:g}" if snapshot.sigma_rel else "none (raw weights)"),
+    ]
+    if "reconstructed_from" in metadata:
+        lines.append(("made from", f"{len(metadata['reconstructed_from'])} snapshots"))
+    lines += [(name, _compact(metadata[name])) for name in ("preset", "data", "network", "codec") if name in metadata]
+    return lines
+
+
+def describe_run(folder: Path) -> Lines:
+    """A run folder: what was asked for, and how far it is."""
+    config = read_run_config(folder)
+    stats = folder / "stats.jsonl"
+    records = read_stats(stats) if stats.exists() else []
+    try:
+        snapshots = find_snapshots(folder)
+    except FileNotFoundError:
+        snapshots = []
+    seen = records[-1]["images_seen"] if records else 0
+    lines: Lines = [
+        ("run", folder),
+        ("data", config.data),
+        ("preset", config.preset),
+        ("progress", f"{seen:,} of {config.duration:,} images ({100 * seen / config.duration:.0f}%)"),
+    ]
+    if records:
+        lines.append(("loss", f"{records[-1]['loss']:.4g}"))
+    times = sorted({snapshot.images_seen for snapshot in snapshots})
+    lengths = sorted({snapshot.sigma_rel for snapshot in snapshots})
+    lines.append(("snapshots", f"{len(snapshots)} at {len(times)} times, EMA lengths {_compact(lengths)}"))
+    lines.append(("network", _compact(config.network.to_json())))
+    return lines
+
+
+def describe_dataset(source: str) -> Lines:
+    """A dataset, after a look at its first image."""
+    dataset = open_dataset(source)
+    channels, height, width = dataset.shape
+    labels = f"{dataset.num_classes}: {', '.join(dataset.class_names[:12])}" if dataset.num_classes else "none"
+    return [
+        ("dataset", source),
+        ("images", f"{len(dataset):,}"),
+        ("size", f"{height}x{width}, {channels} channel{'s' if channels > 1 else ''}, {dataset.kind}"),
+        ("classes", labels + (", ..." if dataset.num_classes > 12 else "")),
+    ]
+
+
+def _compact(value: Any) -> str:
+    """A nested value in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_compact(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(map(_compact, value)) + ")"
+    return str(value)

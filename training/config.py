@@ -1,0 +1,179 @@
+"""The description of a run, complete enough to repeat it; stored as config.json in the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from edm2.networks import NetworkConfig
+from edm2.post_hoc_ema import sigma_rel_to_gamma
+
+CHANGEABLE = frozenset(
+    {
+        "checkpoint_every",
+        "compile",
+        "device",
+        "duration",
+        "holdout_every",
+        "keep_checkpoints",
+        "max_nonfinite_steps",
+        "micro_batch",
+        "out",
+        "sample_every",
+        "snapshot_every",
+        "status_every",
+        "workers",
+    }
+)
+"""Fields that may differ when a run is resumed: they do not change what is computed, or only how long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One run. Counts are in images seen; defaults are those of the paper's ImageNet-512 models (Table 6)."""
+
+    data: str
+    """Dataset: "digits", a ZIP file or a folder."""
+    out: str
+    """Run folder."""
+    network: NetworkConfig
+    """The network to train."""
+    preset: str | None = None
+    """Name of the preset that the settings come from, for the record."""
+    seed: int = 0
+    """Fixes initialization, data order and all random numbers of the run."""
+    duration: int = 2048 << 20
+    """Images to train on."""
+    batch_size: int = 2048
+    """Images per optimizer step."""
+    micro_batch: int | None = None
+    """Images per forward pass; gradients of several add up to one step. None: the whole batch."""
+    ref_lr: float = 0.01
+    """Learning rate between ramp-up and decay (alpha_ref)."""
+    ref_batches: float = 70_000
+    """Steps after which the learning rate decays (t_ref); 0 for never."""
+    rampup_images: int = 10_000_000
+    """Images over which the learning rate rises from zero; 0 for none."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay rates of Adam's moments."""
+    P_mean: float = -0.4
+    """Mean of ln sigma in training."""
+    P_std: float = 1.0
+    """Standard deviation of ln sigma in training."""
+    sigma_rels: tuple[float, ...] = (0.05, 0.10)
+    """Relative lengths of the tracked EMA profiles."""
+    label_dropout: float = 0.0
+    """Share of images that are trained without their label, for classifier-free guidance."""
+    xflip: bool = False
+    """Mirror half of the images."""
+    standardize: bool = False
+    """Shift and scale pixels to mean 0 and standard deviation sigma_data, instead of the range [-1, 1]."""
+    holdout: int = 0
+    """Images kept from training to measure the loss on."""
+    init: str | None = None
+    """Snapshot to start the weights from; the clock starts at zero."""
+    precision: str = "fp32"
+    """dtype of the U-Net's activations: fp32, bf16 or fp16. Parameters are float32 always."""
+    snapshot_precision: str = "fp32"
+    """dtype of stored snapshots: fp32, bf16 or fp16."""
+    status_every: int = 128 << 10
+    """Images between status lines."""
+    snapshot_every: int = 8 << 20
+    """Images between EMA snapshots."""
+    checkpoint_every: int = 128 << 20
+    """Images between checkpoints."""
+    sample_every: int | None = None
+    """Images between sample grids; None for none."""
+    holdout_every: int | None = None
+    """Images between measurements of the held-out loss; None: with every snapshot."""
+    keep_checkpoints: int = 2
+    """Checkpoints to keep; older ones are removed."""
+    workers: int = 2
+    """Processes that read data; 0 reads in the training process."""
+    device: str = "cpu"
+    """Device to train on: cpu, cuda or mps."""
+    compile: bool = False
+    """Compile the network with torch.compile: faster steps after a minute or more of compilation."""
+    random_block: int = 64
+    """Consecutive places whose random numbers are drawn together."""
+    max_nonfinite_steps: int = 64
+    """Consecutive steps with non-finite gradients after which a run gives up."""
+
+    def __post_init__(self) -> None:
+        for field in ("betas", "sigma_rels"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))  # JSON has no tuples
+        self._check_counts()
+        self._check_ranges()
+
+    def _check_counts(self) -> None:
+        for field in (
+            "duration", "batch_size", "micro_batch", "status_every", "snapshot_every", "checkpoint_every",
+            "sample_every", "holdout_every", "keep_checkpoints", "random_block", "max_nonfinite_steps",
+        ):  # fmt: skip
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field}={value} must be at least 1")
+        for field in ("seed", "holdout", "workers", "rampup_images", "ref_batches"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}={getattr(self, field)} must not be negative")
+        if self.batch_size % self.images_per_forward:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of micro_batch={self.micro_batch}; "
+                f"try micro_batch={math.gcd(self.batch_size, self.images_per_forward)}"
+            )
+        if self.duration % self.batch_size:
+            nearest = max(round(self.duration / self.batch_size), 1) * self.batch_size
+            raise ValueError(
+                f"duration={self.duration} is not a multiple of batch_size={self.batch_size}; try {nearest}"
+            )
+
+    def _check_ranges(self) -> None:
+        if not self.ref_lr > 0:
+            raise ValueError(f"ref_lr={self.ref_lr} must be positive")
+        if not self.P_std > 0:
+            raise ValueError(f"P_std={self.P_std} must be positive")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout={self.label_dropout} must lie between 0 and 1")
+        if not self.sigma_rels or len(set(self.sigma_rels)) < len(self.sigma_rels):
+            raise ValueError(f"sigma_rels={self.sigma_rels} must name at least one EMA length, each once")
+        for sigma_rel in self.sigma_rels:
+            sigma_rel_to_gamma(sigma_rel)  # refuses lengths that no power function has
+        for field in ("precision", "snapshot_precision"):
+            if getattr(self, field) not in ("fp32", "bf16", "fp16"):
+                raise ValueError(f"{field}={getattr(self, field)!r} must be fp32, bf16 or fp16")
+
+    @property
+    def images_per_forward(self) -> int:
+        """Images per forward pass."""
+        return self.micro_batch or self.batch_size
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values; `from_json` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TrainingConfig:
+        """Build from `to_json`'s dict.
+
+        Raises:
+            ValueError: an unknown or missing field, or a value out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"training configuration has unknown fields {unknown}; was it written by a newer version?")
+        try:
+            return cls(**{**values, "network": NetworkConfig.from_json(values["network"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"training configuration is incomplete or malformed: {error}") from None
+
+    def differences(self, other: TrainingConfig) -> list[str]:
+        """Fields that differ from `other` and may not change within a run; `network.x` for the network's."""
+        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        return [name for name in mine if name not in CHANGEABLE and mine[name] != theirs[name]]
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    network = values.pop("network")
+    return {**values, **{f"network.{name}": value for name, value in network.items()}}

@@ -1,0 +1,240 @@
+"""Datasets: images by index, in memory or in files.
+
+A dataset hands out what is stored (uint8 pixels, or the float moments of latents); a codec turns that into what the
+network sees. Dimensions: N images, C channels, H rows, W columns.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edm2.training.archive import (
+    SUFFIXES,
+    DatasetError,
+    Files,
+    image_names,
+    labels_from_folders,
+    labels_from_json,
+    open_files,
+    read_array,
+)
+from edm2.training.order import permutation
+
+__all__ = [
+    "ArchiveDataset",
+    "ArrayDataset",
+    "Dataset",
+    "DatasetError",
+    "Subset",
+    "open_dataset",
+    "pixel_statistics",
+    "split_holdout",
+]
+
+Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
+
+
+class Dataset(ABC):
+    """Images of one size with class labels."""
+
+    def __init__(
+        self, name: str, shape: Sequence[int], kind: str, levels: int, class_names: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        """For people; no meaning."""
+
+        self.shape = tuple(shape)
+        """(C, H, W) of what is stored."""
+
+        self.kind = kind
+        """"pixels" (uint8) or "moments" (float32: the means of all channels, then their standard deviations)."""
+
+        self.levels = levels
+        """Number of values that a pixel can take, from 0; 0 for moments."""
+
+        self.class_names = tuple(class_names)
+        """One per class; empty if the images have no labels."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 if the images have no labels."""
+        return len(self.class_names)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def images(self, indices: Indices) -> Tensor:
+        """Images [N, C, H, W]: uint8 pixels or float32 moments. Raises DatasetError where a file is unusable."""
+
+    @abstractmethod
+    def labels(self, indices: Indices) -> Tensor:
+        """Class indices int64 [N], -1 where unlabelled."""
+
+
+class ArrayDataset(Dataset):
+    """Images in memory.
+
+    Args:
+        images: uint8 pixels or float32 moments [N, C, H, W].
+        labels: int64 [N], or None.
+        class_names: One per class; default: the numbers up to the largest label.
+        levels: Number of values that a pixel can take.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        class_names: Sequence[str] | None = None,
+        levels: int = 256,
+        name: str = "array",
+    ) -> None:
+        if class_names is None:
+            class_names = [] if labels is None else [str(k) for k in range(int(labels.max()) + 1)]
+        kind, levels = ("pixels", levels) if images.dtype == torch.uint8 else ("moments", 0)
+        super().__init__(name, images.shape[1:], kind, levels, class_names)
+        self._images = images
+        self._labels = torch.full([len(images)], -1) if labels is None else labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def images(self, indices: Indices) -> Tensor:
+        return self._images.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
+
+    def labels(self, indices: Indices) -> Tensor:
+        return self._labels.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
+
+
+class ArchiveDataset(Dataset):
+    """Images in the files of a folder or a ZIP, in plain sort order of their names.
+
+    Only the first image is read on opening, and decides the size; every other is checked when it is read.
+    """
+
+    def __init__(self, files: Files) -> None:
+        names = files.names()
+        self._files = files
+        self._names = image_names(names)
+        if not self._names:
+            raise DatasetError(f"{files.path}: no images in it; expected files named *{', *'.join(SUFFIXES)}")
+        read_labels = labels_from_json if "dataset.json" in names else labels_from_folders
+        labels, class_names = read_labels(files, self._names)
+        self._labels = torch.from_numpy(labels)
+        first = read_array(files, self._names[0])
+        self._dtype = first.dtype
+        kind, levels = ("pixels", 256) if first.dtype == np.uint8 else ("moments", 0)
+        super().__init__(files.path.stem, first.shape, kind, levels, class_names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def images(self, indices: Indices) -> Tensor:
+        batch = np.empty((len(indices), *self.shape), dtype=self._dtype)
+        for place, index in zip(batch, indices, strict=True):
+            place[...] = self._read(self._names[index])
+        return torch.from_numpy(batch)
+
+    def labels(self, indices: Indices) -> Tensor:
+        return self._labels.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
+
+    def _read(self, name: str) -> np.ndarray:
+        array = read_array(self._files, name)
+        if array.shape != self.shape or array.dtype != self._dtype:
+            raise DatasetError(
+                f"{self._files.path}/{name}: {_describe(array.shape, array.dtype)}, but the first image "
+                f"{self._names[0]} has {_describe(self.shape, self._dtype)}; make them alike with `edm2 dataset`"
+            )
+        return array
+
+
+def _describe(shape: Sequence[int], dtype: np.dtype) -> str:
+    channels, height, width = shape
+    unit = "pixels" if dtype == np.uint8 else "moments"
+    return f"{width}x{height} {unit} with {channels} channel{'s' if channels > 1 else ''}"
+
+
+class Subset(Dataset):
+    """The images of a dataset at some of its indices."""
+
+    def __init__(self, dataset: Dataset, indices: Indices) -> None:
+        super().__init__(dataset.name, dataset.shape, dataset.kind, dataset.levels, dataset.class_names)
+        self.dataset = dataset
+        self.indices = np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def images(self, indices: Indices) -> Tensor:
+        return self.dataset.images(self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def labels(self, indices: Indices) -> Tensor:
+        return self.dataset.labels(self.indices[np.asarray(indices, dtype=np.int64)])
+
+
+def open_dataset(source: str | Path) -> Dataset:
+    """Open a dataset by name or path.
+
+    Args:
+        source: "digits", the handwritten digits that come with scikit-learn; or a ZIP file or folder, either with a
+            `dataset.json` (see `edm2.training.archive`) or just images, whose top-level sub-folders are the classes.
+
+    Raises:
+        DatasetError: Nothing usable is there.
+    """
+    return _digits() if source == "digits" else ArchiveDataset(open_files(Path(source)))
+
+
+def _digits() -> Dataset:
+    """1,797 images [1, 8, 8] in 17 levels of gray (0 to 16), ten classes."""
+    from sklearn.datasets import load_digits  # a second to import, and not needed for other data
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(digits.target).to(torch.int64)
+    return ArrayDataset(images, labels, [str(name) for name in digits.target_names], levels=17, name="digits")
+
+
+def split_holdout(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Set `count` images aside for validation: (the others, those), each in the order of `dataset`.
+
+    The choice is random but the same for the same seed. Without any (count 0): (dataset, None).
+    """
+    if not 0 <= count < len(dataset):
+        raise ValueError(f"cannot hold out {count} of the {len(dataset)} images in {dataset.name}; some must remain")
+    if count == 0:
+        return dataset, None
+    shuffled = permutation(len(dataset), seed)
+    return Subset(dataset, np.sort(shuffled[count:])), Subset(dataset, np.sort(shuffled[:count]))
+
+
+def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pixels of every channel, in levels.
+
+    Computed from a count of every level, so exact to float64; over at most `max_images` evenly spaced images.
+    """
+    if dataset.kind != "pixels":
+        raise ValueError(f"{dataset.name} holds {dataset.kind}, not pixels: it has no pixel statistics")
+    count = min(len(dataset), max_images)
+    chosen = np.arange(count) * len(dataset) // count
+    histogram = sum(_count_levels(dataset.images(part)) for part in np.array_split(chosen, -(-count // 64)))
+    moments = [_mean_and_std(channel) for channel in histogram]
+    return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
+
+
+def _count_levels(pixels: Tensor) -> np.ndarray:
+    """How often each channel takes each level: int64 [C, 256]."""
+    return np.stack([channel.flatten().bincount(minlength=256).numpy() for channel in pixels.unbind(1)])
+
+
+def _mean_and_std(histogram: np.ndarray) -> tuple[float, float]:
+    level = np.arange(len(histogram))
+    mean = np.average(level, weights=histogram)
+    return float(mean), math.sqrt(np.average((level - mean) ** 2, weights=histogram))

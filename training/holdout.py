@@ -1,0 +1,57 @@
+"""The loss per noise level on images that are not trained on: falls while the network generalizes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edm2.networks import Precond
+from edm2.training.weighting import edm_weight
+
+NOISE_QUANTILES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+"""Noise levels measured, in standard deviations of ln sigma."""
+
+
+@dataclass(frozen=True)
+class LossPerLevel:
+    """Loss lambda(sigma) (D - y)² per element, averaged over images, at fixed noise levels.
+
+    At initialization, where D = c_skip x, it is 1 at every level for data of standard deviation sigma_data.
+    """
+
+    sigmas: tuple[float, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Average over the levels."""
+        return float(np.mean(self.losses))
+
+
+@torch.no_grad()
+def measure_loss(
+    net: Precond, images: Tensor, labels: Tensor | None, P_mean: float, P_std: float, batch_size: int
+) -> LossPerLevel:
+    """Loss of `net` on `images` at the levels exp(P_mean + P_std q); the same noise at every call.
+
+    Args:
+        net: Denoiser, used as it is: call `eval()` first.
+        images: Clean data [N, C, H, W] on the network's device.
+        labels: Classes, int64 [N].
+        P_mean: Mean of ln sigma.
+        P_std: Standard deviation of ln sigma.
+        batch_size: Images per forward pass.
+    """
+    sigmas = tuple(float(np.exp(P_mean + P_std * q)) for q in NOISE_QUANTILES)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    losses = []
+    for sigma in sigmas:
+        weight = edm_weight(torch.tensor(sigma, dtype=torch.float64), net.sigma_data).item()
+        total = 0.0
+        for i in range(0, len(images), batch_size):
+            part = slice(i, i + batch_size)
+            denoised = net(images[part] + sigma * noise[part], sigma, None if labels is None else labels[part])
+            total += (denoised - images[part]).square().sum().item()
+        losses.append(weight * total / images.numel())
+    return LossPerLevel(sigmas, tuple(losses))

@@ -1,0 +1,45 @@
+"""Fresh networks, and networks that start from a snapshot."""
+
+from pathlib import Path
+
+import torch
+
+from edm2.networks import NetworkConfig, Precond, build_network
+from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError
+
+LABEL_EMBEDDING = "unet.emb_label.weight"
+"""The one parameter whose shape depends on the number of classes."""
+
+
+def fresh_network(config: NetworkConfig, seed: int) -> Precond:
+    """A network whose random weights depend on `seed` alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_network(config)
+
+
+def load_snapshot_(net: Precond, path: str | Path) -> None:
+    """Overwrite the parameters and buffers of `net` by those of a snapshot, to fine-tune it.
+
+    The label embedding keeps its fresh weights if the number of classes differs.
+
+    Raises:
+        SnapshotError: the snapshot is of another network.
+    """
+    snapshot = SafetensorsSnapshot(path)
+    own = net.state_dict()
+    missing = set(own) - set(snapshot.names) - {LABEL_EMBEDDING}
+    foreign = set(snapshot.names) - set(own) - {LABEL_EMBEDDING}
+    if missing or foreign:
+        example = sorted(missing or foreign)[0]
+        raise SnapshotError(f"{path}: is a snapshot of another network ({example} is only in one of them)")
+    for name in snapshot.names:
+        tensor = snapshot.read(name)
+        if name == LABEL_EMBEDDING and (name not in own or tensor.shape != own[name].shape):
+            continue
+        if tensor.shape != own[name].shape:
+            raise SnapshotError(
+                f"{path}: is a snapshot of another network ({name} is {tuple(tensor.shape)} there, "
+                f"{tuple(own[name].shape)} here)"
+            )
+        own[name].copy_(tensor)

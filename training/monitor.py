@@ -1,0 +1,134 @@
+"""What a run tells about itself: a status line, stats.jsonl and, when installed, TensorBoard."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from edm2.post_hoc_ema import atomic_output
+
+Record = dict[str, Any]
+
+
+class StatusLine:
+    """A tqdm bar on a terminal, a plain line per report in a log.
+
+    Args:
+        duration: Images of the whole run.
+        images_seen: Images seen already, in a resumed run.
+    """
+
+    def __init__(self, duration: int, images_seen: int) -> None:
+        self.duration = duration
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=duration, initial=images_seen, unit="img", unit_scale=True, dynamic_ncols=True)
+
+    def advance(self, images: int) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update(images)
+
+    def report(self, record: Record) -> None:
+        """Show a record's headline."""
+        headline = f"loss {record['loss']:.4g}  lr {record['lr']:.2e}  grad {record['grad_norm']:.3g}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(headline)
+            return
+        seen, rate = record["images_seen"], record["images_per_second"]
+        left = time.strftime("%H:%M:%S", time.gmtime((self.duration - seen) / rate)) if rate else "?"
+        share = f"{100 * seen / self.duration:5.1f}%"
+        self.print(f"{share}  {seen:>10,} images  {headline}  {rate:,.0f} img/s  {left} left")
+
+    def print(self, text: str) -> None:
+        """A line of text that does not disturb the bar."""
+        if self.bar is None:
+            print(text, flush=True)
+        else:
+            tqdm.write(text)
+
+    def close(self) -> None:
+        """Leave the bar behind."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class StatsFile:
+    """stats.jsonl: one JSON object per report, in the order of images seen, without gaps or repeats.
+
+    Args:
+        path: The file.
+        images_seen: Where the run stands; records of a later time, left by a run that was killed after its last
+            checkpoint, are dropped because they are about to be made again.
+    """
+
+    def __init__(self, path: Path, images_seen: int) -> None:
+        self.path = path
+        if path.exists():
+            kept = [record for record in read_stats(path) if record["images_seen"] <= images_seen]
+            with atomic_output(path) as temporary:
+                Path(temporary).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def append(self, record: Record) -> None:
+        """Add a record; it is on the disk when this returns."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_stats(path: Path) -> list[Record]:
+    """Records of a stats.jsonl; an unfinished last line, left by a killed run, is ignored."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class TensorBoard:
+    """TensorBoard events of every number in a record, if the package is installed; else nothing."""
+
+    def __init__(self, folder: Path, images_seen: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.writer = None
+        else:
+            self.writer = SummaryWriter(str(folder), purge_step=images_seen)
+
+    def append(self, record: Record) -> None:
+        """Write the record's numbers at its images seen."""
+        if self.writer is None:
+            return
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "images_seen":
+                self.writer.add_scalar(name, value, record["images_seen"])
+        self.writer.flush()
+
+
+class Monitor:
+    """Everything that listens to a run's reports.
+
+    Args:
+        folder: Run folder.
+        duration: Images of the whole run.
+        images_seen: Where the run stands.
+    """
+
+    def __init__(self, folder: Path, duration: int, images_seen: int) -> None:
+        self.status = StatusLine(duration, images_seen)
+        self.stats = StatsFile(folder / "stats.jsonl", images_seen)
+        self.tensorboard = TensorBoard(folder, images_seen)
+
+    def report(self, record: Record) -> None:
+        """Show and store a record."""
+        self.stats.append(record)
+        self.tensorboard.append(record)
+        self.status.report(record)

@@ -1,0 +1,61 @@
+"""The training objective: denoise at a random noise level (arXiv 2312.02696v2, Eqs. 14, 15 and 21)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from edm2.training.weighting import Uncertainty, Weighting
+
+
+@dataclass(frozen=True)
+class EDM2Loss:
+    """Loss of a denoiser at ln sigma ~ N(P_mean, P_std²).
+
+        loss = weighting((D(y + sigma n; sigma) - y)²),    n ~ N(0, I)
+
+    Args:
+        P_mean: Mean of ln sigma.
+        P_std: Standard deviation of ln sigma.
+        sigma_data: Standard deviation of the data y.
+        weighting: Loss from squared errors; Eq. 21 by default.
+    """
+
+    P_mean: float = -0.4
+    P_std: float = 1.0
+    sigma_data: float = 0.5
+    weighting: Weighting = field(default_factory=Uncertainty)
+
+    def sigma_from_normal(self, normal: Tensor) -> Tensor:
+        """Standard normal numbers -> noise levels exp(P_mean + P_std normal) (Eq. 15)."""
+        return (self.P_mean + self.P_std * normal).exp()
+
+    def __call__(
+        self,
+        net: Callable[..., tuple[Tensor, Tensor]],
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        sigma: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Loss per element.
+
+        Args:
+            net: Denoiser, called as net(noisy, sigma, labels, return_logvar=True).
+            images: Clean data y, [N, C, H, W].
+            labels: Classes in any form that `net` takes.
+            sigma: Noise levels [N]; drawn if not given.
+            noise: Unit Gaussian noise shaped like `images`; drawn if not given.
+
+        Returns:
+            [N, C, H, W]. Training minimizes its sum over all elements divided by the number of images.
+        """
+        if sigma is None:
+            sigma = self.sigma_from_normal(torch.randn(len(images), device=images.device, dtype=images.dtype))
+        if noise is None:
+            noise = torch.randn_like(images)
+        sigma = sigma.reshape(-1, 1, 1, 1)
+        denoised, u = net(images + sigma * noise, sigma, labels, return_logvar=True)
+        return self.weighting((denoised - images) ** 2, sigma, u, self.sigma_data)

@@ -1,0 +1,93 @@
+"""The order in which a run sees the images: shuffled, without end, and computable from any place.
+
+A *place* is the position of an image in the run, counted from 0 over all devices. What happens to an image depends on
+its place alone, so the number of devices, the split of a batch and a resume change nothing.
+"""
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+
+
+def permutation(length: int, seed: int, *stream: int) -> np.ndarray:
+    """Random order of 0 .. length - 1, int64. Every (seed, stream) gives another.
+
+    Sorts raw random bits: numpy promises those for good, but may change the algorithm of `Generator.permutation`.
+    """
+    bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=stream)).random_raw(length)
+    return np.argsort(bits, kind="stable")
+
+
+class ShuffledOrder:
+    """Every epoch visits each image exactly once, in an order of its own.
+
+    Args:
+        length: Number of images in the dataset.
+        seed: Another seed, another order; at least 0.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        if length < 1 or seed < 0:
+            raise ValueError(f"length={length} must be at least 1, and seed={seed} at least 0")
+        self.length = length
+        self.seed = seed
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def indices(self, start: int, stop: int) -> np.ndarray:
+        """Dataset index at each place from `start` up to, not including, `stop`: int64 [stop - start]."""
+        if not 0 <= start <= stop:
+            raise ValueError(f"places {start} to {stop}: must count up from 0")
+        epochs = range(start // self.length, -(-stop // self.length))
+        parts = [self._epoch(e)[max(start - e * self.length, 0) : stop - e * self.length] for e in epochs]
+        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """Order of one epoch. The last two are kept: a batch may straddle them."""
+        if epoch not in self._epochs:
+            self._epochs = dict([*self._epochs.items()][-1:])
+            self._epochs[epoch] = permutation(self.length, self.seed, epoch)
+        return self._epochs[epoch]
+
+
+class PlaceBatches:
+    """Dataset indices of one process's micro-batches, without end; a batch sampler for `data_loader`.
+
+    A step takes `batch_size` consecutive places. Process `rank` owns the `rank`-th of `world_size` equal, contiguous
+    shares, and goes through it in slices of `micro_batch` places.
+
+    Args:
+        order: Which image stands at which place.
+        start: Place of the first image of the first step.
+        batch_size: Places per step, over all processes.
+        micro_batch: Places per element, default: the whole share.
+    """
+
+    def __init__(
+        self,
+        order: ShuffledOrder,
+        start: int,
+        batch_size: int,
+        *,
+        micro_batch: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        share, rest = divmod(batch_size, world_size)
+        micro_batch = share if micro_batch is None else micro_batch
+        if share < 1 or rest:
+            raise ValueError(f"batch_size={batch_size} is not a multiple of the {world_size} processes")
+        if micro_batch < 1 or share % micro_batch:
+            raise ValueError(f"{share} images per process and step are not a multiple of micro_batch={micro_batch}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank} is not one of the {world_size} processes")
+        self.order = order
+        self.first = start + rank * share
+        self.batch_size = batch_size
+        self.share = share
+        self.micro_batch = micro_batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in count(self.first, self.batch_size):
+            for place in range(first, first + self.share, self.micro_batch):
+                yield self.order.indices(place, place + self.micro_batch).tolist()

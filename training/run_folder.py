@@ -1,0 +1,63 @@
+"""The folder of a run: config.json, stats.jsonl, TensorBoard events, snapshots/, checkpoints/, samples/,
+and at the end raw-weights.safetensors."""
+
+import json
+from pathlib import Path
+
+from edm2.post_hoc_ema import atomic_output
+from edm2.training.config import TrainingConfig
+
+
+class RunFolderError(ValueError):
+    """A run folder cannot be used; the message is one line that names it and the remedy."""
+
+
+class RunFolder:
+    """Where a run keeps its files.
+
+    Args:
+        path: The folder; created by `claim`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.snapshots = self.path / "snapshots"
+        self.raw_weights = self.path / "raw-weights.safetensors"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+
+    def claim(self, config: TrainingConfig) -> None:
+        """Make this folder the run described by `config`, or check that it is already.
+
+        Raises:
+            RunFolderError: it belongs to another run, or holds something else.
+        """
+        if self.config.exists():
+            if changed := config.differences(read_run_config(self.path)):
+                raise RunFolderError(
+                    f"{self.path}: belongs to another run ({', '.join(changed)} differ from its config.json); "
+                    "choose another --out, or repeat that run's settings to resume it"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise RunFolderError(f"{self.path}: is not empty and holds no run; choose another --out")
+        elif self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path}: is a file; choose another --out")
+        self.snapshots.mkdir(parents=True, exist_ok=True)
+        with atomic_output(self.config) as temporary:
+            Path(temporary).write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def read_run_config(folder: str | Path) -> TrainingConfig:
+    """The configuration of the run in `folder`.
+
+    Raises:
+        RunFolderError: there is none, or it is damaged.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        return TrainingConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder}: holds no run (config.json is missing)") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path}: not the configuration of a run ({error})") from None

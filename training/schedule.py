@@ -1,0 +1,30 @@
+"""The learning rate, and when things are due; the clock is images seen (arXiv 2312.02696v2, Eq. 67)."""
+
+import math
+
+
+def inverse_sqrt_lr(
+    images_seen: int, batch_size: int, ref_lr: float, ref_batches: float, rampup_images: float
+) -> float:
+    """Inverse-square-root decay with linear ramp-up (Eq. 67).
+
+        lr = ref_lr / sqrt(max(t / t_ref, 1)) · min(t / t_rampup, 1)
+
+    Args:
+        images_seen: t, the images seen before the step.
+        batch_size: Images per step; t_ref is `ref_batches` steps of this many images.
+        ref_lr: Learning rate at the plateau.
+        ref_batches: Steps after which the decay begins; 0 for a constant rate.
+        rampup_images: t_rampup, images over which the rate rises from zero; 0 for none.
+    """
+    lr = ref_lr
+    if ref_batches > 0:
+        lr /= math.sqrt(max(images_seen / (ref_batches * batch_size), 1))
+    if rampup_images > 0:
+        lr *= min(images_seen / rampup_images, 1)
+    return lr
+
+
+def is_due(interval: int | None, before: int, after: int) -> bool:
+    """Whether a step from `before` to `after` images seen crosses a multiple of `interval` (None: never)."""
+    return interval is not None and before // interval != after // interval

@@ -1,0 +1,387 @@
+"""The training loop (arXiv 2312.02696v2, Algorithm 1 with Eqs. 15, 21, 67 and 127). The clock is images seen."""
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edm2.networks import Precond, force_weight_normalization_
+from edm2.post_hoc_ema import PowerFunctionEMA, snapshot_name, write_snapshot
+from edm2.training.checkpoint import adam_state, find_checkpoints, load_checkpoint, save_checkpoint
+from edm2.training.codec import Codec, PixelCodec
+from edm2.training.config import TrainingConfig
+from edm2.training.data import Dataset, open_dataset, pixel_statistics, split_holdout
+from edm2.training.holdout import measure_loss
+from edm2.training.initialization import fresh_network, load_snapshot_
+from edm2.training.loader import data_loader
+from edm2.training.monitor import Monitor, Record
+from edm2.training.objective import EDM2Loss
+from edm2.training.order import PlaceBatches, ShuffledOrder
+from edm2.training.randomness import PlaceRandom, Stream
+from edm2.training.run_folder import RunFolder
+from edm2.training.schedule import inverse_sqrt_lr, is_due
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+SampleHook = Callable[[Precond, Codec, Path], None]
+"""Draws samples of a network into a file."""
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on; the message is one line that says why and what to do."""
+
+
+class Trainer:
+    """Trains one network on one device.
+
+    Args:
+        config: The run.
+        dataset: Images to train on; by default those that `config.data` names.
+        on_sample: Called with an averaged network at the intervals of `config.sample_every`.
+
+    Attributes:
+        net: The network as the optimizer sees it.
+        ema: Its power-function averages.
+        images_seen: The clock.
+        stop_requested: Set it to make `run` save a checkpoint and return after the current step.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, dataset: Dataset | None = None, on_sample: SampleHook | None = None
+    ) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.on_sample = on_sample
+        self.device = torch.device(config.device)
+        self.folder = RunFolder(config.out)
+        self.images_seen = 0
+        self.stop_requested = False
+
+        self.net = fresh_network(config.network, config.seed)
+        if config.init is not None:
+            load_snapshot_(self.net, config.init)
+        self.net.to(self.device).train()
+        self.net.compute_dtype = DTYPES[config.precision]
+        self.denoiser = torch.compile(self.net) if config.compile else self.net
+        self.loss = EDM2Loss(config.P_mean, config.P_std, config.network.sigma_data)
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.ref_lr, betas=config.betas, fused=fused)
+        self.ema = PowerFunctionEMA(self.net, config.sigma_rels)
+        self.random = PlaceRandom(config.seed, config.random_block, self.device)
+        self.totals = {name: torch.zeros((), device=self.device) for name in ("loss", "grad_norm", "nonfinite_steps")}
+        self.nonfinite_in_a_row = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.steps_since_report = torch.zeros((), dtype=torch.int64)
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def step(
+        self,
+        microbatches: Sequence[tuple[Tensor, Tensor | None]],
+        sigma: Sequence[Tensor] | None = None,
+        noise: Sequence[Tensor] | None = None,
+    ) -> None:
+        """One optimizer step on `config.batch_size` images.
+
+        Args:
+            microbatches: (images, labels) of each accumulation round: what the network sees, [N, C, H, W] on the
+                device, and its classes.
+            sigma: Noise levels [N] of each round; by default those of the images' places in the run.
+            noise: Unit Gaussian noise of each round, shaped like its images; likewise.
+        """
+        config = self.config
+        force_weight_normalization_(self.net)  # once: all rounds of a step see the same weights
+        self.optimizer.zero_grad(set_to_none=True)
+        place = self.images_seen
+        loss_sum = torch.zeros((), device=self.device)
+        for i, (images, labels) in enumerate(microbatches):
+            level = sigma[i] if sigma is not None else self._draw_sigma(place, len(images))
+            unit = noise[i] if noise is not None else self._draw_noise(place, images.shape)
+            self._seed_dropout(place)
+            loss = self.loss(self.denoiser, images, labels, sigma=level, noise=unit).sum() / config.batch_size
+            loss.backward()
+            loss_sum += loss.detach()
+            place += len(images)
+
+        nonfinite = zero_nonfinite_gradients_(self.net)
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.step()
+        self.images_seen += config.batch_size
+        self.ema.update(self.images_seen)
+        self._count(loss_sum, grad_norm, nonfinite)
+
+    def learning_rate(self) -> float:
+        """Learning rate of the step that comes next (Eq. 67)."""
+        c = self.config
+        return inverse_sqrt_lr(self.images_seen, c.batch_size, c.ref_lr, c.ref_batches, c.rampup_images)
+
+    def _draw_sigma(self, place: int, count: int) -> Tensor:
+        return self.loss.sigma_from_normal(self.random.normal(Stream.SIGMA, place, place + count))
+
+    def _draw_noise(self, place: int, shape: torch.Size) -> Tensor:
+        return self.random.normal(Stream.NOISE, place, place + shape[0], tuple(shape[1:]))
+
+    def _seed_dropout(self, place: int) -> None:
+        """Dropout draws from the global generator; seeded by place, a resumed run draws what it would have drawn."""
+        if self.config.network.dropout:
+            torch.manual_seed(self.config.seed << 48 | place)
+
+    def _count(self, loss: Tensor, grad_norm: Tensor, nonfinite: Tensor) -> None:
+        """Add up what the next report averages. Everything stays on the device: no step waits for it."""
+        self.totals["loss"] += loss
+        self.totals["grad_norm"] += grad_norm
+        self.totals["nonfinite_steps"] += nonfinite
+        self.nonfinite_in_a_row = (self.nonfinite_in_a_row + 1) * nonfinite
+        self.steps_since_report += 1
+
+    # ------------------------------------------------------------------------------------------------- the run
+
+    def run(self) -> None:
+        """Train until `config.duration`, from the last checkpoint if the run folder has one.
+
+        Raises:
+            DatasetError, RunFolderError, CheckpointError, TrainingError: each in one line, with the remedy.
+        """
+        self._open_data()
+        self.folder.claim(self.config)
+        self._resume()
+        self.monitor = Monitor(self.folder.path, self.config.duration, self.images_seen)
+        self._clock = time.perf_counter()
+        try:
+            batches = self._batches()
+            while self.images_seen < self.config.duration and not self.stop_requested:
+                before = self.images_seen
+                self.step(next(batches))
+                self.monitor.status.advance(self.config.batch_size)
+                self._give_up_if_nonfinite()
+                self._do_what_is_due(before)
+            if self.stop_requested:
+                self.save_checkpoint()
+        finally:
+            self.monitor.status.close()
+
+    def _open_data(self) -> None:
+        """Open the dataset, set images aside, and choose the codec."""
+        config = self.config
+        dataset = open_dataset(config.data) if self.dataset is None else self.dataset
+        self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
+        if dataset.kind != "pixels":
+            raise TrainingError(f"{config.data}: holds {dataset.kind}, and this version trains on pixels only")
+        self.codec = self._choose_codec()
+        seen = (self.codec.network_channels(dataset.shape[0]), *dataset.shape[1:])
+        expected = (config.network.img_channels, *config.network.size)
+        if seen != expected:
+            raise TrainingError(f"{config.data}: images are {_by(seen)}, but the network is for {_by(expected)}")
+        self.class_names = list(dataset.class_names)
+        self.data_name = dataset.name
+
+    def _choose_codec(self) -> Codec:
+        """Pixels to mean 0 and standard deviation sigma_data, or onto [-1, 1]."""
+        levels = self.train_set.levels
+        if self.config.standardize:
+            statistics = pixel_statistics(self.train_set)
+            return PixelCodec.standardized(*statistics, levels, self.config.network.sigma_data)
+        half = (levels - 1) / 2
+        return PixelCodec((half,), (half,), levels)
+
+    def _batches(self) -> Iterator[list[tuple[Tensor, Tensor | None]]]:
+        """The micro-batches of each step, as the network sees them."""
+        config = self.config
+        order = ShuffledOrder(len(self.train_set), config.seed)
+        places = PlaceBatches(order, self.images_seen, config.batch_size, micro_batch=config.images_per_forward)
+        loader = data_loader(self.train_set, places, config.workers, pin_memory=self.device.type == "cuda")
+        rounds = config.batch_size // config.images_per_forward
+        place = self.images_seen
+        while True:
+            microbatches = []
+            for _ in range(rounds):
+                microbatches.append(self._prepare(*next(loader), place))
+                place += config.images_per_forward
+            yield microbatches
+
+    def _prepare(self, data: Tensor, labels: Tensor, place: int) -> tuple[Tensor, Tensor | None]:
+        """Stored images and labels -> what the network sees at these places of the run."""
+        config = self.config
+        stop = place + len(data)
+        images = self.codec.encode(data.to(self.device, non_blocking=True))
+        if config.xflip:
+            flip = self.random.uniform(Stream.XFLIP, place, stop) < 0.5
+            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        if config.network.label_dim == 0:
+            return images, None
+        labels = labels.to(self.device, non_blocking=True)
+        if config.label_dropout:
+            drop = self.random.uniform(Stream.LABEL_DROPOUT, place, stop) < config.label_dropout
+            labels = torch.where(drop, -1, labels)
+        return images, labels
+
+    def _give_up_if_nonfinite(self) -> None:
+        limit = self.config.max_nonfinite_steps
+        step = self.images_seen // self.config.batch_size
+        if step % limit == 0 and int(self.nonfinite_in_a_row) >= limit:  # asks the device only now and then
+            checkpoints = find_checkpoints(self.folder.checkpoints)
+            remedy = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+            raise TrainingError(
+                f"{self.folder.path}: {limit} steps up to image {self.images_seen} had non-finite gradients; "
+                f"look for NaN in the data or lower the learning rate ({self.config.ref_lr:g}); {remedy}"
+            )
+
+    def _do_what_is_due(self, before: int) -> None:
+        config, now = self.config, self.images_seen
+        done = now >= config.duration
+
+        def due(interval: int | None) -> bool:
+            return interval is not None and (done or is_due(interval, before, now))
+
+        if due(config.status_every):
+            self.report(measure=self.holdout_set is not None and due(config.holdout_every or config.snapshot_every))
+        if due(config.snapshot_every):
+            self.save_snapshots()
+        if due(config.sample_every) and self.on_sample is not None:
+            self.save_samples()
+        if due(config.checkpoint_every):
+            self.save_checkpoint()
+        if done:
+            self.save_raw_weights()
+
+    # ------------------------------------------------------------------------------------------ what it leaves
+
+    def report(self, measure: bool = False) -> None:
+        """Write averages since the last report to the status line, stats.jsonl and TensorBoard.
+
+        Args:
+            measure: Also measure the loss per noise level on held-out images, and on as many training images.
+        """
+        steps = max(int(self.steps_since_report), 1)
+        now = time.perf_counter()
+        record: Record = {
+            "images_seen": self.images_seen,
+            "loss": float(self.totals["loss"]) / steps,
+            "grad_norm": float(self.totals["grad_norm"]) / steps,
+            "nonfinite_steps": int(self.totals["nonfinite_steps"]),
+            "lr": self.learning_rate(),
+        }
+        if measure:
+            record |= self._measured_losses()
+        record["seconds"] = now - self._clock
+        record["images_per_second"] = steps * self.config.batch_size / record["seconds"]
+        record["peak_memory_gb"] = _peak_memory(self.device) / 2**30
+        self.monitor.report(record)
+        for total in (*self.totals.values(), self.steps_since_report):
+            total.zero_()
+        self._clock = time.perf_counter()
+
+    def _measured_losses(self) -> dict[str, Any]:
+        net = self.averaged(self.config.sigma_rels[0])
+        train_part = min(len(self.holdout_set), len(self.train_set))
+        measured = {}
+        for name, dataset, count in (
+            ("holdout", self.holdout_set, len(self.holdout_set)),
+            ("train", self.train_set, train_part),
+        ):
+            indices = range(count)
+            images = self.codec.encode(dataset.images(indices).to(self.device))
+            labels = dataset.labels(indices).to(self.device) if self.config.network.label_dim else None
+            levels = measure_loss(
+                net, images, labels, self.config.P_mean, self.config.P_std, self.config.images_per_forward
+            )
+            measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
+        return measured
+
+    def averaged(self, sigma_rel: float) -> Precond:
+        """A copy of the network in evaluation mode with the weights averaged over the profile `sigma_rel`."""
+        net = copy.deepcopy(self.net)
+        net.load_state_dict(self.ema.average(sigma_rel))
+        return net.eval().requires_grad_(False)
+
+    def metadata(self) -> dict[str, Any]:
+        """What a snapshot says about itself."""
+        config = self.config.to_json()
+        return {
+            "network": config.pop("network"),
+            "codec": self.codec.to_json(),
+            "images_seen": self.images_seen,
+            "preset": config["preset"],
+            "data": {"name": self.data_name, "num_images": len(self.train_set), "class_names": self.class_names},
+            "training": config,
+            "buffers": [name for name, _ in self.net.named_buffers()],
+            "edm2_version": version("edm2"),
+        }
+
+    def save_snapshots(self) -> None:
+        """One file per tracked profile, complete or not there."""
+        for sigma_rel in self.config.sigma_rels:
+            path = self.folder.snapshots / snapshot_name(self.images_seen, sigma_rel)
+            write_snapshot(
+                path,
+                self.ema.average(sigma_rel),
+                self.metadata() | {"sigma_rel": sigma_rel},
+                dtype=DTYPES[self.config.snapshot_precision],
+            )
+
+    def save_raw_weights(self) -> None:
+        """The weights as the optimizer left them, without any averaging: an EMA of length zero."""
+        metadata = self.metadata() | {"sigma_rel": 0.0}
+        write_snapshot(self.folder.raw_weights, self.net.state_dict(), metadata)
+
+    def save_samples(self) -> None:
+        """A grid of samples of the average with the longest profile."""
+        self.folder.samples.mkdir(exist_ok=True)
+        path = self.folder.samples / f"samples-{self.images_seen:012d}.png"
+        self.on_sample(self.averaged(max(self.config.sigma_rels)), self.codec, path)
+
+    def _state(self) -> dict[str, Any]:
+        """Every tensor that a resumed run needs; loading fills them in place."""
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": adam_state(self.net, self.optimizer),
+            "ema": {name: value for name, value in self.ema.state_dict().items() if isinstance(value, Tensor)},
+            "report": {
+                **self.totals,
+                "nonfinite_in_a_row": self.nonfinite_in_a_row,
+                "steps_since_report": self.steps_since_report,
+            },
+        }
+
+    def save_checkpoint(self) -> None:
+        """Write everything that a resumed run needs."""
+        save_checkpoint(self.folder.checkpoints, self.images_seen, self._state(), {}, keep=self.config.keep_checkpoints)
+
+    def _resume(self) -> None:
+        """Take up the newest checkpoint, if there is one."""
+        checkpoints = find_checkpoints(self.folder.checkpoints)
+        if not checkpoints:
+            return
+        tensors = self._state()
+        self.images_seen = load_checkpoint(checkpoints[-1], tensors)["images_seen"]
+        self.ema.load_state_dict({"images_seen": self.images_seen, **tensors["ema"]})
+
+
+def zero_nonfinite_gradients_(net: torch.nn.Module) -> Tensor:
+    """Replace NaN and infinite gradients by zero (Appendix D.2); return whether there were any, int64 on the device."""
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    nonfinite = ~torch.stack(torch._foreach_norm(grads)).isfinite().all()
+    for grad in grads:
+        torch.nan_to_num(grad, nan=0, posinf=0, neginf=0, out=grad)
+    return nonfinite.long()
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    channels, height, width = shape
+    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU where there is one, else resident memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if os.uname().sysname == "Linux" else 1)
