@@ -106,7 +106,7 @@ def _combine(name: str, newest: Tensor, inputs: Sequence[Snapshot], coefficients
             raise ValueError(
                 f"snapshots are of different networks: {name} is {shapes} in {_where(inputs[0], snapshot)}"
             )
-        tensor = tensor.to(dtype)
+        tensor = tensor.to(dtype)  # once for all widths
         for total, x in zip(sums, row, strict=True):
             total.add_(tensor, alpha=x)
     return sums

@@ -97,11 +97,12 @@ def write_snapshot(
         path: The file; its folder is created if missing.
         tensors: Any device, strides and sharing; tied tensors are stored under each name.
         metadata: Stored as JSON. A snapshot needs `images_seen` and `sigma_rel`; see this module for other entries.
-        dtype: Storage type of floating-point tensors; None keeps each as it is.
+        dtype: Storage type of averages; None keeps each as it is. Buffers always keep theirs: they are no averages,
+            and rounding constants such as Fourier frequencies would change the network.
     """
     text = json.dumps(dict(metadata))
     with atomic_output(path) as temporary:
-        save_file(_storable(tensors, dtype), temporary, metadata={METADATA_KEY: text})
+        save_file(_storable(tensors, dtype, metadata.get("buffers", ())), temporary, metadata={METADATA_KEY: text})
 
 
 def snapshot_name(images_seen: int, sigma_rel: float) -> str:
@@ -156,12 +157,12 @@ def _parse_metadata(path: Path, entries: Mapping[str, str] | None) -> dict[str, 
     return metadata
 
 
-def _storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, buffers: Collection[str]) -> dict[str, Tensor]:
     """Tensors as safetensors accepts them: on the CPU, contiguous, no two of them in one storage."""
     storable: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
-        storage_dtype = dtype if tensor.is_floating_point() else None
+        storage_dtype = dtype if tensor.is_floating_point() and name not in buffers else None
         tensor = tensor.detach().to("cpu", storage_dtype).contiguous()
         storage = tensor.untyped_storage().data_ptr()
         storable[name] = tensor.clone() if storage in storages else tensor

@@ -60,9 +60,7 @@ def main() -> None:
     Set EDM2_DEBUG=1 for a traceback.
     """
     try:
-        cli(prog_name="edm2", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        sys.exit(cli(prog_name="edm2", standalone_mode=False))  # outside of standalone mode click returns exit codes
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from edm2.tools.parsing import FOLDER
+
 SIGMA_RELS = "0.02,0.04,...,0.24"
 SAMPLES = 500
 STEPS = 18
@@ -15,7 +17,7 @@ Example:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Folder to write.")
+@click.option("--out", type=FOLDER, default="demo", show_default=True, help="Folder to write.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run.")
 def demo(out: Path, seed: int) -> None:
     """Train on handwritten digits, choose the EMA length, draw samples.

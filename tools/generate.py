@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edm2.tools.parsing import SEEDS
+from edm2.tools.parsing import DEVICE, FILE, FOLDER, NUMBER, SEEDS
 
 EPILOG = """\b
 Examples:
@@ -23,14 +23,14 @@ Examples:
 @click.argument("network")
 @click.option("--seeds", type=SEEDS, default="0-15", show_default=True, help="One image per seed: 0-63, or 3,5,10-12.")
 @click.option("--class", "class_index", type=int, help="Class of all images; default: every seed has one of its own.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for one PNG per seed, named by it.")
-@click.option("--grid", type=click.Path(path_type=Path), help="One PNG with all images.")
-@click.option("--steps", "num_steps", type=int, default=32, show_default=True, help="Sampling steps.")
+@click.option("--out", type=FOLDER, help="Folder for one PNG per seed, named by it.")
+@click.option("--grid", type=FILE, help="One PNG with all images.")
+@click.option("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps.")
 @click.option("--guide", help="Network to guide away from.")
-@click.option("--guidance", type=float, default=1.0, show_default=True, help="Guidance weight; 1 is none.")
-@click.option("--churn", "S_churn", type=float, default=0.0, show_default=True, help="Fresh noise; 0: deterministic.")
+@click.option("--guidance", type=NUMBER, default=1.0, show_default=True, help="Guidance weight; 1 is none.")
+@click.option("--churn", "S_churn", type=NUMBER, default=0.0, show_default=True, help="Fresh noise; 0: deterministic.")
 @click.option("--batch", "batch_size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time.")
-@click.option("--device", help="cpu, cuda or mps; default: the fastest here.")
+@click.option("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
 def generate(
     network: str,
     seeds: list[int],

@@ -1,6 +1,8 @@
-"""What people may write on the command line: image counts, EMA lengths, seeds."""
+"""What people may write on the command line: image counts, EMA lengths, numbers, devices, seeds."""
 
+import math
 import re
+from pathlib import Path
 
 import click
 
@@ -19,47 +21,41 @@ def parse_image_count(text: str) -> int:
     return int(match[1]) * UNITS[match[2]]
 
 
-def format_image_count(images: int) -> str:
-    """The shortest form that `parse_image_count` reads back: 131072 is "128Ki"."""
-    for unit in ("Gi", "Mi", "Ki"):
-        if images and images % UNITS[unit] == 0:
-            return f"{images // UNITS[unit]}{unit}"
-    return str(images)
-
-
 def parse_sigma_rels(text: str) -> list[float]:
     """EMA lengths: "0.1", "0.05,0.1" or "0.01,0.02,...,0.25", ascending, each once.
 
     Raises:
         ValueError: not a list of numbers between 0 and 0.2886, or an ellipsis without two numbers before it.
     """
-    from edm2.post_hoc_ema import sigma_rel_to_gamma  # here, because it brings torch along
-
     values: list[float] = []
     parts = [part.strip() for part in text.split(",")]
     for i, part in enumerate(parts):
         if part == "...":
             values += _fill(text, values, parts[i + 1 :])
         else:
-            values.append(_number(part, text))
-    for value in values:
-        sigma_rel_to_gamma(value)  # refuses lengths that no power function has
+            values.append(_length(part, text))
     return sorted(set(values))
 
 
-def _number(part: str, text: str) -> float:
+def _length(part: str, text: str) -> float:
+    from edm2.post_hoc_ema import sigma_rel_to_gamma  # here, because it brings torch along
+
     try:
-        return float(part)
+        value = float(part)
     except ValueError:
         raise ValueError(f"{part!r} in {text!r} is no number; write 0.1, or 0.05,0.10,...,0.25") from None
+    sigma_rel_to_gamma(value)  # refuses lengths that no power function has
+    return value
 
 
 def _fill(text: str, before: list[float], after: list[str]) -> list[float]:
     """The numbers that an ellipsis stands for: on from the two before it, up to (not including) the one after it."""
-    if len(before) < 2 or not after or before[-1] <= before[-2]:
-        raise ValueError(f"{text!r}: an ellipsis needs two ascending numbers before it and one after it")
-    start, step, last = before[-1], before[-1] - before[-2], _number(after[0], text)
-    count = round((last - start) / step) - 1 if last > start else 0
+    around = [*before[-2:], *(_length(part, text) for part in after[:1])]
+    if len(before) < 2 or not after or around != sorted(set(around)):
+        raise ValueError(f"{text!r}: an ellipsis stands between two numbers and a third, ascending: 0.05,0.10,...,0.25")
+    previous, start, last = around
+    step = start - previous
+    count = round((last - start) / step) - 1
     return [round(start + i * step, 10) for i in range(1, count + 1)]
 
 
@@ -81,6 +77,40 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def parse_number(text: str) -> float:
+    """A finite number.
+
+    Raises:
+        ValueError: anything else; Python itself would take "nan" and "inf" for numbers.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is no finite number; write 0.01 or 1e-2")
+    return value
+
+
+def parse_device(text: str) -> str:
+    """A device of this machine: "cpu", "cuda", "cuda:1" or "mps".
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError):  # the latter where torch was built without that kind of device
+        known = False
+    else:
+        known = torch.device(text).type in ("cpu", "cuda", "mps")
+    if not known:
+        raise ValueError(f"there is no device {text!r} here; write cpu, cuda, cuda:1 or mps, or leave the option out")
+    return text
+
+
 class _Parsed(click.ParamType):
     """A parameter type made of a parsing function; its ValueErrors become usage errors."""
 
@@ -99,4 +129,8 @@ class _Parsed(click.ParamType):
 
 IMAGES = _Parsed("images", parse_image_count)
 SIGMA_RELS = _Parsed("lengths", parse_sigma_rels)
+NUMBER = _Parsed("number", parse_number)
+DEVICE = _Parsed("device", parse_device)
 SEEDS = _Parsed("seeds", parse_seeds)
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edm2.tools.parsing import IMAGES, SIGMA_RELS
+from edm2.tools.parsing import FOLDER, IMAGES, SIGMA_RELS
 
 EPILOG = """\b
 Examples:
@@ -22,12 +22,12 @@ def reconstructed_name(images_seen: int, sigma_rel: float) -> str:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FOLDER)
 @click.option(
     "--std", "--sigma-rel", "sigma_rels", type=SIGMA_RELS, required=True, help="EMA lengths: 0.05,0.1,...,0.25"
 )
 @click.option("--at", type=IMAGES, help="Images seen, a time with snapshots; default: the last.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: RUN/reconstructed]")
+@click.option("--out", type=FOLDER, help="Folder.  [default: RUN/reconstructed]")
 def reconstruct(run: Path, sigma_rels: list[float], at: int | None, out: Path | None) -> None:
     """Choose the EMA length after training.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edm2.tools.parsing import IMAGES, SIGMA_RELS
+from edm2.tools.parsing import FOLDER, IMAGES, SIGMA_RELS
 
 EPILOG = """\b
 Examples:
@@ -17,14 +17,14 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FOLDER)
 @click.option("--std", "--sigma-rel", "sigma_rels", type=SIGMA_RELS, default="0.02,0.04,...,0.24", show_default=True,
               help="EMA lengths to score.")  # fmt: skip
 @click.option("--at", type=IMAGES, help="Images seen, a time with snapshots; default: the last.")
 @click.option("--data", help="Real images to compare with; default: those of the run.")
 @click.option("--samples", "count", type=click.IntRange(2), default=500, show_default=True, help="Samples per length.")
 @click.option("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for sweep.csv and sweep.png.  [default: RUN]")
+@click.option("--out", type=FOLDER, help="Folder for sweep.csv and sweep.png.  [default: RUN]")
 def sweep(
     run: Path, sigma_rels: list[float], at: int | None, data: str | None, count: int, num_steps: int, out: Path | None
 ) -> None:

@@ -3,7 +3,7 @@
 import click
 
 from edm2.presets import PRESETS
-from edm2.tools.parsing import IMAGES, SIGMA_RELS
+from edm2.tools.parsing import DEVICE, IMAGES, NUMBER, SIGMA_RELS
 
 EPILOG = """\b
 Examples:
@@ -27,7 +27,7 @@ Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³).
 PRECISION = click.Choice(["fp32", "bf16", "fp16"])
 
 
-def _choice(name: str, field: str, help: str, type=float, **options):
+def _choice(name: str, field: str, help: str, type=NUMBER, **options):
     """An option that overrides a field of the preset."""
     return click.option(name, field, type=type, default=None, help=help, **options)
 
@@ -60,7 +60,7 @@ def _choice(name: str, field: str, help: str, type=float, **options):
 @_choice("--checkpoint", "checkpoint_every", "Images between checkpoints.", IMAGES)
 @_choice("--sample", "sample_every", "Images between sample grids.", IMAGES)
 @_choice("--workers", "workers", "Processes that read data; 0: none beside the training process.", int)
-@_choice("--device", "device", "cpu, cuda or mps; default: the fastest here.", str)
+@_choice("--device", "device", "cpu, cuda or mps; default: the fastest here.", DEVICE)
 @_choice("--compile/--no-compile", "compile", "Compile the network: faster, after a minute or more.", None)
 @_choice("--seed", "seed", "Seed of everything random.", int)
 @click.option("-n", "--dry-run", is_flag=True, help="Describe the run and stop.")

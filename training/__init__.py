@@ -8,7 +8,8 @@ weighting.py          how the squared error counts at each noise level (Eq. 21)
 objective.py          the loss (Eqs. 14-15)
 schedule.py           the learning rate (Eq. 67), and when things are due
 trainer.py            the loop: one step, and what happens between steps
-holdout.py            the loss per noise level on images not trained on
+totals.py             what is added up between two reports
+    holdout.py            the loss per noise level on images not trained on
 monitor.py            status line, stats.jsonl, TensorBoard
 checkpoint.py         complete state, to resume from
 run_folder.py         where a run keeps its files

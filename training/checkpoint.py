@@ -8,12 +8,16 @@ checkpoints/000000064000/           named after the images seen; complete as soo
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from edm2.training.safe_metadata import SafeFileSystemReader
 
@@ -54,7 +58,8 @@ def save_checkpoint(folder: Path, images_seen: int, tensors: Tensors, state: dic
     final = folder / f"{images_seen:012d}"
     temporary = folder / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), no_dist=True)
+    with _one_process():
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), no_dist=True)
     with open(temporary / STATE_FILE, "w", encoding="utf-8") as file:
         json.dump({"images_seen": images_seen, **state}, file)
         file.flush()
@@ -65,6 +70,14 @@ def save_checkpoint(folder: Path, images_seen: int, tensors: Tensors, state: dic
     for old in find_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Silence the remark that torch.distributed is not in use: it is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -82,8 +95,9 @@ def load_checkpoint(path: Path, tensors: Tensors) -> dict[str, Any]:
     """
     try:
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        dcp.load(tensors, storage_reader=SafeFileSystemReader(path), no_dist=True)
-    except Exception as error:
+        with _one_process():
+            dcp.load(tensors, storage_reader=SafeFileSystemReader(path), no_dist=True)
+    except (Exception, CheckpointException) as error:  # the latter is no Exception
         reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"{path}: cannot resume from this checkpoint ({reason[-1] if reason else type(error).__name__}); "

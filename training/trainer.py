@@ -26,6 +26,7 @@ from edm2.training.order import PlaceBatches, ShuffledOrder
 from edm2.training.randomness import PlaceRandom, Stream
 from edm2.training.run_folder import RunFolder
 from edm2.training.schedule import inverse_sqrt_lr, is_due
+from edm2.training.totals import StepResult, Totals
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,9 +75,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.ref_lr, betas=config.betas, fused=fused)
         self.ema = PowerFunctionEMA(self.net, config.sigma_rels)
         self.random = PlaceRandom(config.seed, config.random_block, self.device)
-        self.totals = {name: torch.zeros((), device=self.device) for name in ("loss", "grad_norm", "nonfinite_steps")}
-        self.nonfinite_in_a_row = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.steps_since_report = torch.zeros((), dtype=torch.int64)
+        self.totals = Totals(self.device)
 
     # ------------------------------------------------------------------------------------------------ one step
 
@@ -85,7 +84,7 @@ class Trainer:
         microbatches: Sequence[tuple[Tensor, Tensor | None]],
         sigma: Sequence[Tensor] | None = None,
         noise: Sequence[Tensor] | None = None,
-    ) -> None:
+    ) -> StepResult:
         """One optimizer step on `config.batch_size` images.
 
         Args:
@@ -93,6 +92,9 @@ class Trainer:
                 device, and its classes.
             sigma: Noise levels [N] of each round; by default those of the images' places in the run.
             noise: Unit Gaussian noise of each round, shaped like its images; likewise.
+
+        Returns:
+            Loss and gradients of the step, still on the device.
         """
         config = self.config
         force_weight_normalization_(self.net)  # once: all rounds of a step see the same weights
@@ -115,7 +117,7 @@ class Trainer:
         self.optimizer.step()
         self.images_seen += config.batch_size
         self.ema.update(self.images_seen)
-        self._count(loss_sum, grad_norm, nonfinite)
+        return StepResult(loss_sum, grad_norm, nonfinite)
 
     def learning_rate(self) -> float:
         """Learning rate of the step that comes next (Eq. 67)."""
@@ -133,14 +135,6 @@ class Trainer:
         if self.config.network.dropout:
             torch.manual_seed(self.config.seed << 48 | place)
 
-    def _count(self, loss: Tensor, grad_norm: Tensor, nonfinite: Tensor) -> None:
-        """Add up what the next report averages. Everything stays on the device: no step waits for it."""
-        self.totals["loss"] += loss
-        self.totals["grad_norm"] += grad_norm
-        self.totals["nonfinite_steps"] += nonfinite
-        self.nonfinite_in_a_row = (self.nonfinite_in_a_row + 1) * nonfinite
-        self.steps_since_report += 1
-
     # ------------------------------------------------------------------------------------------------- the run
 
     def run(self) -> None:
@@ -153,12 +147,12 @@ class Trainer:
         self.folder.claim(self.config)
         self._resume()
         self.monitor = Monitor(self.folder.path, self.config.duration, self.images_seen)
-        self._clock = time.perf_counter()
+        self._start_clock()
         try:
             batches = self._batches()
             while self.images_seen < self.config.duration and not self.stop_requested:
                 before = self.images_seen
-                self.step(next(batches))
+                self.totals.add(self.step(next(batches)))
                 self.monitor.status.advance(self.config.batch_size)
                 self._give_up_if_nonfinite()
                 self._do_what_is_due(before)
@@ -225,7 +219,7 @@ class Trainer:
     def _give_up_if_nonfinite(self) -> None:
         limit = self.config.max_nonfinite_steps
         step = self.images_seen // self.config.batch_size
-        if step % limit == 0 and int(self.nonfinite_in_a_row) >= limit:  # asks the device only now and then
+        if step % limit == 0 and int(self.totals.nonfinite_in_a_row) >= limit:  # asks the device only now and then
             checkpoints = find_checkpoints(self.folder.checkpoints)
             remedy = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
             raise TrainingError(
@@ -259,24 +253,17 @@ class Trainer:
         Args:
             measure: Also measure the loss per noise level on held-out images, and on as many training images.
         """
-        steps = max(int(self.steps_since_report), 1)
-        now = time.perf_counter()
-        record: Record = {
-            "images_seen": self.images_seen,
-            "loss": float(self.totals["loss"]) / steps,
-            "grad_norm": float(self.totals["grad_norm"]) / steps,
-            "nonfinite_steps": int(self.totals["nonfinite_steps"]),
-            "lr": self.learning_rate(),
-        }
+        images = self.images_seen - self._reported_at
+        averages = self.totals.averages()
+        seconds = time.perf_counter() - self._clock
+        record: Record = {"images_seen": self.images_seen, **averages, "lr": self.learning_rate()}
         if measure:
             record |= self._measured_losses()
-        record["seconds"] = now - self._clock
-        record["images_per_second"] = steps * self.config.batch_size / record["seconds"]
+        record["seconds"] = seconds
+        record["images_per_second"] = images / seconds
         record["peak_memory_gb"] = _peak_memory(self.device) / 2**30
         self.monitor.report(record)
-        for total in (*self.totals.values(), self.steps_since_report):
-            total.zero_()
-        self._clock = time.perf_counter()
+        self._start_clock()
 
     def _measured_losses(self) -> dict[str, Any]:
         net = self.averaged(self.config.sigma_rels[0])
@@ -294,6 +281,11 @@ class Trainer:
             )
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
         return measured
+
+    def _start_clock(self) -> None:
+        """Speed is measured from here to the next report."""
+        self._clock = time.perf_counter()
+        self._reported_at = self.images_seen
 
     def averaged(self, sigma_rel: float) -> Precond:
         """A copy of the network in evaluation mode with the weights averaged over the profile `sigma_rel`."""
@@ -343,11 +335,7 @@ class Trainer:
             "net": self.net.state_dict(),
             "optimizer": adam_state(self.net, self.optimizer),
             "ema": {name: value for name, value in self.ema.state_dict().items() if isinstance(value, Tensor)},
-            "report": {
-                **self.totals,
-                "nonfinite_in_a_row": self.nonfinite_in_a_row,
-                "steps_since_report": self.steps_since_report,
-            },
+            "totals": self.totals.state_dict(),
         }
 
     def save_checkpoint(self) -> None:

@@ -1,0 +1,26 @@
+"""What every test shares: the golden numbers, few threads, no windows."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib
+
+import torch
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))  # toy sizes: more threads cost more than they bring
+
+HERE = Path(__file__).resolve().parent
+COMPACT = HERE / "golden"
+FULL = Path(os.environ.get("EDM2_GOLDEN", HERE.parent.parent / "shared" / "golden"))
+
+
+@pytest.fixture(scope="session", params=["compact", "full"])
+def golden(request: pytest.FixtureRequest) -> Path:
+    """Root of a golden set: the selection in this repository, then the full one where there is one."""
+    if request.param == "compact":
+        return COMPACT
+    if not FULL.is_dir():
+        pytest.skip(f"full golden set not found at {FULL}; set EDM2_GOLDEN to its folder")
+    return FULL

@@ -1,0 +1,190 @@
+"""The layers with weights against golden values and gradients, and what weight normalization promises."""
+
+import math
+
+import pytest
+import torch
+from golden_data import max_rel, ops_cases
+from torch import Tensor
+
+from edm2.networks import MPConv, MPFourier, force_weight_normalization_, normalize
+
+EPS = 1e-4
+KERNELS = [(), (1, 1), (3, 3)]
+
+
+def gaussian(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def double_conv(kernel, in_channels=6, out_channels=5, scale=1.0) -> MPConv:
+    """A layer with known float64 weights."""
+    layer = MPConv(in_channels, out_channels, kernel).double()
+    with torch.no_grad():
+        layer.weight.copy_(scale * gaussian(*layer.weight.shape, seed=7))
+    return layer
+
+
+def an_input(kernel, channels=6) -> Tensor:
+    return gaussian(4, channels, *((5, 7) if kernel else ()), seed=8)
+
+
+def magnitudes(w: Tensor) -> Tensor:
+    """Root-mean-square per output unit."""
+    return w.detach().flatten(1).square().mean(dim=1).sqrt()
+
+
+def test_mp_fourier_golden(golden):
+    """1e-5: angles reach hundreds of radians, where float32 has an absolute rounding of 1e-5."""
+    for case, data in ops_cases(golden, "mp_fourier"):
+        layer = MPFourier(case["num_channels"], case["bandwidth"])
+        layer.load_state_dict({"freqs": data["freqs"], "phases": data["phases"]})
+        x = data["x"].clone().requires_grad_()
+        y = layer(x)
+        (grad_x,) = torch.autograd.grad(y, x, data["w"])
+        assert max_rel(y, data["y"]) <= 1e-5, case
+        assert max_rel(grad_x, data["grad_x"]) <= 1e-5, case
+
+
+def golden_conv(case, data) -> tuple[MPConv, Tensor | float]:
+    """The layer of a case, with the weight that its gradient is taken at, and its gain."""
+    weight = data.get("weight_after", data["weight"])
+    layer = MPConv(case["in_channels"], case["out_channels"], tuple(case["kernel"])).to(weight.dtype)
+    layer.load_state_dict({"weight": weight})
+    return layer, data["gain"].clone().requires_grad_() if "gain" in data else 1
+
+
+def test_mp_conv_golden(golden):
+    """In training mode the published layer overwrites its weight first; `weight` was recorded after that, too, so
+    these cases check what follows. The overwriting itself is checked with blocks and networks."""
+    for case, data in ops_cases(golden, "mp_conv"):
+        layer, gain = golden_conv(case, data)
+        x = data["x"].clone().requires_grad_()
+        y = layer(x, gain)
+        y.backward(data["w"])
+        results = {"y": y, "grad_x": x.grad, "grad_weight": layer.weight.grad}
+        if "gain" in data:
+            results["grad_gain"] = gain.grad
+        for name, ours in results.items():
+            assert max_rel(ours, data[name]) <= 2e-6, (case, name)
+
+
+def test_mp_conv_golden_with_half_precision_storage(golden):
+    """Weights and gains stored as float16 as in published files: gain / sqrt(fan_in) is then rounded to float16."""
+    for case, data in ops_cases(golden, "mp_conv_half_storage"):
+        layer, gain = golden_conv(case, data)
+        assert layer.weight.dtype == torch.float16
+        y = layer(data["x"], gain)
+        assert y.dtype == torch.float32
+        assert max_rel(y, data["y"]) <= 2e-6, case
+
+
+def test_mp_fourier_has_unit_magnitude_at_every_noise_level():
+    """Over 100,000 random features; 2 cos² has standard deviation 0.71, so the magnitude errs by 1.1e-3. Four times."""
+    torch.manual_seed(0)
+    y = MPFourier(100_000)(torch.linspace(-2, 2, 5))
+    torch.testing.assert_close(y.square().mean(dim=1).sqrt(), torch.ones(5), rtol=0, atol=4.5e-3)
+
+
+@pytest.mark.parametrize("bandwidth", [0.25, 1, 3])
+def test_mp_fourier_draws_its_buffers_from_the_stated_distributions(bandwidth):
+    torch.manual_seed(0)
+    layer = MPFourier(100_000, bandwidth)
+    assert dict(layer.named_parameters()) == {}
+    assert layer.freqs.std() == pytest.approx(2 * math.pi * bandwidth, rel=0.01)  # 4 x 1 / sqrt(2 n)
+    assert layer.phases.min() >= 0
+    assert layer.phases.max() <= 2 * math.pi * (1 + 1e-6)
+    assert layer.phases.mean() == pytest.approx(math.pi, rel=0.01)  # 5 x 1 / sqrt(3 n)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_mp_conv_maps_white_noise_of_unit_variance_to_unit_variance(kernel):
+    """Var(y_o) = sum of the squared weights that feed y_o. Feeding one impulse per input channel reads them all, so
+    nothing is sampled; eps takes 1e-4 of the magnitude of N(0, 1) weights (up to 1.4e-4 for the smallest here)."""
+    layer = double_conv(kernel)
+    impulses = torch.eye(6, dtype=torch.float64)
+    if kernel:
+        impulses = torch.nn.functional.pad(impulses[:, :, None, None], (2, 2, 2, 2))
+    variance = layer(impulses).transpose(0, 1).flatten(1).square().sum(dim=1)
+    torch.testing.assert_close(variance.sqrt(), torch.ones_like(variance), rtol=0, atol=2e-4)
+    assert (variance < 1).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("scale", [0.3, 7.0, 1e4])
+def test_rescaling_a_weight_leaves_the_output_alone(kernel, scale):
+    """Only the direction of a weight matters (Eq. 47). At magnitude r the output shrinks by r / (r + eps): 3e-4."""
+    x = an_input(kernel)
+    assert max_rel(double_conv(kernel, scale=scale)(x), double_conv(kernel)(x)) <= EPS * (1 / min(scale, 1) + 1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_forward_never_changes_the_parameter(kernel):
+    layer = double_conv(kernel, scale=3.0).train()
+    before = layer.weight.detach().clone()
+    layer(an_input(kernel)).sum().backward()
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gain_multiplies_the_output(kernel):
+    layer, x = double_conv(kernel), an_input(kernel)
+    torch.testing.assert_close(layer(x, gain=torch.tensor(-0.4)), -0.4 * layer(x))
+    assert layer(x, gain=torch.tensor(0.0)).abs().max() == 0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradient_has_no_radial_part_but_the_one_of_eps(kernel):
+    """normalize(w) = w / (eps + r) is constant along w but for eps, so per output unit the radial gradient is
+    <grad w, w> = eps / (eps + r) <grad y, y>: an update moves w sideways only. float64: rounding."""
+    layer, x = double_conv(kernel), an_input(kernel)
+    y = layer(x)
+    upstream = gaussian(*y.shape, seed=9)
+    y.backward(upstream)
+    radial = (layer.weight.grad * layer.weight).flatten(1).sum(dim=1)
+    through_y = (upstream * y).transpose(0, 1).flatten(1).sum(dim=1)
+    expected = EPS / (EPS + magnitudes(layer.weight)) * through_y
+    torch.testing.assert_close(radial, expected, rtol=1e-8, atol=1e-14)
+    cosine = radial / layer.weight.grad.flatten(1).norm(dim=1) / layer.weight.flatten(1).norm(dim=1)
+    assert cosine.abs().max() <= 2 * EPS
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_forced_normalization_reaches_its_fixed_point(kernel):
+    """r -> r / (r + eps) contracts to 1 - eps by a factor of about eps each time: two calls are there to 1e-8."""
+    layer = double_conv(kernel, scale=20.0)
+    force_weight_normalization_(layer)
+    force_weight_normalization_(layer)
+    torch.testing.assert_close(
+        magnitudes(layer.weight), torch.full((5,), 1 - EPS, dtype=torch.float64), rtol=0, atol=1e-8
+    )
+    before = layer.weight.detach().clone()
+    force_weight_normalization_(layer)
+    torch.testing.assert_close(layer.weight, before, rtol=1e-8, atol=0)
+
+
+def test_forced_normalization_visits_every_mp_conv_and_nothing_else():
+    net = torch.nn.Sequential(MPConv(4, 3), torch.nn.Linear(4, 3), torch.nn.Sequential(MPConv(3, 2, (3, 3))))
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    identity = {name: id(parameter) for name, parameter in net.named_parameters()}
+    force_weight_normalization_(net)
+    for name, parameter in net.named_parameters():
+        expected = before[name] if name.startswith("1.") else normalize(before[name])
+        assert torch.equal(parameter, expected), name
+        assert id(parameter) == identity[name]  # the optimizer still holds it
+        assert parameter.requires_grad
+        assert parameter.grad_fn is None
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_initial_weights_have_unit_variance(kernel):
+    """N(0, 1) (B.4): 9,216 weights or more, so the standard deviation errs by at most 0.74 %. Four times."""
+    torch.manual_seed(0)
+    weight = MPConv(96, 96, kernel).weight.detach()
+    assert weight.std() == pytest.approx(1, rel=0.03)
+    assert weight.mean() == pytest.approx(0, abs=0.042)  # four times 1 / sqrt(9216)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (1, 1)])
+def test_convolution_keeps_the_size_of_the_image(shape):
+    assert MPConv(2, 3, shape)(torch.zeros(1, 2, 5, 9)).shape == (1, 3, 5, 9)

@@ -1,0 +1,159 @@
+"""The functions of magnitude.py against golden values and gradients, and what they do to magnitudes."""
+
+import math
+
+import pytest
+import torch
+from golden_data import max_rel, ops_cases
+from torch import Tensor
+
+from edm2.networks import mp_cat, mp_silu, mp_sum, normalize, resample
+
+# Rounding of the dtype times a few operations; the golden README states them.
+TOLERANCE = {"float32": 2e-6, "float64": 1e-14, "float16": 2e-3, "bfloat16": 1e-2}
+SAMPLES = 1_000_000
+MAGNITUDE_ERROR = 3e-3  # four times 1 / sqrt(2 SAMPLES), the sampling error of a Gaussian's root-mean-square
+
+
+def magnitude(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
+
+
+def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def differentiable(x: Tensor) -> Tensor:
+    return x.clone().requires_grad_()
+
+
+def test_normalize_golden(golden):
+    for case, data in ops_cases(golden, "normalize"):
+        x, dim = differentiable(data["x"]), case["dim"] and tuple(case["dim"])
+        y = normalize(x, dim, case["eps"])
+        (grad_x,) = torch.autograd.grad(y, x, data["w"])
+        assert y.dtype == x.dtype, case
+        assert max_rel(y, data["y"]) <= TOLERANCE[case["dtype"]], case
+        assert max_rel(grad_x, data["grad_x"]) <= TOLERANCE[case["dtype"]], case
+
+
+def test_normalize_golden_in_float64(golden):
+    """float64 stays float64 inside; the golden float64 values start from the float32 inputs."""
+    cases = [(case, data) for case, data in ops_cases(golden, "normalize") if "y_fp64" in data]
+    assert cases
+    for case, data in cases:
+        y = normalize(data["x"].double(), case["dim"] and tuple(case["dim"]), case["eps"])
+        assert y.dtype == torch.float64
+        assert max_rel(y, data["y_fp64"]) <= TOLERANCE["float64"], case
+
+
+def test_resample_golden(golden):
+    """float64 agrees to float32 rounding only, because the published filter is float32."""
+    tolerance = {"float32": 2e-6, "float64": 3e-7}
+    for case, data in ops_cases(golden, "resample"):
+        x = differentiable(data["x"])
+        y = resample(x, case["mode"], tuple(case["f"]))
+        (grad_x,) = torch.autograd.grad(y, x, data["w"])
+        assert y.dtype == x.dtype, case
+        assert max_rel(y, data["y"]) <= tolerance[case["dtype"]], case
+        assert max_rel(grad_x, data["grad_x"]) <= tolerance[case["dtype"]], case
+
+
+def test_mp_silu_golden(golden):
+    for case, data in ops_cases(golden, "mp_silu"):
+        x = differentiable(data["x"])
+        y = mp_silu(x)
+        (grad_x,) = torch.autograd.grad(y.sum(), x)
+        assert max_rel(y, data["y"]) <= TOLERANCE[case["dtype"]], case
+        assert max_rel(grad_x, data["grad_x"]) <= TOLERANCE[case["dtype"]], case
+
+
+@pytest.mark.parametrize("op", ["mp_sum", "mp_cat"])
+def test_two_branch_golden(golden, op):
+    for case, data in ops_cases(golden, op):
+        a, b = differentiable(data["a"]), differentiable(data["b"])
+        y = mp_sum(a, b, case["t"]) if op == "mp_sum" else mp_cat(a, b, case["dim"], case["t"])
+        grad_a, grad_b = torch.autograd.grad(y, (a, b), data["w"])
+        for ours, name in ((y, "y"), (grad_a, "grad_a"), (grad_b, "grad_b")):
+            assert max_rel(ours, data[name]) <= TOLERANCE[case["dtype"]], (case, name)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 1e3])
+def test_normalize_maps_magnitude_r_to_r_over_r_plus_eps(scale):
+    x = scale * gaussian(5, 7, 3, 3, dtype=torch.float64)
+    r = x.square().mean(dim=(1, 2, 3)).sqrt()
+    y = normalize(x).square().mean(dim=(1, 2, 3)).sqrt()
+    torch.testing.assert_close(y, r / (r + 1e-4), rtol=1e-12, atol=0)
+
+
+def test_normalize_default_is_one_scale_per_first_index():
+    x = gaussian(4, 6, 3)
+    torch.testing.assert_close(normalize(x), torch.stack([row / (1e-4 + row.square().mean().sqrt()) for row in x]))
+    torch.testing.assert_close(normalize(x), normalize(x, dim=(1, 2)))
+    torch.testing.assert_close(normalize(x, dim=1), normalize(x, dim=(1,)))
+
+
+def test_normalize_survives_magnitudes_whose_square_overflows_half_precision():
+    """1000² is beyond float16, whose largest number is 65504: so the root-mean-square is accumulated in float32."""
+    y = normalize(torch.full((1, 64), 1000.0, dtype=torch.float16))
+    assert magnitude(y) == pytest.approx(1, abs=1e-3)  # half a unit in the last place of float16 at 1
+
+
+def test_mp_silu_keeps_the_magnitude_of_a_unit_gaussian():
+    """By quadrature, so no sampling error: 0.59647 / 0.596 = 1.0008, since Eq. 81 rounds its constant."""
+    x = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
+    density = torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    assert torch.trapezoid(density * mp_silu(x) ** 2, x).sqrt() == pytest.approx(1.0008, abs=5e-5)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_mp_sum_keeps_unit_magnitude_and_its_ends(t):
+    a, b = gaussian(2, SAMPLES)
+    assert magnitude(mp_sum(a, b, t)) == pytest.approx(1, abs=MAGNITUDE_ERROR)
+    torch.testing.assert_close(mp_sum(a, b, 0), a)
+    torch.testing.assert_close(mp_sum(a, b, 1), b)
+
+
+@pytest.mark.parametrize("channels", [(8, 8), (3, 29), (16, 1)])
+@pytest.mark.parametrize("t", [0.2, 0.5, 0.7])
+def test_mp_cat_keeps_unit_magnitude_and_weighs_the_branches(channels, t):
+    """Whatever their channel counts, the squared norms of the branches stand in the ratio (1 - t)² : t²."""
+    n_a, n_b = channels
+    pixels = SAMPLES // min(channels)  # enough elements for the smaller branch, too
+    a, b = gaussian(1, n_a, pixels, seed=1), gaussian(1, n_b, pixels, seed=2)
+    y = mp_cat(a, b, t=t)
+    assert magnitude(y) == pytest.approx(1, abs=MAGNITUDE_ERROR)
+    norm_a, norm_b = y[:, :n_a].norm(), y[:, n_a:].norm()
+    assert norm_a / norm_b == pytest.approx((1 - t) / t, rel=2 * MAGNITUDE_ERROR)
+
+
+def test_mp_cat_takes_any_dimension():
+    a, b = gaussian(2, 5, 3), gaussian(2, 5, 4, seed=1)
+    torch.testing.assert_close(mp_cat(a, b, dim=2), mp_cat(a.mT, b.mT, dim=1).mT)
+
+
+@pytest.mark.parametrize("filter", [(1, 1), (1, 3, 3, 1), (1, 2, 3, 4), (1, 5, 10, 10, 5, 1)])
+@pytest.mark.parametrize("mode", ["keep", "down", "up"])
+def test_resample_keeps_the_value_of_a_constant_image(filter, mode):
+    """Away from the border, where longer filters reach into the zero padding."""
+    y = resample(torch.full((1, 2, 16, 24), 1.7, dtype=torch.float64), mode, filter)
+    inside = y[..., 4:-4, 4:-4]
+    if mode == "up" and filter == (1, 2, 3, 4):  # even and odd taps sum to 4 and 6 of 10: a checkered gain
+        inside = torch.nn.functional.avg_pool2d(inside, 2)
+    torch.testing.assert_close(inside, torch.full_like(inside, 1.7), rtol=3e-7, atol=0)  # the filter is float32
+
+
+@pytest.mark.parametrize("size", [(8, 8), (2, 6), (12, 4)])
+def test_box_filter_downwards_undoes_it_upwards(size):
+    x = gaussian(2, 3, *size)
+    up = resample(x, "up")
+    assert up.shape == (2, 3, 2 * size[0], 2 * size[1])
+    torch.testing.assert_close(resample(up, "down"), x)
+
+
+@pytest.mark.parametrize("filter", [(1, 1), (1, 3, 3, 1), (1, 2, 3, 4)])
+def test_up_is_four_times_the_adjoint_of_down(filter):
+    """<up(x), y> = 4 <x, down(y)>: the same taps, doubled along each of two axes."""
+    x, y = gaussian(2, 3, 6, 4, dtype=torch.float64), gaussian(2, 3, 12, 8, seed=1, dtype=torch.float64)
+    left, right = (resample(x, "up", filter) * y).sum(), 4 * (x * resample(y, "down", filter)).sum()
+    torch.testing.assert_close(left, right)

@@ -1,0 +1,85 @@
+"""Whole networks against golden outputs, in float32 and float64, and the names under which published files store them.
+
+Gradients and losses are in tests/training/test_objective.py.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from golden_data import arrays, max_rel, select, table
+from torch import Tensor
+
+from edm2.networks import NetworkConfig, Precond, build_network
+
+
+def golden_networks(golden) -> Iterator[tuple[dict[str, Any], Precond, dict[str, Tensor]]]:
+    """Description, network in evaluation mode and arrays, of each golden network that is in this set."""
+    found = [name for name in table(golden, "net/net.json") if (golden / "net" / f"{name}.safetensors").is_file()]
+    assert found
+    for name in found:
+        data = arrays(golden, f"net/{name}.safetensors")
+        description = table(golden, "net/net.json")[name]
+        net = build_network(NetworkConfig.from_json(description["config"]))
+        net.load_state_dict(select(data, "state"))
+        yield description, net.eval(), data
+
+
+def as_float64(data: dict[str, Tensor], name: str) -> Tensor | None:
+    return data[name].double() if name in data else None
+
+
+@torch.no_grad()
+def test_output_and_uncertainty_golden(golden):
+    for description, net, data in golden_networks(golden):
+        D_x, u = net(data["in/x"], data["in/sigma"], data.get("in/labels"), return_logvar=True)
+        assert D_x.dtype == u.dtype == torch.float32
+        assert u.shape == (len(D_x), 1, 1, 1)
+        assert max_rel(D_x, data["eval/D_x"]) <= 5e-6, description["config"]
+        assert max_rel(u.reshape(data["eval/logvar"].shape), data["eval/logvar"]) <= 5e-6, description["config"]
+        assert torch.equal(net(data["in/x"], data["in/sigma"], data.get("in/labels")), D_x)  # u is not needed for it
+
+
+@torch.no_grad()
+def test_every_image_golden(golden):
+    """Image by image, since noise levels from 0.002 to 80 make their magnitudes differ 100-fold and more."""
+    for description, net, data in golden_networks(golden):
+        D_x = net(data["in/x"], data["in/sigma"], data.get("in/labels"))
+        for i in range(len(D_x)):
+            assert max_rel(D_x[i], data["eval/D_x"][i]) <= 5e-6, (description["config"], i)
+
+
+@torch.no_grad()
+def test_missing_labels_and_scalar_sigma_golden(golden):
+    for description, net, data in golden_networks(golden):
+        sigma, labels = data["in/sigma"], data.get("in/labels")
+        if "eval/D_x_labels_none" in data:
+            assert max_rel(net(data["in/x"], sigma), data["eval/D_x_labels_none"]) <= 5e-6, description["config"]
+        expected = data["eval/D_x_scalar_sigma3"]
+        for scalar in (sigma.flatten()[3], sigma.flatten()[3].item(), sigma.flatten()[3:4]):
+            assert max_rel(net(data["in/x"], scalar, labels), expected) <= 5e-6, description["config"]
+
+
+@torch.no_grad()
+def test_float64_golden(golden):
+    """A network in float64 computes in float64 throughout. 1e-10: rounding, enlarged by sensitive Fourier angles."""
+    for description, net, data in golden_networks(golden):
+        raw: list[Tensor] = []
+        net.double().unet.register_forward_hook(lambda module, args, output, raw=raw: raw.append(output))
+        x, sigma, labels = (as_float64(data, f"in/{name}") for name in ("x", "sigma", "labels"))
+        D_x, u = net(x, sigma, labels, return_logvar=True)
+        assert D_x.dtype == u.dtype == torch.float64
+        for ours, name in ((D_x, "D_x"), (raw[0], "F_x"), (u, "logvar")):
+            expected = data[f"eval/{name}_fp64"]
+            assert max_rel(ours.reshape(expected.shape), expected) <= 1e-10, (description["config"], name)
+
+
+def test_names_shapes_and_counts_golden(golden):
+    """In order, because optimizer states of published checkpoints refer to parameters by position."""
+    for description in table(golden, "net/net.json").values():
+        with torch.device("meta"):
+            net = build_network(NetworkConfig.from_json(description["config"]))
+        assert [name for name, _ in net.named_parameters()] == description["parameter_names"]
+        assert sorted(name for name, _ in net.named_buffers()) == sorted(description["buffer_names"])
+        assert {name: list(x.shape) for name, x in net.state_dict().items()} == description["shapes"]
+        assert sum(parameter.numel() for parameter in net.parameters()) == description["num_params"]

@@ -1,0 +1,321 @@
+"""PowerFunctionEMA: it realizes the profiles it is named after, whatever the update interval and the module."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from golden_data import arrays, table
+from torch import nn
+from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+
+from edm2.post_hoc_ema import PowerFunctionEMA, power_function_beta, power_function_profile, sigma_rel_to_gamma
+
+WIDTHS = (0.05, 0.10, 0.20)
+
+
+def realized_profile(times, sigma_rels=WIDTHS):
+    """Share of each update in the averages: update k trains the k-th basis vector, so the weights are the profile."""
+    net = nn.Linear(len(times), 1, bias=False).double().requires_grad_(False)
+    tracker = PowerFunctionEMA(net, sigma_rels)
+    for basis, t in zip(torch.eye(len(times)).double(), times, strict=True):
+        net.weight.copy_(basis)
+        tracker.update(t)
+    return {sigma_rel: tracker.average(sigma_rel)["weight"].flatten().numpy() for sigma_rel in sigma_rels}
+
+
+def train(net, tracker, steps, seed=0, images=64):
+    """A random walk of the parameters; returns them as they were at each update."""
+    generator = torch.Generator().manual_seed(seed)
+    path = []
+    for _ in range(steps):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(torch.randn(p.shape, generator=generator).to(p))
+        tracker.update(tracker.images_seen + images)
+        path.append({name: p.detach().clone() for name, p in net.named_parameters()})
+    return path
+
+
+@pytest.mark.parametrize("interval", [1, 10, 100])
+def test_tracker_realizes_the_profile_it_is_named_after(interval):
+    """Center (γ + 1)/(γ + 2) and spread σ_rel of the weights, whatever the images per update."""
+    times = np.arange(1, 1001) * interval
+    for sigma_rel, weights in realized_profile(times.tolist()).items():
+        u = times / times[-1] - 0.5 / len(times)  # the middle of the interval that an update stands for
+        center = weights @ u
+        gamma = sigma_rel_to_gamma(sigma_rel)
+        assert center == pytest.approx((gamma + 1) / (gamma + 2), rel=1e-4)  # O(1/updates²)
+        assert math.sqrt(weights @ (u - center) ** 2) == pytest.approx(sigma_rel, rel=1e-3)
+
+
+@pytest.mark.parametrize("times", [range(1, 301), range(10, 3001, 10), [100, 101, 150, 1000, 1003, 4000, 4001, 9000]])
+def test_each_update_gets_the_integral_of_the_profile_over_its_interval(times):
+    """Exactly, for regular and irregular intervals: ∫ p from t_{k-1} to t_k = (t_k/T)^(γ+1) - (t_{k-1}/T)^(γ+1)."""
+    for sigma_rel, weights in realized_profile(list(times)).items():
+        cumulative = (np.array([0, *times]) / times[-1]) ** (sigma_rel_to_gamma(sigma_rel) + 1)
+        np.testing.assert_allclose(weights, np.diff(cumulative), rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("interval", [1, 10, 100])
+def test_average_of_a_ramp_is_its_center(interval):
+    """θ = t/T has the average (γ + 1)/(γ + 2). Held constant between updates it is ahead by at most interval/T."""
+    duration = 10_000
+    net = nn.Linear(1, 1, bias=False).double().requires_grad_(False)
+    tracker = PowerFunctionEMA(net, WIDTHS)
+    for t in range(interval, duration + 1, interval):
+        net.weight.fill_(t / duration)
+        tracker.update(t)
+    for sigma_rel in WIDTHS:
+        gamma = sigma_rel_to_gamma(sigma_rel)
+        ahead = tracker.average(sigma_rel)["weight"].item() - (gamma + 1) / (gamma + 2)
+        assert 0 < ahead < interval / duration
+
+
+def test_average_equals_the_weighted_sum():
+    net = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).double()
+    tracker = PowerFunctionEMA(net)
+    path = train(net, tracker, steps=50)
+    for sigma_rel in tracker.sigma_rels:
+        edges = np.arange(51) / 50
+        weights = np.diff(edges ** (sigma_rel_to_gamma(sigma_rel) + 1))
+        for name, average in tracker.average(sigma_rel).items():
+            expected = sum(w * step[name] for w, step in zip(weights, path, strict=True))
+            torch.testing.assert_close(average, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_initial_weights_get_no_share():
+    net = nn.Linear(3, 2)
+    nn.init.constant_(net.weight, 1e6)
+    tracker = PowerFunctionEMA(net)
+    assert torch.equal(tracker.average(0.05)["weight"], net.weight)  # before the first update there is nothing else
+    nn.init.uniform_(net.weight)
+    tracker.update(1)
+    assert torch.equal(tracker.average(0.05)["weight"], net.weight)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.float32)]
+    + [(torch.float64, torch.float64), (torch.complex64, torch.complex64)],
+)
+def test_averages_are_float32_at_least(dtype, expected):
+    net = nn.ParameterDict({"w": nn.Parameter(torch.ones(3, dtype=dtype))})
+    tracker = PowerFunctionEMA(net, [0.1])
+    tracker.update(1)
+    assert tracker.average(0.1)["w"].dtype == expected
+    assert net["w"].dtype == dtype
+
+
+def test_low_precision_parameters_are_averaged_in_float32():
+    """Steps of 1/1000 of the distance would all be lost in bfloat16, which has 8 bits."""
+    net = nn.Linear(1, 1, bias=False).to(torch.bfloat16).requires_grad_(False)
+    tracker = PowerFunctionEMA(net, [0.2])
+    net.weight.fill_(1)
+    tracker.update(100_000)
+    net.weight.fill_(2)
+    for t in range(100_100, 110_001, 100):
+        tracker.update(t)
+    expected = 2 - power_function_beta(0.2, 110_000, 10_000)
+    assert tracker.average(0.2)["weight"].item() == pytest.approx(expected, rel=1e-5)  # 100 float32 roundings
+
+
+def test_average_is_a_state_dict_of_the_module():
+    """Parameters averaged, frozen ones too; buffers and integers copied from the live module; loadable strictly."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    net[0].bias.requires_grad_(False)
+    net.register_parameter("table", nn.Parameter(torch.tensor([1, 2]), requires_grad=False))
+    net.register_buffer("hidden", torch.ones(1), persistent=False)
+    tracker = PowerFunctionEMA(net)
+    tracker.update(10)
+    with torch.no_grad():
+        net[0].weight.add_(1)
+        net[1].running_mean.add_(3)
+    average = tracker.average(0.1)
+    assert list(average) == list(net.state_dict())
+    assert not torch.equal(average["0.weight"], net[0].weight)
+    assert not any(x.requires_grad for x in [*average.values(), tracker.state_dict()["0.1/0.weight"]])
+    assert torch.equal(average["0.bias"], net[0].bias)
+    assert average["1.running_mean"].tolist() == [3, 3]
+    assert average["1.num_batches_tracked"].dtype == average["table"].dtype == torch.int64
+    net.load_state_dict(average, strict=True)
+    assert torch.equal(net[0].weight, average["0.weight"])
+
+
+def test_average_is_the_callers_to_keep():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    tracker = PowerFunctionEMA(net)
+    train(net, tracker, 2)
+    average = tracker.average(0.1)
+    kept = {name: x.clone() for name, x in average.items()}
+    train(net, tracker, 2)
+    net[1].running_mean.add_(1)
+    assert all(torch.equal(average[name], x) for name, x in kept.items())
+    average["0.weight"].fill_(7)
+    assert not torch.equal(tracker.average(0.1)["0.weight"], average["0.weight"])
+
+
+def test_tied_parameters_appear_under_every_name_and_are_averaged_once():
+    net = nn.ModuleDict({"embed": nn.Linear(3, 3, bias=False), "head": nn.Linear(3, 3, bias=False)})
+    net["head"].weight = net["embed"].weight
+    tracker = PowerFunctionEMA(net, [0.1])
+    train(net, tracker, 5)
+    average = tracker.average(0.1)
+    assert average.keys() == {"embed.weight", "head.weight"}
+    assert average["embed.weight"] is average["head.weight"]
+    assert [key for key in tracker.state_dict() if key != "images_seen"] == ["0.1/embed.weight"]
+
+
+def test_replaced_parameters_are_followed():
+    """`load_state_dict(assign=True)` and `to` may put new tensors in place of those seen at the start."""
+    net = nn.Linear(2, 2, bias=False)
+    tracker = PowerFunctionEMA(net, [0.1])
+    net.load_state_dict({"weight": torch.full((2, 2), 5.0)}, assign=True)
+    net.double()
+    tracker.update(1)
+    assert tracker.average(0.1)["weight"].tolist() == [[5, 5], [5, 5]]
+
+
+def test_sharded_parameters_are_averaged_in_place(tmp_path):
+    """As FSDP2 has them; sharded and whole tensors side by side. One process is enough for what is local anyway."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        net, plain = nn.Linear(3, 2), nn.Linear(3, 2)
+        plain.load_state_dict(net.state_dict())
+        net.weight = nn.Parameter(DTensor.from_local(net.weight.detach().clone(), mesh, [Shard(0)]))
+        tracker, expected = PowerFunctionEMA(net, [0.1]), PowerFunctionEMA(plain, [0.1])
+        for t in range(1, 6):
+            with torch.no_grad():
+                [p.add_(t) for p in (*net.parameters(), *plain.parameters())]
+            tracker.update(t)
+            expected.update(t)
+        average = tracker.average(0.1)
+        assert isinstance(average["weight"], DTensor)
+        assert torch.equal(average["weight"].full_tensor(), expected.average(0.1)["weight"])
+        assert torch.equal(average["bias"], expected.average(0.1)["bias"])
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def save_and_load_as_file(state, fresh, folder):
+    torch.save(state, folder / "state.pt")
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+def save_and_load_as_checkpoint(state, fresh, folder):
+    dcp.save(state, checkpoint_id=folder, no_dist=True)
+    dcp.load(fresh, checkpoint_id=folder, no_dist=True)
+    return fresh
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch says that this process is alone
+@pytest.mark.parametrize("through", [save_and_load_as_file, save_and_load_as_checkpoint])
+def test_resuming_equals_never_stopping_to_the_bit(through, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Linear(4, 3)
+    tracker = PowerFunctionEMA(net)
+    train(net, tracker, 5, seed=1)
+    resumed_net = nn.Linear(4, 3)
+    resumed = PowerFunctionEMA(resumed_net)
+    resumed_net.load_state_dict(net.state_dict())
+    resumed.load_state_dict(through(tracker.state_dict(), resumed.state_dict(), tmp_path))
+    assert resumed.images_seen == tracker.images_seen == 320
+    train(net, tracker, 5, seed=2)
+    train(resumed_net, resumed, 5, seed=2)
+    for sigma_rel in tracker.sigma_rels:
+        for name, average in tracker.average(sigma_rel).items():
+            assert torch.equal(average, resumed.average(sigma_rel)[name])
+
+
+@pytest.mark.parametrize(
+    ("other", "sigma_rels", "message"),
+    [
+        (nn.Linear(2, 2), (0.05, 0.2), r"sigma_rel 0\.05, 0\.2, this tracker 0\.05, 0\.1"),
+        (nn.Linear(2, 2, bias=False), (0.05, 0.1), "0.05/bias is missing"),
+        (nn.Sequential(nn.Linear(2, 2)), (0.05, 0.1), "0.05/0.bias is unknown"),
+        (nn.Linear(3, 2), (0.05, 0.1), r"0.05/weight is torch.float32 \(2, 3\), expected torch.float32 \(2, 2\)"),
+        (nn.Linear(2, 2).double(), (0.05, 0.1), "0.05/bias is torch.float64"),
+    ],
+)
+def test_the_state_of_another_run_is_refused_and_changes_nothing(other, sigma_rels, message):
+    tracker = PowerFunctionEMA(nn.Linear(2, 2))
+    before = {key: x.clone() for key, x in tracker.state_dict().items() if key != "images_seen"}
+    foreign = PowerFunctionEMA(other, sigma_rels)
+    foreign.update(8)
+    with pytest.raises(ValueError, match=message) as caught:
+        tracker.load_state_dict(foreign.state_dict())
+    assert "\n" not in str(caught.value)
+    assert tracker.images_seen == 0
+    assert all(torch.equal(tracker.state_dict()[key], x) for key, x in before.items())
+
+
+def test_misuse_is_refused():
+    net = nn.Linear(2, 2)
+    for sigma_rels, message in [((0.05, 0.3), "sigma_rel=0.3"), ((0.1, 0.1), "each once"), ((), "one width or more")]:
+        with pytest.raises(ValueError, match=message):
+            PowerFunctionEMA(net, sigma_rels)
+    with pytest.raises(ValueError, match="Identity has no floating-point parameters"):
+        PowerFunctionEMA(nn.Identity())
+    tracker = PowerFunctionEMA(net)
+    for images_seen in (0, -1):
+        with pytest.raises(ValueError, match="must exceed 0"):
+            tracker.update(images_seen)
+    tracker.update(10)
+    with pytest.raises(ValueError, match="images_seen=10 must exceed 10"):
+        tracker.update(10)
+    with pytest.raises(ValueError, match=r"sigma_rel=0.07 is not tracked; tracked are \(0.05, 0.1\)"):
+        tracker.average(0.07)
+
+
+def golden_trajectory(facts):
+    """Parameters θ [steps, numbers] by the closed formula of phema.json."""
+    u = torch.arange(1, facts["steps"] + 1, dtype=torch.float64)[:, None] / facts["steps"]
+    columns = []
+    for k, shape in enumerate(facts["tensor_shapes"]):
+        e = torch.arange(math.prod(shape), dtype=torch.float64)
+        slow = torch.sin((3 + 2 * k + 0.7 * e) * u + 0.5 * e + k) + 0.3 * torch.cos((40 + 11 * k + 3 * e) * u)
+        fast = 0.05 * torch.sin((900 + 70 * k + 13 * e) * u + e)
+        columns.append(slow + fast + torch.exp(-(2 + k) * u) * (1 + 0.1 * e))
+    return torch.cat(columns, dim=1)
+
+
+def golden_averages(facts, numbers, key):
+    """(images seen, width, average) of every snapshot in `key`, and of the directly tracked targets."""
+    yield from zip(numbers["snap/nimg"].tolist(), numbers["snap/std"].tolist(), numbers[key], strict=True)
+    for when in ("mid", "final"):
+        for sigma_rel, average in zip(numbers["target_std"].tolist(), numbers[f"exact/{when}"], strict=True):
+            yield facts[f"{when}_nimg"], sigma_rel, average
+
+
+@pytest.mark.parametrize(("dtype", "key"), [(torch.float64, "snap/fp64"), (torch.float32, "snap/fp32")])
+def test_golden_tracked_averages(golden, dtype, key):
+    facts = table(golden, "phema/phema.json")
+    numbers = arrays(golden, "phema/endtoend.safetensors")
+    theta = golden_trajectory(facts["endtoend"])
+    for name in (name for name in numbers if name.startswith("theta/")):  # is the formula right?
+        torch.testing.assert_close(theta[int(name.removeprefix("theta/")) - 1], numbers[name], rtol=0, atol=1e-13)
+    # float32: both sides are that far from the exact average; float64: thousands of roundings to 1e-16
+    tolerance = {torch.float32: 3 * facts["fp32_snapshot_vs_fp64_snapshot_max_abs"], torch.float64: 1e-13}[dtype]
+
+    expected = list(golden_averages(facts["endtoend"], numbers, key))
+    net = nn.ParameterDict({"theta": nn.Parameter(theta[0].to(dtype), requires_grad=False)})
+    tracker = PowerFunctionEMA(net, sorted({sigma_rel for _, sigma_rel, _ in expected}))
+    checked = 0
+    for values in theta:
+        net["theta"].copy_(values)
+        tracker.update(tracker.images_seen + facts["endtoend"]["images_per_step"])
+        for _, sigma_rel, reference in (entry for entry in expected if entry[0] == tracker.images_seen):
+            average = tracker.average(sigma_rel)["theta"].double()
+            torch.testing.assert_close(average, reference.double(), rtol=0, atol=tolerance)
+            checked += 1
+    assert checked == len(expected)
+
+
+def test_density_of_the_profile_is_what_small_intervals_approach():
+    """Weight per image of an update equals the continuous profile in the middle of its interval, to O(1/updates²)."""
+    times = np.arange(1, 2001)
+    weights = realized_profile(times.tolist(), [0.1])[0.1]
+    density = power_function_profile(times - 0.5, 2000, 0.1)
+    np.testing.assert_allclose(weights[1000:], density[1000:], rtol=2e-5)

@@ -1,0 +1,203 @@
+"""The unusual layout (folders at the top level, installed as `edm2.*`) must survive packaging, and keep its floors."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import edm2
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("networks", "training", "post_hoc_ema", "tools")
+NOT_SOURCES = (".git", ".venv", "__pycache__", "*.egg-info", ".*_cache", "build", "dist", "runs", "demo", "golden")
+
+# What a folder may import of the project. `edm2` itself stands for the face: modules directly in edm2/.
+ALLOWED = {
+    "networks": {"networks"},
+    "post_hoc_ema": {"post_hoc_ema"},
+    "training": {"training", "networks", "post_hoc_ema"},
+    "edm2": {"edm2", "training", "networks", "post_hoc_ema"},
+    "tools": {"tools", "edm2", "training", "networks", "post_hoc_ema"},
+}
+EXTRA_ALLOWED = {Path("edm2/__main__.py"): {"tools"}}  # `python -m edm2` starts the command line
+
+
+def python_files(folder: str) -> list[Path]:
+    """Every module of a top-level folder, relative to the root."""
+    return sorted(path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.py"))
+
+
+SOURCES = [path for folder in ("edm2", *FOLDERS) for path in python_files(folder)]
+
+
+def installed_path(source: Path) -> str:
+    """Where a source file lies in the wheel: networks/x.py becomes edm2/networks/x.py."""
+    return (source if source.parts[0] == "edm2" else "edm2" / source).as_posix()
+
+
+def module_name(source: Path) -> str:
+    """Import name of a source file."""
+    return installed_path(source).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+def run_python(*arguments: str, cwd: Path, path: Path | None = None) -> str:
+    """Standard output of a fresh interpreter, which must succeed; `path` goes to the front of its sys.path."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if path:
+        environment["PYTHONPATH"] = str(path)
+    done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, so that building leaves nothing here and nothing lying here helps the build."""
+    copy = tmp_path_factory.mktemp("checkout") / "source"
+    return shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_SOURCES))
+
+
+@pytest.fixture(scope="module")
+def distributions(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the sdist and the wheel made from that sdist, with the tools of the `test` extra and no network."""
+    built = tmp_path_factory.mktemp("distributions")
+    run_python("-m", "build", "--no-isolation", "--outdir", str(built), str(checkout), cwd=built)
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions: Path) -> Path:
+    return next(distributions.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel_files(wheel: Path) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pip would put into site-packages."""
+    site = tmp_path_factory.mktemp("site")
+    zipfile.ZipFile(wheel).extractall(site)
+    return site
+
+
+def test_wheel_puts_only_edm2_at_the_top_level(wheel_files):
+    tops = {name.split("/")[0] for name in wheel_files}
+    assert tops == {"edm2", f"edm2-{edm2.__version__}.dist-info"}
+
+
+def test_wheel_holds_every_module_and_no_other(wheel_files):
+    assert {name for name in wheel_files if name.endswith(".py")} == {installed_path(source) for source in SOURCES}
+
+
+def test_wheel_holds_the_assets_and_the_licence(wheel_files):
+    assets = {f"edm2/assets/{path.name}" for path in (ROOT / "edm2" / "assets").glob("*.safetensors")}
+    assert {"edm2/py.typed", *assets} <= wheel_files
+    assert any(name.endswith("licenses/LICENSE") for name in wheel_files)
+
+
+def test_sdist_holds_the_sources_and_what_building_and_testing_need(distributions):
+    with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {source.as_posix() for source in SOURCES} <= names
+    assert {path.as_posix() for path in python_files("tests") if "golden" not in path.parts} <= names
+    assert {"setup.py", "pyproject.toml", "constraints.txt", "Makefile", "LICENSE", "README.md"} <= names
+
+
+def test_every_module_of_the_unpacked_wheel_imports(unpacked, tmp_path):
+    names = [module_name(source) for source in SOURCES]
+    program = f"import importlib\nfor name in {names}: print(importlib.import_module(name).__file__)"
+    files = run_python("-c", program, cwd=tmp_path, path=unpacked).split("\n")[:-1]
+    assert [Path(file).relative_to(unpacked).as_posix() for file in files] == list(map(installed_path, SOURCES))
+
+
+def test_the_console_script_points_at_a_function(unpacked, tmp_path):
+    entry = (next(unpacked.glob("*.dist-info")) / "entry_points.txt").read_text()
+    module, function = re.search(r"^edm2 = ([\w.]+):(\w+)$", entry, re.MULTILINE).groups()
+    program = f"import {module}; print(callable({module}.{function}))"
+    assert run_python("-c", program, cwd=tmp_path, path=unpacked).strip() == "True"
+
+
+def test_importing_edm2_alone_is_light(tmp_path):
+    program = "import sys, edm2; print(sorted({'torch', 'numpy', 'scipy', 'diffusers', 'click'} & set(sys.modules)))"
+    assert run_python("-c", program, cwd=tmp_path, path=ROOT).strip() == "[]"
+
+
+def test_a_bare_checkout_works(checkout):
+    assert "Usage" in run_python("-m", "edm2", "--help", cwd=checkout)
+    program = "import edm2.networks, edm2.tools; print(edm2.networks.__file__, edm2.tools.__file__)"
+    assert all(Path(file).is_relative_to(checkout) for file in run_python("-c", program, cwd=checkout).split())
+
+
+def test_every_public_name_of_edm2_can_be_had():
+    for name in edm2.__all__:
+        assert getattr(edm2, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        edm2.no_such_name  # noqa: B018
+
+
+def test_wheel_and_package_agree_on_the_version(unpacked):
+    metadata = (next(unpacked.glob("*.dist-info")) / "METADATA").read_text()
+    assert f"\nVersion: {edm2.__version__}\n" in metadata
+
+
+def imports(source: Path) -> Iterator[str]:
+    """Absolute dotted names that a file imports anywhere, `from a import b` as a.b."""
+    for node in ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}:{node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def folder_of(name: str) -> str:
+    """Floor of an imported name of the project: edm2.networks.layers is in networks, edm2.sampling in edm2."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in FOLDERS else "edm2"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_dependencies_point_one_way(source):
+    allowed = ALLOWED[source.parts[0]] | EXTRA_ALLOWED.get(source, set())
+    project = {folder_of(name) for name in imports(source) if name.split(".")[0] == "edm2"}
+    assert project <= allowed
+
+
+@pytest.mark.parametrize("source", [*SOURCES, *python_files("tests")], ids=str)
+def test_folders_are_imported_as_parts_of_edm2(source):
+    """A bare `import networks` works in the root of a checkout and makes a second, different module."""
+    assert not {name.split(".")[0] for name in imports(source)} & set(FOLDERS)
+
+
+def test_every_imported_package_is_declared(unpacked):
+    """So that a clean environment with the `test` extra runs everything (clean-fid is declared as an extra)."""
+    metadata = (next(unpacked.glob("*.dist-info")) / "METADATA").read_text()
+    declared = {normalized(name) for name in re.findall(r"^Requires-Dist: ([\w.-]+)", metadata, re.MULTILINE)}
+    ours = {"edm2", *(path.stem for path in python_files("tests"))}
+    tops = {name.split(".")[0] for source in [*SOURCES, *python_files("tests")] for name in imports(source)}
+    homes = importlib.metadata.packages_distributions()
+    for top in tops - set(sys.stdlib_module_names) - ours:
+        assert {normalized(name) for name in homes.get(top, [top])} & declared, f"{top} is imported, not declared"
+
+
+def test_the_tools_of_make_test_are_in_the_test_extra(unpacked):
+    metadata = (next(unpacked.glob("*.dist-info")) / "METADATA").read_text()
+    extra = set(re.findall(r'^Requires-Dist: ([\w.-]+).*; extra == "test"$', metadata, re.MULTILINE))
+    assert {"pytest", "ruff", "build", "setuptools"} <= extra  # --no-isolation builds with what is installed
+
+
+def normalized(name: str) -> str:
+    """Name of a distribution without its separators: clean-fid and cleanfid compare equal."""
+    return re.sub(r"[-_.]", "", name).lower()

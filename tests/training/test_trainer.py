@@ -1,0 +1,336 @@
+"""The training step against the published trajectory, and what a run guarantees."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from golden_data import arrays, rms_rel, table
+
+from edm2.networks import NetworkConfig, build_network
+from edm2.post_hoc_ema import find_snapshots
+from edm2.training import ArrayDataset, CheckpointError, RunFolderError, Trainer, TrainingConfig, TrainingError
+from edm2.training.checkpoint import adam_state, find_checkpoints
+from edm2.training.initialization import load_snapshot_
+from edm2.training.randomness import PlaceRandom, Stream
+
+# ------------------------------------------------------------------------------------------ the published trajectory
+
+
+def golden_trainer(settings: dict, state0: dict, tmp_path) -> Trainer:
+    network = NetworkConfig(
+        settings["img_resolution"],
+        settings["img_channels"],
+        settings["label_dim"],
+        sigma_data=settings["sigma_data"],
+        **settings["netcfg"],
+    )
+    config = TrainingConfig(
+        data="given by the test",
+        out=str(tmp_path),
+        network=network,
+        duration=settings["batch"] * settings["iters"],
+        batch_size=settings["batch"],
+        micro_batch=settings["batch_gpu"],
+        ref_lr=settings["ref_lr"],
+        ref_batches=settings["ref_batches"],
+        rampup_images=settings["rampup_Mimg"] * 1e6,
+        betas=settings["adam"]["betas"],
+        P_mean=settings["P_mean"],
+        P_std=settings["P_std"],
+        sigma_rels=settings["stds"],
+    )
+    trainer = Trainer(config)
+    trainer.net.load_state_dict(state0)
+    return trainer
+
+
+def with_prefix(values: dict, prefix: str) -> dict:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("run", ["main", "accum2", "nonfinite"])
+def test_step_repeats_the_published_trajectory(golden, run, tmp_path):
+    values, settings = arrays(golden, f"train/{run}.safetensors"), table(golden, "train/train.json")[run]
+    if "step/images" not in values:
+        pytest.skip(f"the compact selection leaves out {run}")
+    state0 = with_prefix(arrays(golden, "train/main.safetensors"), "state0/")
+    trainer = golden_trainer(settings, state0, tmp_path)
+    poison = settings.get("poison")
+    for k in range(settings["iters"]):
+        images = values["step/images"][k].clone()
+        if poison and poison[0] == k:
+            images[0][tuple(poison[1])] = torch.inf
+        sigma = trainer.loss.sigma_from_normal(values["step/rnd_normal"][k]).flatten(1)
+        assert trainer.learning_rate() == pytest.approx(float(values["step/lr"][k]), rel=1e-6, abs=1e-12)
+        labels = values["step/labels"][k]
+        result = trainer.step(list(zip(images, labels, strict=True)), sigma, values["step/unit_noise"][k])
+        assert trainer.images_seen == int(values["step/cur_nimg_after"][k])
+        if poison and poison[0] == k:
+            assert result.nonfinite == 1
+            assert result.grad_norm == 0
+        else:
+            assert result.nonfinite == 0
+            assert float(result.loss) == pytest.approx(float(values["step/loss_per_image"][k]), rel=1e-5)
+            assert float(result.grad_norm) == pytest.approx(float(values["step/grad_norm"][k]), rel=1e-4)
+        check_weights(trainer.net.state_dict(), with_prefix(values, f"after_step_{k + 1}/"))
+    assert with_prefix(values, f"after_step_{settings['iters']}/")
+    for std in settings["stds"]:  # stored for some runs
+        check_weights(trainer.ema.average(std), with_prefix(values, f"ema_{std:.3f}/"))
+    moments = adam_state(trainer.net, trainer.optimizer)
+    for moment in ("exp_avg", "exp_avg_sq"):
+        for name, expected in with_prefix(values, f"adam_{moment}/").items():
+            assert rms_rel(moments[name][moment], expected) < 1e-4, name
+
+
+def check_weights(ours: dict, theirs: dict) -> None:
+    """Tolerances of the specification: absolute 2e-4, root-mean-square 1e-5 relative per tensor."""
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=0, atol=2e-4)
+        if expected.numel() > 1:
+            assert rms_rel(ours[name], expected) < 1e-5, name
+
+
+# ------------------------------------------------------------------------------------------------------ a small run
+
+
+def tiny_data(count: int = 40, classes: int = 3) -> ArrayDataset:
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 1, 8, 8), generator=g).to(torch.uint8)
+    return ArrayDataset(images, torch.arange(count) % classes)
+
+
+def tiny_config(out, **changes) -> TrainingConfig:
+    network = NetworkConfig(
+        8, 1, 3, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), channels_per_head=8,
+        logvar_channels=8, dropout=changes.pop("dropout", 0.0),
+    )  # fmt: skip
+    settings = {
+        "duration": 96, "batch_size": 8, "ref_batches": 4, "rampup_images": 16, "status_every": 16,
+        "snapshot_every": 24, "checkpoint_every": 40, "workers": 0, "random_block": 4, "label_dropout": 0.2,
+        "xflip": True,
+    }  # fmt: skip
+    return TrainingConfig(data="tiny", out=str(out), network=network, **settings | changes)
+
+
+def run(config: TrainingConfig, **options) -> Trainer:
+    trainer = Trainer(config, tiny_data(), **options)
+    trainer.run()
+    return trainer
+
+
+def final_state(trainer: Trainer) -> dict:
+    averages = {f"{s}/{k}": v for s in trainer.config.sigma_rels for k, v in trainer.ema.average(s).items()}
+    moments = {
+        f"{name}/{key}": value for name, state in trainer._state()["optimizer"].items() for key, value in state.items()
+    }
+    return {**trainer.net.state_dict(), **averages, **moments}
+
+
+def assert_same_bits(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def stats(folder) -> list[dict]:
+    """Records without what depends on the machine's speed."""
+    timed = {"seconds", "images_per_second", "peak_memory_gb"}
+    lines = (folder / "stats.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("stop_at", [40, 56])
+def test_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path, dropout, stop_at):
+    whole = run(tiny_config(tmp_path / "whole", dropout=dropout, holdout=5))
+
+    class Stopped(Trainer):
+        def step(self, *args):
+            result = super().step(*args)
+            self.stop_requested = self.images_seen >= stop_at
+            return result
+
+    first = Stopped(tiny_config(tmp_path / "parts", dropout=dropout, holdout=5), tiny_data())
+    first.run()
+    assert first.images_seen == stop_at
+    torch.manual_seed(123)  # whatever else happened in between
+    second = run(tiny_config(tmp_path / "parts", dropout=dropout, holdout=5))
+    assert_same_bits(final_state(whole), final_state(second))
+    assert stats(tmp_path / "whole") == stats(tmp_path / "parts")
+    for a, b in zip(find_snapshots(tmp_path / "whole"), find_snapshots(tmp_path / "parts"), strict=True):
+        assert a.path.name == b.path.name
+        assert all(torch.equal(a.read(name), b.read(name)) for name in a.names)
+
+
+def test_killed_run_resumes_from_its_last_checkpoint(tmp_path):
+    """Later records and snapshots are made again, not repeated."""
+    whole = run(tiny_config(tmp_path / "whole"))
+    run(tiny_config(tmp_path / "killed"))
+    for late in find_checkpoints(tmp_path / "killed" / "checkpoints")[1:]:
+        shutil.rmtree(late)
+    resumed = run(tiny_config(tmp_path / "killed"))
+    assert_same_bits(final_state(whole), final_state(resumed))
+    assert stats(tmp_path / "whole") == stats(tmp_path / "killed")
+
+
+def test_finished_run_is_left_alone(tmp_path):
+    run(tiny_config(tmp_path))
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "snapshots").iterdir()}
+    again = run(tiny_config(tmp_path))
+    assert again.images_seen == 96
+    assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "snapshots").iterdir()}
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path):
+    a = final_state(run(tiny_config(tmp_path / "a", duration=40)))
+    b = final_state(run(tiny_config(tmp_path / "b", duration=40, micro_batch=2)))
+    for name in a:
+        # Adam divides by the gradient's size: entries whose gradient is nearly zero may move by the learning rate.
+        assert a[name].numel() == 1 or rms_rel(b[name], a[name]) < 1e-3, name
+
+
+def test_workers_change_nothing(tmp_path):
+    a = run(tiny_config(tmp_path / "a", duration=24))
+    b = run(tiny_config(tmp_path / "b", duration=24, workers=2))
+    assert_same_bits(final_state(a), final_state(b))
+
+
+def test_run_folder_holds_what_was_promised(tmp_path):
+    drawn = []
+    config = tiny_config(tmp_path, sample_every=48)
+    run(config, on_sample=lambda net, codec, path: drawn.append((path.name, net.training)))
+    assert drawn == [("samples-000000000048.png", False), ("samples-000000000096.png", False)]
+    assert [s.path.name for s in find_snapshots(tmp_path)] == [
+        f"snapshot-{images:012d}-{s:.4f}.safetensors" for images in (24, 48, 72, 96) for s in (0.05, 0.10)
+    ]
+    assert [r["images_seen"] for r in stats(tmp_path)] == [16, 32, 48, 64, 80, 96]
+    assert [p.name for p in find_checkpoints(tmp_path / "checkpoints")] == ["000000000080", "000000000096"]
+    assert TrainingConfig.from_json(json.loads((tmp_path / "config.json").read_text())) == config
+    assert (tmp_path / "raw-weights.safetensors").is_file()
+
+
+def test_snapshots_hold_the_averages(tmp_path):
+    trainer = run(tiny_config(tmp_path, snapshot_precision="fp16"))
+    last = find_snapshots(tmp_path)[-1]
+    average = trainer.ema.average(0.10)
+    for name in last.names:
+        # Fourier frequencies are multiplied by large numbers: rounding them would change the network.
+        expected = average[name] if name in last.buffers else average[name].half()
+        assert torch.equal(last.read(name), expected)
+
+
+# ------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"ref_lr": 0.02}, "ref_lr"),
+        ({"batch_size": 4}, "batch_size"),
+        ({"seed": 1}, "seed"),
+        ({"dropout": 0.1}, "network.dropout"),
+    ],
+)
+def test_folder_of_another_run_is_refused_by_field(tmp_path, change, named):
+    run(tiny_config(tmp_path, duration=24))
+    with pytest.raises(RunFolderError, match=named):
+        run(tiny_config(tmp_path, duration=24, **change))
+
+
+def test_harmless_changes_are_accepted_on_resume(tmp_path):
+    run(tiny_config(tmp_path, duration=24))
+    trainer = run(tiny_config(tmp_path, duration=48, micro_batch=4, workers=1, status_every=8, snapshot_every=8))
+    assert trainer.images_seen == 48
+
+
+def test_foreign_files_are_not_touched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunFolderError, match="not empty"):
+        run(tiny_config(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    run(tiny_config(tmp_path))
+    checkpoint = find_checkpoints(tmp_path / "checkpoints")[-1]
+    data = checkpoint / "__0_0.distcp"
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=checkpoint.name):
+        run(tiny_config(tmp_path, duration=120))
+
+
+def test_persistent_nonfinite_gradients_stop_the_run(tmp_path):
+    class Poisoned(Trainer):
+        def step(self, microbatches):
+            return super().step([(images * torch.inf, labels) for images, labels in microbatches])
+
+    config = tiny_config(tmp_path, max_nonfinite_steps=3)
+    with pytest.raises(TrainingError, match=r"3 steps .* non-finite"):
+        Poisoned(config, tiny_data()).run()
+
+
+def test_single_nonfinite_step_does_not_stop_the_run(tmp_path):
+    class Hiccup(Trainer):
+        def step(self, microbatches):
+            if self.images_seen == 40:
+                microbatches = [(images * torch.inf, labels) for images, labels in microbatches]
+            return super().step(microbatches)
+
+    trainer = Hiccup(tiny_config(tmp_path, max_nonfinite_steps=2), tiny_data())
+    trainer.run()
+    assert trainer.images_seen == 96
+    assert all(p.isfinite().all() for p in trainer.net.parameters())
+    assert sum(r["nonfinite_steps"] for r in stats(tmp_path)) == 1
+
+
+# --------------------------------------------------------------------------------------------------- fine-tuning
+
+
+def test_init_takes_everything_but_a_label_embedding_of_another_size(tmp_path):
+    source = run(tiny_config(tmp_path / "a", duration=24))
+    snapshot = find_snapshots(tmp_path / "a")[-1].path
+    network = dataclasses.replace(source.config.network, label_dim=5)
+    net = build_network(network)
+    fresh = net.state_dict()["unet.emb_label.weight"].clone()
+    load_snapshot_(net, snapshot)
+    average = source.ema.average(0.10)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, fresh if name == "unet.emb_label.weight" else average[name])
+
+
+def test_init_starts_the_clock_at_zero(tmp_path):
+    run(tiny_config(tmp_path / "a", duration=24))
+    snapshot = find_snapshots(tmp_path / "a")[-1]
+    trainer = Trainer(tiny_config(tmp_path / "b", init=str(snapshot.path)), tiny_data())
+    assert trainer.images_seen == 0
+    assert torch.equal(trainer.net.state_dict()["unet.emb_label.weight"], snapshot.read("unet.emb_label.weight"))
+
+
+# ------------------------------------------------------------------------------------------------ random numbers
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 7), (5, 6), (3, 29), (8, 16)])
+def test_random_numbers_belong_to_their_place(start, stop):
+    random = PlaceRandom(seed=1, block_size=8, device=torch.device("cpu"))
+    whole = random.normal(Stream.NOISE, 0, 32, (2, 3))
+    assert torch.equal(random.normal(Stream.NOISE, start, stop, (2, 3)), whole[start:stop])
+
+
+def test_streams_seeds_and_blocks_are_independent():
+    draws = [
+        PlaceRandom(seed, 16, torch.device("cpu")).normal(stream, block * 16, block * 16 + 16)
+        for seed in (0, 1)
+        for stream in Stream
+        for block in (0, 1)
+    ]
+    correlation = torch.corrcoef(torch.stack(draws)).fill_diagonal_(0).abs().max()
+    assert correlation < 0.95  # 16 numbers each: equal ones would give exactly 1
+
+
+def test_noise_levels_follow_the_log_normal_of_equation_15(tmp_path):
+    trainer = Trainer(tiny_config(tmp_path))
+    log_sigma = trainer._draw_sigma(0, 20_000).log()
+    assert log_sigma.mean() == pytest.approx(-0.4, abs=4 / 20_000**0.5)  # four standard errors
+    assert log_sigma.std() == pytest.approx(1.0, abs=4 / 40_000**0.5)
