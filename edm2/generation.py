@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def generate(
         seeds: One per image.
         classes: One class for all images, one per image, or None: drawn from the seed.
         guide: Denoiser to guide away from (see `edm2.guided`).
-        guidance: Guidance weight; 1 is none.
+        guidance: Guidance weight; 1 is none, any other needs a guide.
         interval: Noise levels (low, high] with guidance.
         batch_size: Images at a time.
         sampler: `sample_heun` or another function of its form.
@@ -76,8 +77,13 @@ def generate(
         sampler_options: Handed to the sampler, such as num_steps=32.
 
     Raises:
-        ValueError: a class outside the network's, or a wrong number of classes.
+        ValueError: a class outside the network's, a wrong number of classes, guidance without a guide, or
+            batch_size < 1; all when the first batch is asked for.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if guide is None and guidance != 1:
+        raise ValueError(f"guidance={guidance} needs a network to guide away from: give guide")
     seeds = list(seeds)
     device = next(net.buffers()).device if device is None else torch.device(device)
     chosen = _chosen_classes(classes, len(seeds), net.config.label_dim)
@@ -105,7 +111,7 @@ def _chosen_classes(classes: int | Sequence[int] | None, count: int, label_dim: 
     """One class per image, or None to draw them."""
     if classes is None:
         return None
-    chosen = [classes] * count if isinstance(classes, int) else [int(c) for c in classes]
+    chosen = [int(classes)] * count if isinstance(classes, Integral) else [int(c) for c in classes]
     if len(chosen) != count:
         raise ValueError(f"{len(chosen)} classes for {count} seeds: give one class, or one per seed")
     if label_dim == 0:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -11,7 +12,13 @@ from edm2.post_hoc_ema import atomic_output
 
 
 def save_png(pixels: Tensor, path: str | Path) -> None:
-    """Write one image, uint8 [C, H, W] with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA) channels."""
+    """Write one image, uint8 [C, H, W] with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA) channels.
+
+    Raises:
+        ValueError: another number of channels, or another dtype.
+    """
+    if pixels.dtype != torch.uint8 or len(pixels) not in (1, 2, 3, 4):
+        raise ValueError(f"{path}: a PNG takes uint8 and 1 to 4 channels, not {pixels.dtype} and {len(pixels)}")
     array = pixels.permute(1, 2, 0).cpu().numpy()
     image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -45,8 +52,8 @@ def image_grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: 
 
 def save_grid(pixels: Tensor, path: str | Path, columns: int | None = None) -> None:
     """Write a grid of images, uint8 [N, C, H, W]; small ones enlarged so that they can be seen."""
-    scale = max(1, 32 // max(pixels.shape[-2:]))
-    save_png(image_grid(pixels, columns, scale, gap=2 * scale if scale > 1 else 0), path)
+    scale = max(1, 64 // max(pixels.shape[-2:]))
+    save_png(image_grid(pixels, columns, scale, gap=scale if scale > 1 else 0), path)
 
 
 def as_features(pixels: Tensor, levels: int) -> np.ndarray:

@@ -33,10 +33,12 @@ class PixelJudge:
         dataset: Real images; at most `MAX_PIXELS` values each.
 
     Raises:
-        ValueError: the images are too large for pixels to be features.
+        ValueError: the images are too large for pixels to be features, or the data are not pixels.
     """
 
     def __init__(self, dataset: Dataset) -> None:
+        if dataset.kind != "pixels":
+            raise ValueError(f"{dataset.name}: holds {dataset.kind}, not pixels that samples could be compared with")
         if (size := int(np.prod(dataset.shape))) > MAX_PIXELS:
             raise ValueError(
                 f"{dataset.name}: {size} values per image are too many to compare pixel by pixel (at most {MAX_PIXELS})"

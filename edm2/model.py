@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from edm2.networks import NetworkConfig, Precond, build_network, is_folded
@@ -22,13 +23,14 @@ def resolve(name: str | Path) -> Path:
         FileNotFoundError: neither exists.
     """
     path = Path(name)
-    if path.exists():
+    if path.is_file():
         return path
     included = ASSETS / f"{name}.safetensors"
     if path.parent == Path(".") and included.is_file():
         return included
-    names = ", ".join(sorted(file.stem for file in ASSETS.glob("*.safetensors")))
-    raise FileNotFoundError(f"{name}: no such file, and not the name of an included network ({names})")
+    names = ", ".join(sorted(file.stem for file in ASSETS.glob("*.safetensors"))) or "there are none"
+    what = "a folder, not a file" if path.is_dir() else "no such file"
+    raise FileNotFoundError(f"{name}: {what}, and not the name of an included network ({names})")
 
 
 def read_metadata(name: str | Path) -> dict[str, Any]:
@@ -52,10 +54,11 @@ def load(name: str | Path, device: torch.device | str | None = None, dtype: torc
         SnapshotError: not a snapshot, damaged, or of an unknown kind of network.
     """
     path = resolve(name)
-    snapshot = SafetensorsSnapshot(path)
-    tensors = {name: snapshot.read(name).to(dtype or torch.float32) for name in snapshot.names}
+    metadata = read_snapshot_metadata(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key).to(dtype or torch.float32) for key in file.keys()}  # noqa: SIM118
     try:
-        net = network_from_state(snapshot.metadata, tensors)
+        net = network_from_state(metadata, tensors)
     except SnapshotError as error:
         raise SnapshotError(f"{path}: {error}") from None
     net.compute_dtype = dtype or torch.float32
@@ -71,8 +74,9 @@ def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> 
     try:
         with torch.device("meta"):
             net = build_network(NetworkConfig.from_json(metadata["network"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise SnapshotError(f"does not describe a network that this version can build ({error})") from None
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # whatever a stranger wrote
+        reason = str(error).partition("\n")[0]
+        raise SnapshotError(f"does not describe a network that this version can build ({reason})") from None
     try:
         net.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
@@ -87,8 +91,8 @@ def save(net: Precond, path: str | Path, metadata: dict[str, Any], dtype: torch.
     Args:
         net: Any network but a folded one.
         path: File to write.
-        metadata: What to say about it; `network` is filled in. For reconstruction it must name `images_seen` and
-            `sigma_rel`, for `generate` to make pictures `codec`.
+        metadata: What to say about it; `network` and `buffers` are filled in. For reconstruction it must name
+            `images_seen` and `sigma_rel`, for `edm2 generate` to make pictures `codec`.
         dtype: dtype to store in; None keeps the parameters'.
 
     Raises:
@@ -97,7 +101,7 @@ def save(net: Precond, path: str | Path, metadata: dict[str, Any], dtype: torch.
     if is_folded(net):
         raise ValueError(f"{path}: a folded network cannot be saved; save the network it was folded from")
     buffers = [name for name, _ in net.named_buffers()]
-    described = {"network": net.config.to_json(), "buffers": buffers, **metadata}
+    described = metadata | {"network": net.config.to_json(), "buffers": buffers}
     write_snapshot(path, net.state_dict(), described, dtype=dtype)
 
 

@@ -26,8 +26,10 @@ def plan_run(
         choices: Fields of `NetworkConfig` and `TrainingConfig` that override the preset.
 
     Raises:
-        ValueError: choices that do not fit together or do not fit the data.
+        ValueError: an unknown preset, or choices that do not fit together or do not fit the data.
     """
+    if preset_name not in PRESETS:
+        raise ValueError(f"preset {preset_name!r} is unknown; there are {', '.join(PRESETS)}")
     preset = PRESETS[preset_name]
     channels, height, width = dataset.shape
     if preset.shape not in (None, dataset.shape):
@@ -54,7 +56,7 @@ def describe_run(config: TrainingConfig, dataset: Dataset) -> list[tuple[str, st
     with torch.device("meta"):
         net = build_network(config.network)
     parameters = sum(p.numel() for p in net.parameters())
-    times = config.duration // config.snapshot_every + bool(config.duration % config.snapshot_every)
+    times = _snapshot_times(config)
     snapshots = times * len(config.sigma_rels)
     disk = snapshots * parameters * BYTES[config.snapshot_precision]
     disk += (config.keep_checkpoints + 1) * parameters * 4 * (3 + len(config.sigma_rels))
@@ -69,6 +71,14 @@ def describe_run(config: TrainingConfig, dataset: Dataset) -> list[tuple[str, st
         ("snapshots", f"{snapshots} ({times} times, EMA lengths {lengths}), {config.snapshot_precision}"),
         ("disk", f"about {_size(disk)} in {config.out}, with the last {config.keep_checkpoints} checkpoints"),
     ]
+
+
+def _snapshot_times(config: TrainingConfig) -> int:
+    """Snapshots come with the first step that reaches a multiple of `snapshot_every`, and with the last step."""
+    every = max(config.snapshot_every, config.batch_size)
+    due = config.duration // every
+    last_due = math.ceil(due * every / config.batch_size) * config.batch_size
+    return due + (last_due < config.duration)
 
 
 def _classes(config: TrainingConfig, dataset: Dataset) -> str:

@@ -59,6 +59,8 @@ PRESETS: dict[str, Preset] = {
             "snapshot_every": 6_400,
             "checkpoint_every": 32_000,
             "sample_every": 32_000,
+            "holdout": 97,
+            "holdout_every": 12_800,
             "workers": 0,
         },
     ),

@@ -27,7 +27,7 @@ def sigma_steps(
         [N + 1], computed in `dtype`; a single step goes from sigma_max straight to 0.
 
     Raises:
-        ValueError: fewer than one step, or levels that do not descend.
+        ValueError: fewer than one step, or levels that do not descend (in `dtype`).
     """
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1")
@@ -38,7 +38,13 @@ def sigma_steps(
     index = torch.arange(num_steps, dtype=dtype, device=device)
     start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     levels = (start + index / max(num_steps - 1, 1) * (end - start)) ** rho
-    return torch.cat([levels, levels.new_zeros(1)])
+    steps = torch.cat([levels, levels.new_zeros(1)])
+    if not (steps.diff() < 0).all():  # also where sigma_min is lost to rounding: a step at level 0 has no slope
+        raise ValueError(
+            f"{num_steps} noise levels from {sigma_max} to {sigma_min} with rho={rho} do not descend in {dtype}; "
+            "change rho, or take fewer steps or float64"
+        )
+    return steps
 
 
 @torch.no_grad()

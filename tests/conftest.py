@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib
+# At toy sizes a second thread brings little, and on a busy machine threads that wait for each other cost a multiple.
+# Commands started by tests inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))  # toy sizes: more threads cost more than they bring
+torch.set_num_threads(1)
 
 HERE = Path(__file__).resolve().parent
 COMPACT = HERE / "golden"

@@ -1,10 +1,14 @@
 """`edm2 generate`: samples of a network as PNG files or one grid."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edm2.tools.parsing import DEVICE, FILE, FOLDER, NUMBER, SEEDS
+
+if TYPE_CHECKING:
+    from edm2.networks import Precond
 
 EPILOG = """\b
 Examples:
@@ -17,6 +21,13 @@ Examples:
   # Your own network, sharpened by guidance with an earlier snapshot of it
   edm2 generate runs/mine/reconstructed/ema-0.1500.safetensors --guide early.safetensors --guidance 1.8 --out images/
 """
+
+
+def _same_images(net: "Precond", guide: "Precond") -> bool:
+    """Whether both draw images of one shape, and know the same number of classes or one of them none."""
+    a, b = net.config, guide.config
+    same_classes = a.label_dim == b.label_dim or 0 in (a.label_dim, b.label_dim)
+    return same_classes and (a.img_channels, a.size) == (b.img_channels, b.size)
 
 
 @click.command(epilog=EPILOG)
@@ -65,9 +76,11 @@ def generate(
     device = device or default_device()
     net = fold(load(network, device))
     guide_net = None if guide is None else fold(load(guide, device))
+    if guide_net is not None and not _same_images(net, guide_net):
+        raise ValueError(f"{guide} cannot guide {network}: it is for images or classes of another kind")
     codec = codec_from_json(read_metadata(network).get("codec", {"kind": "pixels"}))
     pixels = []
-    with tqdm(total=len(seeds), unit="img", leave=False) as bar:
+    with tqdm(total=len(seeds), unit="img", leave=False, disable=None) as bar:
         for batch in generate_batches(
             net,
             seeds,

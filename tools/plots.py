@@ -38,7 +38,7 @@ def plot_sweep(path: Path, sweep: Sweep) -> None:
     axes.axhline(sweep.floor, color=GRAY, linestyle=":", label=f"real images ({sweep.floor:.4f})")
     axes.set_xlabel("EMA length σ_rel (% of training)")
     axes.set_ylabel("Frechet distance")
-    axes.set_ylim(bottom=0)
+    axes.margins(y=0.15)
     axes.set_title("Quality against EMA length, chosen after training")
     axes.legend(frameon=False)
     _save(figure, path)

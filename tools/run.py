@@ -26,8 +26,8 @@ def default_device() -> str:
 
 
 def progress_bar(description: str) -> Callable[[Iterable], Iterable]:
-    """A tqdm bar that vanishes when it is done."""
-    return partial(tqdm, desc=description, leave=False)
+    """A tqdm bar that vanishes when it is done; none where nobody is at a terminal to see it."""
+    return partial(tqdm, desc=description, leave=False, disable=None)
 
 
 def run_training(config: TrainingConfig, dataset: Dataset) -> None:

@@ -40,7 +40,11 @@ def sweep(
     from edm2.tools.tables import print_sweep, write_sweep
     from edm2.training import open_dataset, read_run_config
 
-    dataset = open_dataset(data or read_run_config(run).data)
+    config = read_run_config(run)
+    dataset = open_dataset(data or config.data)
+    drawn = (config.network.img_channels, *config.network.size)
+    if dataset.shape != drawn:
+        raise ValueError(f"{data}: images are {dataset.shape}, but {run} draws {drawn} (channels, height, width)")
     progress = progress_bar("scoring EMA lengths")
     result = sweep_run(run, sigma_rels, dataset, at=at, count=count, num_steps=num_steps, progress=progress)
     out = out or run

@@ -1,19 +1,22 @@
-"""Training (Karras et al. 2024, arXiv 2312.02696v2). A datum's way through these files, in order:
+"""Training (Karras et al. 2024, arXiv 2312.02696v2).
 
-archive.py, data.py   images and labels by index, from a ZIP, a folder or memory
-order.py, loader.py   which image stands at which place of the run; batches read ahead
-codec.py              stored pixels <-> what the network sees
-randomness.py         noise, noise level, label dropout and mirroring, by place
-weighting.py          how the squared error counts at each noise level (Eq. 21)
-objective.py          the loss (Eqs. 14-15)
-schedule.py           the learning rate (Eq. 67), and when things are due
-trainer.py            the loop: one step, and what happens between steps
-totals.py             what is added up between two reports
+The files in the order of a datum's way through them:
+
+    archive.py, data.py   images and labels by index, from a ZIP, a folder or memory
+    order.py, loader.py   which image stands at which place of the run; batches read ahead
+    codec.py              stored pixels <-> what the network sees
+    randomness.py         noise, noise level, label dropout and mirroring, by place
+    feed.py               all of the above: what the network sees, step by step
+    weighting.py          how the squared error counts at each noise level (Eq. 21)
+    objective.py          the loss (Eqs. 14-15)
+    schedule.py           the learning rate (Eq. 67), and when things are due
+    trainer.py            the loop: one step, and what happens between steps
+    totals.py             what is added up between two reports
     holdout.py            the loss per noise level on images not trained on
-monitor.py            status line, stats.jsonl, TensorBoard
-checkpoint.py         complete state, to resume from
-run_folder.py         where a run keeps its files
-config.py             the description of a run
+    monitor.py            status line, stats.jsonl, TensorBoard
+    checkpoint.py         complete state, to resume from
+    run_folder.py         where a run keeps its files
+    config.py             the description of a run
 """
 
 from edm2.training.checkpoint import CheckpointError

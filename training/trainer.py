@@ -1,28 +1,27 @@
 """The training loop (arXiv 2312.02696v2, Algorithm 1 with Eqs. 15, 21, 67 and 127). The clock is images seen."""
 
 import copy
-import os
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edm2 import __version__
 from edm2.networks import Precond, force_weight_normalization_
 from edm2.post_hoc_ema import PowerFunctionEMA, snapshot_name, write_snapshot
 from edm2.training.checkpoint import adam_state, find_checkpoints, load_checkpoint, save_checkpoint
-from edm2.training.codec import Codec, PixelCodec
+from edm2.training.codec import Codec
 from edm2.training.config import TrainingConfig
-from edm2.training.data import Dataset, open_dataset, pixel_statistics, split_holdout
+from edm2.training.data import Dataset, open_dataset
+from edm2.training.feed import Feed
 from edm2.training.holdout import measure_loss
 from edm2.training.initialization import fresh_network, load_snapshot_
-from edm2.training.loader import data_loader
 from edm2.training.monitor import Monitor, Record
 from edm2.training.objective import EDM2Loss
-from edm2.training.order import PlaceBatches, ShuffledOrder
 from edm2.training.randomness import PlaceRandom, Stream
 from edm2.training.run_folder import RunFolder
 from edm2.training.schedule import inverse_sqrt_lr, is_due
@@ -143,13 +142,13 @@ class Trainer:
         Raises:
             DatasetError, RunFolderError, CheckpointError, TrainingError: each in one line, with the remedy.
         """
-        self._open_data()
+        self._open_feed()
         self.folder.claim(self.config)
         self._resume()
         self.monitor = Monitor(self.folder.path, self.config.duration, self.images_seen)
         self._start_clock()
         try:
-            batches = self._batches()
+            batches = self.feed.steps(self.images_seen)
             while self.images_seen < self.config.duration and not self.stop_requested:
                 before = self.images_seen
                 self.totals.add(self.step(next(batches)))
@@ -161,65 +160,15 @@ class Trainer:
         finally:
             self.monitor.status.close()
 
-    def _open_data(self) -> None:
-        """Open the dataset, set images aside, and choose the codec."""
-        config = self.config
-        dataset = open_dataset(config.data) if self.dataset is None else self.dataset
-        self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
-        if dataset.kind != "pixels":
-            raise TrainingError(f"{config.data}: holds {dataset.kind}, and this version trains on pixels only")
-        self.codec = self._choose_codec()
-        seen = (self.codec.network_channels(dataset.shape[0]), *dataset.shape[1:])
-        expected = (config.network.img_channels, *config.network.size)
-        if seen != expected:
-            raise TrainingError(f"{config.data}: images are {_by(seen)}, but the network is for {_by(expected)}")
-        self.class_names = list(dataset.class_names)
-        self.data_name = dataset.name
-
-    def _choose_codec(self) -> Codec:
-        """Pixels to mean 0 and standard deviation sigma_data, or onto [-1, 1]."""
-        levels = self.train_set.levels
-        if self.config.standardize:
-            statistics = pixel_statistics(self.train_set)
-            return PixelCodec.standardized(*statistics, levels, self.config.network.sigma_data)
-        half = (levels - 1) / 2
-        return PixelCodec((half,), (half,), levels)
-
-    def _batches(self) -> Iterator[list[tuple[Tensor, Tensor | None]]]:
-        """The micro-batches of each step, as the network sees them."""
-        config = self.config
-        order = ShuffledOrder(len(self.train_set), config.seed)
-        places = PlaceBatches(order, self.images_seen, config.batch_size, micro_batch=config.images_per_forward)
-        loader = data_loader(self.train_set, places, config.workers, pin_memory=self.device.type == "cuda")
-        rounds = config.batch_size // config.images_per_forward
-        place = self.images_seen
-        while True:
-            microbatches = []
-            for _ in range(rounds):
-                microbatches.append(self._prepare(*next(loader), place))
-                place += config.images_per_forward
-            yield microbatches
-
-    def _prepare(self, data: Tensor, labels: Tensor, place: int) -> tuple[Tensor, Tensor | None]:
-        """Stored images and labels -> what the network sees at these places of the run."""
-        config = self.config
-        stop = place + len(data)
-        images = self.codec.encode(data.to(self.device, non_blocking=True))
-        if config.xflip:
-            flip = self.random.uniform(Stream.XFLIP, place, stop) < 0.5
-            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        if config.network.label_dim == 0:
-            return images, None
-        labels = labels.to(self.device, non_blocking=True)
-        if config.label_dropout:
-            drop = self.random.uniform(Stream.LABEL_DROPOUT, place, stop) < config.label_dropout
-            labels = torch.where(drop, -1, labels)
-        return images, labels
+    def _open_feed(self) -> None:
+        dataset = open_dataset(self.config.data) if self.dataset is None else self.dataset
+        self.feed = Feed(self.config, dataset, self.random)
 
     def _give_up_if_nonfinite(self) -> None:
-        limit = self.config.max_nonfinite_steps
-        step = self.images_seen // self.config.batch_size
-        if step % limit == 0 and int(self.totals.nonfinite_in_a_row) >= limit:  # asks the device only now and then
+        steps = self.images_seen // self.config.batch_size
+        last = self.images_seen >= self.config.duration
+        limit = min(self.config.max_nonfinite_steps, steps) if last else self.config.max_nonfinite_steps
+        if steps % limit == 0 and int(self.totals.nonfinite_in_a_row) >= limit:  # asks the device only now and then
             checkpoints = find_checkpoints(self.folder.checkpoints)
             remedy = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
             raise TrainingError(
@@ -234,8 +183,9 @@ class Trainer:
         def due(interval: int | None) -> bool:
             return interval is not None and (done or is_due(interval, before, now))
 
-        if due(config.status_every):
-            self.report(measure=self.holdout_set is not None and due(config.holdout_every or config.snapshot_every))
+        measure = self.feed.holdout_set is not None and due(config.holdout_every or config.snapshot_every)
+        if measure or due(config.status_every):
+            self.report(measure)
         if due(config.snapshot_every):
             self.save_snapshots()
         if due(config.sample_every) and self.on_sample is not None:
@@ -266,19 +216,13 @@ class Trainer:
         self._start_clock()
 
     def _measured_losses(self) -> dict[str, Any]:
-        net = self.averaged(self.config.sigma_rels[0])
-        train_part = min(len(self.holdout_set), len(self.train_set))
-        measured = {}
-        for name, dataset, count in (
-            ("holdout", self.holdout_set, len(self.holdout_set)),
-            ("train", self.train_set, train_part),
-        ):
-            indices = range(count)
-            images = self.codec.encode(dataset.images(indices).to(self.device))
-            labels = dataset.labels(indices).to(self.device) if self.config.network.label_dim else None
-            levels = measure_loss(
-                net, images, labels, self.config.P_mean, self.config.P_std, self.config.images_per_forward
-            )
+        c, feed = self.config, self.feed
+        net = self.averaged(c.sigma_rels[0])
+        count = min(len(feed.holdout_set), len(feed.train_set))
+        measured: dict[str, Any] = {}
+        for name, dataset in (("holdout", feed.holdout_set), ("train", feed.train_set)):
+            images, labels = feed.first_images(dataset, count)
+            levels = measure_loss(net, images, labels, c.P_mean, c.P_std, c.images_per_forward)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
         return measured
 
@@ -298,13 +242,17 @@ class Trainer:
         config = self.config.to_json()
         return {
             "network": config.pop("network"),
-            "codec": self.codec.to_json(),
+            "codec": self.feed.codec.to_json(),
             "images_seen": self.images_seen,
             "preset": config["preset"],
-            "data": {"name": self.data_name, "num_images": len(self.train_set), "class_names": self.class_names},
+            "data": {
+                "name": self.feed.dataset.name,
+                "num_images": len(self.feed.train_set),
+                "class_names": list(self.feed.dataset.class_names),
+            },
             "training": config,
             "buffers": [name for name, _ in self.net.named_buffers()],
-            "edm2_version": version("edm2"),
+            "edm2_version": __version__,
         }
 
     def save_snapshots(self) -> None:
@@ -327,7 +275,7 @@ class Trainer:
         """A grid of samples of the average with the longest profile."""
         self.folder.samples.mkdir(exist_ok=True)
         path = self.folder.samples / f"samples-{self.images_seen:012d}.png"
-        self.on_sample(self.averaged(max(self.config.sigma_rels)), self.codec, path)
+        self.on_sample(self.averaged(max(self.config.sigma_rels)), self.feed.codec, path)
 
     def _state(self) -> dict[str, Any]:
         """Every tensor that a resumed run needs; loading fills them in place."""
@@ -361,15 +309,12 @@ def zero_nonfinite_gradients_(net: torch.nn.Module) -> Tensor:
     return nonfinite.long()
 
 
-def _by(shape: tuple[int, ...]) -> str:
-    channels, height, width = shape
-    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
-
-
 def _peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU where there is one, else resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if os.uname().sysname == "Linux" else 1)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

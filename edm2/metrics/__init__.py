@@ -1,8 +1,4 @@
-"""How good samples are.
-
-frechet.py       Frechet distance between two sets of features
-classifier.py    whether samples show the class they were asked for
-"""
+"""How good samples are: `frechet.py` compares two sets of features, `classifier.py` asks for the right class."""
 
 from edm2.metrics.classifier import ClassAccuracy
 from edm2.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance

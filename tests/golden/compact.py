@@ -44,6 +44,8 @@ COPIED = (  # small enough to be kept whole
     "train/nonfinite.safetensors",
     "sampler/sampler.json",
     "phema/*",
+    "metrics/metrics.json",
+    "metrics/metrics.safetensors",
     "dataset/dataset.json",
     "dataset/dhariwal.zip",
     "dataset/flat.zip",

@@ -1,0 +1,91 @@
+"""From a dataset to what the network sees: codec, mirroring and label dropout, in the order of places."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from edm2.training.codec import Codec, PixelCodec
+from edm2.training.config import TrainingConfig
+from edm2.training.data import Dataset, DatasetError, pixel_statistics, split_holdout
+from edm2.training.loader import data_loader
+from edm2.training.order import PlaceBatches, ShuffledOrder
+from edm2.training.randomness import PlaceRandom, Stream
+
+Microbatch = tuple[Tensor, "Tensor | None"]
+"""Images as the network sees them, [N, C, H, W] float32, and their classes, int64 [N] (-1: none)."""
+
+
+class Feed:
+    """Feeds a run.
+
+    Args:
+        config: The run.
+        dataset: Its images; some are set aside if `config.holdout` says so.
+        random: Random numbers by place, on the device where the images shall be.
+
+    Attributes:
+        dataset: All images.
+        train_set: Those to train on.
+        holdout_set: Those set aside, or None.
+        codec: Stored pixels <-> what the network sees.
+
+    Raises:
+        DatasetError: the images do not fit the network.
+    """
+
+    def __init__(self, config: TrainingConfig, dataset: Dataset, random: PlaceRandom) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.random = random
+        self.device = random.generator.device
+        if dataset.kind != "pixels":
+            raise DatasetError(f"{config.data}: holds {dataset.kind}, and this version trains on pixels only")
+        expected = (config.network.img_channels, *config.network.size)
+        if dataset.shape != expected:
+            raise DatasetError(f"{config.data}: images are {dataset.shape}, but the network is for {expected}")
+        self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
+        self.codec = self._choose_codec()
+
+    def _choose_codec(self) -> Codec:
+        """Pixels to mean 0 and standard deviation sigma_data, or onto [-1, 1]."""
+        levels = self.dataset.levels
+        if self.config.standardize:
+            statistics = pixel_statistics(self.train_set)
+            return PixelCodec.standardized(*statistics, levels, self.config.network.sigma_data)
+        half = (levels - 1) / 2
+        return PixelCodec((half,), (half,), levels)
+
+    def steps(self, start: int) -> Iterator[list[Microbatch]]:
+        """The micro-batches of each step, without end, from the place `start` on."""
+        config = self.config
+        order = ShuffledOrder(len(self.train_set), config.seed)
+        places = PlaceBatches(order, start, config.batch_size, micro_batch=config.images_per_forward)
+        loader = data_loader(self.train_set, places, config.workers, pin_memory=self.device.type == "cuda")
+        place = start
+        while True:
+            step = []
+            for _ in range(config.batch_size // config.images_per_forward):
+                step.append(self._augment(*self._encode(*next(loader)), place))
+                place += config.images_per_forward
+            yield step
+
+    def first_images(self, dataset: Dataset, count: int) -> Microbatch:
+        """The first images of a dataset, without augmentation."""
+        return self._encode(dataset.images(range(count)), dataset.labels(range(count)))
+
+    def _encode(self, images: Tensor, labels: Tensor) -> Microbatch:
+        """Onto the device, and through the codec."""
+        images = self.codec.encode(images.to(self.device, non_blocking=True))
+        return images, labels.to(self.device, non_blocking=True) if self.config.network.label_dim else None
+
+    def _augment(self, images: Tensor, labels: Tensor | None, place: int) -> Microbatch:
+        """Mirror images and drop labels, as these places of the run have it."""
+        stop = place + len(images)
+        if self.config.xflip:
+            flip = self.random.uniform(Stream.XFLIP, place, stop) < 0.5
+            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        if self.config.label_dropout and labels is not None:
+            drop = self.random.uniform(Stream.LABEL_DROPOUT, place, stop) < self.config.label_dropout
+            labels = torch.where(drop, -1, labels)
+        return images, labels
