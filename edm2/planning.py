@@ -32,6 +32,8 @@ def plan_run(
         raise ValueError(f"preset {preset_name!r} is unknown; there are {', '.join(PRESETS)}")
     preset = PRESETS[preset_name]
     channels, height, width = dataset.shape
+    if dataset.kind != "pixels":
+        raise ValueError(f"{data} holds {dataset.kind}, and this version trains on pixels only")
     if preset.shape not in (None, dataset.shape):
         raise ValueError(
             f"preset {preset_name} is for images of (channels, height, width) = {preset.shape}, "
@@ -47,8 +49,12 @@ def plan_run(
         label_dim=label_dim,
         **preset.network | {name: value for name, value in choices.items() if name in network_fields},
     )
-    training = preset.training | {name: value for name, value in choices.items() if name not in network_fields}
-    return TrainingConfig(data=data, out=out, network=network, preset=preset_name, **training)
+    few = {"holdout": min(preset.training.get("holdout", 0), len(dataset) // 10)}  # of a small dataset, not too many
+    training = preset.training | few | {name: value for name, value in choices.items() if name not in network_fields}
+    config = TrainingConfig(data=data, out=out, network=network, preset=preset_name, **training)
+    if config.holdout >= len(dataset):
+        raise ValueError(f"holdout={config.holdout} leaves none of the {len(dataset)} images of {data} to train on")
+    return config
 
 
 def describe_run(config: TrainingConfig, dataset: Dataset) -> list[tuple[str, str]]:
@@ -63,7 +69,7 @@ def describe_run(config: TrainingConfig, dataset: Dataset) -> list[tuple[str, st
     height, width = config.network.size
     lengths = " and ".join(f"{s:g}" for s in config.sigma_rels)
     return [
-        ("data", f"{config.data}: {len(dataset):,} images, {_classes(config, dataset)}"),
+        ("data", f"{config.data}: {len(dataset):,} images{_held_out(config)}, {_classes(config, dataset)}"),
         ("network", f"config {config.network.config}, {parameters:,} parameters, {height}x{width}"),
         ("training", f"{config.duration:,} images in steps of {config.batch_size}"),
         ("device", f"{config.device}, {config.precision}, {config.images_per_forward} images per forward pass"),
@@ -79,6 +85,10 @@ def _snapshot_times(config: TrainingConfig) -> int:
     due = config.duration // every
     last_due = math.ceil(due * every / config.batch_size) * config.batch_size
     return due + (last_due < config.duration)
+
+
+def _held_out(config: TrainingConfig) -> str:
+    return f", {config.holdout:,} of them held out" if config.holdout else ""
 
 
 def _classes(config: TrainingConfig, dataset: Dataset) -> str:

@@ -60,7 +60,10 @@ def sweep_run(
         progress: Wraps the iterable of lengths, such as `tqdm`.
     """
     snapshots = find_snapshots(run)
-    states = reconstruct(snapshots, sigma_rels, at)
+    try:
+        states = reconstruct(snapshots, sigma_rels, at)
+    except ValueError as error:
+        raise ValueError(f"{run}: {error}") from None
     judge = PixelJudge(dataset)
     metadata = snapshots[-1].metadata
     codec = codec_from_json(metadata["codec"])

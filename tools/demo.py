@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edm2.tools.parsing import FOLDER
+from edm2.tools.parsing import FOLDER, SEED
 
 SIGMA_RELS = "0.02,0.04,...,0.24"
 SAMPLES = 500
@@ -18,7 +18,7 @@ Example:
 
 @click.command(epilog=EPILOG)
 @click.option("--out", type=FOLDER, default="demo", show_default=True, help="Folder to write.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the run.")
 def demo(out: Path, seed: int) -> None:
     """Train on handwritten digits, choose the EMA length, draw samples.
 

@@ -24,6 +24,14 @@ def describe_snapshot(name: str) -> Lines:
     ]
     if "reconstructed_from" in metadata:
         lines.append(("made from", f"{len(metadata['reconstructed_from'])} snapshots"))
+    if training := metadata.get("training"):
+        lines.append(
+            (
+                "training",
+                f"steps of {training['batch_size']} images, learning rate {training['ref_lr']:g}, "
+                f"ln sigma ~ N({training['P_mean']:g}, {training['P_std']:g}²), seed {training['seed']}",
+            )
+        )
     lines += [(name, _compact(metadata[name])) for name in ("preset", "data", "network", "codec") if name in metadata]
     return lines
 

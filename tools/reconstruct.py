@@ -41,7 +41,10 @@ def reconstruct(run: Path, sigma_rels: list[float], at: int | None, out: Path | 
     from edm2.post_hoc_ema import reconstruct as reconstruct_states
 
     snapshots = find_snapshots(run)
-    states = reconstruct_states(snapshots, sigma_rels, at)
+    try:
+        states = reconstruct_states(snapshots, sigma_rels, at)
+    except ValueError as error:
+        raise ValueError(f"{run}: {error}") from None
     at = at or snapshots[-1].images_seen
     used = [s for s in snapshots if 0 < s.images_seen <= at]
     forecast = reconstruction_error([s.images_seen for s in used], [s.sigma_rel for s in used], at, sigma_rels)

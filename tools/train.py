@@ -3,7 +3,7 @@
 import click
 
 from edm2.presets import PRESETS
-from edm2.tools.parsing import DEVICE, IMAGES, NUMBER, SIGMA_RELS
+from edm2.tools.parsing import DEVICE, IMAGES, NUMBER, SEED, SIGMA_RELS
 
 EPILOG = """\b
 Examples:
@@ -62,7 +62,7 @@ def _choice(name: str, field: str, help: str, type=NUMBER, **options):
 @_choice("--workers", "workers", "Processes that read data; 0: none beside the training process.", int)
 @_choice("--device", "device", "cpu, cuda or mps; default: the fastest here.", DEVICE)
 @_choice("--compile/--no-compile", "compile", "Compile the network: faster, after a minute or more.", None)
-@_choice("--seed", "seed", "Seed of everything random.", click.IntRange(0))
+@_choice("--seed", "seed", "Seed of everything random.", SEED)
 @click.option("-n", "--dry-run", is_flag=True, help="Describe the run and stop.")
 def train(data: str, out: str, preset: str | None, conditional: bool | None, dry_run: bool, **choices: object) -> None:
     """Train a network on your images.

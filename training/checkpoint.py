@@ -95,6 +95,7 @@ def load_checkpoint(path: Path, tensors: Tensors) -> dict[str, Any]:
     """
     try:
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        int(state["images_seen"])  # what the trainer relies on
         with _one_process():
             dcp.load(tensors, storage_reader=SafeFileSystemReader(path), no_dist=True)
     except (Exception, CheckpointException) as error:  # the latter is no Exception

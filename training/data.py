@@ -150,7 +150,7 @@ class ArchiveDataset(Dataset):
         if array.shape != self.shape or array.dtype != self._dtype:
             raise DatasetError(
                 f"{self._files.path}/{name}: {_describe(array.shape, array.dtype)}, but the first image "
-                f"{self._names[0]} has {_describe(self.shape, self._dtype)}; make them alike with `edm2 dataset`"
+                f"{self._names[0]} has {_describe(self.shape, self._dtype)}; resize them alike"
             )
         return array
 

@@ -82,14 +82,22 @@ class StatsFile:
 
 
 def read_stats(path: Path) -> list[Record]:
-    """Records of a stats.jsonl; an unfinished last line, left by a killed run, is ignored."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    """Records of a stats.jsonl; an unfinished last line, left by a killed run, is ignored.
+
+    Raises:
+        ValueError: another line is damaged.
+    """
+    *lines, _ = path.read_bytes().split(b"\n")  # a line is finished when its end is there
+    return [_parse_record(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _parse_record(path: Path, number: int, line: bytes) -> Record:
+    try:
+        record = json.loads(line)
+        int(record["images_seen"])  # what every reader relies on
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: line {number} is damaged; mend it or remove it") from None
+    return record
 
 
 class TensorBoard:

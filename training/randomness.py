@@ -19,6 +19,7 @@ class Stream(IntEnum):
     NOISE = 1
     LABEL_DROPOUT = 2
     XFLIP = 3
+    DROPOUT = 4
 
 
 class PlaceRandom:
@@ -43,12 +44,16 @@ class PlaceRandom:
         """Uniform numbers in [0, 1) for places start <= p < stop: float32 [stop - start]."""
         return self._draw(torch.rand, stream, start, stop, ())
 
+    def derived_seed(self, stream: Stream, index: int) -> int:
+        """A seed below 2⁶³ for one purpose and one number."""
+        state = np.random.SeedSequence(self.seed, spawn_key=(int(stream), index)).generate_state(1, np.uint64)
+        return int(state[0] >> np.uint64(1))
+
     def _draw(self, sampler, stream: Stream, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
         size = self.block_size
         parts = []
         for block in range(start // size, -(-stop // size)):
-            state = np.random.SeedSequence(self.seed, spawn_key=(int(stream), block)).generate_state(2, np.uint32)
-            self.generator.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+            self.generator.manual_seed(self.derived_seed(stream, block))
             values = sampler((size, *shape), generator=self.generator, device=self.generator.device)
             parts.append(values[max(start - block * size, 0) : stop - block * size])
         return torch.cat(parts)

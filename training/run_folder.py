@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from edm2.post_hoc_ema import atomic_output
+from edm2.training.checkpoint import find_checkpoints
 from edm2.training.config import TrainingConfig
 
 
@@ -39,6 +40,7 @@ class RunFolder:
                     f"{self.path}: belongs to another run ({', '.join(changed)} differ from its config.json); "
                     "choose another --out, or repeat that run's settings to resume it"
                 )
+            self._refuse_to_go_back(config)
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise RunFolderError(f"{self.path}: is not empty and holds no run; choose another --out")
         elif self.path.exists() and not self.path.is_dir():
@@ -46,6 +48,14 @@ class RunFolder:
         self.snapshots.mkdir(parents=True, exist_ok=True)
         with atomic_output(self.config) as temporary:
             Path(temporary).write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+
+    def _refuse_to_go_back(self, config: TrainingConfig) -> None:
+        checkpoints = find_checkpoints(self.checkpoints)
+        if checkpoints and (seen := int(checkpoints[-1].name)) > config.duration:
+            raise RunFolderError(
+                f"{self.path}: has seen {seen} images already, more than the duration {config.duration}; "
+                "choose a longer one, or reconstruct at an earlier time"
+            )
 
 
 def read_run_config(folder: str | Path) -> TrainingConfig:

@@ -64,7 +64,7 @@ class Trainer:
         self.stop_requested = False
 
         self.net = fresh_network(config.network, config.seed)
-        if config.init is not None:
+        if config.init is not None and not find_checkpoints(self.folder.checkpoints):
             load_snapshot_(self.net, config.init)
         self.net.to(self.device).train()
         self.net.compute_dtype = DTYPES[config.precision]
@@ -109,8 +109,7 @@ class Trainer:
             loss_sum += loss.detach()
             place += len(images)
 
-        nonfinite = zero_nonfinite_gradients_(self.net)
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        grad_norm, nonfinite = clean_gradients_(self.net)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.step()
@@ -132,7 +131,7 @@ class Trainer:
     def _seed_dropout(self, place: int) -> None:
         """Dropout draws from the global generator; seeded by place, a resumed run draws what it would have drawn."""
         if self.config.network.dropout:
-            torch.manual_seed(self.config.seed << 48 | place)
+            torch.manual_seed(self.random.derived_seed(Stream.DROPOUT, place))
 
     # ------------------------------------------------------------------------------------------------- the run
 
@@ -168,7 +167,9 @@ class Trainer:
         steps = self.images_seen // self.config.batch_size
         last = self.images_seen >= self.config.duration
         limit = min(self.config.max_nonfinite_steps, steps) if last else self.config.max_nonfinite_steps
-        if steps % limit == 0 and int(self.totals.nonfinite_in_a_row) >= limit:  # asks the device only now and then
+        if (last or steps % limit == 0) and int(
+            self.totals.nonfinite_in_a_row
+        ) >= limit:  # asks the device only now and then
             checkpoints = find_checkpoints(self.folder.checkpoints)
             remedy = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
             raise TrainingError(
@@ -300,13 +301,20 @@ class Trainer:
         self.ema.load_state_dict({"images_seen": self.images_seen, **tensors["ema"]})
 
 
-def zero_nonfinite_gradients_(net: torch.nn.Module) -> Tensor:
-    """Replace NaN and infinite gradients by zero (Appendix D.2); return whether there were any, int64 on the device."""
+def clean_gradients_(net: torch.nn.Module) -> tuple[Tensor, Tensor]:
+    """Replace NaN and infinite gradients by zero (Appendix D.2).
+
+    Returns:
+        (L2 norm of all gradients afterwards, whether any were replaced: 1 or 0, int64), both on the device.
+    """
     grads = [p.grad for p in net.parameters() if p.grad is not None]
-    nonfinite = ~torch.stack(torch._foreach_norm(grads)).isfinite().all()
+    norm = torch.nn.utils.get_total_norm(grads)
+    nonfinite = ~norm.isfinite()
+    if norm.device.type == "cpu" and not nonfinite:  # on other devices asking would cost more than doing
+        return norm, nonfinite.long()
     for grad in grads:
         torch.nan_to_num(grad, nan=0, posinf=0, neginf=0, out=grad)
-    return nonfinite.long()
+    return torch.nn.utils.get_total_norm(grads), nonfinite.long()
 
 
 def _peak_memory(device: torch.device) -> int:

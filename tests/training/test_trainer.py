@@ -271,6 +271,34 @@ def test_persistent_nonfinite_gradients_stop_the_run(tmp_path):
         Poisoned(config, tiny_data()).run()
 
 
+def test_short_run_of_nonfinite_gradients_does_not_end_well(tmp_path):
+    """Fewer steps than the limit, all of them bad: the run must not say that it is done."""
+
+    class Poisoned(Trainer):
+        def step(self, microbatches):
+            return super().step([(images * torch.inf, labels) for images, labels in microbatches])
+
+    with pytest.raises(TrainingError, match="non-finite"):
+        Poisoned(tiny_config(tmp_path), tiny_data()).run()
+
+
+def test_shorter_duration_than_already_seen_is_refused(tmp_path):
+    run(tiny_config(tmp_path))
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(RunFolderError, match="96 images already"):
+        run(tiny_config(tmp_path, duration=48))
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_any_seed_works_with_dropout(tmp_path):
+    assert run(tiny_config(tmp_path, duration=16, seed=2**32 - 1, dropout=0.1)).images_seen == 16
+
+
+def test_heldout_loss_is_measured_when_due_whatever_the_status_interval(tmp_path):
+    run(tiny_config(tmp_path, holdout=5, holdout_every=40, status_every=16))
+    assert [r["images_seen"] for r in stats(tmp_path) if "holdout_loss" in r] == [40, 80, 96]
+
+
 def test_single_nonfinite_step_does_not_stop_the_run(tmp_path):
     class Hiccup(Trainer):
         def step(self, microbatches):

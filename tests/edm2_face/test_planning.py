@@ -1,0 +1,116 @@
+"""A plan is the preset, the data and the user's choices; what does not fit together is refused in one line."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from edm2.networks import build_network
+from edm2.planning import describe_run, plan_run
+from edm2.training import ArrayDataset, Dataset, RunFolder, Trainer, open_dataset
+
+
+def images(channels: int = 1, height: int = 8, width: int = 8, classes: int = 0, count: int = 40) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, channels, height, width), generator=generator).to(torch.uint8)
+    labels = torch.arange(count) % classes if classes else None
+    return ArrayDataset(pixels, labels)
+
+
+def plan(dataset: Dataset, preset: str = "digits8", conditional: bool | None = None, out: str = "run", **choices: Any):
+    return plan_run(dataset, "data.zip", out, preset, conditional, choices)
+
+
+def test_the_data_decide_size_and_classes():
+    config = plan(images(3, 16, 16, classes=4))
+    assert (config.network.img_resolution, config.network.img_channels, config.network.label_dim) == (16, 3, 4)
+    assert plan(images(1, 8, 16)).network.img_resolution == (8, 16)
+    assert plan(images()).network.label_dim == 0
+    assert config.data == "data.zip"
+    assert config.preset == "digits8"
+
+
+def test_labels_are_used_unless_declined():
+    labelled = images(classes=4)
+    assert plan(labelled, conditional=True).network.label_dim == 4
+    assert plan(labelled, conditional=False).network.label_dim == 0
+    assert plan(images(), conditional=False).network.label_dim == 0
+
+
+def test_choices_override_the_preset():
+    config = plan(images(), model_channels=64, dropout=0.2, ref_lr=0.5, batch_size=64, sigma_rels=[0.2])
+    assert config.network.model_channels == 64
+    assert config.network.dropout == 0.2
+    assert config.network.channel_mult == (1, 2)  # not chosen: the preset's
+    assert (config.ref_lr, config.batch_size, config.sigma_rels) == (0.5, 64, (0.2,))
+    assert config.rampup_images == 6_400
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (4, 32, 32), (1, 8, 8)])
+def test_a_preset_for_other_images_is_refused(shape):
+    with pytest.raises(ValueError) as error:
+        plan(images(*shape), "edm2-img512-s")
+    assert "edm2-img512-s" in str(error.value)
+    assert str(shape) in str(error.value)
+    assert "data.zip" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"preset": "edm2-img999-q"}, "edm2-img999-q.*digits8"),
+        ({"conditional": True}, "no labels"),
+        ({"batch_size": 100, "duration": 1001}, "duration=1001 .* batch_size=100"),
+        ({"batch_size": 100, "micro_batch": 33}, "micro_batch=33"),
+        ({"model_channels": 0}, "model_channels=0"),
+        ({"dropout": 1.5}, "dropout=1.5"),
+        ({"ref_lr": -1}, "ref_lr=-1"),
+        ({"sigma_rels": [0.5]}, "0.5"),
+        ({"precision": "fp8"}, "fp8"),
+    ],
+    ids=str,
+)
+def test_impossible_choices_are_refused_in_one_line(arguments, words):
+    with pytest.raises(ValueError, match=words) as error:
+        plan(images(), **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_images_that_cannot_be_halved_are_refused():
+    with pytest.raises(ValueError, match="30x30"):
+        plan(images(3, 30, 30), "small")
+
+
+def test_the_description_tells_the_truth():
+    dataset = images(classes=4)
+    config = plan(dataset, batch_size=16, duration=320, micro_batch=8)
+    told = dict(describe_run(config, dataset))
+    parameters = sum(p.numel() for p in build_network(config.network).parameters())
+    assert "40 images, 4 of them held out, 4 classes" in told["data"]  # a tenth, where the preset asks for more
+    assert f"{parameters:,} parameters, 8x8" in told["network"]
+    assert "320 images in steps of 16" in told["training"]
+    assert "8 images per forward pass" in told["device"]
+    assert "rising over 6,400 images, falling after 8,000" in told["learning rate"]
+    assert "EMA lengths 0.05 and 0.1" in told["snapshots"]
+    assert "labels not used" in dict(describe_run(plan(dataset, conditional=False), dataset))["data"]
+    assert "no labels" in dict(describe_run(plan(images()), images()))["data"]
+
+
+@pytest.mark.parametrize("every", [1, 16, 20, 24, 48, 64, 1000])
+def test_it_foretells_the_number_of_snapshots(tmp_path, every):
+    """One per step at most, and one at the end, wherever the interval falls."""
+    dataset = images(count=16)
+    config = plan(
+        dataset, out=str(tmp_path / "run"), model_channels=8, channels_per_head=8, batch_size=16, duration=64,
+        holdout=0, snapshot_every=every, checkpoint_every=1000, sample_every=None,
+    )  # fmt: skip
+    Trainer(config, dataset).run()
+    written = len(list(RunFolder(config.out).snapshots.iterdir()))
+    assert f"{written} ({written // 2} times" in dict(describe_run(config, dataset))["snapshots"]
+
+
+def test_digits_fit_their_preset():
+    dataset = open_dataset("digits")
+    config = plan_run(dataset, "digits", "run", "digits8", None, {})
+    assert config.network.label_dim == 10
+    assert config.standardize

@@ -1,0 +1,94 @@
+"""Running and reading the command line from tests."""
+
+import io
+import shlex
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+
+from edm2.tools.cli import cli, main
+
+TINY = (
+    *("--preset", "digits8", "--batch", "64", "--channels", "8", "--holdout", "0", "--device", "cpu"),
+    *("--snapshot", "128", "--status", "64", "--checkpoint", "128", "--sample", "256"),
+)
+"""A network of 41,379 parameters on 8x8 images; a step takes milliseconds."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+def edm2(*arguments: object) -> Result:
+    """Run `edm2 ARGUMENTS` in this process, through the same `main` as the console script."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["edm2", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+        raise AssertionError("main() returned instead of exiting with a code")
+    except SystemExit as done:
+        return Result(done.code or 0, out.getvalue(), err.getvalue())
+    finally:
+        sys.argv = argv
+
+
+def succeed(*arguments: object) -> str:
+    """Standard output of a command that must succeed."""
+    result = edm2(*arguments)
+    assert result.code == 0, result.err
+    return result.out
+
+
+def complaint(text: str) -> str:
+    """The one line on standard error that says what is wrong, with click's two lines about usage left out."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(("Usage:", "Try '"))]
+    assert len(lines) == 1, f"expected one line, not:\n{text}"
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+def parse(line: str) -> click.Context:
+    """What click makes of a command line from a text; fails as the command would where an option does not exist.
+
+    Snapshots to start from (--init) must exist for click, so an empty file is put there, below the current folder.
+    """
+    program, name, *arguments = shlex.split(line, comments=True)
+    command = cli.get_command(click.Context(cli), name)
+    assert program == "edm2", line
+    assert command is not None, f"no command {name!r}: {line}"
+    if "--init" in arguments:
+        snapshot = Path(arguments[arguments.index("--init") + 1])
+        snapshot.parent.mkdir(parents=True, exist_ok=True)
+        snapshot.touch()
+    return command.make_context(name, arguments)
+
+
+def write_images(
+    folder: Path, shape: tuple[int, ...], count: int = 72, classes: int = 0, symmetric: bool = False
+) -> Path:
+    """A folder of random PNG files of `shape` (height, width[, channels]), with one sub-folder per class if any."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        pixels = random.integers(0, 256, shape, dtype=np.uint8)
+        if symmetric:
+            pixels = np.maximum(pixels, pixels[:, ::-1])
+        path = folder / f"class{i % classes}" / f"{i:03}.png" if classes else folder / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def half_written(folder: Path) -> list[Path]:
+    """Temporary files and folders that a command left behind."""
+    return [path for path in folder.rglob("*") if path.name.endswith(".tmp")]

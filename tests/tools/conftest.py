@@ -1,0 +1,35 @@
+"""One trained run, shared by every test of the command line."""
+
+from pathlib import Path
+
+import pytest
+from command_line import TINY, succeed
+
+from edm2.model import load, read_metadata, save
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 512 images; tests that change a run work on a copy of it."""
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    succeed("train", "--data", "digits", "--duration", 512, *TINY, "--out", out)
+    return out
+
+
+@pytest.fixture
+def network(tiny_run: Path) -> Path:
+    """Raw weights of the shared run: a network that knows ten classes of 8x8 digits, a little."""
+    return tiny_run / "raw-weights.safetensors"
+
+
+@pytest.fixture(scope="session")
+def outspoken_network(tiny_run: Path) -> Path:
+    """The same with all gains at 1 (training starts at 0): what it draws shows the class, the seed and the guide."""
+    weights = tiny_run / "raw-weights.safetensors"
+    net = load(weights)
+    for parameter in net.parameters():
+        if parameter.ndim == 0:
+            parameter.fill_(1)
+    path = tiny_run.parent / "outspoken.safetensors"
+    save(net, path, read_metadata(weights))
+    return path

@@ -1,0 +1,467 @@
+"""What users do, from images to pictures, with a network so small that a step takes milliseconds."""
+
+import csv
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import TINY, edm2, half_written, succeed, write_images
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from edm2.model import load, read_metadata
+from edm2.networks import normalize
+from edm2.post_hoc_ema import find_snapshots, snapshot_name
+from edm2.presets import PRESETS
+from edm2.training import Trainer
+from edm2.training.monitor import Monitor, read_stats
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TIMES = (128, 256, 384, 512)
+LENGTHS = (0.05, 0.10)
+TIMING = {"seconds", "images_per_second", "peak_memory_gb"}
+
+
+def train(out: Path, *options: object, data: object = "digits", duration: int = 512) -> Path:
+    """Train; the run folder."""
+    succeed("train", "--data", data, "--duration", duration, *TINY, "--out", out, *options)
+    return out
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    """Weights as the optimizer left them."""
+    return load_file(run / "raw-weights.safetensors")
+
+
+def timeless_stats(run: Path) -> list[dict]:
+    """stats.jsonl without what depends on the machine's mood."""
+    return [{k: v for k, v in record.items() if k not in TIMING} for record in read_stats(run / "stats.jsonl")]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Two runs left the same numbers, to the bit: snapshots, raw weights, losses and sample grids."""
+    snapshots = sorted(path.name for path in (a / "snapshots").glob("*.safetensors"))
+    assert snapshots == sorted(path.name for path in (b / "snapshots").glob("*.safetensors"))
+    for name in [*(f"snapshots/{name}" for name in snapshots), "raw-weights.safetensors"]:
+        left, right = load_file(a / name), load_file(b / name)
+        assert left.keys() == right.keys()
+        for key, tensor in left.items():
+            assert torch.equal(tensor, right[key]), f"{name}: {key}"
+    assert timeless_stats(a) == timeless_stats(b)
+    samples = sorted(path.name for path in (a / "samples").iterdir())
+    assert samples == sorted(path.name for path in (b / "samples").iterdir())
+    for name in samples:
+        assert (a / "samples" / name).read_bytes() == (b / "samples" / name).read_bytes()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but TensorBoard's, of which each start opens a new one."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def pixels(path: Path) -> np.ndarray:
+    """A PNG file as signed integers, so that differences do not wrap around."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image).astype(int)
+
+
+# ---------------------------------------------------------------------------------------------------- a run's folder
+
+
+def test_a_run_leaves_what_its_help_promises(tiny_run: Path):
+    config = json.loads((tiny_run / "config.json").read_text())
+    assert (config["data"], config["duration"], config["preset"]) == ("digits", 512, "digits8")
+    assert {path.name for path in (tiny_run / "snapshots").iterdir()} == {
+        snapshot_name(time, length) for time in TIMES for length in LENGTHS
+    }
+    assert sorted(path.name for path in (tiny_run / "checkpoints").iterdir()) == ["000000000384", "000000000512"]
+    assert not half_written(tiny_run)
+
+
+def test_stats_tell_the_whole_run_in_order(tiny_run: Path):
+    records = read_stats(tiny_run / "stats.jsonl")
+    assert [record["images_seen"] for record in records] == list(range(64, 513, 64))
+    assert all(np.isfinite([record["loss"], record["grad_norm"], record["lr"]]).all() for record in records)
+
+
+def test_sample_grids_are_pictures_of_every_class(tiny_run: Path):
+    names = sorted(path.name for path in (tiny_run / "samples").iterdir())
+    assert names == ["samples-000000000256.png", "samples-000000000512.png"]
+    for name in names:
+        height, width = pixels(tiny_run / "samples" / name).shape
+        assert width > 10 * 8, "ten columns of enlarged images"
+        assert height < width
+
+
+def test_a_dry_run_describes_and_writes_nothing(tmp_path: Path):
+    out = tmp_path / "run"
+    shown = succeed("train", "--data", "digits", "--duration", 512, *TINY, "--out", out, "--dry-run")
+    assert "1,797 images, 10 classes" in shown
+    assert "8 (4 times, EMA lengths 0.05 and 0.1)" in shown
+    assert "nothing was written" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_started_again_is_left_alone(tiny_run: Path, tmp_path: Path):
+    out = shutil.copytree(tiny_run, tmp_path / "run")
+    train(out)
+    before = contents(out)
+    assert "Done: 512 images" in succeed("train", "--data", "digits", "--duration", 512, *TINY, "--out", out)
+    assert contents(out) == before
+
+
+# ------------------------------------------------------------------------------------------------ stopping, resuming
+
+
+def test_a_longer_duration_continues_a_finished_run(tiny_run: Path, tmp_path: Path):
+    train(tmp_path / "run", duration=256)
+    assert_same_run(train(tmp_path / "run"), tiny_run)
+
+
+def test_ctrl_c_finishes_the_step_and_the_same_command_goes_on(tiny_run: Path, tmp_path: Path, monkeypatch):
+    def report_and_interrupt(monitor: Monitor, record: dict) -> None:
+        report(monitor, record)
+        if record["images_seen"] == 192:  # between checkpoints
+            os.kill(os.getpid(), signal.SIGINT)
+
+    report, handler = Monitor.report, signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "report", report_and_interrupt)
+        stopped = edm2("train", "--data", "digits", "--duration", 512, *TINY, "--out", tmp_path / "run")
+    assert stopped.code == 130, "what shells expect of an interrupted command"
+    assert "run the same command again" in stopped.err
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [path.name for path in sorted((tmp_path / "run/checkpoints").iterdir())][-1] in (
+        "000000000192",
+        "000000000256",
+    )
+    assert_same_run(train(tmp_path / "run"), tiny_run)
+
+
+KILL_AFTER_REPORT = """
+from edm2.training.monitor import StatsFile
+append = StatsFile.append
+def append_and_die(self, record):
+    append(self, record)
+    if record["images_seen"] == 320:
+        os.kill(os.getpid(), signal.SIGKILL)
+StatsFile.append = append_and_die
+"""
+KILL_WHILE_WRITING_A_SNAPSHOT = """
+from pathlib import Path
+import edm2.post_hoc_ema.snapshot as snapshot
+save_file = snapshot.save_file
+def save_half_and_die(tensors, path, metadata):
+    save_file(tensors, path, metadata=metadata)
+    if "000000000384-0.1000" in str(path):
+        data = Path(path).read_bytes()
+        Path(path).write_bytes(data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+snapshot.save_file = save_half_and_die
+"""
+
+
+@pytest.mark.parametrize("death", [KILL_AFTER_REPORT, KILL_WHILE_WRITING_A_SNAPSHOT], ids=["step", "snapshot"])
+def test_a_killed_run_resumes_as_if_nothing_had_happened(death: str, tiny_run: Path, tmp_path: Path):
+    """Killed without warning, beyond its last checkpoint: the steps since are made again, to the same bits."""
+    out = tmp_path / "run"
+    words = ["edm2", "train", "--data", "digits", "--duration", "512", *TINY, "--out", str(out)]
+    threads = f"import torch; torch.set_num_threads({torch.get_num_threads()})"  # sums depend on their number
+    script = f"import os, signal, sys\n{threads}\n{death}\nsys.argv = {words}\nfrom edm2.tools.cli import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert not (out / "raw-weights.safetensors").exists()
+    find_snapshots(out)  # raises if one is damaged
+    assert_same_run(train(out), tiny_run)
+
+
+def test_an_unfinished_last_line_of_stats_does_not_keep_a_run_from_going_on(tiny_run: Path, tmp_path: Path):
+    out = train(tmp_path / "run", duration=256)
+    with open(out / "stats.jsonl", "a") as file:
+        file.write('{"images_seen": 320, "lo')
+    assert "256 of 256 images (100%)" in succeed("info", out)
+    assert_same_run(train(out), tiny_run)
+
+
+# ---------------------------------------------------------------------------------------------------- other trainings
+
+
+def test_accumulated_gradients_agree_with_the_whole_batch(tiny_run: Path, tmp_path: Path):
+    """Sums in another order. Measured over eight steps: losses within 2e-7, norms of gradients within 6e-7."""
+    split = timeless_stats(train(tmp_path / "run", "--micro-batch", 16))
+    whole = timeless_stats(tiny_run)
+    assert [r["loss"] for r in split] == pytest.approx([r["loss"] for r in whole], rel=1e-6)
+    assert [r["grad_norm"] for r in split] == pytest.approx([r["grad_norm"] for r in whole], rel=3e-6)
+    assert [r["lr"] for r in split] == [r["lr"] for r in whole]
+
+
+def test_workers_change_nothing(tiny_run: Path, tmp_path: Path):
+    run = train(tmp_path / "run", "--workers", 1, duration=128)
+    name = f"snapshots/{snapshot_name(128, 0.05)}"
+    ours, theirs = load_file(run / name), load_file(tiny_run / name)
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+
+
+def test_another_seed_is_another_run(tiny_run: Path, tmp_path: Path):
+    other = train(tmp_path / "run", "--seed", 1, duration=128)
+    assert timeless_stats(other)[0]["loss"] != timeless_stats(tiny_run)[0]["loss"]
+
+
+def test_mirroring_changes_only_images_that_have_two_sides(tmp_path: Path):
+    for symmetric in (True, False):
+        data = write_images(tmp_path / f"images-{symmetric}", (8, 8), symmetric=symmetric)
+        plain = train(tmp_path / f"plain-{symmetric}", data=data, duration=128)
+        mirrored = train(tmp_path / f"mirrored-{symmetric}", "--xflip", data=data, duration=128)
+        assert (timeless_stats(plain) == timeless_stats(mirrored)) == symmetric
+
+
+def test_held_out_images_are_measured_and_not_trained_on(tmp_path: Path):
+    run = train(tmp_path / "run", "--holdout", 100, duration=256)
+    last = read_stats(run / "stats.jsonl")[-1]
+    assert last["images_seen"] == 256
+    for name in ("holdout", "train"):
+        assert len(last[f"{name}_losses"]) == len(last["sigmas"])
+        assert 0 < last[f"{name}_loss"] == pytest.approx(np.mean(last[f"{name}_losses"]))
+    assert last["holdout_loss"] != last["train_loss"], "other images"
+    assert read_metadata(run / "raw-weights.safetensors")["data"]["num_images"] == 1797 - 100
+
+
+def test_fine_tuning_keeps_everything_but_the_classes(network: Path, tmp_path: Path):
+    data = write_images(tmp_path / "images", (8, 8), classes=3)
+    run = train(tmp_path / "run", "--init", network, "--lr", 1e-12, data=data, duration=64)
+    before, after = load(network), load(run / "raw-weights.safetensors")
+    assert (before.config.label_dim, after.config.label_dim) == (10, 3)
+    assert before.unet.out_gain != 0, "it starts at zero, so it shows who has been trained"
+    assert after.unet.out_gain == pytest.approx(float(before.unet.out_gain), abs=1e-11), "Adam moves it by at most lr"
+
+
+def test_fine_tuning_on_the_same_classes_keeps_those_too(network: Path, tmp_path: Path):
+    run = train(tmp_path / "run", "--init", network, "--lr", 1e-12, duration=64)
+    before, after = weights(network.parent), weights(run)
+    for name, tensor in before.items():  # training keeps rows normalized, and rounds while it does so
+        expected = normalize(tensor) if tensor.ndim > 1 else tensor
+        actual = normalize(after[name]) if tensor.ndim > 1 else after[name]
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes"), [((8, 8), 0), ((8, 8, 3), 2), ((16, 16, 3), 0), ((8, 12, 3), 3)], ids=str
+)
+def test_folders_of_images(shape: tuple[int, ...], classes: int, tmp_path: Path):
+    """Gray or RGB, square or not, with classes or without: trained, described, and drawn in the same size."""
+    data = write_images(tmp_path / "images", shape, classes=classes)
+    assert f"{shape[0]}x{shape[1]}" in succeed("info", data)
+    run = train(tmp_path / "run", data=data, duration=128)
+    succeed("generate", run / "raw-weights.safetensors", "--seeds", "0-2", "--steps", 2, "--out", tmp_path / "drawn")
+    assert pixels(tmp_path / "drawn/000002.png").shape == shape
+
+
+def test_labels_can_be_left_out(tmp_path: Path):
+    run = train(tmp_path / "run", "--uncond", duration=64)
+    assert load(run / "raw-weights.safetensors").config.label_dim == 0
+
+
+# ------------------------------------------------------------------------------------------------------- reconstruct
+
+
+def test_reconstructing_a_stored_length_returns_what_was_stored(tiny_run: Path, tmp_path: Path):
+    """Float32 sums of eight snapshots with coefficients that solve to 0 and 1 up to rounding."""
+    shown = succeed("reconstruct", tiny_run, "--std", "0.05,0.10", "--out", tmp_path)
+    for length in LENGTHS:
+        path = tmp_path / f"ema-000000000512-{length:.4f}.safetensors"
+        stored = load_file(tiny_run / "snapshots" / snapshot_name(512, length))
+        for name, tensor in load_file(path).items():
+            torch.testing.assert_close(tensor, stored[name], rtol=1e-5, atol=1e-6, msg=name)
+        assert f"{length:8.4f}    0.00%  {path}" in shown
+
+
+def test_reconstruct_says_how_far_to_trust_it(tiny_run: Path, tmp_path: Path):
+    lines = succeed("reconstruct", tiny_run, "--std", "0.08,0.25", "--out", tmp_path).splitlines()
+    assert "8 snapshots, at 512 images" in lines[0]
+    near, far = (float(line.split()[1].rstrip("%")) for line in lines[-2:])
+    assert near < 5 < far
+    assert "too few snapshots" not in lines[-2]
+    assert "too few snapshots" in lines[-1]
+
+
+def test_reconstructed_weights_say_where_they_come_from(tiny_run: Path, tmp_path: Path):
+    succeed("reconstruct", tiny_run, "--std", "0.07", "--at", 256, "--out", tmp_path)
+    path = tmp_path / "ema-000000000256-0.0700.safetensors"
+    metadata = read_metadata(path)
+    assert (metadata["images_seen"], metadata["sigma_rel"]) == (256, 0.07)
+    assert metadata["reconstructed_from"] == [[time, length] for time in (128, 256) for length in LENGTHS]
+    shown = succeed("info", path)
+    assert "0.07" in shown
+    assert "4 snapshots" in shown
+
+
+def test_reconstructed_weights_go_into_the_run_and_are_no_snapshots(tiny_run: Path, tmp_path: Path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    succeed("reconstruct", run, "--sigma-rel", "0.15")
+    assert [path.name for path in (run / "reconstructed").iterdir()] == ["ema-000000000512-0.1500.safetensors"]
+    assert len(find_snapshots(run)) == 8
+    succeed("reconstruct", run / "snapshots", "--std", "0.15", "--out", run / "snapshots")
+    assert len(find_snapshots(run)) == 8
+
+
+# ---------------------------------------------------------------------------------------------------------- generate
+
+
+def generate(network: Path, out: Path, *options: object) -> dict[str, np.ndarray]:
+    """Images by file name."""
+    succeed("generate", network, "--steps", 4, "--device", "cpu", "--out", out, *options)
+    return {path.name: pixels(path) for path in sorted(out.iterdir())}
+
+
+def assert_same_pictures(a: dict[str, np.ndarray], b: dict[str, np.ndarray], levels: int = 1) -> None:
+    """Pixels within `levels` of the digits' 17 levels of gray: 16 apart in a file, and one more for rounding."""
+    assert a.keys() == b.keys()
+    assert max(np.abs(a[name] - b[name]).max() for name in a) <= 16 * levels
+
+
+def test_files_are_named_by_their_seed(outspoken_network: Path, tmp_path: Path):
+    assert list(generate(outspoken_network, tmp_path / "out", "--seeds", "3,8-9")) == [
+        "000003.png",
+        "000008.png",
+        "000009.png",
+    ]
+
+
+def test_an_image_depends_on_its_seed_alone(outspoken_network: Path, tmp_path: Path):
+    """Not on the batch: sums in another order, then rounding, may move a pixel to the next level."""
+    together = generate(outspoken_network, tmp_path / "a", "--seeds", "0-6")
+    apart = generate(outspoken_network, tmp_path / "b", "--seeds", "0-6", "--batch", 2)
+    assert_same_pictures(together, apart)
+    assert_same_pictures(
+        generate(outspoken_network, tmp_path / "c", "--seeds", "5"), {"000005.png": together["000005.png"]}
+    )
+    assert np.abs(together["000000.png"] - together["000001.png"]).max() > 16, "another seed, another image"
+
+
+def test_churn_belongs_to_the_seed_too(outspoken_network: Path, tmp_path: Path):
+    together = generate(outspoken_network, tmp_path / "a", "--seeds", "0-3", "--churn", 4)
+    apart = generate(outspoken_network, tmp_path / "b", "--seeds", "0-3", "--churn", 4, "--batch", 1)
+    assert_same_pictures(together, apart)
+    plain = generate(outspoken_network, tmp_path / "c", "--seeds", "0-3")
+    assert any((together[name] != plain[name]).any() for name in plain)
+
+
+def test_one_class_for_all_images(outspoken_network: Path, tmp_path: Path):
+    drawn = [generate(outspoken_network, tmp_path / str(c), "--seeds", "0-7", "--class", c) for c in (3, 7)]
+    assert any((drawn[0][name] != drawn[1][name]).any() for name in drawn[0])
+
+
+def test_a_grid_holds_every_image(outspoken_network: Path, tmp_path: Path):
+    """In rows of ten where the number allows, enlarged by a whole factor, with gaps between them."""
+    drawn = generate(outspoken_network, tmp_path / "out", "--seeds", "0-19", "--grid", tmp_path / "new/grid.png")
+    grid = pixels(tmp_path / "new/grid.png")
+    gap = (2 * grid.shape[1] - 10 * grid.shape[0]) // 8  # height 2 side + gap, width 10 side + 9 gap
+    side = (grid.shape[0] - gap) // 2
+    for i, image in enumerate(drawn.values()):
+        top, left = i // 10 * (side + gap), i % 10 * (side + gap)
+        enlarged = np.kron(image, np.ones((side // 8, side // 8), dtype=int))
+        assert (grid[top : top + side, left : left + side] == enlarged).all(), f"image {i}"
+
+
+def test_guidance(outspoken_network: Path, tiny_run: Path, tmp_path: Path):
+    """Weight 1 is no guidance, a network cannot guide itself away, and another one can."""
+    early = tiny_run / "snapshots" / snapshot_name(128, 0.05)
+    options = ("--seeds", "0-3", "--class", 1)
+    plain = generate(outspoken_network, tmp_path / "plain", *options)
+    assert_same_pictures(
+        generate(outspoken_network, tmp_path / "one", *options, "--guide", early, "--guidance", 1), plain, levels=0
+    )
+    assert_same_pictures(
+        generate(outspoken_network, tmp_path / "self", *options, "--guide", outspoken_network, "--guidance", 3), plain
+    )
+    away = generate(outspoken_network, tmp_path / "away", *options, "--guide", early, "--guidance", 9)
+    assert any((away[name] != plain[name]).any() for name in plain)
+
+
+def test_an_unconditional_network_can_guide(outspoken_network: Path, tmp_path: Path):
+    """Classifier-free guidance with two networks."""
+    guide = train(tmp_path / "run", "--uncond", duration=64) / "raw-weights.safetensors"
+    assert len(generate(outspoken_network, tmp_path / "out", "--guide", guide, "--guidance", 2, "--seeds", "0-3")) == 4
+
+
+# -------------------------------------------------------------------------------------------------- sweep, info, demo
+
+
+def test_sweep_writes_a_table_a_curve_and_names_the_best(tiny_run: Path, tmp_path: Path):
+    shown = succeed("sweep", tiny_run, "--std", "0.05,0.10,0.15", "--samples", 20, "--steps", 2, "--out", tmp_path)
+    with open(tmp_path / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["sigma_rel"] for row in rows] == ["0.0500", "0.1000", "0.1500", "raw"]
+    best = min(rows[:3], key=lambda row: float(row["frechet_distance"]))["sigma_rel"]
+    assert [line.split()[0] for line in shown.splitlines() if "<- best" in line] == [best]
+    assert f"edm2 reconstruct {tiny_run} --std {float(best):g}" in shown
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
+    assert pixels(tmp_path / "sweep.png").size > 0
+
+
+def test_sweep_within_a_run(tiny_run: Path, tmp_path: Path):
+    """The raw weights are those of the end, so they do not belong into the table of an earlier time."""
+    options = ("--at", 256, "--samples", 10, "--steps", 1, "--out", tmp_path)
+    shown = succeed("sweep", tiny_run, "--std", "0.05,0.10", *options)
+    assert "raw" not in shown
+    assert "--at 256" in shown
+
+
+def test_info_of_a_snapshot(network: Path):
+    shown = succeed("info", network)
+    for fact in (str(network), "512", "none (raw weights)", "label_dim=10", "num_images=1797"):
+        assert fact in shown
+
+
+def test_info_of_a_run(tiny_run: Path):
+    shown = succeed("info", tiny_run)
+    for fact in (str(tiny_run), "512 of 512 images (100%)", "8 at 4 times", "(0.05, 0.1)", "digits8"):
+        assert fact in shown
+
+
+def test_info_of_a_run_that_has_no_snapshot_yet(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Trainer, "save_snapshots", lambda trainer: None)
+    assert "0 at 0 times" in succeed("info", train(tmp_path / "run", duration=64))
+
+
+def test_info_of_datasets(tmp_path: Path):
+    data = write_images(tmp_path / "images", (8, 12, 3), classes=2)
+    assert "8x12, 3 channels, pixels" in succeed("info", data)
+    assert "2: class0, class1" in succeed("info", data)
+    archive = shutil.make_archive(str(tmp_path / "images"), "zip", data)
+    assert "72" in succeed("info", archive)
+    assert "1,797" in succeed("info", "digits")
+
+
+def test_demo_goes_from_data_to_pictures(tmp_path: Path, monkeypatch):
+    """The real one takes minutes; this one trains eight steps of the tiny network."""
+    demo = importlib.import_module("edm2.tools.demo")
+    preset = PRESETS["digits8"]
+    intervals = dict.fromkeys(("status_every", "snapshot_every", "checkpoint_every", "sample_every"), 128)
+    tiny = dataclasses.replace(
+        preset,
+        network=preset.network | {"model_channels": 8},
+        training=preset.training | {"duration": 512, "batch_size": 64, **intervals},
+    )
+    monkeypatch.setitem(PRESETS, "digits8", tiny)
+    for name, value in {"SIGMA_RELS": "0.05,0.10", "SAMPLES": 20, "STEPS": 2}.items():
+        monkeypatch.setattr(demo, name, value)
+    shown = succeed("demo", "--out", tmp_path)
+    best = read_metadata(tmp_path / "best.safetensors")
+    assert f"Best EMA length: {best['sigma_rel']:g}" in shown
+    for name in ("samples.png", "sweep.png", "loss.png"):
+        assert pixels(tmp_path / name).size > 0
+        assert name in shown
+    assert not half_written(tmp_path)

@@ -1,0 +1,133 @@
+"""What people write on the command line means what the paper's tools mean by it; anything else is refused."""
+
+import math
+from pathlib import Path
+
+import click
+import pytest
+from golden_data import table
+
+from edm2.tools.parsing import (
+    IMAGES,
+    parse_device,
+    parse_image_count,
+    parse_number,
+    parse_seeds,
+    parse_sigma_rels,
+)
+
+
+def test_ema_lengths_agree_with_the_published_tools(golden: Path):
+    """To 1e-12: a few roundings of numbers below one."""
+    cases = table(golden, "tables/parsing.json")["std_lists"]
+    assert cases
+    for text, expected in cases.items():
+        assert parse_sigma_rels(text) == pytest.approx(sorted(set(expected)), abs=1e-12, rel=0), text
+
+
+def test_seeds_agree_with_the_published_tools(golden: Path):
+    cases = table(golden, "tables/parsing.json")["seed_lists"]
+    assert cases
+    for text, expected in cases.items():
+        assert parse_seeds(text) == expected, text
+
+
+def test_image_counts_agree_with_the_published_tools(golden: Path):
+    cases = table(golden, "tables/parsing.json")["nimg_sizes"]
+    assert cases
+    for text, expected in cases.items():
+        assert parse_image_count(text) == expected, text
+
+
+@pytest.mark.parametrize(("unit", "size"), [("", 1), ("Ki", 2**10), ("Mi", 2**20), ("Gi", 2**30)])
+def test_units_are_powers_of_1024(unit: str, size: int):
+    assert parse_image_count(f"3{unit}") == 3 * size
+
+
+@pytest.mark.parametrize("text", ["", "Ki", "-1", "1.5Mi", "1e6", "128k", "128ki", "128 Ki", "1,000", "0x10"])
+def test_bad_image_counts_are_refused_with_an_example(text: str):
+    with pytest.raises(ValueError, match="128Ki") as error:
+        parse_image_count(text)
+    assert repr(text) in str(error.value)
+
+
+def test_an_ellipsis_continues_the_two_numbers_before_it():
+    assert parse_sigma_rels("0.05,0.10,...,0.25") == pytest.approx([0.05, 0.10, 0.15, 0.20, 0.25], abs=1e-12)
+
+
+def test_two_ellipses():
+    expected = [0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.15, 0.2]
+    assert parse_sigma_rels("0.01,0.02,...,0.05,0.10,...,0.20") == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("text", ["0.1, 0.05", "0.05,0.1,0.1", " 0.10 ,0.050"])
+def test_lengths_are_ascending_and_each_there_once(text: str):
+    assert parse_sigma_rels(text) == [0.05, 0.1]
+
+
+@pytest.mark.parametrize("text", ["0", "0.2887", "-0.1", "nan", "inf", "1", "0.1,0.3", "0.1,0.2,...,inf"])
+def test_lengths_that_no_power_function_has_are_refused(text: str):
+    with pytest.raises(ValueError, match="sigma_rel"):
+        parse_sigma_rels(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["...", "0.1,...,0.2", "...,0.1,0.2", "0.1,0.2,...", "0.2,0.1,...,0.05", "0.1,0.1,...,0.2", "0.1,0.2,...,0.15"],
+)
+def test_an_ellipsis_needs_three_ascending_neighbours(text: str):
+    with pytest.raises(ValueError, match="ascending"):
+        parse_sigma_rels(text)
+
+
+@pytest.mark.parametrize("text", ["", "0.1,", "a", "0.1;0.2", "0.1,..,0.2"])
+def test_lengths_that_are_no_numbers_are_refused_with_an_example(text: str):
+    with pytest.raises(ValueError, match=r"0\.05,0\.10,\.\.\.,0\.25"):
+        parse_sigma_rels(text)
+
+
+def test_seeds_keep_the_order_in_which_they_are_asked_for():
+    assert parse_seeds("7, 0-2,100,1") == [7, 0, 1, 2, 100, 1]
+
+
+@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "1..3", "1,,2", "1.0"])
+def test_bad_seeds_are_refused_with_an_example(text: str):
+    with pytest.raises(ValueError, match="0-63"):
+        parse_seeds(text)
+
+
+def test_a_range_of_seeds_upside_down_is_refused_with_the_right_one():
+    with pytest.raises(ValueError, match="write 3-9"):
+        parse_seeds("9-3")
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.01", 0.01), ("1e-2", 0.01), ("-0.4", -0.4), ("7", 7.0)])
+def test_numbers(text: str, value: float):
+    assert parse_number(text) == value
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "", "a", "1,5"])
+def test_numbers_are_finite(text: str):
+    """A learning rate of NaN would train for hours before anybody noticed."""
+    with pytest.raises(ValueError, match="finite"):
+        parse_number(text)
+    assert not math.isfinite(float("1e999"))
+
+
+def test_the_processor_is_always_there():
+    assert parse_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("text", ["foo", "", "cuda:99", "meta", "cpu:x"])
+def test_devices_that_are_not_there_are_refused(text: str):
+    with pytest.raises(ValueError, match="no device"):
+        parse_device(text)
+
+
+def test_errors_of_parsing_are_errors_of_usage():
+    """click adds the option's name and its own exit code."""
+    option = click.Option(["--at"], type=IMAGES)
+    with pytest.raises(click.BadParameter, match="128Ki") as error:
+        option.type_cast_value(click.Context(click.Command("x")), "many")
+    assert error.value.param is option
+    assert error.value.exit_code == 2
