@@ -19,7 +19,7 @@ Examples:
   edm2 generate digits8 --seeds 0-15 --class 7 --out sevens/
 \b
   # Your own network, sharpened by guidance with an earlier snapshot of it
-  edm2 generate runs/mine/reconstructed/ema-0.1500.safetensors --guide early.safetensors --guidance 1.8 --out images/
+  edm2 generate best.safetensors --guide early.safetensors --guidance 1.8 --out guided/
 """
 
 

@@ -21,7 +21,10 @@ Examples:
 
 Interrupted? Run the same command again: it goes on from the last checkpoint.
 Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³).
-"""
+
+\b
+Presets (digits8 is the default for the digits, small for everything else):
+""" + "\n".join(f"  {name:<17} {preset.summary}" for name, preset in PRESETS.items())
 
 
 PRECISION = click.Choice(["fp32", "bf16", "fp16"])
@@ -35,7 +38,12 @@ def _choice(name: str, field: str, help: str, type=NUMBER, **options):
 @click.command(epilog=EPILOG)
 @click.option("--data", required=True, help='"digits", a ZIP file or a folder of images.')
 @click.option("--out", required=True, help="Run folder; made if missing, resumed if it holds this run.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), default=None, help="Settings; default: digits8 or small.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    metavar="NAME",
+    help="Where settings that are not given come from (see below).",
+)
 @click.option("--cond/--uncond", "conditional", default=None, help="Train with labels; default: if there are any.")
 @_choice("--duration", "duration", "Images to train on.", IMAGES)
 @_choice("--batch", "batch_size", "Images per step.", IMAGES)

@@ -167,9 +167,9 @@ class Trainer:
         steps = self.images_seen // self.config.batch_size
         last = self.images_seen >= self.config.duration
         limit = min(self.config.max_nonfinite_steps, steps) if last else self.config.max_nonfinite_steps
-        if (last or steps % limit == 0) and int(
-            self.totals.nonfinite_in_a_row
-        ) >= limit:  # asks the device only now and then
+        if not last and steps % limit:  # asks the device only now and then
+            return
+        if int(self.totals.nonfinite_in_a_row) >= limit:
             checkpoints = find_checkpoints(self.folder.checkpoints)
             remedy = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
             raise TrainingError(
