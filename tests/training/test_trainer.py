@@ -197,6 +197,27 @@ def test_workers_change_nothing(tmp_path):
     assert_same_bits(final_state(a), final_state(b))
 
 
+def test_tensorboard_gets_every_number_of_every_report(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tiny_config(tmp_path, holdout=5))
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    for name in ("loss", "lr", "grad_norm", "holdout_loss"):
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
+        stored = [(r["images_seen"], r[name]) for r in stats(tmp_path) if name in r]
+        assert logged == [(step, pytest.approx(value, rel=1e-6)) for step, value in stored]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_trains_like_float32(tmp_path, precision):
+    """Activations are rounded to 8 or 11 bits, parameters and averages are not."""
+    a = run(tiny_config(tmp_path / "a", duration=48))
+    b = run(tiny_config(tmp_path / "b", duration=48, precision=precision))
+    assert all(p.dtype == torch.float32 for p in b.net.parameters())
+    for x, y in zip(stats(tmp_path / "a"), stats(tmp_path / "b"), strict=True):
+        assert y["loss"] == pytest.approx(x["loss"], rel=0.02)  # a few roundings of 2^-9 each
+    assert a.images_seen == b.images_seen
+
+
 def test_run_folder_holds_what_was_promised(tmp_path):
     drawn = []
     config = tiny_config(tmp_path, sample_every=48)
