@@ -1,5 +1,6 @@
 """Encoder and decoder blocks of config G (Figure 22). Shapes: N images, C channels, H by W pixels, E embedding."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -10,13 +11,12 @@ from edm2.networks.layers import MPConv
 from edm2.networks.magnitude import ResampleMode, mp_silu, mp_sum, normalize, resample
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """What both flavours share: a residual branch modulated by the embedding, and cosine attention.
 
     Args:
         in_channels: Channels of the input, a concatenated skip connection included.
         out_channels: Channels of the output.
-        residual_channels: Channels that enter the residual branch.
         emb_channels: Width of the embedding.
         resample_mode: What happens to the resolution at the block's entry.
         resample_filter: Taps of the resampling filter.
@@ -35,16 +35,16 @@ class Block(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        residual_channels: int,
         emb_channels: int,
-        resample_mode: ResampleMode,
-        resample_filter: Sequence[float],
-        attention: bool,
-        channels_per_head: int,
-        dropout: float,
-        res_balance: float,
-        attn_balance: float,
-        clip_act: float | None,
+        *,
+        resample_mode: ResampleMode = "keep",
+        resample_filter: Sequence[float] = (1, 1),
+        attention: bool = False,
+        channels_per_head: int = 64,
+        dropout: float = 0.0,
+        res_balance: float = 0.3,
+        attn_balance: float = 0.3,
+        clip_act: float | None = 256.0,
     ) -> None:
         super().__init__()
         self.resample_mode = resample_mode
@@ -57,15 +57,24 @@ class Block(nn.Module):
         if self.num_heads and out_channels % self.num_heads:
             raise ValueError(f"{out_channels} channels do not split evenly into {self.num_heads} attention heads")
         self.emb_gain = nn.Parameter(torch.zeros([]))
-        self.conv_res0 = MPConv(residual_channels, out_channels, kernel=(3, 3))
+        self.conv_res0 = MPConv(self.residual_channels(in_channels, out_channels), out_channels, kernel=(3, 3))
         self.emb_linear = MPConv(emb_channels, out_channels)
         self.conv_res1 = MPConv(out_channels, out_channels, kernel=(3, 3))
         self.conv_skip = MPConv(in_channels, out_channels, kernel=(1, 1)) if in_channels != out_channels else None
         self.attn_qkv = MPConv(out_channels, 3 * out_channels, kernel=(1, 1)) if self.num_heads else None
         self.attn_proj = MPConv(out_channels, out_channels, kernel=(1, 1)) if self.num_heads else None
 
+    @staticmethod
+    @abstractmethod
+    def residual_channels(in_channels: int, out_channels: int) -> int:
+        """Channels that enter the residual branch."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
+
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The residual branch: [N, residual_channels, H, W] and [N, E] -> [N, out_channels, H, W]."""
+        """The residual branch: [N, C, H, W] and [N, E] -> [N, out_channels, H, W]."""
         y = self.conv_res0(mp_silu(x))
         scale = 1 + self.emb_linear(emb, gain=self.emb_gain)  # in float32 like the embedding itself
         y = mp_silu(y * scale[:, :, None, None].to(y.dtype))
@@ -93,25 +102,10 @@ class Block(nn.Module):
 class EncoderBlock(Block):
     """Encoder flavour: the main path is resampled, projected and pixel-normalized before both branches."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        emb_channels: int,
-        *,
-        resample_mode: ResampleMode = "keep",
-        resample_filter: Sequence[float] = (1, 1),
-        attention: bool = False,
-        channels_per_head: int = 64,
-        dropout: float = 0.0,
-        res_balance: float = 0.3,
-        attn_balance: float = 0.3,
-        clip_act: float | None = 256.0,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, out_channels, emb_channels, resample_mode, resample_filter,
-            attention, channels_per_head, dropout, res_balance, attn_balance, clip_act,
-        )  # fmt: skip
+    @staticmethod
+    def residual_channels(in_channels: int, out_channels: int) -> int:
+        """Those of the projected input."""
+        return out_channels
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
@@ -125,25 +119,10 @@ class EncoderBlock(Block):
 class DecoderBlock(Block):
     """Decoder flavour: the residual branch sees the whole input, the main path is projected beside it."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        emb_channels: int,
-        *,
-        resample_mode: ResampleMode = "keep",
-        resample_filter: Sequence[float] = (1, 1),
-        attention: bool = False,
-        channels_per_head: int = 64,
-        dropout: float = 0.0,
-        res_balance: float = 0.3,
-        attn_balance: float = 0.3,
-        clip_act: float | None = 256.0,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, in_channels, emb_channels, resample_mode, resample_filter,
-            attention, channels_per_head, dropout, res_balance, attn_balance, clip_act,
-        )  # fmt: skip
+    @staticmethod
+    def residual_channels(in_channels: int, out_channels: int) -> int:
+        """Those of the whole input."""
+        return in_channels
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,24 @@ class NetworkConfig:
         Raises:
             ValueError: an unknown or missing field, or a value out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"network configuration has unknown fields {unknown}; was it written by a newer version?")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"network configuration is incomplete or malformed: {error}") from None
+        return dataclass_from_json(cls, values, "network configuration")
+
+
+def dataclass_from_json(cls: type[Config], values: dict[str, Any], what: str) -> Config:
+    """A configuration from a dict of its fields.
+
+    Args:
+        cls: A dataclass.
+        values: Its fields by name, those with defaults optional.
+        what: How to call it in errors.
+
+    Raises:
+        ValueError: an unknown or missing field, or a value out of range.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{what} has unknown fields {unknown}; was it written by a newer version?")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{what} is incomplete or malformed: {error}") from None

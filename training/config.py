@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edm2.networks import NetworkConfig
+from edm2.networks.config import dataclass_from_json
 from edm2.post_hoc_ema import sigma_rel_to_gamma
 
 CHANGEABLE = frozenset(
@@ -160,13 +161,10 @@ class TrainingConfig:
         Raises:
             ValueError: an unknown or missing field, or a value out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"training configuration has unknown fields {unknown}; was it written by a newer version?")
-        try:
-            return cls(**{**values, "network": NetworkConfig.from_json(values["network"])})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"training configuration is incomplete or malformed: {error}") from None
+        if not isinstance(values.get("network"), dict):
+            raise ValueError("training configuration has no network")
+        network = NetworkConfig.from_json(values["network"])
+        return dataclass_from_json(cls, {**values, "network": network}, "training configuration")
 
     def differences(self, other: TrainingConfig) -> list[str]:
         """Fields that differ from `other` and may not change within a run; `network.x` for the network's."""
