@@ -63,6 +63,13 @@ class NetworkConfig:
         for field in ("img_channels", "logvar_channels", "model_channels", "num_blocks", "channels_per_head"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+        for field in ("channel_mult_noise", "channel_mult_emb"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 1, or None for the default")
+        if not isinstance(self.img_resolution, int) and len(self.img_resolution) != 2:
+            raise ValueError(f"img_resolution={self.img_resolution} must be one number, or (height, width)")
+        if not self.resample_filter or len(self.resample_filter) % 2 or sum(self.resample_filter) == 0:
+            raise ValueError(f"resample_filter={self.resample_filter} must have an even number of taps and a sum")
         if self.label_dim < 0:
             raise ValueError(f"label_dim={self.label_dim} must be 0 (no classes) or more")
         if not self.channel_mult or min(self.channel_mult) < 1:

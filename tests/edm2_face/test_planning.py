@@ -7,6 +7,7 @@ import torch
 
 from edm2.networks import build_network
 from edm2.planning import describe_run, plan_run
+from edm2.presets import PRESETS
 from edm2.training import ArrayDataset, Dataset, RunFolder, Trainer, open_dataset
 
 
@@ -43,7 +44,7 @@ def test_choices_override_the_preset():
     assert config.network.dropout == 0.2
     assert config.network.channel_mult == (1, 2)  # not chosen: the preset's
     assert (config.ref_lr, config.batch_size, config.sigma_rels) == (0.5, 64, (0.2,))
-    assert config.rampup_images == 6_400
+    assert config.rampup_images == PRESETS["digits8"].training["rampup_images"]
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (4, 32, 32), (1, 8, 8)])
@@ -83,7 +84,7 @@ def test_images_that_cannot_be_halved_are_refused():
 
 def test_the_description_tells_the_truth():
     dataset = images(classes=4)
-    config = plan(dataset, batch_size=16, duration=320, micro_batch=8)
+    config = plan(dataset, batch_size=16, duration=320, micro_batch=8, rampup_images=6_400, ref_batches=500)
     told = dict(describe_run(config, dataset))
     parameters = sum(p.numel() for p in build_network(config.network).parameters())
     assert "40 images, 4 of them held out, 4 classes" in told["data"]  # a tenth, where the preset asks for more
