@@ -31,13 +31,12 @@ def plan_run(
     if preset_name not in PRESETS:
         raise ValueError(f"preset {preset_name!r} is unknown; there are {', '.join(PRESETS)}")
     preset = PRESETS[preset_name]
-    channels, height, width = dataset.shape
-    if dataset.kind != "pixels":
-        raise ValueError(f"{data} holds {dataset.kind}, and this version trains on pixels only")
-    if preset.shape not in (None, dataset.shape):
+    stored, height, width = dataset.shape
+    channels = stored // 2 if dataset.kind == "moments" else stored  # mean and standard deviation of each
+    if preset.shape not in (None, (channels, height, width)):
         raise ValueError(
             f"preset {preset_name} is for images of (channels, height, width) = {preset.shape}, "
-            f"but {data} has {dataset.shape}; choose another preset or dataset"
+            f"but {data} has {(channels, height, width)}; choose another preset or dataset"
         )
     if conditional and not dataset.num_classes:
         raise ValueError(f"{data} has no labels, which --cond needs")

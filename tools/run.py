@@ -13,6 +13,7 @@ from edm2.generation import generate
 from edm2.images import save_grid
 from edm2.networks import Precond, fold
 from edm2.training import Codec, Dataset, Trainer, TrainingConfig
+from edm2.training.latents import VAEError
 from edm2.training.trainer import DTYPES
 
 COLUMNS = 10
@@ -68,4 +69,10 @@ def draw_samples(
     count = rows * columns
     classes = [i % columns for i in range(count)] if net.config.label_dim else None
     batches = generate(fold(net, dtype), range(count), classes, batch_size=count, num_steps=num_steps)
-    save_grid(torch.cat([codec.to_display(codec.decode(batch.samples)) for batch in batches]), path, columns)
+    samples = torch.cat([batch.samples for batch in batches])
+    try:
+        pixels = codec.to_display(codec.decode(samples))
+    except VAEError as error:  # a run that lasts days must not end over a picture
+        click.echo(f"No samples drawn: {error}", err=True)
+        return
+    save_grid(pixels, path, columns)

@@ -4,7 +4,7 @@ The files in the order of a datum's way through them:
 
     archive.py, data.py   images and labels by index, from a ZIP, a folder or memory
     order.py, loader.py   which image stands at which place of the run; batches read ahead
-    codec.py              stored pixels <-> what the network sees
+    codec.py, latents.py  stored pixels or latents <-> what the network sees
     randomness.py         noise, noise level, label dropout and mirroring, by place
     feed.py               all of the above: what the network sees, step by step
     weighting.py          how the squared error counts at each noise level (Eq. 21)
@@ -23,6 +23,7 @@ from edm2.training.checkpoint import CheckpointError
 from edm2.training.codec import Codec, PixelCodec, codec_from_json
 from edm2.training.config import TrainingConfig
 from edm2.training.data import ArrayDataset, Dataset, DatasetError, open_dataset
+from edm2.training.latents import LatentCodec
 from edm2.training.objective import EDM2Loss
 from edm2.training.run_folder import RunFolder, RunFolderError, read_run_config
 from edm2.training.schedule import inverse_sqrt_lr
@@ -37,6 +38,7 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "EDM2Loss",
+    "LatentCodec",
     "PixelCodec",
     "RunFolder",
     "RunFolderError",

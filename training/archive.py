@@ -169,6 +169,19 @@ def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray
     return np.array([rank[folder] for folder in folders], dtype=np.int64), tuple(class_names)
 
 
+def latents_from_json(files: Files) -> dict[str, Any] | None:
+    """What `dataset.json` says of the VAE that the moments come from: its entry "latents", or None.
+
+    Raises:
+        DatasetError: The entry is no object.
+    """
+    where = f"{files.path}/dataset.json"
+    description = _parse_json(files, where).get("latents")
+    if not isinstance(description, dict | None):
+        raise DatasetError(f'{where}: "latents" must be an object with vae, mean, std, pixel_range')
+    return description
+
+
 def _parse_json(files: Files, where: str) -> dict[str, Any]:
     try:
         content = json.loads(files.read("dataset.json"))

@@ -18,8 +18,11 @@ from torch import Tensor
 class Codec(Protocol):
     """Way from stored data to the network's input, and from the network's output to pixels."""
 
-    def encode(self, data: Tensor) -> Tensor:
-        """Data [N, C, H, W] as a dataset returns them -> float32 input of the network, on the same device."""
+    def encode(self, data: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Data [N, C, H, W] as a dataset returns them -> float32 input of the network, on the same device.
+
+        `noise` draws a latent from its distribution; pixels have none and ignore it.
+        """
 
     def decode(self, x: Tensor) -> Tensor:
         """Output of the network [N, C, H, W], any float type -> uint8 pixels."""
@@ -71,17 +74,17 @@ class PixelCodec:
         """Codec that gives pixels with this mean and standard deviation mean 0 and standard deviation `sigma_data`."""
         return cls(tuple(mean), tuple(s / sigma_data for s in std), levels)
 
-    def encode(self, data: Tensor) -> Tensor:
+    def encode(self, data: Tensor, noise: Tensor | None = None) -> Tensor:
         """uint8 [N, C, H, W] -> float32, the same shape."""
         self.network_channels(data.shape[-3])
         shift = tuple(m / s for m, s in zip(self.mean, self.std, strict=True))
-        return data.to(torch.float32) / _per_channel(self.std, data.device) - _per_channel(shift, data.device)
+        return data.to(torch.float32) / per_channel(self.std, data.device) - per_channel(shift, data.device)
 
     def decode(self, x: Tensor) -> Tensor:
         """Float [N, C, H, W] -> uint8, the same shape: nearest level, 0 for NaN."""
         self.network_channels(x.shape[-3])
         to_truncate = tuple(m + 0.5 for m in self.mean)
-        level = x.to(torch.float32) * _per_channel(self.std, x.device) + _per_channel(to_truncate, x.device)
+        level = x.to(torch.float32) * per_channel(self.std, x.device) + per_channel(to_truncate, x.device)
         # Casting NaN to an integer is undefined; the clip has dealt with infinities.
         return level.clip(0, self.levels - 1).nan_to_num(nan=0).to(torch.uint8)
 
@@ -100,26 +103,26 @@ class PixelCodec:
         return {"kind": "pixels", **asdict(self)}
 
 
-_KINDS = {"pixels": PixelCodec}
-
-
 def codec_from_json(description: dict[str, Any]) -> Codec:
     """The codec that `to_json` described.
 
     Raises:
         ValueError: Unknown kind, or fields that do not fit it.
     """
+    from edm2.training.latents import LatentCodec  # which stands on this module
+
+    kinds = {"pixels": PixelCodec, "latents": LatentCodec}
     fields = dict(description)
     kind = fields.pop("kind", None)
-    if kind not in _KINDS:
-        raise ValueError(f"unknown kind of codec {kind!r}: this version knows {', '.join(_KINDS)}")
+    if kind not in kinds:
+        raise ValueError(f"unknown kind of codec {kind!r}: this version knows {', '.join(kinds)}")
     try:
-        return _KINDS[kind](**fields)
+        return kinds[kind](**fields)
     except TypeError as error:
         raise ValueError(f"codec of kind {kind!r}: {error}") from error
 
 
 @lru_cache(maxsize=64)
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Values as float32 [C, 1, 1]. Kept per device: a copy to a GPU would wait for all work queued there."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

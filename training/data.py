@@ -6,9 +6,9 @@ network sees. Dimensions: N images, C channels, H rows, W columns.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from edm2.training.archive import (
     image_names,
     labels_from_folders,
     labels_from_json,
+    latents_from_json,
     open_files,
     read_array,
 )
@@ -60,6 +61,9 @@ class Dataset(ABC):
 
         self.class_names = tuple(class_names)
         """One per class; empty if the images have no labels."""
+
+        self.latents: Mapping[str, Any] | None = None
+        """What is known of the latents that moments are of: vae, mean, std, pixel_range (see `LatentCodec`)."""
 
     @property
     def num_classes(self) -> int:
@@ -132,6 +136,8 @@ class ArchiveDataset(Dataset):
         self._dtype = first.dtype
         kind, levels = ("pixels", 256) if first.dtype == np.uint8 else ("moments", 0)
         super().__init__(files.path.stem, first.shape, kind, levels, class_names)
+        if kind == "moments" and "dataset.json" in names:
+            self.latents = latents_from_json(files)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -166,6 +172,7 @@ class Subset(Dataset):
 
     def __init__(self, dataset: Dataset, indices: Indices) -> None:
         super().__init__(dataset.name, dataset.shape, dataset.kind, dataset.levels, dataset.class_names)
+        self.latents = dataset.latents
         self.dataset = dataset
         self.indices = np.asarray(indices, dtype=np.int64)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from edm2.training.codec import Codec, PixelCodec
 from edm2.training.config import TrainingConfig
 from edm2.training.data import Dataset, DatasetError, pixel_statistics, split_holdout
+from edm2.training.latents import latent_codec_of
 from edm2.training.loader import data_loader
 from edm2.training.order import PlaceBatches, ShuffledOrder
 from edm2.training.randomness import PlaceRandom, Stream
@@ -39,20 +40,28 @@ class Feed:
         self.dataset = dataset
         self.random = random
         self.device = random.generator.device
-        if dataset.kind != "pixels":
-            raise DatasetError(f"{config.data}: holds {dataset.kind}, and this version trains on pixels only")
-        expected = (config.network.img_channels, *config.network.size)
-        if dataset.shape != expected:
-            raise DatasetError(f"{config.data}: images are {dataset.shape}, but the network is for {expected}")
         self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
         self.codec = self._choose_codec()
+        seen = (self.codec.network_channels(dataset.shape[0]), *dataset.shape[1:])
+        expected = (config.network.img_channels, *config.network.size)
+        if seen != expected:
+            raise DatasetError(f"{config.data}: images are {seen}, but the network is for {expected}")
 
     def _choose_codec(self) -> Codec:
-        """Pixels to mean 0 and standard deviation sigma_data, or onto [-1, 1]."""
+        """Latents, or pixels to mean 0 and standard deviation sigma_data, or pixels onto [-1, 1]."""
+        sigma_data = self.config.network.sigma_data
+        if self.dataset.kind == "moments":
+            if self.config.xflip:
+                raise DatasetError(
+                    f"{self.config.data}: latents cannot be mirrored; encode mirrored images too"
+                )
+            try:
+                return latent_codec_of(self.dataset.latents, self.dataset.shape[0], sigma_data)
+            except ValueError as error:
+                raise DatasetError(f"{self.config.data}: {error}") from None
         levels = self.dataset.levels
         if self.config.standardize:
-            statistics = pixel_statistics(self.train_set)
-            return PixelCodec.standardized(*statistics, levels, self.config.network.sigma_data)
+            return PixelCodec.standardized(*pixel_statistics(self.train_set), levels, sigma_data)
         half = (levels - 1) / 2
         return PixelCodec((half,), (half,), levels)
 
@@ -66,17 +75,21 @@ class Feed:
         while True:
             step = []
             for _ in range(config.batch_size // config.images_per_forward):
-                step.append(self._augment(*self._encode(*next(loader)), place))
+                step.append(self._augment(*self._encode(*next(loader), place), place))
                 place += config.images_per_forward
             yield step
 
     def first_images(self, dataset: Dataset, count: int) -> Microbatch:
-        """The first images of a dataset, without augmentation."""
+        """The first images of a dataset, without augmentation; of latents, the means."""
         return self._encode(dataset.images(range(count)), dataset.labels(range(count)))
 
-    def _encode(self, images: Tensor, labels: Tensor) -> Microbatch:
-        """Onto the device, and through the codec."""
-        images = self.codec.encode(images.to(self.device, non_blocking=True))
+    def _encode(self, data: Tensor, labels: Tensor, place: int | None = None) -> Microbatch:
+        """Onto the device, and through the codec; latents are drawn anew at every place."""
+        noise = None
+        if place is not None and self.dataset.kind == "moments":
+            shape = (self.config.network.img_channels, *data.shape[2:])
+            noise = self.random.normal(Stream.MOMENTS, place, place + len(data), shape)
+        images = self.codec.encode(data.to(self.device, non_blocking=True), noise)
         return images, labels.to(self.device, non_blocking=True) if self.config.network.label_dim else None
 
     def _augment(self, images: Tensor, labels: Tensor | None, place: int) -> Microbatch:

@@ -20,6 +20,7 @@ class Stream(IntEnum):
     LABEL_DROPOUT = 2
     XFLIP = 3
     DROPOUT = 4
+    MOMENTS = 5
 
 
 class PlaceRandom:

@@ -110,7 +110,7 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "labels not JSON": ("TRAIN --data @not-json", FAILURE, ("not-json/dataset.json", "not JSON", "line 1")),
     "labels of missing files": ("TRAIN --data @too-many", FAILURE, ("too-many/dataset.json", "008.png", "unlist")),
     "files without labels": ("TRAIN --data @too-few", FAILURE, ("too-few/dataset.json", "007.png", "list or remove")),
-    "latents": ("TRAIN --data @moments", USAGE, ("moments", "pixels only")),
+    "latents of another VAE": ("TRAIN --data @moments", FAILURE, ("moments", "4 channels", "2 channels")),
     "indivisible images": (
         "train --preset small --out out --data @10x10",
         USAGE,
