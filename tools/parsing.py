@@ -1,4 +1,4 @@
-"""What people may write on the command line: image counts, EMA lengths, numbers, devices, seeds."""
+"""What people may write on the command line: image counts, EMA lengths, numbers, sizes, devices, seeds."""
 
 import math
 import re
@@ -92,6 +92,19 @@ def parse_number(text: str) -> float:
     return value
 
 
+def parse_resolution(text: str) -> tuple[int, int]:
+    """Height and width of an image: "64" for a square, "64x96" for 64 rows and 96 columns.
+
+    Raises:
+        ValueError: anything else, or nothing to see.
+    """
+    match = re.fullmatch(r"\s*(\d+)(?:x(\d+))?\s*", text)
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not height or not width:
+        raise ValueError(f"{text!r} is no size of an image; write 64, or HEIGHTxWIDTH such as 64x96")
+    return height, width
+
+
 def parse_device(text: str) -> str:
     """A device of this machine: "cpu", "cuda", "cuda:1" or "mps".
 
@@ -109,6 +122,21 @@ def parse_device(text: str) -> str:
     if not known:
         raise ValueError(f"there is no device {text!r} here; write cpu, cuda, cuda:1 or mps, or leave the option out")
     return text
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """An interval of noise levels (low, high]: "0.19,1.61".
+
+    Raises:
+        ValueError: anything else, or upside down.
+    """
+    low, comma, high = text.partition(",")
+    interval = (parse_number(low), parse_number(high)) if comma else (0.0, 0.0)
+    if not 0 <= interval[0] < interval[1]:
+        raise ValueError(
+            f"{text!r} is no interval of noise levels; write LOW,HIGH with 0 <= LOW < HIGH, as in 0.19,1.61"
+        )
+    return interval
 
 
 class _Parsed(click.ParamType):
@@ -130,8 +158,11 @@ class _Parsed(click.ParamType):
 IMAGES = _Parsed("images", parse_image_count)
 SIGMA_RELS = _Parsed("lengths", parse_sigma_rels)
 NUMBER = _Parsed("number", parse_number)
+RESOLUTION = _Parsed("resolution", parse_resolution)
 DEVICE = _Parsed("device", parse_device)
 SEED = click.IntRange(0, (1 << 32) - 1)
 SEEDS = _Parsed("seeds", parse_seeds)
+INTERVAL = _Parsed("low,high", parse_interval)
+PRECISION = click.Choice(["fp32", "bf16", "fp16"])
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)

@@ -3,7 +3,7 @@
 import click
 
 from edm2.presets import PRESETS
-from edm2.tools.parsing import DEVICE, IMAGES, NUMBER, SEED, SIGMA_RELS
+from edm2.tools.parsing import DEVICE, IMAGES, NUMBER, PRECISION, SEED, SIGMA_RELS
 
 EPILOG = """\b
 Examples:
@@ -25,9 +25,6 @@ Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³).
 \b
 Presets (digits8 is the default for the digits, small for everything else):
 """ + "\n".join(f"  {name:<17} {preset.summary}" for name, preset in PRESETS.items())
-
-
-PRECISION = click.Choice(["fp32", "bf16", "fp16"])
 
 
 def _choice(name: str, field: str, help: str, type=NUMBER, **options):

@@ -196,6 +196,9 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "bad seeds": ("GENERATE @network.safetensors --seeds 1;2", USAGE, ("--seeds", "'1;2'", "0-63")),
     "seeds upside down": ("GENERATE @network.safetensors --seeds 9-3", USAGE, ("9-3", "write 3-9")),
     "no steps": ("GENERATE @network.safetensors --steps 0", USAGE, ("--steps", "x>=1")),
+    "class of no such name": ("GENERATE @network.safetensors --class cat", FAILURE, ("'cat'", "number")),
+    "interval upside down": ("GENERATE @network.safetensors --interval 2,1", USAGE, ("'2,1'", "LOW,HIGH")),
+    "interval without guidance": ("GENERATE @network.safetensors --interval 1,2", USAGE, ("--interval", "--guide")),
     "nowhere to put images": ("generate @network.safetensors", USAGE, ("--out FOLDER", "--grid FILE.png")),
     "grid is a folder": ("generate @network.safetensors --grid @empty", USAGE, ("--grid", "empty", "is a directory")),
     "images into a file": (

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import TINY, edm2, half_written, succeed, write_images
+from command_line import TINY, complaint, edm2, half_written, succeed, write_images
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -322,7 +322,7 @@ def test_reconstructed_weights_go_into_the_run_and_are_no_snapshots(tiny_run: Pa
 def generate(network: Path, out: Path, *options: object) -> dict[str, np.ndarray]:
     """Images by file name."""
     succeed("generate", network, "--steps", 4, "--device", "cpu", "--out", out, *options)
-    return {path.name: pixels(path) for path in sorted(out.iterdir())}
+    return {path.name: pixels(path) for path in sorted(out.rglob("*.png"))}
 
 
 def assert_same_pictures(a: dict[str, np.ndarray], b: dict[str, np.ndarray], levels: int = 1) -> None:
@@ -373,6 +373,42 @@ def test_a_grid_holds_every_image(outspoken_network: Path, tmp_path: Path):
         top, left = i // 10 * (side + gap), i % 10 * (side + gap)
         enlarged = np.kron(image, np.ones((side // 8, side // 8), dtype=int))
         assert (grid[top : top + side, left : left + side] == enlarged).all(), f"image {i}"
+
+
+def test_images_that_are_there_are_not_drawn_again(outspoken_network, tmp_path):
+    first = generate(outspoken_network, tmp_path / "out", "--seeds", "0-5")
+    (tmp_path / "out/000002.png").unlink()
+    kept = (tmp_path / "out/000001.png").stat().st_mtime_ns
+    again = generate(outspoken_network, tmp_path / "out", "--seeds", "0-5", "--grid", tmp_path / "grid.png")
+    assert_same_pictures(first, again)
+    assert (tmp_path / "out/000001.png").stat().st_mtime_ns == kept
+
+
+def test_images_made_otherwise_are_not_mixed_in(outspoken_network, tmp_path):
+    generate(outspoken_network, tmp_path / "out", "--seeds", "0-1", "--class", 3)
+    options = ("--seeds", "0-1", "--steps", 4, "--device", "cpu", "--out", tmp_path / "out", "--class", 4)
+    result = edm2("generate", outspoken_network, *options)
+    assert result.code == 1
+    assert "other settings" in complaint(result.err)
+
+
+def test_a_sub_folder_for_every_thousand_seeds(outspoken_network, tmp_path):
+    generate(outspoken_network, tmp_path / "out", "--seeds", "5,1000,2999", "--subdirs")
+    names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert names == ["000000/000005.png", "001000/001000.png", "002000/002999.png"]
+
+
+def test_a_class_by_its_name(outspoken_network, tmp_path):
+    by_name = generate(outspoken_network, tmp_path / "name", "--seeds", "0-3", "--class", "7")
+    assert_same_pictures(by_name, generate(outspoken_network, tmp_path / "number", "--seeds", "0-3", "--class", 7))
+
+
+def test_an_interval_without_noise_levels_is_no_guidance(outspoken_network, tiny_run, tmp_path):
+    options = ("--seeds", "0-3", "--class", 3)
+    guide = ("--guide", tiny_run / "raw-weights.safetensors", "--guidance", 3)
+    plain = generate(outspoken_network, tmp_path / "plain", *options)
+    nowhere = generate(outspoken_network, tmp_path / "nowhere", *options, *guide, "--interval", "1000,2000")
+    assert_same_pictures(plain, nowhere, levels=0)
 
 
 def test_guidance(outspoken_network: Path, tiny_run: Path, tmp_path: Path):
