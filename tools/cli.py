@@ -9,6 +9,7 @@ import click
 from edm2 import __version__
 
 COMMANDS = {
+    "dataset": "Make images of several sizes a dataset, or look into one.",
     "train": "Train a network on your images.",
     "reconstruct": "Choose the EMA length after training.",
     "generate": "Draw samples.",

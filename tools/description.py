@@ -5,7 +5,8 @@ from typing import Any
 
 from edm2.model import read_metadata, resolve
 from edm2.post_hoc_ema import SafetensorsSnapshot, find_snapshots
-from edm2.training import open_dataset, read_run_config
+from edm2.training import Dataset, open_dataset, read_run_config
+from edm2.training.archive import open_files
 from edm2.training.monitor import read_stats
 
 Lines = list[tuple[str, Any]]
@@ -64,13 +65,31 @@ def describe_run(folder: Path) -> Lines:
 def describe_dataset(source: str) -> Lines:
     """A dataset, after a look at its first image."""
     dataset = open_dataset(source)
-    channels, height, width = dataset.shape
     labels = f"{dataset.num_classes}: {', '.join(dataset.class_names[:12])}" if dataset.num_classes else "none"
+    return [*_images(source, dataset), ("classes", labels + (", ..." if dataset.num_classes > 12 else ""))]
+
+
+def describe_classes(source: str) -> Lines:
+    """A dataset with the number of images of every class, and where the labels come from."""
+    dataset = open_dataset(source)
+    has_json = source != "digits" and "dataset.json" in open_files(Path(source)).names()
+    lines = [
+        *_images(source, dataset),
+        ("dataset.json", "yes" if has_json else "no"),
+        ("classes", dataset.num_classes or "none"),
+    ]
+    if dataset.num_classes:
+        counts = dataset.labels(range(len(dataset))).bincount(minlength=dataset.num_classes).tolist()
+        lines += [(f"  {name}", f"{count:,}") for name, count in zip(dataset.class_names, counts, strict=True)]
+    return lines
+
+
+def _images(source: str, dataset: Dataset) -> Lines:
+    channels, height, width = dataset.shape
     return [
         ("dataset", source),
         ("images", f"{len(dataset):,}"),
         ("size", f"{height}x{width}, {channels} channel{'s' if channels > 1 else ''}, {dataset.kind}"),
-        ("classes", labels + (", ..." if dataset.num_classes > 12 else "")),
     ]
 
 

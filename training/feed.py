@@ -52,9 +52,7 @@ class Feed:
         sigma_data = self.config.network.sigma_data
         if self.dataset.kind == "moments":
             if self.config.xflip:
-                raise DatasetError(
-                    f"{self.config.data}: latents cannot be mirrored; encode mirrored images too"
-                )
+                raise DatasetError(f"{self.config.data}: latents cannot be mirrored; encode mirrored images too")
             try:
                 return latent_codec_of(self.dataset.latents, self.dataset.shape[0], sigma_data)
             except ValueError as error:

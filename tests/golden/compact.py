@@ -47,9 +47,8 @@ COPIED = (  # small enough to be kept whole
     "metrics/metrics.json",
     "metrics/metrics.safetensors",
     "dataset/dataset.json",
-    "dataset/dhariwal.zip",
-    "dataset/flat.zip",
-    "dataset/latents.zip",
+    "dataset/*.zip",
+    "dataset/source/**/*.*",
 )
 
 TRIMMED: dict[str, Rule] = {
@@ -80,9 +79,9 @@ TRIMMED: dict[str, Rule] = {
         matching("gmm_s2_*", "gmm_s8_float64/*", "gmm_s8_g_float64/*", "gmm_s8_g0_float32/*", "gmm_s8_churn_float64/*"),
         matching("gmm_s18_churn_float32/*", "gmm_s18_sched_float32/*"),
     ),
-    # An archive with classes, one without, and one of latents; of the last the decoded pictures are left out.
+    # What the reader makes of all archives; of the one of latents the decoded pictures are left out.
     "dataset/dataset.safetensors": either(
-        matching("dhariwal/*", "flat/*", "rgb/*", "standin_vae/*"),
+        matching("dhariwal/*", "crop/*", "wide/*", "scale/*", "from_zip/*", "flat/*", "rgb/*", "standin_vae/*"),
         matching("latents/eps", "latents/final", "latents/onehot", "latents/raw_moments", "latents/vae_decoder_input"),
     ),
 }

@@ -59,19 +59,23 @@ def complaint(text: str) -> str:
 
 
 def parse(line: str) -> click.Context:
-    """What click makes of a command line from a text; fails as the command would where an option does not exist.
+    """What click makes of a command line from a text, down to the options of a sub-command; fails as the command would.
 
     Snapshots to start from (--init) must exist for click, so an empty file is put there, below the current folder.
     """
-    program, name, *arguments = shlex.split(line, comments=True)
-    command = cli.get_command(click.Context(cli), name)
+    program, *words = shlex.split(line, comments=True)
     assert program == "edm2", line
-    assert command is not None, f"no command {name!r}: {line}"
-    if "--init" in arguments:
-        snapshot = Path(arguments[arguments.index("--init") + 1])
+    if "--init" in words:
+        snapshot = Path(words[words.index("--init") + 1])
         snapshot.parent.mkdir(parents=True, exist_ok=True)
         snapshot.touch()
-    return command.make_context(name, arguments)
+    context = click.Context(cli, **cli.context_settings)
+    while isinstance(context.command, click.Group):
+        name, *words = words
+        command = context.command.get_command(context, name)
+        assert command is not None, f"no command {name!r}: {line}"
+        context = command.make_context(name, list(words), parent=context)
+    return context
 
 
 def write_images(

@@ -1,0 +1,457 @@
+"""Images of any size to a dataset: RGB images of one size as PNG files in a ZIP, the form of the paper's tools.
+
+    convert("photos", "photos-64.zip", CenterCropDhariwal(64, 64))
+
+Every transform gives the pixels that those tools give (arXiv 2312.02696v2).
+
+The work is divided into parts of a few images each. A finished part is a small ZIP in a hidden folder beside the
+result, under a digest of everything that decides its contents. So a conversion that was stopped, in whatever way, finds
+the parts that are still right by their names, and the result does not depend on who made which part when. At the end
+the parts are strung together.
+"""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any, Protocol
+from zipfile import ZipFile, ZipInfo
+
+import numpy as np
+import PIL
+from PIL import Image
+from PIL.Image import Resampling
+
+from edm2.post_hoc_ema import atomic_output
+from edm2.training.archive import (
+    DatasetError,
+    Files,
+    image_names,
+    labels_from_folders,
+    labels_from_json,
+    open_files,
+    read_array,
+)
+
+__all__ = ["TRANSFORMS", "CenterCrop", "CenterCropDhariwal", "CenterCropWide", "Converted", "Resize", "convert"]
+
+PART_SIZE = 64
+"""Images per part: few enough to lose little when stopped, many enough that parts cost nothing."""
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Transforms
+
+
+class Transform(Protocol):
+    """An RGB image to one of `height` x `width` (`CenterCropWide`: of `width` x `width`), or None if it is too small.
+
+    Two transforms whose `repr` is the same must do the same.
+    """
+
+    height: int
+    width: int
+
+    def __call__(self, image: Image.Image) -> Image.Image | None: ...
+
+
+@dataclass(frozen=True)
+class Resize:
+    """The whole image, stretched (Lanczos)."""
+
+    height: int
+    width: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.resize((self.width, self.height), Resampling.LANCZOS)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The largest square in the middle, resized (Lanczos).
+
+    Raises:
+        ValueError: height and width differ.
+    """
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _check_square(self)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        side = min(image.size)
+        return _middle(image, side, side).resize((self.width, self.height), Resampling.LANCZOS)
+
+
+@dataclass(frozen=True)
+class CenterCropDhariwal:
+    """As ImageNet is usually prepared (Dhariwal and Nichol 2021, arXiv 2105.05233): halve, then bicubic, then crop.
+
+    Halved by 2x2 averages while the short side is at least twice what is wanted, so that the bicubic filter, which sees
+    few pixels in their implementation, has little left to do.
+
+    Raises:
+        ValueError: height and width differ.
+    """
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _check_square(self)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        while min(image.size) >= 2 * self.height:
+            image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
+        scale = self.height / min(image.size)
+        size = round(image.width * scale), round(image.height * scale)
+        return _middle(image.resize(size, Resampling.BICUBIC), self.width, self.height)
+
+
+@dataclass(frozen=True)
+class CenterCropWide:
+    """A wide band from the middle (Lanczos), between black bars that make it a square of `width` x `width`.
+
+    The band has all columns of the image and round(width H / W) of its H rows: as many as the image would have if it
+    were `width` wide. Images with fewer than `width` columns, or bands of fewer than `height` rows, are too small.
+
+    Raises:
+        ValueError: higher than wide.
+    """
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.height > self.width:
+            raise ValueError(f"center-crop-wide makes wide images, not {self.height}x{self.width} (height x width)")
+
+    def __call__(self, image: Image.Image) -> Image.Image | None:
+        rows = round(self.width * image.height / image.width)
+        if image.width < self.width or rows < self.height:
+            return None
+        band = _middle(image, image.width, rows).resize((self.width, self.height), Resampling.LANCZOS)
+        letter_box = Image.new("RGB", (self.width, self.width))
+        letter_box.paste(band, (0, (self.width - self.height) // 2))
+        return letter_box
+
+
+TRANSFORMS = {
+    "center-crop-dhariwal": CenterCropDhariwal,
+    "center-crop": CenterCrop,
+    "center-crop-wide": CenterCropWide,
+    "resize": Resize,
+}
+"""The transforms by the names they have on the command line."""
+
+
+def _check_square(transform: CenterCrop | CenterCropDhariwal) -> None:
+    if transform.height != transform.width:
+        raise ValueError(
+            f"{transform.height}x{transform.width} is no square, but center-crop and center-crop-dhariwal cut squares; "
+            "give one number as resolution, or choose resize or center-crop-wide"
+        )
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle `width` columns and `height` rows; the odd pixel goes to the right and below."""
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Conversion
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What came of a conversion."""
+
+    images: int
+    """Images in the result."""
+    skipped: int
+    """Images that were too small for the transform."""
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    transform: Transform,
+    max_images: int | None = None,
+    workers: int = 1,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Converted:
+    """Write the images of `source` to the ZIP file `out`, in plain sort order of their names, with their labels.
+
+    The bytes depend on the images, their names, the transform and Pillow's version alone. If stopped or failed, the
+    same call (with any number of workers) takes up all finished parts. Needs twice the space of `out` while it runs.
+
+    Args:
+        source: Folder or ZIP of images (see `edm2.training.archive`). Grays become RGB, transparency is dropped.
+        out: ZIP file to write; must not exist.
+        transform: What makes the images one size. Those too small for it are left out, but use up a number.
+        max_images: Take only the first so many images.
+        workers: Processes that share the work; 1: this one.
+        report: Called with the number of images done and of all, as the work goes on.
+
+    Raises:
+        DatasetError: The source cannot be used, an image cannot be read, or all are too small.
+        ValueError: `out` does not end in .zip, or a number is below 1.
+        FileExistsError: `out` exists.
+        OSError: `out` cannot be written, for instance because the disk is full.
+    """
+    out = Path(out)
+    _check_request(out, max_images, workers)
+    listing = _list_source(Path(source), max_images)
+    work = out.with_name(f".{out.name}.parts")
+    parts = _divide(listing, transform, work)
+    complete = work / f"{_digest([part.path.name for part in parts], listing.labels, listing.class_names)}.zip"
+    with _writing_to(out, work):
+        if not complete.exists():
+            _remove(path for path in work.glob("*.zip") if path not in {part.path for part in parts})
+            _make_parts(parts, listing.files, workers, report)
+            _assemble(parts, listing, complete)
+        _remove(path for path in work.iterdir() if path != complete)
+        with ZipFile(complete) as archive:
+            written = len(archive.namelist()) - 1  # all but dataset.json
+        complete.replace(out)
+    return Converted(written, len(listing.names) - written)
+
+
+def _check_request(out: Path, max_images: int | None, workers: int) -> None:
+    if out.suffix.lower() != ".zip":
+        raise ValueError(f"{out}: datasets are written as ZIP files; write {out.name}.zip")
+    if out.exists():
+        kind = "folder" if out.is_dir() else "file"
+        raise FileExistsError(f"{out}: there is a {kind} of this name already; remove it, or choose another name")
+    if workers < 1 or (max_images is not None and max_images < 1):
+        raise ValueError(f"max_images={max_images} and workers={workers} must be at least 1")
+
+
+@contextmanager
+def _writing_to(out: Path, work: Path) -> Iterator[None]:
+    """Make the folder for the parts, leave it only if something is in it, and say which file trouble is about.
+
+    Reading does not end up here: archives turn all that can happen then into a DatasetError.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{out}: cannot be written: {error.strerror or error}; "
+            "mend that and run the same again, finished parts are kept"
+        ) from error
+    finally:
+        with suppress(OSError):
+            work.rmdir()
+
+
+def _remove(paths: Iterator[Path]) -> None:
+    for path in list(paths):
+        path.unlink(missing_ok=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What there is to do
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The images to convert."""
+
+    files: Files
+    names: list[str]
+    labels: list[int]  # -1 throughout if unlabelled
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some images on their way into one file."""
+
+    path: Path
+    transform: Transform
+    first: int  # number of the first image in the result
+    names: list[str]
+
+
+def _list_source(source: Path, max_images: int | None) -> _Listing:
+    if not source.exists():
+        raise DatasetError(f"{source}: no such file or folder; give a folder or a ZIP file of images")
+    files = open_files(source)
+    present = files.names()
+    names = image_names(present)
+    if not names:
+        raise DatasetError(f"{source}: no images in it; expected PNG, JPEG, WebP or BMP files")
+    if arrays := [name for name in names if name.lower().endswith(".npy")]:
+        raise DatasetError(f"{source}/{arrays[0]}: an array, not an image; such a dataset can be used as it is")
+    read_labels = labels_from_json if "dataset.json" in present else labels_from_folders
+    labels, class_names = read_labels(files, names)
+    return _Listing(files, names[:max_images], labels[:max_images].tolist(), class_names)
+
+
+def _divide(listing: _Listing, transform: Transform, work: Path) -> list[_Part]:
+    stamps = _stamps(listing)
+    parts = []
+    for first in range(0, len(listing.names), PART_SIZE):
+        chosen = slice(first, first + PART_SIZE)
+        names = listing.names[chosen]
+        digest = _digest(PIL.__version__, repr(transform), first, names, stamps[chosen])
+        parts.append(_Part(work / f"{digest}.zip", transform, first, names))
+    return parts
+
+
+def _stamps(listing: _Listing) -> list[tuple[int, int]]:
+    """What changes with an image: of files size and time, of members of a ZIP size and checksum."""
+    path = listing.files.path
+    if path.is_dir():
+        stats = [os.stat(path / name) for name in listing.names]
+        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    with ZipFile(path) as archive:
+        members = [archive.getinfo(name) for name in listing.names]
+    return [(member.file_size, member.CRC) for member in members]
+
+
+def _digest(*contents: Any) -> str:
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:32]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+def _make_parts(parts: Sequence[_Part], files: Files, workers: int, report: Callable[[int, int], None]) -> None:
+    """Make the parts that are not there yet."""
+    missing = [part for part in parts if not part.path.exists()]
+    total = sum(len(part.names) for part in parts)
+    done = total - sum(len(part.names) for part in missing)
+    report(done, total)
+    workers = min(workers, len(missing))
+    for part in _made_by_workers(missing, files, workers) if workers > 1 else _made_here(missing, files):
+        done += len(part.names)
+        report(done, total)
+
+
+def _made_here(parts: Sequence[_Part], files: Files) -> Iterator[_Part]:
+    for part in parts:
+        yield _make_part(part, files)
+
+
+def _made_by_workers(parts: Sequence[_Part], files: Files, workers: int) -> Iterator[_Part]:
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(files,)) as pool:
+        try:
+            for future in as_completed([pool.submit(_make_part_in_worker, part) for part in parts]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # lets the parts that are being made be finished
+            raise
+
+
+_files_of_worker: Files
+"""Opened once per process: the table of contents of a large ZIP takes seconds to read."""
+
+
+def _start_worker(files: Files) -> None:
+    global _files_of_worker
+    _files_of_worker = files
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one tells the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work forever."""
+    parent_process().join()
+    os._exit(1)
+
+
+def _make_part_in_worker(part: _Part) -> _Part:
+    return _make_part(part, _files_of_worker)
+
+
+def _make_part(part: _Part, files: Files) -> _Part:
+    with atomic_output(part.path) as temporary, ZipFile(temporary, "w") as archive:
+        for number, name in enumerate(part.names, part.first):
+            image = part.transform(_read_rgb(files, name))
+            if image is not None:
+                archive.writestr(_member(_image_name(number)), _encode(image))
+    return part
+
+
+def _read_rgb(files: Files, name: str) -> Image.Image:
+    """Grays are repeated, transparency is dropped without blending."""
+    try:
+        pixels = read_array(files, name).transpose(1, 2, 0)
+    except DatasetError as error:
+        raise DatasetError(f"{error}; replace or remove it and run the same again, finished parts are kept") from error
+    channels = pixels.shape[2]
+    colors = np.repeat(pixels[..., :1], 3, axis=2) if channels < 3 else pixels[..., :3]
+    return Image.fromarray(np.ascontiguousarray(colors))
+
+
+def _encode(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=0)  # large, but reading costs training no time
+    return buffer.getvalue()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The whole
+
+
+def _assemble(parts: Sequence[_Part], listing: _Listing, path: Path) -> None:
+    """String the parts together, and add dataset.json.
+
+    Raises:
+        DatasetError: There is no image in any of them.
+    """
+    labels: dict[str, int] = {}
+    with atomic_output(path) as temporary, ZipFile(temporary, "w") as archive:
+        for part in parts:
+            with ZipFile(part.path) as made:
+                for name in made.namelist():
+                    archive.writestr(_member(name), made.read(name))
+                    labels[name] = listing.labels[_image_number(name)]
+        if not labels:
+            _remove(part.path for part in parts)  # there is nothing to go on with
+            raise DatasetError(
+                f"{listing.files.path}: all {len(listing.names)} images are too small for {parts[0].transform}; "
+                "choose a lower resolution or another transform"
+            )
+        archive.writestr(_member("dataset.json"), json.dumps(_labels_to_json(labels, listing.class_names)))
+
+
+def _labels_to_json(labels: dict[str, int], class_names: Sequence[str]) -> dict[str, Any]:
+    """Contents of dataset.json; names of classes up to the last that occurs, unless they are just numbers."""
+    if not class_names:
+        return {"labels": None}
+    names = list(class_names[: max(labels.values()) + 1])
+    pairs = [[name, label] for name, label in labels.items()]
+    numbers = [str(label) for label in range(len(names))]
+    return {"labels": pairs} if names == numbers else {"labels": pairs, "class_names": names}
+
+
+def _image_name(number: int) -> str:
+    """Images in folders of a thousand: 12345 is "00012/img00012345.png"."""
+    return f"{number:08}"[:5] + f"/img{number:08}.png"
+
+
+def _image_number(name: str) -> int:
+    return int(name.removesuffix(".png").rpartition("img")[2])
+
+
+def _member(name: str) -> ZipInfo:
+    """A member of a ZIP without compression, the same on every day and every system."""
+    member = ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    member.create_system = 3  # Unix, whose permissions the next line gives: all may read
+    member.external_attr = 0o644 << 16
+    return member

@@ -1,0 +1,371 @@
+"""Conversion gives the published pixels, and the same bytes however often it was stopped and whoever did the work."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from golden_data import table
+from PIL import Image
+
+from edm2 import conversion
+from edm2.conversion import TRANSFORMS, CenterCrop, CenterCropDhariwal, CenterCropWide, Resize, convert
+from edm2.training import DatasetError, open_dataset
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+LEVELS = 0 if PIL.__version__ == "13.0.0" else 1
+"""Pixels equal the published ones exactly; those were made by Pillow 13.0.0, and resize filters differ by rounding."""
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The published numbers
+
+
+def published(golden: Path) -> dict[str, dict]:
+    """Conversions of images of which this golden set has both source and result."""
+    folder, found = golden / "dataset", {}
+    for name, entry in table(golden, "dataset/dataset.json").items():
+        if isinstance(entry, dict) and "options" in entry and (folder / f"{name}.zip").exists():
+            found[name] = entry
+    assert (folder / "source").is_dir(), "no source images in the golden set"
+    assert found, "no converted images in the golden set"
+    return found
+
+
+def sources(golden: Path, name: str) -> list[Path]:
+    """What the conversion of this name started from; for "flat" the file does not say which class folder."""
+    folder = golden / "dataset"
+    if name == "flat":
+        return [path for path in sorted((folder / "source").iterdir()) if not any(map(Path.is_dir, path.iterdir()))]
+    return [folder / ("dhariwal.zip" if name == "from_zip" else "source")]
+
+
+def pixels(path: Path) -> dict[str, np.ndarray]:
+    """The images in a ZIP by name, in their order, int16 [H, W, 3]."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name != "dataset.json"]
+        return {name: np.asarray(Image.open(archive.open(name)), dtype=np.int16) for name in names}
+
+
+def labels(path: Path) -> dict:
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("dataset.json"))
+
+
+def same_pixels(ours: Path, theirs: Path) -> bool:
+    a, b = pixels(ours), pixels(theirs)
+    return list(a) == list(b) and all(
+        a[name].shape == b[name].shape and np.abs(a[name] - b[name]).max() <= LEVELS for name in a
+    )
+
+
+def converted_alike(golden: Path, name: str, entry: dict, tmp_path: Path) -> list[Path]:
+    """Our conversions, of each possible source, that have the published pixels."""
+    width, height = entry["options"]["resolution"]
+    transform = TRANSFORMS[entry["options"].get("transform", "resize")](height, width)
+    last = max(image for image in entry["names"] if image != "dataset.json")
+    max_images = int(Path(last).stem.removeprefix("img")) + 1
+    alike = []
+    for i, source in enumerate(sources(golden, name)):
+        out = tmp_path / f"{name}-{i}.zip"
+        convert(source, out, transform, max_images)
+        if same_pixels(out, golden / "dataset" / f"{name}.zip"):
+            alike.append(out)
+    return alike
+
+
+def test_conversion_is_the_published_one(golden: Path, tmp_path: Path):
+    """Names, pixels and labels, for every transform; and what our reader makes of it."""
+    for name, entry in published(golden).items():
+        alike = converted_alike(golden, name, entry, tmp_path)
+        assert alike, f"{name}: other pixels or names"
+        for out in alike:
+            with zipfile.ZipFile(out) as archive:
+                assert archive.namelist() == entry["names"], name
+                assert sorted({member.compress_type for member in archive.infolist()}) == entry["compression"]
+            assert labels(out)["labels"] == entry["dataset_json"]["labels"], name
+            assert open_dataset(out).num_classes == entry["label_dim"], name
+
+
+def test_classes_keep_their_names(golden: Path, tmp_path: Path):
+    """Through a conversion of a conversion as well."""
+    source = golden / "dataset" / "source"
+    convert(source, tmp_path / "once.zip", Resize(8, 8))
+    convert(tmp_path / "once.zip", tmp_path / "twice.zip", Resize(8, 8))
+    folders = sorted(path.name for path in source.iterdir())
+    assert labels(tmp_path / "twice.zip")["class_names"] == folders
+    assert (tmp_path / "once.zip").read_bytes() == (tmp_path / "twice.zip").read_bytes()  # nothing was left to change
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Transforms
+
+
+def photo(height: int, width: int, seed: int = 0) -> Image.Image:
+    array = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(array)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 40), (255, 16), (5, 3), (1, 9)])
+@pytest.mark.parametrize("transform", [CenterCrop(16, 16), CenterCropDhariwal(16, 16), Resize(16, 16), Resize(4, 9)])
+def test_every_image_comes_out_at_the_size_asked_for(transform, size: tuple[int, int]):
+    """Enlarged where it is smaller."""
+    assert transform(photo(*size)).size == (transform.width, transform.height)
+
+
+@pytest.mark.parametrize("transform", [CenterCrop(16, 16), CenterCropDhariwal(16, 16), Resize(16, 16)])
+def test_an_image_of_the_right_size_is_left_alone(transform):
+    assert transform(photo(16, 16)).tobytes() == photo(16, 16).tobytes()
+
+
+@pytest.mark.parametrize("transform", [CenterCrop(16, 16), CenterCropDhariwal(16, 16)])
+def test_crops_do_not_see_the_margins(transform):
+    """Gray between noise comes out gray; the gray is 4 pixels wider on both sides, as halving moves the middle by 2."""
+    image = photo(64, 300)
+    image.paste((128, 128, 128), (150 - 32 - 4, 0, 150 + 32 + 4, 64))
+    assert set(transform(image).tobytes()) == {128}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "fits"), [(24, 32, True), (23, 32, False), (31, 31, False), (150, 200, True)]
+)
+def test_images_too_small_for_the_wide_crop_are_refused(height: int, width: int, fits: bool):
+    letter_box = CenterCropWide(24, 32)(photo(height, width))
+    assert (letter_box is not None) == fits
+    if fits:
+        rows = np.asarray(letter_box).any(axis=(1, 2))
+        assert rows.tolist() == [False] * 4 + [True] * 24 + [False] * 4
+
+
+@pytest.mark.parametrize("transform", [CenterCrop, CenterCropDhariwal, CenterCropWide])
+def test_shapes_that_a_transform_cannot_make(transform):
+    with pytest.raises(ValueError, match="96x64"):
+        transform(96, 64)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The archive
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Seven images of several sizes in two classes."""
+    for i in range(7):
+        path = tmp_path / "photos" / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(10 + i, 20 - i, seed=i).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four parts for seven images."""
+    monkeypatch.setattr(conversion, "PART_SIZE", 2)
+
+
+def test_transparency_is_dropped_and_gray_becomes_color(tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(tmp_path / "photos/a.png")
+    Image.new("LA", (4, 4), (40, 7)).save(tmp_path / "photos/b.png")
+    convert(tmp_path / "photos", tmp_path / "out.zip", Resize(4, 4))
+    colors = [image[0, 0].tolist() for image in pixels(tmp_path / "out.zip").values()]
+    assert colors == [[10, 20, 30], [40, 40, 40]]
+
+
+def test_images_are_stored_without_compression(tmp_path: Path):
+    """Not by PNG either: one color takes the room of all its pixels, and reading costs no time."""
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "photos/black.png")
+    convert(tmp_path / "photos", tmp_path / "out.zip", Resize(32, 32))
+    assert (tmp_path / "out.zip").stat().st_size > 32 * 32 * 3
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_bytes_do_not_depend_on_workers_or_date(folder: Path, tmp_path: Path):
+    convert(folder, tmp_path / "one.zip", Resize(8, 8), workers=1)
+    convert(folder, tmp_path / "three.zip", Resize(8, 8), workers=3)
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "three.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_ends_at_the_number_of_images(folder: Path, tmp_path: Path, workers: int):
+    reports = []
+    convert(folder, tmp_path / "out.zip", Resize(8, 8), 5, workers, lambda done, total: reports.append((done, total)))
+    assert reports == sorted(reports)
+    assert reports[0] == (0, 5)
+    assert reports[-1] == (5, 5)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Stopped
+
+
+class Stopped(BaseException):
+    """Not an Exception: nobody may catch it and go on."""
+
+
+def stop_at_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Stop where a file is about to get its name, the `number`-th time."""
+    replace, count = Path.replace, iter(range(number, -1, -1))
+
+    def stopping(self: Path, target: Path) -> Path:
+        if next(count) == 0:
+            raise Stopped
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", stopping)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_stopped_at_any_rename_and_resumed(folder: Path, tmp_path: Path):
+    """Four parts, the whole under its temporary name, the whole: six places to stop at."""
+    convert(folder, tmp_path / "reference.zip", Resize(8, 8))
+    for number in range(6):
+        out = tmp_path / f"out{number}.zip"
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            stop_at_rename(monkeypatch, number)
+            with pytest.raises(Stopped):
+                convert(folder, out, Resize(8, 8))
+        assert not out.exists()
+        done = []
+        convert(folder, out, Resize(8, 8), report=lambda images, total, done=done: done.append(images))
+        assert done[:1] == ([min(2 * number, 7)] if number < 5 else []), "finished parts were made again"
+        assert out.read_bytes() == (tmp_path / "reference.zip").read_bytes()
+        assert not (tmp_path / f".out{number}.zip.parts").exists()
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("change", ["image", "transform", "max_images", "labels"])
+def test_parts_of_another_conversion_are_not_used(folder: Path, tmp_path: Path, change: str):
+    """Stopped before the end, then something is changed: as if it had never been started."""
+    out = tmp_path / "out.zip"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop_at_rename(monkeypatch, 5)
+        with pytest.raises(Stopped):
+            convert(folder, out, Resize(8, 8))
+    transform, max_images = Resize(8, 8), None
+    if change == "image":
+        photo(9, 9, seed=99).save(folder / "class0/0.png")
+    elif change == "transform":
+        transform = CenterCrop(8, 8)
+    elif change == "max_images":
+        max_images = 3
+    else:
+        (folder / "dataset.json").write_text('{"labels": null}')
+    convert(folder, out, transform, max_images)
+    convert(folder, tmp_path / "fresh.zip", transform, max_images)
+    assert out.read_bytes() == (tmp_path / "fresh.zip").read_bytes()
+    assert not (tmp_path / ".out.zip.parts").exists()
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_mended_image_costs_only_its_own_part(folder: Path, tmp_path: Path, workers: int):
+    whole = (folder / "class1/5.png").read_bytes()
+    (folder / "class1/5.png").write_bytes(whole[:60])
+    with pytest.raises(DatasetError, match=r"class1/5\.png: cannot be read.*replace or remove it"):
+        convert(folder, tmp_path / "out.zip", Resize(8, 8), workers=workers)
+    finished = set((tmp_path / ".out.zip.parts").iterdir())
+    assert len(finished) == 3  # of four; the broken image is the last of all
+    (folder / "class1/5.png").write_bytes(whole)
+    done = []
+    convert(folder, tmp_path / "out.zip", Resize(8, 8), report=lambda images, total: done.append(images))
+    assert done[0] == 6
+
+
+COMMAND = (sys.executable, "-m", "edm2", "dataset", "convert")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_killed_at_random_moments_and_resumed(tmp_path: Path):
+    """By SIGKILL, each time with another number of workers; none of those may outlive the command.
+
+    Workers hold the pipe of the command's output, so its end says that all of them are gone.
+    """
+    images = tmp_path / "photos"
+    images.mkdir()
+    for i in range(1600):
+        if i < 16:
+            photo(160, 200, seed=i).save(images / f"{i:04}.jpg")
+        else:
+            os.link(images / f"{i % 16:04}.jpg", images / f"{i:04}.jpg")
+    out, work = tmp_path / "out.zip", tmp_path / ".out.zip.parts"
+    moments = random.Random(0)
+    for workers, parts in ((2, moments.randint(0, 5)), (3, moments.randint(6, 11)), (1, moments.randint(12, 17))):
+        words = [*COMMAND, images, out, "--resolution", "32", "--workers", str(workers)]
+        command = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while command.poll() is None and (not work.exists() or len(list(work.glob("*.zip"))) < parts):
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
+        command.kill()
+        command.communicate(timeout=10)
+        assert command.returncode == -signal.SIGKILL, "too fast to be killed: nothing was tested"
+        assert not out.exists()
+    kept = len(list(work.glob("*.zip")))
+    assert kept >= 12
+    done = []
+    convert(images, out, CenterCropDhariwal(32, 32), workers=2, report=lambda count, total: done.append(count))
+    assert done[0] == 64 * kept
+    convert(images, tmp_path / "reference.zip", CenterCropDhariwal(32, 32))
+    assert out.read_bytes() == (tmp_path / "reference.zip").read_bytes()
+    assert not work.exists()
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("number", [2, 4], ids=["part", "whole"])
+def test_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+    """One line that says so; afterwards only what is missing is made."""
+    out, writestr, opened = tmp_path / "out.zip", zipfile.ZipFile.writestr, []
+
+    def full(self: zipfile.ZipFile, *arguments) -> None:
+        if self not in opened:
+            opened.append(self)
+        if len(opened) > number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        writestr(self, *arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr(zipfile.ZipFile, "writestr", full)
+        with pytest.raises(OSError, match=r"out\.zip: cannot be written: No space left on device; .*finished parts"):
+            convert(folder, out, Resize(8, 8))
+    assert not out.exists()
+    assert len(list((tmp_path / ".out.zip.parts").iterdir())) == number  # no temporary file is left
+    done = []
+    convert(folder, out, Resize(8, 8), report=lambda images, total: done.append(images))
+    assert done[0] == min(2 * number, 7)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Refused
+
+
+def test_nothing_large_enough(folder: Path, tmp_path: Path):
+    with pytest.raises(DatasetError, match=r"photos: all 7 images are too small for CenterCropWide.*lower resolution"):
+        convert(folder, tmp_path / "out.zip", CenterCropWide(48, 64))
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("numbers", [{"max_images": 0}, {"workers": 0}])
+def test_numbers_below_one(folder: Path, tmp_path: Path, numbers: dict[str, int]):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        convert(folder, tmp_path / "out.zip", Resize(8, 8), **numbers)
+
+
+def test_arrays_are_not_images(folder: Path, tmp_path: Path):
+    shutil.rmtree(folder / "class1")
+    np.save(folder / "class0/x.npy", np.zeros((3, 8, 8), dtype=np.uint8))
+    with pytest.raises(DatasetError, match=r"class0/x\.npy: an array"):
+        convert(folder, tmp_path / "out.zip", Resize(8, 8))

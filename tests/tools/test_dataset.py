@@ -1,0 +1,179 @@
+"""`edm2 dataset`: what a user with a folder of photos does, and what can be wrong with it."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from command_line import complaint, edm2, parse, succeed, write_images
+from PIL import Image
+
+from edm2 import conversion
+from edm2.tools import dataset
+from edm2.training import open_dataset
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+USAGE, FAILURE = 2, 1
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve images of two sizes, in three classes."""
+    write_images(tmp_path / "photos", (20, 30, 3), count=6, classes=3)
+    for i in range(6):
+        Image.fromarray(np.full((40, 25, 3), 10 * i, np.uint8)).save(tmp_path / f"photos/class{i % 3}/tall{i}.jpg")
+    return tmp_path / "photos"
+
+
+def test_convert_then_info_then_use(photos: Path, tmp_path: Path):
+    out = tmp_path / "new" / "photos-16.zip"
+    assert succeed("dataset", "convert", photos, out, "--resolution", 16) == f"12 images in {out}\n"
+    assert open_dataset(out).shape == (3, 16, 16)
+    shown = dict(line.split(":") for line in succeed("dataset", "info", out).splitlines())
+    assert {subject.strip(): value.strip() for subject, value in shown.items()} == {
+        "dataset": str(out),
+        "images": "12",
+        "size": "16x16, 3 channels, pixels",
+        "dataset.json": "yes",
+        "classes": "3",
+        "class0": "4",
+        "class1": "4",
+        "class2": "4",
+    }
+
+
+def test_info_of_a_folder_and_of_the_digits(tmp_path: Path):
+    folder = write_images(tmp_path / "plain", (8, 8), count=3)
+    shown = succeed("dataset", "info", folder)
+    assert "no\n" in shown
+    assert "none\n" in shown
+    assert "  0:" in succeed("dataset", "info", "digits")
+
+
+def test_resolution_is_height_times_width(photos: Path, tmp_path: Path):
+    out = tmp_path / "out.zip"
+    succeed("dataset", "convert", photos, out, "--resolution", "8x24", "--transform", "resize", "--max-images", 5)
+    assert open_dataset(out).shape == (3, 8, 24)
+    assert len(open_dataset(out)) == 5
+
+
+def test_skipped_images_are_counted_and_use_up_a_number(photos: Path, tmp_path: Path):
+    out = tmp_path / "out.zip"
+    wide = ("--resolution", "16x28", "--transform", "center-crop-wide", "--workers", 1)
+    assert succeed("dataset", "convert", photos, out, *wide) == f"6 images in {out} (6 too small, left out)\n"
+    with zipfile.ZipFile(out) as archive:
+        numbers = [int(Path(name).stem[3:]) for name in archive.namelist() if name != "dataset.json"]
+    assert numbers == [0, 1, 4, 5, 8, 9]  # of every class the two wide ones, which come first
+
+
+def test_the_names_of_the_transforms_are_those_of_the_library():
+    """They stand in both places, so that help need not import Pillow."""
+    assert tuple(conversion.TRANSFORMS) == dataset.TRANSFORMS
+
+
+def test_help_imports_nothing_slow():
+    code = "import sys; from edm2.tools.cli import cli; cli(['dataset', 'convert', '--help'], standalone_mode=False); "
+    code += "print(sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "HEIGHTxWIDTH" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", dataset.dataset.commands)
+def test_examples_in_help_are_there_to_paste(name: str):
+    """They parse, and stand in the help on lines of their own."""
+    shown = succeed("dataset", name, "-h")
+    lines = [line.strip() for line in dataset.dataset.commands[name].epilog.splitlines() if " edm2 " in line]
+    assert lines
+    for line in lines:
+        assert parse(line).info_name == name
+        assert line in shown
+
+
+def test_every_option_is_explained():
+    options = [option for command in dataset.dataset.commands.values() for option in command.params]
+    assert all(option.help for option in options if isinstance(option, click.Option))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Wrong
+
+
+@pytest.fixture
+def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything that can be wrong, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("fine"), (8, 8), count=4)
+    Path("empty").mkdir()
+    Path("there.zip").write_text("something")
+    Path("folder.zip").mkdir()
+    Path("no.zip").write_text("not a ZIP file")
+    broken = write_images(Path("broken"), (8, 8), count=4) / "002.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    (write_images(Path("not-json"), (8, 8), count=4) / "dataset.json").write_text("{")
+    (write_images(Path("listed"), (8, 8), count=4) / "dataset.json").write_text(json.dumps({"labels": [["x.png", 0]]}))
+    write_images(Path("mixed/class"), (8, 8), count=2)
+    write_images(Path("mixed"), (8, 8), count=1)
+    return tmp_path
+
+
+# What a user types after `edm2 dataset`, the exit code, and what the line must mention.
+CASES = {
+    "missing source": ("convert absent out.zip --resolution 8", FAILURE, ("absent", "no such file", "give a folder")),
+    "empty source": ("convert empty out.zip --resolution 8", FAILURE, ("empty", "no images", "PNG")),
+    "not a ZIP": ("convert no.zip out.zip --resolution 8", FAILURE, ("no.zip", "not a ZIP file")),
+    "nothing large enough": (
+        "convert fine out.zip --resolution 16 --transform center-crop-wide",
+        FAILURE,
+        ("fine", "all 4 images are too small", "16", "lower resolution"),
+    ),
+    "unknown transform": (
+        "convert fine out.zip --resolution 8 --transform zoom",
+        USAGE,
+        ("'zoom'", "center-crop-dhariwal"),
+    ),
+    "no resolution": ("convert fine out.zip", USAGE, ("--resolution",)),
+    "resolution is text": ("convert fine out.zip --resolution big", USAGE, ("--resolution", "'big'", "64x96")),
+    "resolution of three": ("convert fine out.zip --resolution 8x8x3", USAGE, ("--resolution", "'8x8x3'", "64x96")),
+    "resolution of nothing": ("convert fine out.zip --resolution 0x8", USAGE, ("--resolution", "'0x8'", "64x96")),
+    "no square": ("convert fine out.zip --resolution 8x9", FAILURE, ("8x9", "no square", "choose resize")),
+    "out is a file": ("convert fine there.zip --resolution 8", FAILURE, ("there.zip", "file", "choose another")),
+    "out is a folder": ("convert fine folder.zip --resolution 8", FAILURE, ("folder.zip", "folder", "choose another")),
+    "out below a file": ("convert fine there.zip/out.zip --resolution 8", FAILURE, ("out.zip", "Not a directory")),
+    "out is no ZIP": ("convert fine out --resolution 8", FAILURE, ("out", "write out.zip")),
+    "broken image": (
+        "convert broken out.zip --resolution 8 --workers 1",
+        FAILURE,
+        ("broken/002.png", "cannot be read", "replace or remove it"),
+    ),
+    "broken image, two workers": (
+        "convert broken out.zip --resolution 8 --workers 2",
+        FAILURE,
+        ("broken/002.png", "cannot be read", "replace or remove it"),
+    ),
+    "labels not JSON": ("convert not-json out.zip --resolution 8", FAILURE, ("not-json/dataset.json", "not JSON")),
+    "labels of other files": ("convert listed out.zip --resolution 8", FAILURE, ("listed/dataset.json", "x.png")),
+    "images beside classes": ("convert mixed out.zip --resolution 8", FAILURE, ("mixed", "000.png", "dataset.json")),
+    "no workers": ("convert fine out.zip --resolution 8 --workers 0", USAGE, ("--workers", "0", "x>=1")),
+    "no images asked for": ("convert fine out.zip --resolution 8 --max-images 0", FAILURE, ("max_images=0",)),
+    "info of nothing": ("info absent.zip", FAILURE, ("absent.zip", "no such file")),
+    "info of an empty folder": ("info empty", FAILURE, ("empty", "no images")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_wrong_is_said_in_one_line(things: Path, name: str):
+    """And no result is left, whole or half; what there was stays as it was."""
+    words, code, mentions = CASES[name]
+    result = edm2("dataset", *words.split())
+    line = complaint(result.err)
+    assert result.code == code, line
+    for mention in mentions:
+        assert mention in line
+    assert not Path("out.zip").exists()
+    assert Path("there.zip").read_text() == "something"
+    assert not list(things.rglob("*.tmp"))
