@@ -72,8 +72,11 @@ def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> 
         SnapshotError: an unknown kind of network, or tensors of another one.
     """
     try:
+        config = NetworkConfig.from_json(metadata["network"])
+        if config.num_blocks * len(config.channel_mult) > len(tensors):  # a stranger's file must not build for hours
+            raise ValueError(f"num_blocks={config.num_blocks} describes more blocks than there are tensors")
         with torch.device("meta"):
-            net = build_network(NetworkConfig.from_json(metadata["network"]))
+            net = build_network(config)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # whatever a stranger wrote
         reason = str(error).partition("\n")[0]
         raise SnapshotError(f"does not describe a network that this version can build ({reason})") from None

@@ -265,6 +265,11 @@ def test_descriptions_of_another_network(file, network):
     assert "do not fit" in refused(redescribed(file, network))
 
 
+def test_a_network_too_deep_for_its_tensors_is_refused_before_it_is_built(file):
+    """A hostile file of a few kilobytes could otherwise keep `load` busy for hours."""
+    assert "num_blocks=1000000000" in refused(redescribed(file, {"num_blocks": 10**9}))
+
+
 def test_a_missing_and_an_unknown_tensor(file):
     tensors, text = load_file(file), {METADATA_KEY: json.dumps(edm2.read_metadata(file))}
     first = tensors.pop("unet.out_conv.weight")
