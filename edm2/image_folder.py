@@ -17,10 +17,10 @@ DESCRIPTION = "generation.json"
 
 
 class ImageFolder:
-    """Images by seed, `000123.png`, with the settings that made them in generation.json.
+    """Images by seed, `000123.png`, with the settings that made them in generation.json from the first one on.
 
     Args:
-        path: The folder; made if missing.
+        path: The folder; made with the first image.
         settings: What the images depend on beside their seed.
         subdirs: One sub-folder per thousand seeds (`000000/000123.png`), for large sets.
 
@@ -30,15 +30,11 @@ class ImageFolder:
 
     def __init__(self, path: Path, settings: dict[str, Any], subdirs: bool = False) -> None:
         self.path = path
+        self.settings = settings
         self.subdirs = subdirs
-        description = path / DESCRIPTION
-        if description.exists():
-            if _read(description) != settings:
-                raise ValueError(f"{path}: holds images made with other settings ({DESCRIPTION}); choose another --out")
-            return
-        path.mkdir(parents=True, exist_ok=True)
-        with atomic_output(description) as temporary:
-            Path(temporary).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        self.description = path / DESCRIPTION
+        if self.description.exists() and _read(self.description) != settings:
+            raise ValueError(f"{path}: holds images made with other settings ({DESCRIPTION}); choose another --out")
 
     def file(self, seed: int) -> Path:
         """Where the image of a seed lies."""
@@ -51,6 +47,9 @@ class ImageFolder:
 
     def save(self, seed: int, pixels: Tensor) -> None:
         """Write the image of a seed, uint8 [C, H, W]."""
+        if not self.description.exists():
+            with atomic_output(self.description) as temporary:
+                Path(temporary).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
         save_png(pixels, self.file(seed))
 
     def read(self, seeds: Sequence[int]) -> Tensor:

@@ -1,6 +1,6 @@
 """`edm2 generate`: samples of a network as PNG files or one grid."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,12 @@ import click
 from edm2.tools.parsing import DEVICE, FILE, FOLDER, INTERVAL, NUMBER, PRECISION, SEEDS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edm2.generation import Batch
+    from edm2.image_folder import ImageFolder
     from edm2.networks import Precond
+    from edm2.training import Codec
 
 EPILOG = """\b
 Examples:
@@ -109,20 +114,28 @@ def generate(
         num_steps=num_steps,
         S_churn=S_churn,
     )
-    drawn = []
     with tqdm(total=len(seeds), initial=len(seeds) - len(pending), unit="img", leave=False, disable=None) as bar:
-        for batch in batches:
-            images = codec.to_display(codec.decode(batch.samples)).cpu()
-            if folder is None:
-                drawn.append(images)
-            else:
-                for seed, image in zip(batch.seeds, images, strict=True):
-                    folder.save(seed, image)
-            bar.update(len(images))
+        drawn = _draw(batches, codec, folder, bar.update)
     if grid is not None:
         pixels = torch.cat(drawn) if folder is None else folder.read(seeds)
         save_grid(pixels, grid, columns=10 if len(seeds) % 10 == 0 else None)
     click.echo(f"{len(seeds)} images in {' and '.join(str(path) for path in (out, grid) if path)}")
+
+
+def _draw(
+    batches: "Iterable[Batch]", codec: "Codec", folder: "ImageFolder | None", report: Callable[[int], object]
+) -> "list[Tensor]":
+    """Decode batch by batch, into the folder or, without one, into the list that is returned."""
+    drawn = []
+    for batch in batches:
+        images = codec.to_display(codec.decode(batch.samples)).cpu()
+        if folder is None:
+            drawn.append(images)
+        else:
+            for seed, image in zip(batch.seeds, images, strict=True):
+                folder.save(seed, image)
+        report(len(images))
+    return drawn
 
 
 def _same_images(net: "Precond", guide: "Precond") -> bool:

@@ -392,6 +392,13 @@ def test_images_made_otherwise_are_not_mixed_in(outspoken_network, tmp_path):
     assert "other settings" in complaint(result.err)
 
 
+def test_a_mistake_does_not_claim_the_folder(outspoken_network, tmp_path):
+    mistaken = edm2("generate", outspoken_network, "--device", "cpu", "--class", 99, "--out", tmp_path / "out")
+    assert mistaken.code == 1
+    assert not (tmp_path / "out").exists()
+    assert len(generate(outspoken_network, tmp_path / "out", "--seeds", "0-1", "--class", 9)) == 2
+
+
 def test_a_sub_folder_for_every_thousand_seeds(outspoken_network, tmp_path):
     generate(outspoken_network, tmp_path / "out", "--seeds", "5,1000,2999", "--subdirs")
     names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
