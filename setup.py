@@ -48,7 +48,8 @@ setup(
     extras_require={
         "metrics": ["clean-fid"],
         "tensorboard": ["tensorboard"],
-        "test": ["pytest", "ruff", "tensorboard", "build", "setuptools"],
+        "datasets": ["datasets"],
+        "test": ["pytest", "ruff", "tensorboard", "datasets", "build", "setuptools"],
     },
     entry_points={"console_scripts": ["edm2 = edm2.tools.cli:main"]},
     classifiers=[
