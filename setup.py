@@ -42,6 +42,7 @@ setup(
         "safetensors",
         "pillow",
         "diffusers",
+        "huggingface_hub",
         "scikit-learn",
         "matplotlib",
     ],

@@ -19,7 +19,9 @@ _HOME_OF = {
     "sigma_steps": "edm2.sampling",
     "sample_heun": "edm2.sampling",
     "guided": "edm2.guidance",
+    "without_labels": "edm2.guidance",
     "generate": "edm2.generation",
+    "EDM2Pipeline": "edm2.pipeline",
 }
 
 __all__ = ["__version__", *_HOME_OF]

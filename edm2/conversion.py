@@ -4,13 +4,10 @@
 
 Every transform gives the pixels that those tools give (arXiv 2312.02696v2).
 
-The work is divided into parts of a few images each. A finished part is a small ZIP in a hidden folder beside the
-result, under a digest of everything that decides its contents. So a conversion that was stopped, in whatever way, finds
-the parts that are still right by their names, and the result does not depend on who made which part when. At the end
-the parts are strung together.
+The work is divided into parts (see `edm2.parts`), which worker processes make. Whoever makes a part, and however often
+it was stopped before, its bytes are the same; at the end the parts are strung together.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -18,34 +15,32 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, Protocol
-from zipfile import ZipFile, ZipInfo
+from typing import Protocol, TypeAlias
 
-import numpy as np
 import PIL
 from PIL import Image
 from PIL.Image import Resampling
 
+from edm2.parts import check_new_zip, digest, labels_to_json, parts_folder, remove, writing_to
 from edm2.post_hoc_ema import atomic_output
-from edm2.training.archive import (
-    DatasetError,
-    Files,
-    image_names,
-    labels_from_folders,
-    labels_from_json,
-    open_files,
-    read_array,
-)
+from edm2.stored_zip import count_members, writing_zip
+from edm2.training.archive import Catalog, read_image
+from edm2.training.files import DatasetError, Files
+from edm2.training.index import open_archive
 
 __all__ = ["TRANSFORMS", "CenterCrop", "CenterCropDhariwal", "CenterCropWide", "Converted", "Resize", "convert"]
 
-PART_SIZE = 64
-"""Images per part: few enough to lose little when stopped, many enough that parts cost nothing."""
+Source: TypeAlias = "str | Path | tuple[Files, Catalog]"
+"""Folder or ZIP of images; or any files with a catalog of the images among them."""
 
+PART_SIZE, PART_BYTES = 64, 1 << 23
+"""A part has about so many bytes, so that waiting for the disk pays, but at least so many images."""
+
+PART_VERSION = 2
+"""Parts of other versions of this program, whose bytes may differ, are not used."""
 # ----------------------------------------------------------------------------------------------------------------------
 # Transforms
 
@@ -183,7 +178,7 @@ class Converted:
 
 
 def convert(
-    source: str | Path,
+    source: Source,
     out: str | Path,
     transform: Transform,
     max_images: int | None = None,
@@ -196,7 +191,8 @@ def convert(
     same call (with any number of workers) takes up all finished parts. Needs twice the space of `out` while it runs.
 
     Args:
-        source: Folder or ZIP of images (see `edm2.training.archive`). Grays become RGB, transparency is dropped.
+        source: Folder or ZIP of images (see `edm2.training.archive`), or what `edm2.huggingface` opens. Grays become
+            RGB, transparency is dropped.
         out: ZIP file to write; must not exist.
         transform: What makes the images one size. Those too small for it are left out, but use up a number.
         max_images: Take only the first so many images.
@@ -211,54 +207,24 @@ def convert(
     """
     out = Path(out)
     _check_request(out, max_images, workers)
-    listing = _list_source(Path(source), max_images)
-    work = out.with_name(f".{out.name}.parts")
-    parts = _divide(listing, transform, work)
-    complete = work / f"{_digest([part.path.name for part in parts], listing.labels, listing.class_names)}.zip"
-    with _writing_to(out, work):
+    listing = _list_source(source, max_images)
+    parts = _divide(listing, transform, parts_folder(out))
+    with writing_to(out) as work:
+        complete = work / f"{digest([part.path.name for part in parts], listing.labels, listing.class_names)}.zip"
         if not complete.exists():
-            _remove(path for path in work.glob("*.zip") if path not in {part.path for part in parts})
+            remove(path for path in work.glob("*.zip") if path not in {part.path for part in parts})
             _make_parts(parts, listing.files, workers, report)
             _assemble(parts, listing, complete)
-        _remove(path for path in work.iterdir() if path != complete)
-        with ZipFile(complete) as archive:
-            written = len(archive.namelist()) - 1  # all but dataset.json
+        remove(path for path in work.iterdir() if path != complete)
+        written = count_members(complete) - 1  # all but dataset.json
         complete.replace(out)
     return Converted(written, len(listing.names) - written)
 
 
 def _check_request(out: Path, max_images: int | None, workers: int) -> None:
-    if out.suffix.lower() != ".zip":
-        raise ValueError(f"{out}: datasets are written as ZIP files; write {out.name}.zip")
-    if out.exists():
-        kind = "folder" if out.is_dir() else "file"
-        raise FileExistsError(f"{out}: there is a {kind} of this name already; remove it, or choose another name")
+    check_new_zip(out)
     if workers < 1 or (max_images is not None and max_images < 1):
         raise ValueError(f"max_images={max_images} and workers={workers} must be at least 1")
-
-
-@contextmanager
-def _writing_to(out: Path, work: Path) -> Iterator[None]:
-    """Make the folder for the parts, leave it only if something is in it, and say which file trouble is about.
-
-    Reading does not end up here: archives turn all that can happen then into a DatasetError.
-    """
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise OSError(
-            f"{out}: cannot be written: {error.strerror or error}; "
-            "mend that and run the same again, finished parts are kept"
-        ) from error
-    finally:
-        with suppress(OSError):
-            work.rmdir()
-
-
-def _remove(paths: Iterator[Path]) -> None:
-    for path in list(paths):
-        path.unlink(missing_ok=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -285,45 +251,33 @@ class _Part:
     names: list[str]
 
 
-def _list_source(source: Path, max_images: int | None) -> _Listing:
+def _list_source(source: Source, max_images: int | None) -> _Listing:
+    files, catalog = source if isinstance(source, tuple) else open_archive(_existing(Path(source)))
+    if arrays := [name for name in catalog.names if name.lower().endswith(".npy")]:
+        raise DatasetError(f"{files.path}/{arrays[0]}: an array, not an image; such a dataset can be used as it is")
+    names, labels = catalog.names[:max_images], catalog.labels[:max_images].tolist()
+    return _Listing(files, names, labels, catalog.class_names)
+
+
+def _existing(source: Path) -> Path:
     if not source.exists():
         raise DatasetError(f"{source}: no such file or folder; give a folder or a ZIP file of images")
-    files = open_files(source)
-    present = files.names()
-    names = image_names(present)
-    if not names:
-        raise DatasetError(f"{source}: no images in it; expected PNG, JPEG, WebP or BMP files")
-    if arrays := [name for name in names if name.lower().endswith(".npy")]:
-        raise DatasetError(f"{source}/{arrays[0]}: an array, not an image; such a dataset can be used as it is")
-    read_labels = labels_from_json if "dataset.json" in present else labels_from_folders
-    labels, class_names = read_labels(files, names)
-    return _Listing(files, names[:max_images], labels[:max_images].tolist(), class_names)
+    return source
 
 
 def _divide(listing: _Listing, transform: Transform, work: Path) -> list[_Part]:
-    stamps = _stamps(listing)
+    stamps, size = listing.files.stamps(listing.names), _part_size(transform)
     parts = []
-    for first in range(0, len(listing.names), PART_SIZE):
-        chosen = slice(first, first + PART_SIZE)
+    for first in range(0, len(listing.names), size):
+        chosen = slice(first, first + size)
         names = listing.names[chosen]
-        digest = _digest(PIL.__version__, repr(transform), first, names, stamps[chosen])
-        parts.append(_Part(work / f"{digest}.zip", transform, first, names))
+        name = digest(PART_VERSION, PIL.__version__, repr(transform), first, names, stamps[chosen])
+        parts.append(_Part(work / f"{name}.zip", transform, first, names))
     return parts
 
 
-def _stamps(listing: _Listing) -> list[tuple[int, int]]:
-    """What changes with an image: of files size and time, of members of a ZIP size and checksum."""
-    path = listing.files.path
-    if path.is_dir():
-        stats = [os.stat(path / name) for name in listing.names]
-        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-    with ZipFile(path) as archive:
-        members = [archive.getinfo(name) for name in listing.names]
-    return [(member.file_size, member.CRC) for member in members]
-
-
-def _digest(*contents: Any) -> str:
-    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:32]
+def _part_size(transform: Transform) -> int:
+    return max(PART_SIZE, PART_BYTES // (3 * transform.height * transform.width))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -379,23 +333,22 @@ def _make_part_in_worker(part: _Part) -> _Part:
 
 
 def _make_part(part: _Part, files: Files) -> _Part:
-    with atomic_output(part.path) as temporary, ZipFile(temporary, "w") as archive:
+    with atomic_output(part.path) as temporary, writing_zip(temporary) as archive:
         for number, name in enumerate(part.names, part.first):
             image = part.transform(_read_rgb(files, name))
             if image is not None:
-                archive.writestr(_member(_image_name(number)), _encode(image))
+                archive.add(_image_name(number), _encode(image))
     return part
 
 
 def _read_rgb(files: Files, name: str) -> Image.Image:
-    """Grays are repeated, transparency is dropped without blending."""
+    """Grays are repeated, transparency is dropped without blending; nothing but pixels is kept (no color profile)."""
     try:
-        pixels = read_array(files, name).transpose(1, 2, 0)
+        image = read_image(files, name)
     except DatasetError as error:
         raise DatasetError(f"{error}; replace or remove it and run the same again, finished parts are kept") from error
-    channels = pixels.shape[2]
-    colors = np.repeat(pixels[..., :1], 3, axis=2) if channels < 3 else pixels[..., :3]
-    return Image.fromarray(np.ascontiguousarray(colors))
+    image.info = {}
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _encode(image: Image.Image) -> bytes:
@@ -414,30 +367,16 @@ def _assemble(parts: Sequence[_Part], listing: _Listing, path: Path) -> None:
     Raises:
         DatasetError: There is no image in any of them.
     """
-    labels: dict[str, int] = {}
-    with atomic_output(path) as temporary, ZipFile(temporary, "w") as archive:
-        for part in parts:
-            with ZipFile(part.path) as made:
-                for name in made.namelist():
-                    archive.writestr(_member(name), made.read(name))
-                    labels[name] = listing.labels[_image_number(name)]
-        if not labels:
-            _remove(part.path for part in parts)  # there is nothing to go on with
+    with atomic_output(path) as temporary, writing_zip(temporary) as archive:
+        names = [name for part in parts for name in archive.append(part.path)]
+        if not names:
+            remove(part.path for part in parts)  # there is nothing to go on with
             raise DatasetError(
                 f"{listing.files.path}: all {len(listing.names)} images are too small for {parts[0].transform}; "
                 "choose a lower resolution or another transform"
             )
-        archive.writestr(_member("dataset.json"), json.dumps(_labels_to_json(labels, listing.class_names)))
-
-
-def _labels_to_json(labels: dict[str, int], class_names: Sequence[str]) -> dict[str, Any]:
-    """Contents of dataset.json; names of classes up to the last that occurs, unless they are just numbers."""
-    if not class_names:
-        return {"labels": None}
-    names = list(class_names[: max(labels.values()) + 1])
-    pairs = [[name, label] for name, label in labels.items()]
-    numbers = [str(label) for label in range(len(names))]
-    return {"labels": pairs} if names == numbers else {"labels": pairs, "class_names": names}
+        labels = {name: listing.labels[_image_number(name)] for name in names}
+        archive.add("dataset.json", json.dumps(labels_to_json(labels, listing.class_names)).encode())
 
 
 def _image_name(number: int) -> str:
@@ -447,11 +386,3 @@ def _image_name(number: int) -> str:
 
 def _image_number(name: str) -> int:
     return int(name.removesuffix(".png").rpartition("img")[2])
-
-
-def _member(name: str) -> ZipInfo:
-    """A member of a ZIP without compression, the same on every day and every system."""
-    member = ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    member.create_system = 3  # Unix, whose permissions the next line gives: all may read
-    member.external_attr = 0o644 << 16
-    return member

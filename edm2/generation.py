@@ -7,9 +7,9 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from edm2.guidance import guided
+from edm2.guidance import EVERYWHERE, Interval, guided
 from edm2.networks import Precond
-from edm2.sampling import sample_heun
+from edm2.sampling import Denoiser, sample_heun
 
 Sampler = Callable[..., Tensor]
 
@@ -54,9 +54,9 @@ def generate(
     net: Precond,
     seeds: Sequence[int],
     classes: int | Sequence[int] | None = None,
-    guide: Precond | None = None,
+    guide: Denoiser | None = None,
     guidance: float = 1.0,
-    interval: tuple[float, float] = (0, float("inf")),
+    interval: Interval = EVERYWHERE,
     batch_size: int = 64,
     sampler: Sampler = sample_heun,
     device: torch.device | str | None = None,
@@ -68,43 +68,93 @@ def generate(
         net: Denoiser; faster when folded.
         seeds: One per image.
         classes: One class for all images, one per image, or None: drawn from the seed.
-        guide: Denoiser to guide away from (see `edm2.guided`).
+        guide: Denoiser to guide away from: another network, or `edm2.without_labels(net)` (see `edm2.guided`).
         guidance: Guidance weight; 1 is none, any other needs a guide.
         interval: Noise levels (low, high] with guidance.
         batch_size: Images at a time.
         sampler: `sample_heun` or another function of its form.
         device: Where to compute; default: where `net` is.
-        sampler_options: Handed to the sampler, such as num_steps=32.
+        sampler_options: Handed to the sampler, such as num_steps=32; it checks them with the first batch.
 
     Raises:
-        ValueError: a class outside the network's, a wrong number of classes, guidance without a guide, or
-            batch_size < 1; all when the first batch is asked for.
+        ValueError: a class outside the network's, a wrong number of classes, guidance without a guide or by one for
+            other images or classes, an interval upside down, or batch_size < 1; before anything is drawn.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     if guide is None and guidance != 1:
         raise ValueError(f"guidance={guidance} needs a network to guide away from: give guide")
+    if isinstance(guide, Precond):
+        check_guide(net, guide)
     seeds = list(seeds)
-    device = next(net.buffers()).device if device is None else torch.device(device)
     chosen = _chosen_classes(classes, len(seeds), net.config.label_dim)
     denoise = net if guide is None else guided(net, guide, guidance, interval)
-    shape = (net.config.img_channels, *net.config.size)
-    for start in range(0, len(seeds), batch_size):
-        part = seeds[start : start + batch_size]
-        random = SeedRandom(part)
-        noise = random.randn(shape, device)  # first the noise, then the class: both belong to the seed
-        labels = None
-        if net.config.label_dim:
-            drawn = random.randint(net.config.label_dim)
-            labels = drawn if chosen is None else torch.tensor(chosen[start : start + batch_size])
-        samples = sampler(
-            denoise,
-            noise,
-            None if labels is None else labels.to(device),
-            randn_like=random.randn_like,
-            **sampler_options,
-        )
-        yield Batch(tuple(part), labels, samples)
+    device = next(net.buffers()).device if device is None else torch.device(device)
+
+    def drawn() -> Iterator[Batch]:
+        for start in range(0, len(seeds), batch_size):
+            part = slice(start, start + batch_size)
+            random, noise, labels = _beginnings(net, seeds[part], None if chosen is None else chosen[part])
+            samples = sampler(
+                denoise,
+                noise.to(device),
+                None if labels is None else labels.to(device),
+                randn_like=random.randn_like,
+                **sampler_options,
+            )
+            yield Batch(tuple(seeds[part]), labels, samples)
+
+    return drawn()
+
+
+def classes_of_seeds(
+    net: Precond, seeds: Sequence[int], classes: int | Sequence[int] | None = None, batch_size: int = 64
+) -> Tensor | None:
+    """The classes of what `generate` draws for the same arguments, without drawing it.
+
+    Returns:
+        int64 [N], or None for a network without classes.
+
+    Raises:
+        ValueError: as `generate`, about classes.
+    """
+    chosen = _chosen_classes(classes, len(seeds), net.config.label_dim)
+    if net.config.label_dim == 0:
+        return None
+    if chosen is not None:
+        return torch.tensor(chosen, dtype=torch.int64)
+    parts = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *(_beginnings(net, part, None)[2] for part in parts)])
+
+
+def check_guide(net: Precond, guide: Precond, net_name: str = "this network", guide_name: str = "the guide") -> None:
+    """Both must draw images of one shape, and know the same number of classes, or one of them none.
+
+    Raises:
+        ValueError: they do not.
+    """
+    a, b = net.config, guide.config
+    same_classes = a.label_dim == b.label_dim or 0 in (a.label_dim, b.label_dim)
+    if not same_classes or (a.img_channels, a.size) != (b.img_channels, b.size):
+        raise ValueError(f"{guide_name} cannot guide {net_name}: it draws {_kind(guide)}, not {_kind(net)}")
+
+
+def _kind(net: Precond) -> str:
+    """Shape and number of classes of what a network draws, for people."""
+    height, width = net.config.size
+    return f"{net.config.img_channels}x{height}x{width} of {net.config.label_dim or 'no'} classes"
+
+
+def _beginnings(
+    net: Precond, seeds: Sequence[int], chosen: Sequence[int] | None
+) -> tuple[SeedRandom, Tensor, Tensor | None]:
+    """Generators of a batch, its noise [N, C, H, W] and its classes [N]; what belongs to the seeds, in this order."""
+    random = SeedRandom(seeds)
+    noise = random.randn((net.config.img_channels, *net.config.size))
+    if net.config.label_dim == 0:
+        return random, noise, None
+    drawn = random.randint(net.config.label_dim)  # also where classes are chosen: churn draws from what comes after
+    return random, noise, drawn if chosen is None else torch.tensor(chosen)
 
 
 def _chosen_classes(classes: int | Sequence[int] | None, count: int, label_dim: int) -> list[int] | None:

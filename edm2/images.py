@@ -37,7 +37,12 @@ def image_grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: 
 
     Returns:
         uint8 [C, H', W'].
+
+    Raises:
+        ValueError: there are no images.
     """
+    if len(pixels) == 0:
+        raise ValueError("a grid needs at least one image")
     n, c, h, w = pixels.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

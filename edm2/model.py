@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from edm2 import __version__
+from edm2 import snapshots as files
 from edm2.networks import NetworkConfig, Precond, build_network, is_folded
-from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError, write_snapshot
-from edm2.post_hoc_ema import read_metadata as read_snapshot_metadata
+from edm2.post_hoc_ema import SnapshotError, write_snapshot
+from edm2.snapshots import AnySnapshot
 
 ASSETS = Path(__file__).parent / "assets"
 """Networks that come with the package."""
@@ -35,14 +36,15 @@ def resolve(name: str | Path) -> Path:
 
 def read_metadata(name: str | Path) -> dict[str, Any]:
     """What a snapshot says about itself: network, codec, images seen, EMA length, training settings."""
-    return read_snapshot_metadata(resolve(name))
+    return files.read_metadata(resolve(name))
 
 
 def load(name: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Precond:
     """Load a network for inference.
 
     Args:
-        name: A snapshot (.safetensors), or the name of an included network ("digits8").
+        name: A snapshot (.safetensors), a network pickle of the published program (.pkl; nothing in it is executed),
+            or the name of an included network ("digits8").
         device: Where to put it; default: the CPU.
         dtype: dtype to compute in and to convert the parameters to; None for float32, however they are stored.
 
@@ -51,12 +53,12 @@ def load(name: str | Path, device: torch.device | str | None = None, dtype: torc
 
     Raises:
         FileNotFoundError: no such file.
-        SnapshotError: not a snapshot, damaged, or of an unknown kind of network.
+        SnapshotError: not a snapshot, damaged, or of an unknown kind of network; or a pickle with anything in it that
+            does not belong there.
     """
     path = resolve(name)
-    metadata = read_snapshot_metadata(path)
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key).to(dtype or torch.float32) for key in file.keys()}  # noqa: SIM118
+    metadata, weights = files.read_weights(path)
+    tensors = {key: tensor.to(dtype or torch.float32) for key, tensor in weights}
     try:
         net = network_from_state(metadata, tensors)
     except SnapshotError as error:
@@ -83,7 +85,7 @@ def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> 
     try:
         net.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = str(error).strip().splitlines()[-1].strip()[:300]  # it may list hundreds of names
         raise SnapshotError(f"tensors do not fit the network they are said to be of ({reason})") from None
     return net.eval().requires_grad_(False)
 
@@ -108,7 +110,33 @@ def save(net: Precond, path: str | Path, metadata: dict[str, Any], dtype: torch.
     write_snapshot(path, net.state_dict(), described, dtype=dtype)
 
 
-def reconstructed_metadata(snapshots: Sequence[SafetensorsSnapshot], at: int, sigma_rel: float) -> dict[str, Any]:
+def convert_published(path: str | Path, out: str | Path) -> dict[str, Any]:
+    """Write a network pickle of the published program as a snapshot of ours, every number as it is.
+
+    Args:
+        path: The pickle; nothing in it is executed. Its name tells the time and the EMA length.
+        out: The .safetensors file to write.
+
+    Returns:
+        The metadata written, the license among them.
+
+    Raises:
+        SnapshotError: a snapshot already, or a pickle with anything in it that does not belong there.
+        OSError: a file cannot be read or written.
+    """
+    if not files.is_published(path):
+        raise SnapshotError(f"{path}: a snapshot already, which needs no conversion")
+    metadata, weights = files.read_weights(path)
+    state = dict(weights)
+    try:
+        network_from_state(metadata, state)
+    except SnapshotError as error:
+        raise SnapshotError(f"{path}: {error}") from None
+    write_snapshot(out, state, metadata | {"edm2_version": __version__})
+    return metadata
+
+
+def reconstructed_metadata(snapshots: Sequence[AnySnapshot], at: int, sigma_rel: float) -> dict[str, Any]:
     """Metadata of weights reconstructed from `snapshots`: the last one's, and where the weights come from."""
     used = [snapshot for snapshot in snapshots if 0 < snapshot.images_seen <= at]
     inputs = [[snapshot.images_seen, snapshot.sigma_rel] for snapshot in used]

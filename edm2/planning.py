@@ -1,19 +1,35 @@
 """From a preset, a dataset and the user's choices to the description of a run, and what that run will be."""
 
 import math
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from edm2.networks import NetworkConfig, build_network
-from edm2.presets import PRESETS
+from edm2.costs import TRAINING_FLOPS, count_flops, count_parameters, estimate_memory, largest_micro_batch
+from edm2.networks import NetworkConfig
+from edm2.presets import PRESETS, Settings
 from edm2.training import Dataset, TrainingConfig
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+FAR_OFF = 0.2
+"""Relative difference between the data's standard deviation and the network's sigma_data that deserves a warning."""
+
+Lines = list[tuple[str, str]]
+
+
+def default_preset(dataset: Dataset, data: str) -> str:
+    """The preset for a dataset (and its name or path) about which nothing else was said."""
+    if data == "digits":
+        return "digits8"
+    if dataset.kind == "moments":
+        return "edm2-latent-small"
+    return "edm2-small-32" if max(dataset.shape[1:]) <= 32 else "edm2-small-64"
 
 
 def plan_run(
-    dataset: Dataset, data: str, out: str, preset_name: str, conditional: bool | None, choices: dict[str, Any]
+    dataset: Dataset, data: str, out: str, preset_name: str, conditional: bool | None, choices: Mapping[str, Any]
 ) -> TrainingConfig:
     """The run that trains on `dataset`.
 
@@ -40,39 +56,71 @@ def plan_run(
         )
     if conditional and not dataset.num_classes:
         raise ValueError(f"{data} has no labels, which --cond needs")
-    label_dim = dataset.num_classes if conditional is None or conditional else 0
-    network_fields = NetworkConfig.__dataclass_fields__
-    network = NetworkConfig(
-        img_resolution=height if height == width else (height, width),
-        img_channels=channels,
-        label_dim=label_dim,
-        **preset.network | {name: value for name, value in choices.items() if name in network_fields},
+    measured = {"standardize": True} if dataset.pixel_stats else {}
+    proposed = measured | preset.network | preset.training | preset.rules(len(dataset), choices)
+    network, training = _divided(_fitted(proposed, len(dataset), choices) | choices)
+    config = TrainingConfig(
+        data=data,
+        out=out,
+        network=NetworkConfig(
+            img_resolution=height if height == width else (height, width),
+            img_channels=channels,
+            label_dim=dataset.num_classes if conditional is None or conditional else 0,
+            **network,
+        ),
+        preset=preset_name,
+        **training,
     )
-    few = {"holdout": min(preset.training.get("holdout", 0), len(dataset) // 10)}  # of a small dataset, not too many
-    training = preset.training | few | {name: value for name, value in choices.items() if name not in network_fields}
-    config = TrainingConfig(data=data, out=out, network=network, preset=preset_name, **training)
     if config.holdout >= len(dataset):
         raise ValueError(f"holdout={config.holdout} leaves none of the {len(dataset)} images of {data} to train on")
     return config
 
 
-def describe_run(config: TrainingConfig, dataset: Dataset) -> list[tuple[str, str]]:
+def _divided(settings: Mapping[str, Any]) -> tuple[Settings, Settings]:
+    """(Those of the network, those of the training)."""
+    fields = NetworkConfig.__dataclass_fields__
+    network = {name: value for name, value in settings.items() if name in fields}
+    return network, {name: value for name, value in settings.items() if name not in fields}
+
+
+def _fitted(proposed: Settings, images: int, choices: Mapping[str, Any]) -> Settings:
+    """A preset's settings, bent to whatever the user chose: few images held out of few, and whole batches."""
+    fitted = proposed | {"holdout": min(proposed.get("holdout", 0), images // 10)}
+    batch = choices.get("batch_size", 0)
+    if batch > 0:  # what is not is refused later
+        duration = proposed.get("duration", TrainingConfig.duration)
+        fitted["duration"] = math.ceil(duration / batch) * batch
+        if most := proposed.get("micro_batch"):
+            fitted["micro_batch"] = next(n for n in range(min(most, batch), 0, -1) if batch % n == 0)
+    return fitted
+
+
+def describe_run(config: TrainingConfig, dataset: Dataset) -> Lines:
     """What a run will be, as pairs of a subject and a phrase, before anything is written."""
-    with torch.device("meta"):
-        net = build_network(config.network)
-    parameters = sum(p.numel() for p in net.parameters())
+    height, width = config.network.size
+    parameters = count_parameters(config.network)
+    return [
+        ("data", f"{config.data}: {len(dataset):,} images{_held_out(config)}, {_classes(config, dataset)}"),
+        *_scaling(config, dataset),
+        ("preset", config.preset or "none"),
+        ("network", f"config {config.network.config}, {parameters:,} parameters, {height}x{width}"),
+        ("training", f"{config.duration:,} images in steps of {config.batch_size}{_visits(config, dataset)}"),
+        ("learning rate", _schedule(config)),
+        ("noise levels", _noise_levels(config)),
+        ("device", f"{config.device}, {config.precision}, {config.images_per_forward} images per forward pass"),
+        ("compute", _compute(config)),
+        *_memory(config),
+        *_files(config, parameters),
+    ]
+
+
+def _files(config: TrainingConfig, parameters: int) -> Lines:
     times = _snapshot_times(config)
     snapshots = times * len(config.sigma_rels)
     disk = snapshots * parameters * BYTES[config.snapshot_precision]
     disk += (config.keep_checkpoints + 1) * parameters * 4 * (3 + len(config.sigma_rels))
-    height, width = config.network.size
     lengths = " and ".join(f"{s:g}" for s in config.sigma_rels)
     return [
-        ("data", f"{config.data}: {len(dataset):,} images{_held_out(config)}, {_classes(config, dataset)}"),
-        ("network", f"config {config.network.config}, {parameters:,} parameters, {height}x{width}"),
-        ("training", f"{config.duration:,} images in steps of {config.batch_size}"),
-        ("device", f"{config.device}, {config.precision}, {config.images_per_forward} images per forward pass"),
-        ("learning rate", _schedule(config)),
         ("snapshots", f"{snapshots} ({times} times, EMA lengths {lengths}), {config.snapshot_precision}"),
         ("disk", f"about {_size(disk)} in {config.out}, with the last {config.keep_checkpoints} checkpoints"),
     ]
@@ -92,8 +140,39 @@ def _held_out(config: TrainingConfig) -> str:
 
 def _classes(config: TrainingConfig, dataset: Dataset) -> str:
     if config.network.label_dim:
-        return f"{config.network.label_dim} classes"
+        dropped = f", {config.label_dropout:.0%} of labels dropped" if config.label_dropout else ""
+        return f"{config.network.label_dim} classes{dropped}"
     return "labels not used" if dataset.num_classes else "no labels"
+
+
+def _visits(config: TrainingConfig, dataset: Dataset) -> str:
+    visits = config.duration / (len(dataset) - config.holdout)
+    return f", each visited {visits:,.0f} times" if visits >= 1.5 else ""
+
+
+def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
+    """What the network sees of the data."""
+    sigma_data = config.network.sigma_data
+    if dataset.kind == "moments":
+        whose = "the dataset's" if dataset.latents else "the paper's"
+        text = f"latents, drawn anew at every visit, scaled to standard deviation {sigma_data:g} by {whose} statistics"
+        return [("scaling", text)]
+    stats = dataset.pixel_stats
+    if config.standardize:
+        whose = "statistics stored in the dataset" if stats else "statistics measured when training starts"
+        return [("scaling", f"pixels to mean 0 and standard deviation {sigma_data:g}, by {whose}")]
+    preset = PRESETS.get(config.preset)
+    as_in_paper = preset is not None and preset.training.get("standardize") is False
+    lines = [("scaling", "pixels onto [-1, 1]" + (", as in the paper" if as_in_paper else ""))]
+    if stats and abs(stats["sigma_data"] / sigma_data - 1) > FAR_OFF:
+        lines.append(
+            (
+                "WARNING",
+                f"the pixels' standard deviation is {stats['sigma_data']:.2f} on [-1, 1], but the network expects "
+                f"{sigma_data:g}; --standardize scales them",
+            )
+        )
+    return lines
 
 
 def _schedule(config: TrainingConfig) -> str:
@@ -105,6 +184,50 @@ def _schedule(config: TrainingConfig) -> str:
     return text
 
 
+def _noise_levels(config: TrainingConfig) -> str:
+    text = f"ln sigma ~ N({config.P_mean:g}, {config.P_std:g}²)"
+    return f"{text}, one from each of {config.batch_size} strata in every step" if config.stratified_sigma else text
+
+
+def _compute(config: TrainingConfig) -> str:
+    """A multiply-accumulate is one FLOP, as in the paper."""
+    evaluation = count_flops(config.network)
+    training = TRAINING_FLOPS * evaluation
+    once, step, run = (_with_unit(n, "FLOPs") for n in (evaluation, training, training * config.duration))
+    return f"{once} to evaluate an image, {step} to train on it, {run} in all"
+
+
+def _memory(config: TrainingConfig) -> Lines:
+    memory = estimate_memory(config)
+    phrase = (
+        f"about {_size(memory.total)}: {_size(memory.kept)} for weights, Adam and {len(config.sigma_rels)} averages, "
+        f"{_size(memory.step)} for gradients and activations, allowance {_size(memory.spare)}"
+    )
+    lines = [("memory", phrase)]
+    available = device_memory(config.device)
+    if available and memory.total > available:
+        fits = largest_micro_batch(config, available)
+        remedy = f"try --micro-batch {fits}" if fits else "choose a smaller network"
+        lines.append(("WARNING", f"{config.device} has {_size(available)}; {remedy}"))
+    return lines
+
+
+def device_memory(device: str) -> int | None:
+    """Bytes of memory of a device, None where that is not known."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # not on Windows
+        return None
+
+
 def _size(num_bytes: float) -> str:
-    unit = min(int(math.log(max(num_bytes, 1), 1000)), 4)
-    return f"{num_bytes / 1000**unit:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"
+    return _with_unit(num_bytes, "B")
+
+
+def _with_unit(value: float, unit: str) -> str:
+    """Three digits and a prefix: 1.52 GB."""
+    prefixes = ["", "k", "M", "G", "T", "P", "E", "Z", "Y"]
+    thousands = min((len(f"{value:.0f}") - 1) // 3, len(prefixes) - 1)
+    return f"{value / 1000**thousands:.3g} {prefixes[thousands]}{unit}"

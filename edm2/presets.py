@@ -1,7 +1,20 @@
-"""Settings by name: the paper's (arXiv 2312.02696v2, Table 6) and those of the embedded digits."""
+"""Settings by name: the paper's (arXiv 2312.02696v2, Table 6), for one small GPU, and for the embedded digits.
 
+Where the numbers for small machines come from, and what they were tried on, is said in docs/settings.md.
+"""
+
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+Settings = dict[str, Any]
+"""Fields of `NetworkConfig` and `TrainingConfig` by name."""
+
+
+def no_rules(images: int, chosen: Mapping[str, Any]) -> Settings:
+    """Nothing depends on the data."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -10,12 +23,38 @@ class Preset:
 
     summary: str
     """One line for people."""
-    network: dict[str, Any] = field(default_factory=dict)
+    network: Settings = field(default_factory=dict)
     """Fields of `NetworkConfig` that differ from its defaults."""
-    training: dict[str, Any] = field(default_factory=dict)
+    training: Settings = field(default_factory=dict)
     """Fields of `TrainingConfig` that differ from its defaults."""
     shape: tuple[int, int, int] | None = None
     """(channels, height, width) that the data must have; None: any."""
+    rules: Callable[[int, Mapping[str, Any]], Settings] = no_rules
+    """Further fields, from the number of images and from what the user chose."""
+
+
+def learning_rate(width: int) -> float:
+    """The plateau of the learning rate for a network of this base width: the paper's sizes follow it within 5 %."""
+    return round(0.01 * math.sqrt(192 / max(width, 1)), 4)  # a width below 1 is refused elsewhere
+
+
+def small_rules(images: int, chosen: Mapping[str, Any], width: int) -> Settings:
+    """Settings of a run on one small GPU.
+
+    Args:
+        images: In the dataset.
+        chosen: Fields that the user decided.
+        width: Base width of the preset's network.
+    """
+    visits = min(max(1000 * images, 2 << 20), 16 << 20)
+    duration = chosen.get("duration", -(-visits // (128 << 10)) * (128 << 10))
+    return {
+        "duration": duration,
+        "dropout": 0.2 if images < 5_000 else 0.1 if images < 50_000 else 0.05,
+        "ref_lr": learning_rate(chosen.get("model_channels", width)),
+        "snapshot_every": max(duration // 32, 1),
+        "sample_every": max(duration // 16, 1),
+    }
 
 
 def _paper(resolution: int, mega_images: int, width: int, lr: float, dropout: float) -> Preset:
@@ -32,8 +71,33 @@ def _paper(resolution: int, mega_images: int, width: int, lr: float, dropout: fl
             "P_mean": -0.8 if pixels else -0.4,
             "P_std": 1.6 if pixels else 1.0,
             "snapshot_precision": "fp16",
+            "standardize": False,
         },
         shape=(3 if pixels else 4, 64, 64),
+    )
+
+
+def _small(summary: str, network: Settings, micro_batch: int, P_mean: float, P_std: float) -> Preset:
+    """For one GPU of 8 to 24 GB and 1,000 to 100,000 images of any size that the network can halve."""
+    return Preset(
+        summary=summary,
+        network=network,
+        training={
+            "batch_size": 256,
+            "micro_batch": micro_batch,
+            "ref_batches": 4_000,
+            "rampup_images": 128 << 10,
+            "P_mean": P_mean,
+            "P_std": P_std,
+            "stratified_sigma": True,
+            "standardize": True,
+            "label_dropout": 0.1,
+            "holdout": 500,
+            "snapshot_precision": "fp16",
+            "status_every": 16 << 10,
+            "checkpoint_every": 512 << 10,
+        },
+        rules=lambda images, chosen: small_rules(images, chosen, network["model_channels"]),
     )
 
 
@@ -64,20 +128,26 @@ PRESETS: dict[str, Preset] = {
             "workers": 0,
         },
     ),
-    "small": Preset(
-        summary="a first model for a few thousand images of any size, on one GPU",
-        network={"model_channels": 64, "channel_mult": (1, 2, 3), "num_blocks": 2},
-        training={
-            "batch_size": 256,
-            "duration": 4 << 20,
-            "ref_lr": 0.017,  # 0.01 sqrt(192 / width), the rule that the paper's sizes follow within 5 %
-            "ref_batches": 4_000,
-            "rampup_images": 128 << 10,
-            "status_every": 16 << 10,
-            "snapshot_every": 128 << 10,
-            "checkpoint_every": 512 << 10,
-            "sample_every": 256 << 10,
-        },
+    "edm2-small-32": _small(
+        "your own pixels up to 32x32 on one GPU of 8 GB",
+        {"model_channels": 128, "channel_mult": (1, 2, 2)},
+        micro_batch=64,
+        P_mean=-1.2,
+        P_std=1.2,
+    ),
+    "edm2-small-64": _small(
+        "your own pixels, 64x64 or so, on one GPU of 8 GB",
+        {"model_channels": 64},
+        micro_batch=32,
+        P_mean=-0.8,
+        P_std=1.6,
+    ),
+    "edm2-latent-small": _small(
+        "your own latents, 32x32 or 64x64, on one GPU of 8 GB",
+        {"model_channels": 96},
+        micro_batch=16,
+        P_mean=-0.4,
+        P_std=1.0,
     ),
     "edm2-img512-xxs": _paper(512, 2048, 64, 0.0170, 0.0),
     "edm2-img512-xs": _paper(512, 2048, 128, 0.0120, 0.0),

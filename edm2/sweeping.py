@@ -8,7 +8,8 @@ from torch import Tensor
 
 from edm2.judging import PixelJudge, Score
 from edm2.model import load, network_from_state, read_metadata
-from edm2.post_hoc_ema import find_snapshots, reconstruct
+from edm2.post_hoc_ema import reconstruct
+from edm2.snapshots import open_run
 from edm2.training import Dataset, RunFolder, codec_from_json
 
 
@@ -59,7 +60,7 @@ def sweep_run(
         num_steps: Sampling steps.
         progress: Wraps the iterable of lengths, such as `tqdm`.
     """
-    snapshots = find_snapshots(run)
+    snapshots = open_run(run)
     try:
         states = reconstruct(snapshots, sigma_rels, at)
     except ValueError as error:

@@ -9,11 +9,12 @@ import click
 from edm2 import __version__
 
 COMMANDS = {
-    "dataset": "Make images of several sizes a dataset, or look into one.",
+    "dataset": "Make a dataset of images or latents, or measure one.",
     "train": "Train a network on your images.",
     "reconstruct": "Choose the EMA length after training.",
     "generate": "Draw samples.",
     "sweep": "Score many EMA lengths of a run and plot the curve.",
+    "convert": "Published checkpoints to snapshots; snapshots to diffusers.",
     "info": "Say what a snapshot, a run or a dataset is.",
     "demo": "Train, sweep and sample on handwritten digits, in minutes.",
 }

@@ -1,22 +1,24 @@
 """What a snapshot, a run folder or a dataset is, in pairs of a subject and a phrase."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edm2.model import read_metadata, resolve
-from edm2.post_hoc_ema import SafetensorsSnapshot, find_snapshots
+from edm2.model import resolve
+from edm2.snapshots import AnySnapshot, open_run, open_snapshot
 from edm2.training import Dataset, open_dataset, read_run_config
 from edm2.training.archive import open_files
+from edm2.training.latents import latent_codec_of
 from edm2.training.monitor import read_stats
 
 Lines = list[tuple[str, Any]]
 
 
 def describe_snapshot(name: str) -> Lines:
-    """A snapshot or an included network."""
+    """A snapshot, a published network pickle or an included network."""
     path = resolve(name)
-    snapshot = SafetensorsSnapshot(path)
-    metadata = read_metadata(path)
+    snapshot = open_snapshot(path)
+    metadata = snapshot.metadata
     lines: Lines = [
         ("snapshot", path),
         ("size", f"{path.stat().st_size / 1e6:.2f} MB, {len(snapshot.names)} tensors"),
@@ -24,7 +26,7 @@ def describe_snapshot(name: str) -> Lines:
         ("EMA length", f"{snapshot.sigma_rel:g}" if snapshot.sigma_rel else "none (raw weights)"),
     ]
     if "reconstructed_from" in metadata:
-        lines.append(("made from", f"{len(metadata['reconstructed_from'])} snapshots"))
+        lines.append(("made from", f"{len(metadata['reconstructed_from']) or 'unnamed'} snapshots"))
     if training := metadata.get("training"):
         lines.append(
             (
@@ -33,8 +35,8 @@ def describe_snapshot(name: str) -> Lines:
                 f"ln sigma ~ N({training['P_mean']:g}, {training['P_std']:g}²), seed {training['seed']}",
             )
         )
-    lines += [(name, _compact(metadata[name])) for name in ("preset", "data", "network", "codec") if name in metadata]
-    return lines
+    shown = ("preset", "data", "network", "codec", "license")
+    return lines + [(name, _compact(metadata[name])) for name in shown if name in metadata]
 
 
 def describe_run(folder: Path) -> Lines:
@@ -43,7 +45,7 @@ def describe_run(folder: Path) -> Lines:
     stats = folder / "stats.jsonl"
     records = read_stats(stats) if stats.exists() else []
     try:
-        snapshots = find_snapshots(folder)
+        snapshots = open_run(folder)
     except FileNotFoundError:
         snapshots = []
     seen = records[-1]["images_seen"] if records else 0
@@ -55,11 +57,22 @@ def describe_run(folder: Path) -> Lines:
     ]
     if records:
         lines.append(("loss", f"{records[-1]['loss']:.4g}"))
-    times = sorted({snapshot.images_seen for snapshot in snapshots})
+    return [*lines, ("snapshots", _times_and_lengths(snapshots)), ("network", _compact(config.network.to_json()))]
+
+
+def describe_published_run(folder: Path) -> Lines:
+    """A folder of network pickles of the published program."""
+    snapshots = open_run(folder)
+    lines: Lines = [("run", folder), ("snapshots", _times_and_lengths(snapshots))]
+    shown = ("preset", "data", "network", "codec", "license")
+    metadata = snapshots[-1].metadata
+    return lines + [(name, _compact(metadata[name])) for name in shown if name in metadata]
+
+
+def _times_and_lengths(snapshots: list[AnySnapshot]) -> str:
+    times = {snapshot.images_seen for snapshot in snapshots}
     lengths = sorted({snapshot.sigma_rel for snapshot in snapshots})
-    lines.append(("snapshots", f"{len(snapshots)} at {len(times)} times, EMA lengths {_compact(lengths)}"))
-    lines.append(("network", _compact(config.network.to_json())))
-    return lines
+    return f"{len(snapshots)} at {len(times)} times, EMA lengths {_compact(lengths)}"
 
 
 def describe_dataset(source: str) -> Lines:
@@ -86,11 +99,42 @@ def describe_classes(source: str) -> Lines:
 
 def _images(source: str, dataset: Dataset) -> Lines:
     channels, height, width = dataset.shape
-    return [
+    dtype = str(dataset.images([0]).dtype).removeprefix("torch.")
+    lines: Lines = [
         ("dataset", source),
         ("images", f"{len(dataset):,}"),
         ("size", f"{height}x{width}, {channels} channel{'s' if channels > 1 else ''}, {dataset.kind}"),
+        ("stored", dtype if source == "digits" else f"{dtype}, {_size_on_disk(Path(source)) / 1e6:,.2f} MB on disk"),
     ]
+    return lines + (_latents(dataset) if dataset.kind == "moments" else _statistics(dataset.pixel_stats or {}))
+
+
+def _size_on_disk(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _latents(dataset: Dataset) -> Lines:
+    """What is said of them, and what training takes for granted if nothing is."""
+    known = dataset.latents or {}
+    try:
+        codec = latent_codec_of(known, dataset.shape[0], sigma_data=0.5)
+    except ValueError as error:
+        return [("latents", f"not usable: {error}")]
+    unsaid = "not stored, taken to be the paper's: "
+    black, white = codec.pixel_range
+    lines = [("VAE", ("" if "vae" in known else unsaid) + f"{codec.vae}, pixels from {black:g} to {white:g}")]
+    lines += [(key, ("" if key in known else unsaid) + _numbers(getattr(codec, key))) for key in ("mean", "std")]
+    return [*lines, ("sigma_data", _compact(known["sigma_data"]))] if "sigma_data" in known else lines
+
+
+def _statistics(known: Mapping[str, Any]) -> Lines:
+    """Mean and standard deviation in levels; sigma_data where black is -1 and white 1."""
+    return [(key, _numbers(value) if isinstance(value, list) else f"{value:.4f}") for key, value in known.items()]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
 
 
 def _compact(value: Any) -> str:

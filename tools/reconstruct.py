@@ -13,6 +13,9 @@ Examples:
 \b
   # Twenty-five lengths, one million images into it
   edm2 reconstruct runs/mine --std 0.01,0.02,...,0.25 --at 1Mi --out early/
+\b
+  # From network pickles of the published program (network-snapshot-0008388-0.050.pkl, ...)
+  edm2 reconstruct published/ --std 0.135
 """
 
 
@@ -31,16 +34,17 @@ def reconstructed_name(images_seen: int, sigma_rel: float) -> str:
 def reconstruct(run: Path, sigma_rels: list[float], at: int | None, out: Path | None) -> None:
     """Choose the EMA length after training.
 
-    Combines the snapshots in RUN (a run folder, or a folder of snapshots) to the weights that an average of each given
-    length would have had. A length is the profile's standard deviation as a share of the training so far, between 0
-    and 0.2886. The error column says how far the reconstructed profile is from the exact one; more snapshots, or
-    lengths nearer to the stored ones, lower it.
+    Combines the snapshots in RUN (a run folder, or a folder of snapshots or of published network pickles) to the
+    weights that an average of each given length would have had. A length is the profile's standard deviation as a
+    share of the training so far, between 0 and 0.2886. The error column says how far the reconstructed profile is from
+    the exact one; more snapshots, or lengths nearer to the stored ones, lower it.
     """
     from edm2.model import reconstructed_metadata
-    from edm2.post_hoc_ema import find_snapshots, reconstruction_error, write_snapshot
     from edm2.post_hoc_ema import reconstruct as reconstruct_states
+    from edm2.post_hoc_ema import reconstruction_error, write_snapshot
+    from edm2.snapshots import open_run
 
-    snapshots = find_snapshots(run)
+    snapshots = open_run(run)
     try:
         states = reconstruct_states(snapshots, sigma_rels, at)
     except ValueError as error:

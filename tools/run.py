@@ -1,7 +1,8 @@
 """Training from the command line: the device, Ctrl-C, and the grids of samples that show a run move."""
 
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from edm2.images import save_grid
 from edm2.networks import Precond, fold
 from edm2.training import Codec, Dataset, Trainer, TrainingConfig
 from edm2.training.latents import VAEError
+from edm2.training.speed import time_text
 from edm2.training.trainer import DTYPES
 
 COLUMNS = 10
@@ -33,7 +35,8 @@ def progress_bar(description: str) -> Callable[[Iterable], Iterable]:
 
 def run_training(config: TrainingConfig, dataset: Dataset) -> None:
     """Train; on the first Ctrl-C finish the step, write a checkpoint and leave with exit code 130."""
-    trainer = Trainer(config, dataset, on_sample=partial(draw_samples, dtype=DTYPES[config.precision]))
+    draw = partial(draw_samples, dtype=DTYPES[config.precision])
+    trainer = Trainer(config, dataset, on_sample=draw, on_speed=tell_speed)
 
     def stop(signum: int, frame: object) -> None:
         if trainer.stop_requested:
@@ -43,13 +46,43 @@ def run_training(config: TrainingConfig, dataset: Dataset) -> None:
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        trainer.run()
+        with memory_advice(config):
+            trainer.run()
     finally:
         signal.signal(signal.SIGINT, before)
     if trainer.images_seen < config.duration:
         click.echo(f"Stopped at {trainer.images_seen:,} images; run the same command again to go on.", err=True)
         raise click.exceptions.Exit(130)
     click.echo(f"Done: {trainer.images_seen:,} images, snapshots in {Path(config.out) / 'snapshots'}")
+
+
+def tell_speed(images_per_second: float, images_left: int) -> None:
+    """One line in the middle of a run, above the bar if there is one."""
+    left = time_text(images_left / images_per_second)
+    tqdm.write(f"speed: {images_per_second:,.3g} images/s; the remaining {images_left:,} images will take about {left}")
+
+
+def measure_run(config: TrainingConfig, dataset: Dataset) -> list[tuple[str, str]]:
+    """Speed, time and memory of a run, from some of its steps; nothing is written."""
+    with memory_advice(config):
+        speed, peak_memory = Trainer(config, dataset).measure()
+    return [
+        ("speed", f"{speed:,.3g} images/s"),
+        ("time", f"about {time_text(config.duration / speed)} for {config.duration:,} images, pauses not counted"),
+        ("peak memory", f"{peak_memory / 1e9:.3g} GB"),
+    ]
+
+
+@contextmanager
+def memory_advice(config: TrainingConfig) -> Iterator[None]:
+    """Say what to do when the device's memory runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise click.ClickException(
+            f"{config.device} has too little memory for {config.images_per_forward} images per forward pass; "
+            "lower --micro-batch"
+        ) from None
 
 
 def draw_samples(

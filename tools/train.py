@@ -1,8 +1,13 @@
 """`edm2 train`: parse the choices, describe the run, train."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import click
 
 from edm2.presets import PRESETS
+from edm2.tools.option_groups import GroupedCommand, GroupedOption
 from edm2.tools.parsing import DEVICE, IMAGES, NUMBER, PRECISION, SEED, SIGMA_RELS
 
 EPILOG = """\b
@@ -11,88 +16,132 @@ Examples:
   edm2 train --data digits --preset digits8 --out runs/digits
 \b
   # Your own folder of images; one class per sub-folder
-  edm2 train --data photos/ --out runs/photos --xflip --holdout 200
+  edm2 train --data photos/ --out runs/photos --xflip
 \b
-  # What would this run be?
-  edm2 train --data imagenet64.zip --preset edm2-img64-s --out runs/img64-s --dry-run
+  # What would this run be, and how long would it take here?
+  edm2 train --data photos/ --out runs/photos --micro-batch 64 --dry-run --measure
+\b
+  # The paper's ImageNet-512, on latents, with a network that also serves classifier-free guidance
+  edm2 train --data img512-latents.zip --preset edm2-img512-s --out runs/img512-s --micro-batch 32 --label-dropout 0.1
 \b
   # Fine-tune from a snapshot
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
 
 Interrupted? Run the same command again: it goes on from the last checkpoint.
-Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³).
+Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). docs/settings.md says how to choose settings.
 
 \b
-Presets (digits8 is the default for the digits, small for everything else):
-""" + "\n".join(f"  {name:<17} {preset.summary}" for name, preset in PRESETS.items())
+Presets:
+""" + "\n".join(f"  {name:<18} {preset.summary}" for name, preset in PRESETS.items())
 
 
-def _choice(name: str, field: str, help: str, type=NUMBER, **options):
-    """An option that overrides a field of the preset."""
-    return click.option(name, field, type=type, default=None, help=help, **options)
+def _choices(group: str) -> Callable[..., Callable]:
+    """Options under one heading; those without a type are numbers, and None stands for what the preset says."""
+
+    def option(name: str, field: str, help: str, type: Any = NUMBER, **attributes: Any) -> Callable:
+        return click.option(
+            name, field, type=type, default=None, help=help, cls=GroupedOption, group=group, **attributes
+        )
+
+    return option
 
 
-@click.command(epilog=EPILOG)
-@click.option("--data", required=True, help='"digits", a ZIP file or a folder of images.')
-@click.option("--out", required=True, help="Run folder; made if missing, resumed if it holds this run.")
-@click.option(
+_what = partial(click.option, cls=GroupedOption, group="The run")
+_data = _choices("Data")
+_network = _choices("Network")
+_schedule = _choices("Schedule")
+_noise = _choices("Noise levels")
+_output = _choices("What is written, and when")
+_machine = _choices("Machine")
+
+
+@click.command(cls=GroupedCommand, epilog=EPILOG)
+@_what("--data", required=True, help='"digits", a ZIP file or a folder of images or latents.')
+@_what("--out", required=True, help="Run folder; made if missing, resumed if it holds this run.")
+@_what(
     "--preset",
     type=click.Choice(list(PRESETS)),
     metavar="NAME",
-    help="Where settings that are not given come from (see below).",
+    help="Where settings that are not given come from (see below); default: what fits the data.",
 )
-@click.option("--cond/--uncond", "conditional", default=None, help="Train with labels; default: if there are any.")
-@_choice("--duration", "duration", "Images to train on.", IMAGES)
-@_choice("--batch", "batch_size", "Images per step.", IMAGES)
-@_choice("--micro-batch", "micro_batch", "Images per forward pass; lower it if memory runs out.", IMAGES)
-@_choice("--channels", "model_channels", "Base width of the network.", int)
-@_choice("--dropout", "dropout", "Dropout probability.")
-@_choice("--lr", "ref_lr", "Learning rate between ramp-up and decay.")
-@_choice("--decay", "ref_batches", "Steps after which the learning rate decays; 0 for never.")
-@_choice("--rampup", "rampup_images", "Images over which the learning rate rises.", IMAGES)
-@_choice("--p-mean", "P_mean", "Mean of ln sigma in training.")
-@_choice("--p-std", "P_std", "Standard deviation of ln sigma in training.")
-@_choice("--ema", "sigma_rels", "EMA lengths to store.  [default: 0.05,0.10]", SIGMA_RELS)
-@_choice("--label-dropout", "label_dropout", "Share of images trained without their label.")
-@_choice("--xflip/--no-xflip", "xflip", "Mirror half of the images.", None)
-@_choice("--standardize/--no-standardize", "standardize", "Scale pixels to the standard deviation sigma_data.", None)
-@_choice("--holdout", "holdout", "Images to measure the loss on instead of training on them.", int)
-@_choice("--init", "init", "Snapshot to start from; the number of classes may differ.", click.Path(exists=True))
-@_choice("--precision", "precision", "Precision of activations.", PRECISION)
-@_choice("--snapshot-precision", "snapshot_precision", "Precision of snapshots.", PRECISION)
-@_choice("--status", "status_every", "Images between status lines.", IMAGES)
-@_choice("--snapshot", "snapshot_every", "Images between EMA snapshots.", IMAGES)
-@_choice("--checkpoint", "checkpoint_every", "Images between checkpoints.", IMAGES)
-@_choice("--sample", "sample_every", "Images between sample grids.", IMAGES)
-@_choice("--workers", "workers", "Processes that read data; 0: none beside the training process.", int)
-@_choice("--device", "device", "cpu, cuda or mps; default: the fastest here.", DEVICE)
-@_choice("--compile/--no-compile", "compile", "Compile the network: faster, after a minute or more.", None)
-@_choice("--seed", "seed", "Seed of everything random.", SEED)
-@click.option("-n", "--dry-run", is_flag=True, help="Describe the run and stop.")
-def train(data: str, out: str, preset: str | None, conditional: bool | None, dry_run: bool, **choices: object) -> None:
-    """Train a network on your images.
+@_what("-n", "--dry-run", is_flag=True, help="Describe the run and stop.")
+@_what("--measure", is_flag=True, help="With --dry-run: make some steps and tell speed, time and memory.")
+@_data("--cond/--uncond", "conditional", "Train with labels; default: if there are any.", None)
+@_data("--label-dropout", "label_dropout", "Share of images trained without their label, for guidance.")
+@_data("--xflip/--no-xflip", "xflip", "Mirror half of the images.", None)
+@_data(
+    "--standardize/--no-standardize",
+    "standardize",
+    "Scale pixels to the standard deviation that the network expects, or only onto [-1, 1].",
+    None,
+)
+@_data("--holdout", "holdout", "Images to measure the loss on instead of training on them.", int)
+@_network("--channels", "model_channels", "Base width of the network.", int)
+@_network("--dropout", "dropout", "Dropout probability; against overfitting.")
+@_network("--init", "init", "Snapshot to start from; the number of classes may differ.", click.Path(exists=True))
+@_schedule("--duration", "duration", "Images to train on.", IMAGES)
+@_schedule("--batch", "batch_size", "Images per step.", IMAGES)
+@_schedule("--lr", "ref_lr", "Learning rate between ramp-up and decay.")
+@_schedule("--decay", "ref_batches", "Steps after which the learning rate decays; 0 for never.")
+@_schedule("--rampup", "rampup_images", "Images over which the learning rate rises.", IMAGES)
+@_schedule("--seed", "seed", "Seed of everything random.", SEED)
+@_noise("--p-mean", "P_mean", "Mean of ln sigma in training.")
+@_noise("--p-std", "P_std", "Standard deviation of ln sigma in training.")
+@_noise(
+    "--stratified-noise/--no-stratified-noise",
+    "stratified_sigma",
+    "Spread the noise levels of every step evenly over their distribution; for small batches.",
+    None,
+)
+@_output("--ema", "sigma_rels", "EMA lengths to store.  [default: 0.05,0.10]", SIGMA_RELS)
+@_output("--snapshot", "snapshot_every", "Images between EMA snapshots.", IMAGES)
+@_output("--snapshot-precision", "snapshot_precision", "Precision of snapshots.", PRECISION)
+@_output("--status", "status_every", "Images between status lines.", IMAGES)
+@_output("--sample", "sample_every", "Images between sample grids.", IMAGES)
+@_output("--checkpoint", "checkpoint_every", "Images between checkpoints.", IMAGES)
+@_machine("--device", "device", "cpu, cuda or mps; default: the fastest here.", DEVICE)
+@_machine("--micro-batch", "micro_batch", "Images per forward pass; lower it if memory runs out.", IMAGES)
+@_machine("--precision", "precision", "Precision of activations; default: bf16 on CUDA, else fp32.", PRECISION)
+@_machine("--compile/--no-compile", "compile", "Compile the network: faster, after a minute or more.", None)
+@_machine("--workers", "workers", "Processes that read data; 0: none beside the training process.", int)
+def train(
+    data: str,
+    out: str,
+    preset: str | None,
+    conditional: bool | None,
+    dry_run: bool,
+    measure: bool,
+    **choices: object,
+) -> None:
+    """Train a network on your images or latents.
 
     Writes snapshots of two EMA lengths on the way, from which `edm2 reconstruct` and `edm2 sweep` make any other, and
     everything needed to resume. The run folder holds config.json, stats.jsonl, TensorBoard events, snapshots/,
     checkpoints/ and samples/.
     """
-    from edm2.planning import describe_run, plan_run
-    from edm2.tools.run import default_device, run_training
+    if measure and not dry_run:
+        raise click.UsageError("--measure needs --dry-run; a real run tells its speed after its first steps")
+    from edm2.planning import default_preset, describe_run, plan_run
+    from edm2.tools.run import default_device, measure_run, run_training
     from edm2.training import open_dataset
 
     dataset = open_dataset(data)
-    preset = preset or ("digits8" if data == "digits" else "small")
     chosen = {name: value for name, value in choices.items() if value is not None}
     chosen.setdefault("device", default_device())
     chosen.setdefault("precision", "bf16" if chosen["device"].startswith("cuda") else "fp32")
     try:
-        config = plan_run(dataset, data, out, preset, conditional, chosen)
+        config = plan_run(dataset, data, out, preset or default_preset(dataset, data), conditional, chosen)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    for subject, phrase in describe_run(config, dataset):
-        click.echo(f"{subject + ':':<15}{phrase}")
+    _print(describe_run(config, dataset))
+    _print(measure_run(config, dataset) if measure else [("speed", "told after the first steps, with the time left")])
     if dry_run:
         click.echo("Dry run: nothing was written.")
         return
     click.echo()
     run_training(config, dataset)
+
+
+def _print(lines: list[tuple[str, str]]) -> None:
+    for subject, phrase in lines:
+        click.echo(f"{subject + ':':<15}{phrase}")

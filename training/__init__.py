@@ -11,6 +11,7 @@ The files in the order of a datum's way through them:
     objective.py          the loss (Eqs. 14-15)
     schedule.py           the learning rate (Eq. 67), and when things are due
     trainer.py            the loop: one step, and what happens between steps
+    speed.py              images per second on the first steps
     totals.py             what is added up between two reports
     holdout.py            the loss per noise level on images not trained on
     monitor.py            status line, stats.jsonl, TensorBoard

@@ -1,4 +1,4 @@
-"""The files of a dataset: images and NPY arrays in a folder or a ZIP, and the labels that belong to them.
+"""The contents of a dataset: images and NPY arrays in a folder or a ZIP, and the labels that belong to them.
 
 Format of the paper's tools (arXiv 2312.02696v2): PNG or NPY files in any sub-folders, and at the root `dataset.json`:
 
@@ -9,99 +9,27 @@ Without `dataset.json` the top-level sub-folders are the classes. Nothing is eve
 
 import io
 import json
-import os
-import zipfile
-from collections import Counter
+import math
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from edm2.training.files import DatasetError, Files, FolderFiles, one_line
+from edm2.training.zip_files import ZipFiles
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 
+DESCRIPTION = "dataset.json"
+
 MAX_CLASSES = 1_000_000
 """Labels are class indices; a larger one is an identifier of some other kind, and a network that large a mistake."""
-
-
-class DatasetError(ValueError):
-    """The data cannot be used as they are. The message is one line: the file, what is wrong with it, the remedy."""
-
-    def __init__(self, message: str) -> None:
-        # A file name may hold line breaks, escape sequences of a terminal, or bytes that are no text.
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
-
-
-class Files(Protocol):
-    """Named byte strings, read one at a time; may be used after a fork, in threads, and pickled."""
-
-    path: Path
-
-    def names(self) -> list[str]:
-        """Names of all files, relative to the root, with forward slashes."""
-
-    def read(self, name: str) -> bytes: ...
-
-
-class FolderFiles:
-    """The files in a folder and its sub-folders; links are followed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def names(self) -> list[str]:
-        walk = os.walk(self.path, followlinks=True, onerror=self._refuse)
-        return [(Path(folder) / file).relative_to(self.path).as_posix() for folder, _, files in walk for file in files]
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-    def _refuse(self, error: OSError) -> None:
-        # os.walk would silently leave out what it cannot list.
-        raise DatasetError(f"{error.filename}: cannot be listed: {error.strerror}") from error
-
-
-class ZipFiles:
-    """The members of a ZIP file.
-
-    Every process opens the file for itself: after a fork, parent and child would otherwise share one file position.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._opened: tuple[int, zipfile.ZipFile] | None = None
-
-    def names(self) -> list[str]:
-        names = self._zip().namelist()
-        repeated = [name for name, count in Counter(names).items() if count > 1]
-        if repeated:
-            raise DatasetError(
-                f"{self.path}: holds {len(repeated)} names more than once, the first is {repeated[0]}; write it anew"
-            )
-        return names
-
-    def read(self, name: str) -> bytes:
-        return self._zip().read(name)
-
-    def _zip(self) -> zipfile.ZipFile:
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), self._open())
-        return self._opened[1]
-
-    def _open(self) -> zipfile.ZipFile:
-        try:
-            return zipfile.ZipFile(self.path)
-        except OSError as error:
-            raise DatasetError(f"{self.path}: cannot be opened: {error.strerror or error}") from error
-        except Exception as error:  # mostly BadZipFile, but a damaged directory can raise almost anything
-            raise DatasetError(
-                f"{self.path}: not a ZIP file, or cut short ({_one_line(error)}); copy or write it anew"
-            ) from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
 
 
 def open_files(path: Path) -> Files:
@@ -131,17 +59,45 @@ def _is_hidden(name: str) -> bool:
 # Labels
 
 
-def labels_from_json(files: Files, images: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels of `images` according to `dataset.json`.
+@dataclass(frozen=True)
+class Catalog:
+    """The images of a dataset in their order, and all that is known of them without opening one: N images."""
 
-    Returns:
-        int64 [N] class indices, -1 throughout if unlabelled; and the names of the classes, empty if unlabelled.
+    names: Sequence[str]
+    """Of the images' files."""
+
+    labels: np.ndarray
+    """int64 [N] class indices, -1 throughout if unlabelled."""
+
+    class_names: tuple[str, ...]
+    """Empty if unlabelled."""
+
+    latents: Any = None
+    """Entry of dataset.json, as it is: what is known of the latents that moments are of."""
+
+    pixels: Any = None
+    """Entry of dataset.json, as it is: statistics of the pixels."""
+
+
+def read_catalog(files: Files) -> Catalog:
+    """List the images among `files`, with their labels.
 
     Raises:
-        DatasetError: Not JSON, of another shape, or the list and the files do not match.
+        DatasetError: No images, `dataset.json` is malformed or lists others, or classes cannot be told.
     """
-    where = f"{files.path}/dataset.json"
+    present = files.names()
+    names = image_names(present)
+    if not names:
+        raise DatasetError(f"{files.path}: no images in it; expected files named *{', *'.join(SUFFIXES)}")
+    if DESCRIPTION not in present:
+        return Catalog(names, *labels_from_folders(files, names))
+    where = f"{files.path}/{DESCRIPTION}"
     content = _parse_json(files, where)
+    labels, class_names = _labels_from_json(content, names, where)
+    return Catalog(names, labels, class_names, content.get("latents"), content.get("pixels"))
+
+
+def _labels_from_json(content: dict[str, Any], images: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
     if content["labels"] is None:
         return np.full(len(images), -1, dtype=np.int64), ()
     labels = _label_table(content["labels"], where)
@@ -151,7 +107,10 @@ def labels_from_json(files: Files, images: Sequence[str]) -> tuple[np.ndarray, t
 
 
 def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels of `images` by top-level sub-folder: its rank in plain sort order. Returned as by `labels_from_json`.
+    """Labels of `images` by top-level sub-folder: its rank in plain sort order.
+
+    Returns:
+        int64 [N] class indices, -1 throughout without sub-folders; and the names of the classes.
 
     Raises:
         DatasetError: Some images lie in sub-folders and others directly in the root.
@@ -169,26 +128,45 @@ def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray
     return np.array([rank[folder] for folder in folders], dtype=np.int64), tuple(class_names)
 
 
-def latents_from_json(files: Files) -> dict[str, Any] | None:
-    """What `dataset.json` says of the VAE that the moments come from: its entry "latents", or None.
-
-    Raises:
-        DatasetError: The entry is no object.
-    """
-    where = f"{files.path}/dataset.json"
-    description = _parse_json(files, where).get("latents")
+def check_latents(path: Path, description: Any) -> None:
+    """Raises DatasetError unless the entry "latents" of `dataset.json` is None or an object."""
     if not isinstance(description, dict | None):
-        raise DatasetError(f'{where}: "latents" must be an object with vae, mean, std, pixel_range')
-    return description
+        raise DatasetError(
+            f'{path}/{DESCRIPTION}: "latents" must be an object with vae, mean, std, pixel_range; '
+            "remove it, or measure anew with edm2 dataset stats"
+        )
+
+
+def check_pixel_statistics(path: Path, statistics: Any, channels: int) -> None:
+    """Raises DatasetError unless the entry "pixels" of `dataset.json` is None or fits images of so many channels."""
+    if statistics is not None and not _are_statistics(statistics, channels):
+        raise DatasetError(
+            f'{path}/{DESCRIPTION}: "pixels" must be an object with mean, std (one number for each of the {channels} '
+            "channels, std positive) and sigma_data; remove it, or measure anew with edm2 dataset stats"
+        )
+
+
+def _are_statistics(value: Any, channels: int) -> bool:
+    if not isinstance(value, dict):
+        return False
+    mean, std, sigma_data = (value.get(key) for key in ("mean", "std", "sigma_data"))
+    if not all(isinstance(numbers, list) and len(numbers) == channels for numbers in (mean, std)):
+        return False
+    return all(map(_is_finite, (*mean, *std, sigma_data))) and min(*std, sigma_data) > 0
+
+
+def _is_finite(value: Any) -> bool:
+    # bool is an int for isinstance; JSON knows NaN, and whole numbers beyond the range of floats
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _parse_json(files: Files, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(files.read("dataset.json"))
+        content = json.loads(files.read(DESCRIPTION))
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{where}: not JSON: {_one_line(error)}") from error
+        raise DatasetError(f"{where}: not JSON: {one_line(error)}") from error
     except Exception as error:
-        raise DatasetError(f"{where}: cannot be read: {_one_line(error)}") from error
+        raise DatasetError(f"{where}: cannot be read: {one_line(error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("labels", 0), list | None):
         raise DatasetError(f'{where}: must be of the form {{"labels": [[file name, class index], ...] or null}}')
     return content
@@ -239,19 +217,33 @@ def _class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
 
 
 def read_array(files: Files, name: str) -> np.ndarray:
-    """One datum [C, H, W]: uint8 pixels with 1 to 4 channels, or float32 moments (means, then standard deviations).
+    """One datum [C, H, W]: uint8 pixels with 1 to 4 channels, or moments (means, then standard deviations).
+
+    Moments are float32 or float16, as stored.
 
     Raises:
         DatasetError: Missing, damaged, or neither of the two.
     """
     try:
-        decode = _decode_npy if name.lower().endswith(".npy") else _decode_image
-        return decode(files.read(name))
+        data = files.read(name)
+        return _decode_npy(data) if name.lower().endswith(".npy") else _to_array(_decode_image(data))
     except Exception as error:  # damaged or hostile bytes make ZIP, image and NPY readers raise almost anything
-        raise DatasetError(f"{files.path}/{name}: cannot be read: {_one_line(error)}") from error
+        raise DatasetError(f"{files.path}/{name}: cannot be read: {one_line(error)}") from error
 
 
-def _decode_image(data: bytes) -> np.ndarray:
+def read_image(files: Files, name: str) -> Image.Image:
+    """One image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA.
+
+    Raises:
+        DatasetError: Missing, damaged, or no such image.
+    """
+    try:
+        return _decode_image(files.read(name))
+    except Exception as error:  # as above
+        raise DatasetError(f"{files.path}/{name}: cannot be read: {one_line(error)}") from error
+
+
+def _decode_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
@@ -259,9 +251,13 @@ def _decode_image(data: bytes) -> np.ndarray:
     if _bits_per_channel(data, image.mode) > 8:
         raise ValueError("more than 8 bits per channel are not supported; convert it to 8 bits")
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
-    pixels = np.asarray(image)
-    return np.atleast_3d(pixels).transpose(2, 0, 1)
+        return image.convert("RGB")
+    image.load()  # until here only the header was looked at
+    return image
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
 def _bits_per_channel(data: bytes, mode: str) -> int:
@@ -271,16 +267,34 @@ def _bits_per_channel(data: bytes, mode: str) -> int:
 
 
 def _decode_npy(data: bytes) -> np.ndarray:
-    array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    if array.dtype not in (np.uint8, np.float32) or array.ndim != 3 or 0 in array.shape:
+    start = _npy_header_size(data)
+    shape, fortran_order, dtype = _parse_npy_header(data[:start])
+    if dtype not in (np.uint8, np.float32, np.float16) or len(shape) != 3 or 0 in shape:
         raise ValueError(
-            f"{array.dtype} array of shape {list(array.shape)}; expected uint8 pixels or float32 moments [C, H, W]"
+            f"{dtype} array of shape {list(shape)}; expected uint8 pixels or moments in float32 or float16 [C, H, W]"
         )
+    values = np.frombuffer(data, dtype, math.prod(shape), start)
+    array = values.reshape(shape, order="F" if fortran_order else "C")
     if array.dtype == np.uint8:
         _check_pixels(array)
     else:
         _check_moments(array)
     return array
+
+
+def _npy_header_size(data: bytes) -> int:
+    version, _ = np.lib.format.read_magic(io.BytesIO(data))
+    count = 2 if version == 1 else 4  # bytes that say how long the rest is
+    return 8 + count + int.from_bytes(data[8 : 8 + count], "little")
+
+
+@lru_cache(maxsize=8)
+def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and dtype. It takes numpy longer than all the rest, and is always the same."""
+    file = io.BytesIO(header)
+    version, _ = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == 1 else np.lib.format.read_array_header_2_0
+    return read(file)
 
 
 def _check_pixels(array: np.ndarray) -> None:
@@ -295,10 +309,6 @@ def _check_moments(array: np.ndarray) -> None:
         raise ValueError("moments hold NaN or infinity; encode the image again")
     if (array[array.shape[0] // 2 :] < 0).any():
         raise ValueError("negative standard deviations in the second half of the channels; store mean, then std")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _short(value: Any) -> str:

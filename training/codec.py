@@ -24,8 +24,11 @@ class Codec(Protocol):
         `noise` draws a latent from its distribution; pixels have none and ignore it.
         """
 
-    def decode(self, x: Tensor) -> Tensor:
-        """Output of the network [N, C, H, W], any float type -> uint8 pixels."""
+    def decode(self, x: Tensor, batch_size: int = 8) -> Tensor:
+        """Output of the network [N, C, H, W], any float type -> uint8 pixels.
+
+        What needs memory for it decodes `batch_size` images at a time.
+        """
 
     def to_display(self, pixels: Tensor) -> Tensor:
         """Pixels as `decode` returns them -> uint8 with 256 levels, as image files want them."""
@@ -80,8 +83,8 @@ class PixelCodec:
         shift = tuple(m / s for m, s in zip(self.mean, self.std, strict=True))
         return data.to(torch.float32) / per_channel(self.std, data.device) - per_channel(shift, data.device)
 
-    def decode(self, x: Tensor) -> Tensor:
-        """Float [N, C, H, W] -> uint8, the same shape: nearest level, 0 for NaN."""
+    def decode(self, x: Tensor, batch_size: int = 8) -> Tensor:
+        """Float [N, C, H, W] -> uint8, the same shape: nearest level, 0 for NaN. All at once, it is little work."""
         self.network_channels(x.shape[-3])
         to_truncate = tuple(m + 0.5 for m in self.mean)
         level = x.to(torch.float32) * per_channel(self.std, x.device) + per_channel(to_truncate, x.device)

@@ -63,6 +63,9 @@ class TrainingConfig:
     """Mean of ln sigma in training."""
     P_std: float = 1.0
     """Standard deviation of ln sigma in training."""
+    stratified_sigma: bool = False
+    """Draw one ln sigma from each of `batch_size` equally probable strata in every step: small batches then meet
+    high and low noise as often as large ones."""
     sigma_rels: tuple[float, ...] = (0.05, 0.10)
     """Relative lengths of the tracked EMA profiles."""
     label_dropout: float = 0.0

@@ -14,17 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm2.training.archive import (
-    SUFFIXES,
-    DatasetError,
-    Files,
-    image_names,
-    labels_from_folders,
-    labels_from_json,
-    latents_from_json,
-    open_files,
-    read_array,
-)
+from edm2.training.archive import Catalog, check_latents, check_pixel_statistics, read_array, read_catalog
+from edm2.training.files import DatasetError, Files
+from edm2.training.index import open_archive
 from edm2.training.order import permutation
 
 __all__ = [
@@ -54,7 +46,7 @@ class Dataset(ABC):
         """(C, H, W) of what is stored."""
 
         self.kind = kind
-        """"pixels" (uint8) or "moments" (float32: the means of all channels, then their standard deviations)."""
+        """"pixels" (uint8) or "moments" (float32 or float16: the means of all channels, then standard deviations)."""
 
         self.levels = levels
         """Number of values that a pixel can take, from 0; 0 for moments."""
@@ -64,6 +56,9 @@ class Dataset(ABC):
 
         self.latents: Mapping[str, Any] | None = None
         """What is known of the latents that moments are of: vae, mean, std, pixel_range (see `LatentCodec`)."""
+
+        self.pixel_stats: Mapping[str, Any] | None = None
+        """What was measured of the pixels, in levels: mean and std (lists, one number per channel) and sigma_data."""
 
     @property
     def num_classes(self) -> int:
@@ -75,7 +70,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def images(self, indices: Indices) -> Tensor:
-        """Images [N, C, H, W]: uint8 pixels or float32 moments. Raises DatasetError where a file is unusable."""
+        """Images [N, C, H, W]: uint8 pixels or moments. Raises DatasetError where a file is unusable."""
 
     @abstractmethod
     def labels(self, indices: Indices) -> Tensor:
@@ -86,7 +81,7 @@ class ArrayDataset(Dataset):
     """Images in memory.
 
     Args:
-        images: uint8 pixels or float32 moments [N, C, H, W].
+        images: uint8 pixels or moments [N, C, H, W].
         labels: int64 [N], or None.
         class_names: One per class; default: the numbers up to the largest label.
         levels: Number of values that a pixel can take.
@@ -121,23 +116,27 @@ class ArchiveDataset(Dataset):
     """Images in the files of a folder or a ZIP, in plain sort order of their names.
 
     Only the first image is read on opening, and decides the size; every other is checked when it is read.
+
+    Args:
+        files: Where they are.
+        catalog: What is known of them already.
     """
 
-    def __init__(self, files: Files) -> None:
-        names = files.names()
+    def __init__(self, files: Files, catalog: Catalog | None = None) -> None:
+        catalog = catalog or read_catalog(files)
         self._files = files
-        self._names = image_names(names)
-        if not self._names:
-            raise DatasetError(f"{files.path}: no images in it; expected files named *{', *'.join(SUFFIXES)}")
-        read_labels = labels_from_json if "dataset.json" in names else labels_from_folders
-        labels, class_names = read_labels(files, self._names)
-        self._labels = torch.from_numpy(labels)
+        self._names = catalog.names
+        self._labels = torch.from_numpy(catalog.labels)
         first = read_array(files, self._names[0])
         self._dtype = first.dtype
         kind, levels = ("pixels", 256) if first.dtype == np.uint8 else ("moments", 0)
-        super().__init__(files.path.stem, first.shape, kind, levels, class_names)
-        if kind == "moments" and "dataset.json" in names:
-            self.latents = latents_from_json(files)
+        super().__init__(files.path.stem, first.shape, kind, levels, catalog.class_names)
+        if kind == "moments":
+            check_latents(files.path, catalog.latents)
+            self.latents = catalog.latents
+        else:
+            check_pixel_statistics(files.path, catalog.pixels, first.shape[0])
+            self.pixel_stats = catalog.pixels
 
     def __len__(self) -> int:
         return len(self._names)
@@ -156,14 +155,14 @@ class ArchiveDataset(Dataset):
         if array.shape != self.shape or array.dtype != self._dtype:
             raise DatasetError(
                 f"{self._files.path}/{name}: {_describe(array.shape, array.dtype)}, but the first image "
-                f"{self._names[0]} has {_describe(self.shape, self._dtype)}; resize them alike"
+                f"{self._names[0]} has {_describe(self.shape, self._dtype)}; store all alike"
             )
         return array
 
 
 def _describe(shape: Sequence[int], dtype: np.dtype) -> str:
     channels, height, width = shape
-    unit = "pixels" if dtype == np.uint8 else "moments"
+    unit = "pixels" if dtype == np.uint8 else f"{dtype} moments"
     return f"{width}x{height} {unit} with {channels} channel{'s' if channels > 1 else ''}"
 
 
@@ -173,6 +172,7 @@ class Subset(Dataset):
     def __init__(self, dataset: Dataset, indices: Indices) -> None:
         super().__init__(dataset.name, dataset.shape, dataset.kind, dataset.levels, dataset.class_names)
         self.latents = dataset.latents
+        self.pixel_stats = dataset.pixel_stats
         self.dataset = dataset
         self.indices = np.asarray(indices, dtype=np.int64)
 
@@ -196,7 +196,7 @@ def open_dataset(source: str | Path) -> Dataset:
     Raises:
         DatasetError: Nothing usable is there.
     """
-    return _digits() if source == "digits" else ArchiveDataset(open_files(Path(source)))
+    return _digits() if source == "digits" else ArchiveDataset(*open_archive(Path(source)))
 
 
 def _digits() -> Dataset:

@@ -41,9 +41,12 @@ class Processes:
         return items[self.rank :: self.count]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Until all processes are here. Raises RuntimeError if one of them has ended."""
         if self.count > 1:
-            distributed.barrier()
+            try:
+                distributed.barrier()
+            except RuntimeError as error:  # which speaks of sockets
+                raise RuntimeError("another process of this job has failed; what it said tells why") from error
 
 
 @contextmanager

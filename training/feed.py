@@ -1,6 +1,6 @@
 """From a dataset to what the network sees: codec, mirroring and label dropout, in the order of places."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -58,10 +58,18 @@ class Feed:
             except ValueError as error:
                 raise DatasetError(f"{self.config.data}: {error}") from None
         levels = self.dataset.levels
-        if self.config.standardize:
-            return PixelCodec.standardized(*pixel_statistics(self.train_set), levels, sigma_data)
-        half = (levels - 1) / 2
-        return PixelCodec((half,), (half,), levels)
+        if not self.config.standardize:
+            half = (levels - 1) / 2
+            return PixelCodec((half,), (half,), levels)
+        try:
+            return PixelCodec.standardized(*self._pixel_statistics(), levels, sigma_data)
+        except ValueError as error:
+            raise DatasetError(f"{self.config.data}: {error}; train with --no-standardize") from None
+
+    def _pixel_statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and standard deviation per channel: those stored with the dataset, else measured."""
+        stored = self.dataset.pixel_stats
+        return (stored["mean"], stored["std"]) if stored else pixel_statistics(self.train_set)
 
     def steps(self, start: int) -> Iterator[list[Microbatch]]:
         """The micro-batches of each step, without end, from the place `start` on."""

@@ -24,8 +24,12 @@ def load_snapshot_(net: Precond, path: str | Path) -> None:
     The label embedding keeps its fresh weights if the number of classes differs.
 
     Raises:
-        SnapshotError: the snapshot is of another network.
+        SnapshotError: no snapshot, or one of another network.
     """
+    if Path(path).suffix == ".pkl":
+        raise SnapshotError(
+            f"{path}: make a snapshot of a published network first: edm2 convert {path} OUT.safetensors"
+        )
     snapshot = SafetensorsSnapshot(path)
     own = net.state_dict()
     missing = set(own) - set(snapshot.names) - {LABEL_EMBEDDING}

@@ -4,9 +4,14 @@ A latent dataset stores the moments that the VAE's encoder gives for each image,
 deviations. Every visit draws a new latent from them. Dimensions: N images, C latent channels, H rows, W columns.
 """
 
-from collections.abc import Mapping
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,10 +55,12 @@ class LatentCodec:
     def __post_init__(self) -> None:
         for field in ("mean", "std", "pixel_range"):
             object.__setattr__(self, field, tuple(map(float, getattr(self, field))))  # JSON has no tuples
-        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
+        if not isinstance(self.vae, str) or not self.vae:
+            raise ValueError(f"vae={self.vae!r} must be the name of one: a hub id or a folder")
+        finite = all(map(math.isfinite, self.mean + self.std))
+        if len(self.mean) != len(self.std) or not self.mean or not finite or min(self.std) <= 0:
             raise ValueError(f"mean={self.mean} and std={self.std} must hold one number per channel, std positive")
-        if len(self.pixel_range) != 2 or not self.pixel_range[0] < self.pixel_range[1]:
-            raise ValueError(f"pixel_range={self.pixel_range} must be (value of black, value of white)")
+        check_pixel_range(self.pixel_range)
 
     def encode(self, data: Tensor, noise: Tensor | None = None) -> Tensor:
         """Moments [N, 2 C, H, W] -> float32 [N, C, H, W].
@@ -112,12 +119,19 @@ class LatentCodec:
         return scale, -per_channel(self.mean, device) * scale
 
 
+def check_pixel_range(pixel_range: tuple[float, ...]) -> None:
+    """Raises ValueError if these are not the values of black and of white, the darker first."""
+    finite = all(map(math.isfinite, pixel_range))
+    if len(pixel_range) != 2 or not finite or not pixel_range[0] < pixel_range[1]:
+        raise ValueError(f"pixel_range={pixel_range} must be (value of black, value of white)")
+
+
 def latent_codec_of(description: Mapping[str, Any] | None, channels: int, sigma_data: float) -> LatentCodec:
     """The codec of a latent dataset.
 
     Args:
-        description: What the dataset says of its latents (`latents` in dataset.json: vae, mean, std, pixel_range), or
-            None: the paper's.
+        description: What the dataset says of its latents (`latents` in dataset.json: vae, mean, std, pixel_range, and
+            sigma_data, which tells how far raw latents spread and has no say here), or None: the paper's.
         channels: Channels of the stored moments.
         sigma_data: Standard deviation that the network expects.
 
@@ -136,16 +150,67 @@ def latent_codec_of(description: Mapping[str, Any] | None, channels: int, sigma_
 def load_vae(name: str, device: torch.device) -> nn.Module:
     """A diffusers AutoencoderKL in evaluation mode, float32; kept for the next call.
 
+    Args:
+        name: Local folder, or hub id. What was fetched once is taken from the cache without asking the hub.
+        device: Where to put it.
+
     Raises:
-        VAEError: it is not there and cannot be fetched.
+        VAEError: it is not there and cannot be fetched, or its weights are missing, damaged or of something else.
     """
-    from diffusers import AutoencoderKL  # here, because it takes seconds
+    import diffusers  # noqa: F401  here, because it takes seconds; it sets how much it logs when it is imported
+
+    with _quiet_libraries():
+        vae = _read_vae(name) if Path(name).is_dir() else _fetch_vae(name)
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def _fetch_vae(name: str) -> nn.Module:
+    """Of the cache if it is there: asking the hub takes half a minute where there is no network."""
+    try:
+        return _read_vae(name, local_files_only=True)
+    except VAEError:
+        return _read_vae(name)
+
+
+def _read_vae(name: str, local_files_only: bool = False) -> nn.Module:
+    from diffusers import AutoencoderKL
 
     try:
-        vae = AutoencoderKL.from_pretrained(name, low_cpu_mem_usage=False)
+        vae, loaded = AutoencoderKL.from_pretrained(
+            name,
+            local_files_only=local_files_only,
+            low_cpu_mem_usage=False,
+            use_safetensors=True,  # the other form is a pickle
+            output_loading_info=True,
+        )
     except Exception as error:  # the hub has many ways to fail
+        raise VAEError(f"VAE {name}: {_reason(name, error)}") from error
+    if missing := loaded["missing_keys"]:  # diffusers would leave them random
         raise VAEError(
-            f"VAE {name}: cannot be loaded ({type(error).__name__}); give a folder that diffusers saved an "
-            "AutoencoderKL in, or the hub id of one while online"
-        ) from error
-    return vae.to(device).eval().requires_grad_(False)
+            f"VAE {name}: the weights lack {len(missing)} tensors, such as {missing[0]}; "
+            "give those of a whole AutoencoderKL"
+        )
+    return vae
+
+
+def _reason(name: str, error: Exception) -> str:
+    remedy = "a folder that diffusers saved an AutoencoderKL in (config.json and weights as .safetensors)"
+    if Path(name).is_dir():
+        return f"cannot be read: {str(error).strip().splitlines()[0].rstrip('.')}; give {remedy}"
+    return f"no such folder, and nothing of this name can be fetched from the hub; go online, or give {remedy}"
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Without what diffusers and its hub log and warn of: the error says it in one line."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

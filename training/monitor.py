@@ -3,13 +3,13 @@
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from edm2.post_hoc_ema import atomic_output
+from edm2.training.speed import time_text
 
 Record = dict[str, Any]
 
@@ -40,7 +40,7 @@ class StatusLine:
             self.bar.set_postfix_str(headline)
             return
         seen, rate = record["images_seen"], record["images_per_second"]
-        left = time.strftime("%H:%M:%S", time.gmtime((self.duration - seen) / rate)) if rate else "?"
+        left = time_text((self.duration - seen) / rate) if rate else "?"
         share = f"{100 * seen / self.duration:5.1f}%"
         self.print(f"{share}  {seen:>10,} images  {headline}  {rate:,.0f} img/s  {left} left")
 

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from edm2.training.weighting import Uncertainty, Weighting
 
+HALF_STEP = 2.0**-25
+"""Half of the distance between float32 uniform numbers: added to them, it keeps 0 out and 1 out."""
+
 
 @dataclass(frozen=True)
 class EDM2Loss:
@@ -59,3 +62,26 @@ class EDM2Loss:
         sigma = sigma.reshape(-1, 1, 1, 1)
         denoised, u = net(images + sigma * noise, sigma, labels, return_logvar=True)
         return self.weighting((denoised - images) ** 2, sigma, u, self.sigma_data)
+
+
+def stratified_normal(first_place: int, uniform: Tensor, strata: int) -> Tensor:
+    """Standard normal numbers of which each block of `strata` places has one in every stratum of equal probability.
+
+        normal = Phi⁻¹((p mod B + U) / B)
+
+    with B strata and p the place. Each number for itself is N(0, 1), if U is uniform.
+
+    Args:
+        first_place: Place p of the first number.
+        uniform: U in [0, 1) of consecutive places, float32 [N].
+        strata: B, usually the images per step.
+
+    Returns:
+        float32 [N] on the device of `uniform`.
+    """
+    device = uniform.device
+    if device.type == "mps":  # has no float64
+        uniform = uniform.cpu()
+    stratum = torch.arange(first_place, first_place + len(uniform), device=uniform.device) % strata
+    quantile = (stratum + uniform.double() + HALF_STEP) / strata
+    return torch.special.ndtri(quantile).float().to(device)

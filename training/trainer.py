@@ -14,23 +14,27 @@ from edm2 import __version__
 from edm2.networks import Precond, force_weight_normalization_
 from edm2.post_hoc_ema import PowerFunctionEMA, snapshot_name, write_snapshot
 from edm2.training.checkpoint import adam_state, find_checkpoints, load_checkpoint, save_checkpoint
-from edm2.training.codec import Codec
+from edm2.training.codec import Codec, codec_from_json
 from edm2.training.config import TrainingConfig
 from edm2.training.data import Dataset, open_dataset
 from edm2.training.feed import Feed
 from edm2.training.holdout import measure_loss
 from edm2.training.initialization import fresh_network, load_snapshot_
 from edm2.training.monitor import Monitor, Record
-from edm2.training.objective import EDM2Loss
+from edm2.training.objective import EDM2Loss, stratified_normal
 from edm2.training.randomness import PlaceRandom, Stream
 from edm2.training.run_folder import RunFolder
 from edm2.training.schedule import inverse_sqrt_lr, is_due
+from edm2.training.speed import Measurement, Speedometer
 from edm2.training.totals import StepResult, Totals
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 SampleHook = Callable[[Precond, Codec, Path], None]
 """Draws samples of a network into a file."""
+
+SpeedHook = Callable[[float, int], None]
+"""Hears once how many images per second are trained on, and how many images are left."""
 
 
 class TrainingError(RuntimeError):
@@ -44,6 +48,7 @@ class Trainer:
         config: The run.
         dataset: Images to train on; by default those that `config.data` names.
         on_sample: Called with an averaged network at the intervals of `config.sample_every`.
+        on_speed: Called once, when enough steps have been timed.
 
     Attributes:
         net: The network as the optimizer sees it.
@@ -53,11 +58,16 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainingConfig, dataset: Dataset | None = None, on_sample: SampleHook | None = None
+        self,
+        config: TrainingConfig,
+        dataset: Dataset | None = None,
+        on_sample: SampleHook | None = None,
+        on_speed: SpeedHook | None = None,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.on_sample = on_sample
+        self.on_speed = on_speed
         self.device = torch.device(config.device)
         self.folder = RunFolder(config.out)
         self.images_seen = 0
@@ -75,6 +85,7 @@ class Trainer:
         self.ema = PowerFunctionEMA(self.net, config.sigma_rels)
         self.random = PlaceRandom(config.seed, config.random_block, self.device)
         self.totals = Totals(self.device)
+        self.speedometer = Speedometer(config.batch_size, wait=self.totals.loss.item)  # reading waits for the device
 
     # ------------------------------------------------------------------------------------------------ one step
 
@@ -123,7 +134,11 @@ class Trainer:
         return inverse_sqrt_lr(self.images_seen, c.batch_size, c.ref_lr, c.ref_batches, c.rampup_images)
 
     def _draw_sigma(self, place: int, count: int) -> Tensor:
-        return self.loss.sigma_from_normal(self.random.normal(Stream.SIGMA, place, place + count))
+        stop = place + count
+        if self.config.stratified_sigma:
+            uniform = self.random.uniform(Stream.SIGMA, place, stop)
+            return self.loss.sigma_from_normal(stratified_normal(place, uniform, self.config.batch_size))
+        return self.loss.sigma_from_normal(self.random.normal(Stream.SIGMA, place, stop))
 
     def _draw_noise(self, place: int, shape: torch.Size) -> Tensor:
         return self.random.normal(Stream.NOISE, place, place + shape[0], tuple(shape[1:]))
@@ -154,10 +169,28 @@ class Trainer:
                 self.monitor.status.advance(self.config.batch_size)
                 self._give_up_if_nonfinite()
                 self._do_what_is_due(before)
+                self._tell_speed()
             if self.stop_requested:
                 self.save_checkpoint()
         finally:
             self.monitor.status.close()
+
+    def measure(self) -> Measurement:
+        """Train for some steps, which leave nothing behind but this trainer's changed weights.
+
+        Raises:
+            DatasetError: as `run` does.
+        """
+        self._open_feed()
+        for microbatches in self.feed.steps(start=0):
+            self.totals.add(self.step(microbatches))
+            if (speed := self.speedometer.step_done()) is not None:
+                return Measurement(speed, _peak_memory(self.device))
+
+    def _tell_speed(self) -> None:
+        speed = self.speedometer.step_done()
+        if speed is not None and self.on_speed is not None:
+            self.on_speed(speed, self.config.duration - self.images_seen)
 
     def _open_feed(self) -> None:
         dataset = open_dataset(self.config.data) if self.dataset is None else self.dataset
@@ -289,15 +322,24 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write everything that a resumed run needs."""
-        save_checkpoint(self.folder.checkpoints, self.images_seen, self._state(), {}, keep=self.config.keep_checkpoints)
+        codec = {"codec": self.feed.codec.to_json()}
+        folder, keep = self.folder.checkpoints, self.config.keep_checkpoints
+        save_checkpoint(folder, self.images_seen, self._state(), codec, keep)
 
     def _resume(self) -> None:
-        """Take up the newest checkpoint, if there is one."""
+        """Take up the newest checkpoint, if there is one.
+
+        The codec comes from it too: what the network sees of an image must not change within a run, even if the
+        statistics stored with the dataset did.
+        """
         checkpoints = find_checkpoints(self.folder.checkpoints)
         if not checkpoints:
             return
         tensors = self._state()
-        self.images_seen = load_checkpoint(checkpoints[-1], tensors)["images_seen"]
+        state = load_checkpoint(checkpoints[-1], tensors)
+        self.images_seen = state["images_seen"]
+        if "codec" in state:  # checkpoints of earlier versions have none
+            self.feed.codec = codec_from_json(state["codec"])
         self.ema.load_state_dict({"images_seen": self.images_seen, **tensors["ema"]})
 
 

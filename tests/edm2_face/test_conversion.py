@@ -1,16 +1,18 @@
 """Conversion gives the published pixels, and the same bytes however often it was stopped and whoever did the work."""
 
 import errno
+import io
 import json
+import math
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import PIL
@@ -18,11 +20,9 @@ import pytest
 from golden_data import table
 from PIL import Image
 
-from edm2 import conversion
+from edm2 import conversion, stored_zip
 from edm2.conversion import TRANSFORMS, CenterCrop, CenterCropDhariwal, CenterCropWide, Resize, convert
 from edm2.training import DatasetError, open_dataset
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 LEVELS = 0 if PIL.__version__ == "13.0.0" else 1
 """Pixels equal the published ones exactly; those were made by Pillow 13.0.0, and resize filters differ by rounding."""
@@ -170,7 +170,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four parts for seven images."""
-    monkeypatch.setattr(conversion, "PART_SIZE", 2)
+    monkeypatch.setattr(conversion, "_part_size", lambda transform: 2)
 
 
 def test_transparency_is_dropped_and_gray_becomes_color(tmp_path: Path):
@@ -180,6 +180,20 @@ def test_transparency_is_dropped_and_gray_becomes_color(tmp_path: Path):
     convert(tmp_path / "photos", tmp_path / "out.zip", Resize(4, 4))
     colors = [image[0, 0].tolist() for image in pixels(tmp_path / "out.zip").values()]
     assert colors == [[10, 20, 30], [40, 40, 40]]
+
+
+def test_nothing_but_pixels_is_kept(tmp_path: Path):
+    """Color profiles and the like take room, and would make bytes depend on what nobody looks at."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    photo(8, 8).save(photos / "a.png", icc_profile=bytes(1000), transparency=(1, 2, 3), dpi=(300, 300))
+    photo(8, 8).convert("L").save(photos / "b.png", transparency=7)
+    photo(8, 8).save(tmp_path / "bare.png", compress_level=0)
+    convert(photos, tmp_path / "out.zip", Resize(8, 8))
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        first, second, _ = (archive.read(name) for name in archive.namelist())
+    assert first == (tmp_path / "bare.png").read_bytes()
+    assert len(second) == len(first)
 
 
 def test_images_are_stored_without_compression(tmp_path: Path):
@@ -286,66 +300,106 @@ def test_a_mended_image_costs_only_its_own_part(folder: Path, tmp_path: Path, wo
     assert done[0] == 6
 
 
-COMMAND = (sys.executable, "-m", "edm2", "dataset", "convert")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_killed_at_ten_random_moments_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By SIGKILL, each time with another number of workers; none of those may outlive the process that started them.
 
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_killed_at_random_moments_and_resumed(tmp_path: Path):
-    """By SIGKILL, each time with another number of workers; none of those may outlive the command.
-
-    Workers hold the pipe of the command's output, so its end says that all of them are gone.
+    Moments are spread over the time of a whole run. A run that is done before its moment comes is a test, too: the next
+    one begins anew.
     """
-    images = tmp_path / "photos"
-    images.mkdir()
-    for i in range(1600):
-        if i < 16:
-            photo(160, 200, seed=i).save(images / f"{i:04}.jpg")
-        else:
-            os.link(images / f"{i % 16:04}.jpg", images / f"{i:04}.jpg")
-    out, work = tmp_path / "out.zip", tmp_path / ".out.zip.parts"
-    moments = random.Random(0)
-    for workers, parts in ((2, moments.randint(0, 5)), (3, moments.randint(6, 11)), (1, moments.randint(12, 17))):
-        words = [*COMMAND, images, out, "--resolution", "32", "--workers", str(workers)]
-        command = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        while command.poll() is None and (not work.exists() or len(list(work.glob("*.zip"))) < parts):
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.05))
-        command.kill()
-        command.communicate(timeout=10)
-        assert command.returncode == -signal.SIGKILL, "too fast to be killed: nothing was tested"
-        assert not out.exists()
-    kept = len(list(work.glob("*.zip")))
-    assert kept >= 12
-    done = []
-    convert(images, out, CenterCropDhariwal(32, 32), workers=2, report=lambda count, total: done.append(count))
-    assert done[0] == 64 * kept
-    convert(images, tmp_path / "reference.zip", CenterCropDhariwal(32, 32))
-    assert out.read_bytes() == (tmp_path / "reference.zip").read_bytes()
-    assert not work.exists()
+    monkeypatch.setattr(conversion, "_part_size", lambda transform: 32)
+    images, out, transform = many_images(tmp_path / "photos", 800), tmp_path / "out.zip", CenterCropDhariwal(32, 32)
+    start = time.perf_counter()
+    convert(images, tmp_path / "reference.zip", transform)
+    whole_run = time.perf_counter() - start
+    reference, moments, killed, kept = (tmp_path / "reference.zip").read_bytes(), random.Random(0), 0, []
+    for run in range(100):
+        child, workers_gone = start_process(lambda workers=1 + run % 3: convert(images, out, transform, None, workers))
+        time.sleep(moments.uniform(0, whole_run))
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert workers_gone.read() == b""
+        kept.append(len(list((tmp_path / ".out.zip.parts").glob("*.zip"))))
+        if out.exists() or killed == 10:
+            convert(images, out, transform, workers=2) if not out.exists() else None
+            assert out.read_bytes() == reference
+            assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+            out.unlink()
+        if killed == 10:
+            break
+    assert killed == 10
+    assert len(set(kept)) > 3, f"numbers of parts kept: {kept}; the moments were not spread over the run"
+
+
+def many_images(folder: Path, count: int) -> Path:
+    """Sixteen different ones under many names."""
+    folder.mkdir()
+    for i in range(count):
+        path = folder / f"{i:04}.jpg"
+        photo(160, 200, seed=i).save(path) if i < 16 else os.link(folder / f"{i % 16:04}.jpg", path)
+    return folder
+
+
+def start_process(work: Callable[[], object]) -> tuple[int, BinaryIO]:
+    """Do it in a forked process; the file ends when that one and all its workers are gone."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    return child, open(reading, "rb")
+
+
+class SmallDisk:
+    """Takes only so many bytes, all files together."""
+
+    def __init__(self, room: float) -> None:
+        self.room = room
+        self.written = 0
+
+    def open(self, path: Path, mode: str, buffering: int = -1) -> BinaryIO:
+        file = open(path, mode, buffering)  # noqa: SIM115, closed by the one that stands for it
+        if "w" not in mode:
+            return file
+        disk, write = self, file.write
+
+        class Limited(io.RawIOBase):
+            def writable(self) -> bool:
+                return True
+
+            def write(self, data: bytes) -> int:
+                disk.written += len(data)
+                if disk.written > disk.room:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return write(data)
+
+            def close(self) -> None:
+                file.close()
+
+        return Limited()
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("number", [2, 4], ids=["part", "whole"])
-def test_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
-    """One line that says so; afterwards only what is missing is made."""
-    out, writestr, opened = tmp_path / "out.zip", zipfile.ZipFile.writestr, []
-
-    def full(self: zipfile.ZipFile, *arguments) -> None:
-        if self not in opened:
-            opened.append(self)
-        if len(opened) > number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        writestr(self, *arguments)
-
-    with monkeypatch.context() as context:
-        context.setattr(zipfile.ZipFile, "writestr", full)
-        with pytest.raises(OSError, match=r"out\.zip: cannot be written: No space left on device; .*finished parts"):
+def test_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Wherever it happens: one line that says so, finished parts are kept, and afterwards only the rest is made."""
+    disk = SmallDisk(math.inf)
+    monkeypatch.setattr(stored_zip, "open", disk.open, raising=False)
+    convert(folder, tmp_path / "reference.zip", Resize(8, 8))
+    needed, part = disk.written, disk.written / 10  # four parts, and the whole as large as they are together
+    for share in range(19):
+        out, disk.written, disk.room = tmp_path / f"{share}.zip", 0, needed * share / 19
+        with pytest.raises(OSError, match=r"\d+\.zip: cannot be written: No space left on device; .*finished parts"):
             convert(folder, out, Resize(8, 8))
-    assert not out.exists()
-    assert len(list((tmp_path / ".out.zip.parts").iterdir())) == number  # no temporary file is left
-    done = []
-    convert(folder, out, Resize(8, 8), report=lambda images, total: done.append(images))
-    assert done[0] == min(2 * number, 7)
+        assert not out.exists()
+        assert not list(tmp_path.rglob("*.tmp"))
+        disk.room = math.inf
+        done = []
+        convert(folder, out, Resize(8, 8), report=lambda images, total, done=done: done.append(images))
+        assert done[0] >= min(2 * (needed * share / 19 // part - 1), 7), "more was lost than the part at work"
+        assert out.read_bytes() == (tmp_path / "reference.zip").read_bytes()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 import edm2
-from edm2.generation import Batch
+from edm2.generation import Batch, classes_of_seeds
+from edm2.guidance import without_labels
 from edm2.networks import NetworkConfig, Precond, build_network, fold
 from edm2.sampling import Denoiser, sample_heun
 from edm2.training import PixelCodec
@@ -191,6 +192,35 @@ def test_guidance_reaches_the_sampler(net, unconditional):
     assert torch.equal(nowhere.samples, plain.samples)
 
 
+def test_an_unconditional_guide_has_no_use_for_labels(net, unconditional):
+    """Classifier-free guidance by a second network: it draws what the formula says, evaluation by evaluation."""
+
+    def by_hand(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        from_guide = unconditional(x, sigma)
+        return from_guide + 1.4 * (net(x, sigma, labels) - from_guide)
+
+    guided = draw(net, SEEDS, guide=unconditional, guidance=1.4)
+    assert max_rel(guided.samples, sample_heun(by_hand, guided.noise, guided.classes, num_steps=STEPS)) < 2e-5
+
+
+def test_a_network_guides_itself_without_labels(net):
+    """As another copy of it does, which is asked separately; float32 rounding over the steps."""
+    together = draw(net, SEEDS, guide=without_labels(net), guidance=1.8)
+    apart = draw(net, SEEDS, guide=without_labels(fold(net)), guidance=1.8)
+    assert max_rel(together.samples, apart.samples) < 2e-5
+    assert max_rel(together.samples, draw(net, SEEDS).samples) > 0.01
+
+
+@pytest.mark.parametrize("classes", [None, 3, [9, 8, 7, 6, 5, 4, 3, 2, 1]], ids=["drawn", "one", "list"])
+def test_classes_are_known_without_drawing(net, classes):
+    assert torch.equal(classes_of_seeds(net, SEEDS, classes, batch_size=4), draw(net, SEEDS, classes).classes)
+
+
+def test_there_may_be_no_classes_to_know(net, unconditional):
+    assert classes_of_seeds(unconditional, SEEDS) is None
+    assert classes_of_seeds(net, []).tolist() == []
+
+
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -204,14 +234,38 @@ def test_guidance_reaches_the_sampler(net, unconditional):
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": -4}, "batch_size=-4"),
         ({"guidance": 2.0}, "guide"),
-        ({"num_steps": 0}, "num_steps=0"),
     ],
     ids=str,
 )
-def test_mistakes_are_told_in_one_line(net, options, words):
+def test_mistakes_are_told_in_one_line_at_the_call(net, options, words):
     with pytest.raises(ValueError, match=words) as error:
-        list(edm2.generate(net, [0, 1], **options))
+        edm2.generate(net, [0, 1], **options)  # nobody has asked for a batch yet
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ({"img_channels": 1}, "1x8x8 of 10 classes, not 3x8x8"),
+        ({"img_resolution": 16}, "3x16x16"),
+        ({"label_dim": 7}, "7 classes, not 3x8x8 of 10"),
+    ],
+    ids=str,
+)
+def test_a_guide_for_other_images_is_refused(net, make_net, kind, words):
+    with pytest.raises(ValueError, match=words) as error:
+        edm2.generate(net, [0, 1], guide=make_net(**kind), guidance=2)
+    assert "\n" not in str(error.value)
+
+
+def test_an_interval_upside_down_is_refused_at_the_call(net, unconditional):
+    with pytest.raises(ValueError, match="interval"):
+        edm2.generate(net, [0], guide=unconditional, guidance=2, interval=(2.0, 1.0))
+
+
+def test_the_sampler_refuses_its_own_options(net):
+    with pytest.raises(ValueError, match="num_steps=0"):
+        list(edm2.generate(net, [0, 1], num_steps=0))
 
 
 def test_a_class_for_a_network_without_classes_is_refused(unconditional):

@@ -68,6 +68,13 @@ def test_a_grid_is_about_square(count, shape):
     assert image_grid(torch.zeros(count, 3, 1, 1, dtype=torch.uint8)).shape == (3, *shape)
 
 
+def test_no_images_are_no_grid(tmp_path):
+    for make in (image_grid, lambda pixels: save_grid(pixels, tmp_path / "grid.png")):
+        with pytest.raises(ValueError, match="at least one image"):
+            make(torch.zeros(0, 3, 8, 8, dtype=torch.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_scale_and_gap():
     images = torch.stack([picture(3, seed=seed) for seed in range(4)])
     grid = image_grid(images, columns=2, scale=2, gap=3)

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from edm2 import planning
+from edm2.costs import count_flops, estimate_memory
 from edm2.networks import build_network
-from edm2.planning import describe_run, plan_run
-from edm2.presets import PRESETS
+from edm2.planning import default_preset, describe_run, plan_run
+from edm2.presets import PRESETS, Preset
 from edm2.training import ArrayDataset, Dataset, RunFolder, Trainer, open_dataset
 
 
@@ -79,7 +81,7 @@ def test_impossible_choices_are_refused_in_one_line(arguments, words):
 
 def test_images_that_cannot_be_halved_are_refused():
     with pytest.raises(ValueError, match="30x30"):
-        plan(images(3, 30, 30), "small")
+        plan(images(3, 30, 30), "edm2-small-32")
 
 
 def test_the_description_tells_the_truth():
@@ -115,3 +117,116 @@ def test_digits_fit_their_preset():
     config = plan_run(dataset, "digits", "run", "digits8", None, {})
     assert config.network.label_dim == 10
     assert config.standardize
+
+
+# ------------------------------------------------------------------------------------------------ the data's scale
+
+
+def with_statistics(dataset: Dataset, sigma_data: float = 0.5) -> Dataset:
+    channels = dataset.shape[0]
+    dataset.pixel_stats = {"mean": [100.0] * channels, "std": [127.5 * sigma_data] * channels, "sigma_data": sigma_data}
+    return dataset
+
+
+def rgb64() -> Dataset:
+    return ArrayDataset(torch.zeros(40, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_statistics_in_the_dataset_are_used_unless_somebody_says_otherwise():
+    """The paper trains ImageNet-64 on [-1, 1], so its presets do; a user may always decide."""
+    plain = {"model_channels": 8, "channels_per_head": 8}
+    assert plan(with_statistics(images(3, 16, 16)), "edm2-small-32", **plain).standardize
+    assert not plan(with_statistics(images(3, 16, 16)), "edm2-small-32", standardize=False, **plain).standardize
+    assert not plan(with_statistics(rgb64()), "edm2-img64-xs").standardize
+    assert plan(with_statistics(rgb64()), "edm2-img64-xs", standardize=True).standardize
+
+
+def test_a_preset_that_is_silent_leaves_it_to_the_statistics(monkeypatch):
+    monkeypatch.setitem(PRESETS, "silent", Preset("says nothing", network={"model_channels": 64}))
+    assert plan(with_statistics(rgb64()), "silent").standardize
+    assert not plan(rgb64(), "silent").standardize
+
+
+def told(dataset: Dataset, preset: str = "edm2-small-32", **choices: Any) -> dict[str, str]:
+    tiny = {"model_channels": 8, "channels_per_head": 8, "batch_size": 8}
+    return dict(describe_run(plan(dataset, preset, **tiny | choices), dataset))
+
+
+def test_the_plan_says_how_data_are_scaled():
+    assert "statistics stored in the dataset" in told(with_statistics(images()))["scaling"]
+    assert "measured when training starts" in told(images())["scaling"]
+    assert told(images(), standardize=False)["scaling"] == "pixels onto [-1, 1]"
+    assert told(rgb64(), "edm2-img64-xs")["scaling"] == "pixels onto [-1, 1], as in the paper"
+    latents = ArrayDataset(torch.zeros(40, 8, 32, 32))
+    assert "the paper's statistics" in told(latents, "edm2-latent-small")["scaling"]
+    latents.latents = {"mean": [0.0] * 4, "std": [1.0] * 4}
+    assert "the dataset's statistics" in told(latents, "edm2-latent-small")["scaling"]
+
+
+@pytest.mark.parametrize("sigma_data", [0.31, 0.39, 0.41, 0.59, 0.7])
+def test_pixels_far_from_the_networks_sigma_data_are_warned_of(sigma_data):
+    """By more than 20 %, and only if nothing is done about it."""
+    warned = not 0.4 <= sigma_data <= 0.6
+    dataset = with_statistics(images(), sigma_data)
+    assert "WARNING" not in told(dataset)
+    lines = told(dataset, standardize=False)
+    assert ("WARNING" in lines) == warned
+    if warned:
+        assert f"{sigma_data:.2f}" in lines["WARNING"]
+        assert "--standardize" in lines["WARNING"]
+
+
+# ---------------------------------------------------------------------------------------------------------- the costs
+
+
+def test_the_plan_tells_what_a_run_costs():
+    dataset = images()
+    config = plan(dataset, batch_size=16, duration=1_600)
+    told = dict(describe_run(config, dataset))
+    flops = count_flops(config.network)
+    assert told["compute"] == (
+        f"{flops / 1e6:.3g} MFLOPs to evaluate an image, {3 * flops / 1e6:.3g} MFLOPs to train on it, "
+        f"{4_800 * flops / 1e9:.3g} GFLOPs in all"
+    )
+    memory = estimate_memory(config)
+    assert f"about {memory.total / 1e6:.3g} MB" in told["memory"]
+    assert "each visited 44 times" in told["training"]  # 1600 / (40 - 4)
+
+
+def test_too_much_for_the_device_is_warned_of_with_what_would_fit(monkeypatch):
+    dataset = images()
+    config = plan(dataset, "edm2-small-32", model_channels=16, channels_per_head=16)
+    assert "WARNING" not in dict(describe_run(config, dataset))
+    monkeypatch.setattr(planning, "device_memory", lambda device: 450_000_000)
+    told = dict(describe_run(config, dataset))
+    assert "cpu has 450 MB; try --micro-batch 16" in told["WARNING"]
+    monkeypatch.setattr(planning, "device_memory", lambda device: 1_000_000)
+    assert "choose a smaller network" in dict(describe_run(config, dataset))["WARNING"]
+
+
+def test_stratified_noise_is_told():
+    assert "one from each of 64 strata" in told(images(), batch_size=64)["noise levels"]
+    assert told(images(), batch_size=64, stratified_sigma=False)["noise levels"] == "ln sigma ~ N(-1.2, 1.2²)"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "data", "preset"),
+    [
+        (images(), "digits", "digits8"),
+        (images(), "digits.zip", "edm2-small-32"),
+        (images(3, 32, 32), "x.zip", "edm2-small-32"),
+        (images(3, 32, 64), "x.zip", "edm2-small-64"),
+        (ArrayDataset(torch.zeros(40, 8, 32, 32)), "x.zip", "edm2-latent-small"),
+    ],
+    ids=["digits", "8x8", "32x32", "32x64", "latents"],
+)
+def test_data_choose_their_preset(dataset, data, preset):
+    assert default_preset(dataset, data) == preset
+    assert plan(dataset, preset).preset == preset
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_520_000_000, "1.52 GB"), (3e23, "300 ZB")]
+)
+def test_numbers_of_any_size_are_readable(value, text):
+    assert planning._with_unit(value, "B") == text

@@ -44,6 +44,8 @@ COPIED = (  # small enough to be kept whole
     "train/nonfinite.safetensors",
     "sampler/sampler.json",
     "phema/*",
+    "checkpoints/checkpoints.json",
+    "checkpoints/forward.safetensors",
     "metrics/metrics.json",
     "metrics/metrics.safetensors",
     "dataset/dataset.json",
@@ -79,6 +81,10 @@ TRIMMED: dict[str, Rule] = {
         matching("gmm_s2_*", "gmm_s8_float64/*", "gmm_s8_g_float64/*", "gmm_s8_g0_float32/*", "gmm_s8_churn_float64/*"),
         matching("gmm_s18_churn_float32/*", "gmm_s18_sched_float32/*"),
     ),
+    # The last snapshots whole, because they have outputs to compare with; of the others the small tensors, enough to
+    # see that each is read and combined. Pickles are left out: tests write some that look like them.
+    "checkpoints/snapshots.safetensors": either(matching("*-0000005-0.*"), small(512, "*")),
+    "checkpoints/phema_reconstructions.safetensors": small(512, "*"),
     # What the reader makes of all archives; of the one of latents the decoded pictures are left out.
     "dataset/dataset.safetensors": either(
         matching("dhariwal/*", "crop/*", "wide/*", "scale/*", "from_zip/*", "flat/*", "rgb/*", "standin_vae/*"),

@@ -70,6 +70,7 @@ def things(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.zip").write_bytes(b"PK\x05\x06" + bytes(18))
     (folder / "no.zip").write_text("not a ZIP file")
     (folder / "notes.txt").write_text("not a network")
+    (folder / "published.pkl").write_bytes(pickle.dumps("not read at all"))
     images(folder / "fine")
     with_labels(folder / "not-json", "{")
     with_labels(folder / "too-many", json.dumps({"labels": [[f"{i:03}.png", 0] for i in range(9)]}))
@@ -112,7 +113,7 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "files without labels": ("TRAIN --data @too-few", FAILURE, ("too-few/dataset.json", "007.png", "list or remove")),
     "latents of another VAE": ("TRAIN --data @moments", FAILURE, ("moments", "4 channels", "2 channels")),
     "indivisible images": (
-        "train --preset small --out out --data @10x10",
+        "train --preset edm2-small-32 --out out --data @10x10",
         USAGE,
         ("10x10", "multiples of 4", "channel_mult"),
     ),
@@ -122,7 +123,7 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
         ("edm2-img64-s", "(1, 8, 8)", "choose another"),
     ),
     "no labels to train with": ("TRAIN --data @fine --cond", USAGE, ("fine", "no labels", "--cond")),
-    "unknown preset": ("TRAIN --data digits --preset big", USAGE, ("'big'", "'small'")),
+    "unknown preset": ("TRAIN --data digits --preset big", USAGE, ("'big'", "'edm2-small-64'")),
     "indivisible batch": ("TRAIN --data digits --micro-batch 48", USAGE, ("micro_batch=48", "try micro_batch=16")),
     "indivisible duration": ("TRAIN --data digits --duration 100", USAGE, ("duration=100", "try 128")),
     "bad image count": ("TRAIN --data digits --duration 1e6", USAGE, ("--duration", "'1e6'", "128Ki")),
@@ -139,6 +140,7 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "absent device": ("TRAIN --data digits --device cuda:99", USAGE, ("--device", "'cuda:99'", "cpu, cuda")),
     "init missing": ("TRAIN --data digits --init absent.safetensors", USAGE, ("--init", "absent.safetensors")),
     "init truncated": ("TRAIN --data digits --init @cut.safetensors", FAILURE, ("cut.safetensors", "copy or write")),
+    "init is published": ("TRAIN --data digits --init @published.pkl", FAILURE, ("published.pkl", "edm2 convert")),
     "init of another network": (
         "TRAIN --data digits --init @network.safetensors --channels 16",
         FAILURE,

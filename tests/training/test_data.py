@@ -171,6 +171,45 @@ def test_npy_holds_pixels_or_moments(write):
         assert np.array_equal(dataset.images([0])[0], array)
 
 
+def test_moments_keep_their_precision(write):
+    """Half of float32's size on disk; what draws latents from them decides where to calculate in float32."""
+    stored = RNG.random((8, 3, 5)).astype(np.float16)
+    dataset = open_dataset(write({"1.npy": npy(stored)}))
+    assert dataset.kind == "moments"
+    assert dataset.images([0]).dtype == torch.float16
+    assert np.array_equal(dataset.images([0])[0], stored)
+
+
+STATS = {"mean": [120.5, 0, 3], "std": [60.25, 1, 2.5], "sigma_data": 0.5}
+
+
+def test_measured_statistics_of_pixels_come_with_the_dataset(write):
+    dataset = open_dataset(write(ONE | {"dataset.json": json.dumps({"labels": None, "pixels": STATS}).encode()}))
+    assert dataset.pixel_stats == STATS
+    assert Subset(dataset, [0]).pixel_stats == STATS
+    assert open_dataset(write(ONE | {"dataset.json": json.dumps({"labels": None}).encode()})).pixel_stats is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": [1, 2]},
+        {"mean": 1},
+        {"mean": [1, 2, None]},
+        {"mean": [1, 2, float("nan")]},
+        {"std": [1, 2, 0]},
+        {"std": [1, 2, True]},
+        {"std": [1, 2, "3"]},
+        {"sigma_data": None},
+        {"sigma_data": -0.5},
+    ],
+    ids=str,
+)
+def test_malformed_statistics_are_named(write, change):
+    stats = json.dumps({"labels": None, "pixels": STATS | change}).encode()
+    assert_unusable(write(ONE | {"dataset.json": stats}), r'dataset\.json: "pixels" must be .* edm2 dataset stats')
+
+
 def test_opening_reads_one_image_only(write):
     """A million files must open at once; so a damaged file is found when it is read, not before."""
     dataset = open_dataset(write({"1.png": png(), "2.png": b"damaged"}))
@@ -266,16 +305,20 @@ UNUSABLE = {
     "truncated header": ({"1.png": png()[:20]}, r"1\.png: cannot be read"),
     "16-bit gray": ({"1.png": encoded(Image.new("I;16", (2, 2)))}, r"1\.png: .* more than 8 bits"),
     "16-bit colour": ({"1.png": sixteen_bit_png()}, r"1\.png: .* more than 8 bits"),
-    "another size": (ONE | {"2.png": png((4, 6))}, r"2\.png: 4x6 pixels with 3 .* 1\.png has 6x4 .*resize"),
+    "another size": (ONE | {"2.png": png((4, 6))}, r"2\.png: 4x6 pixels with 3 .* 1\.png has 6x4 .*store all alike"),
     "another channel count": (ONE | {"2.png": png(mode="L")}, r"2\.png: 6x4 pixels with 1 channel, .* with 3 channels"),
-    "moments among pixels": (ONE | {"2.npy": npy(moments())}, r"2\.npy: 2x2 moments with 8 .* 6x4 pixels"),
+    "moments among pixels": (ONE | {"2.npy": npy(moments())}, r"2\.npy: 2x2 float32 moments with 8 .* 6x4 pixels"),
     "moments like pixels": (
         {"1.npy": npy(np.ones((4, 2, 2), np.uint8)), "2.npy": npy(np.ones((4, 2, 2), np.float32))},
-        r"2\.npy: 2x2 moments with 4 channels, .* 2x2 pixels",
+        r"2\.npy: 2x2 float32 moments with 4 channels, .* 2x2 pixels",
+    ),
+    "two precisions": (
+        {"1.npy": npy(moments()), "2.npy": npy(moments().astype(np.float16))},
+        r"2\.npy: 2x2 float16 moments with 8 channels, .* 2x2 float32 moments",
     ),
     "no array": ({"1.npy": b"hello"}, r"1\.npy: cannot be read"),
     "truncated array": ({"1.npy": npy(moments())[:-4]}, r"1\.npy: cannot be read"),
-    "array of objects": ({"1.npy": npy(np.array([[[open]]]))}, r"1\.npy: .*allow_pickle=False"),
+    "array of objects": ({"1.npy": npy(np.array([[[open]]]))}, r"1\.npy: .* object array"),
     "double precision": ({"1.npy": npy(moments().astype(np.float64))}, r"1\.npy: .* float64 array"),
     "big-endian": ({"1.npy": npy(moments().astype(">f4"))}, r"1\.npy: .* >f4 array"),
     "two dimensions": ({"1.npy": npy(np.zeros((4, 4), np.uint8))}, r"1\.npy: .* shape \[4, 4\]"),
@@ -285,6 +328,8 @@ UNUSABLE = {
     "NaN": ({"1.npy": npy(moments(c1=np.nan))}, r"1\.npy: .* NaN"),
     "infinity": ({"1.npy": npy(moments(c6=-np.inf))}, r"1\.npy: .* NaN or infinity"),
     "log-variance": ({"1.npy": npy(moments(c6=-1))}, r"1\.npy: .* negative standard deviations"),
+    "NaN in half precision": ({"1.npy": npy(moments(c1=np.nan).astype(np.float16))}, r"1\.npy: .* NaN"),
+    "log-variance in half precision": ({"1.npy": npy(moments(c6=-1).astype(np.float16))}, r"1\.npy: .* negative"),
 }
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from edm2.training.distributed import Processes, joined_processes
@@ -38,6 +39,15 @@ def test_each_process_has_its_gpu():
     assert Processes(5, 8, local_rank=1).device("cuda") == torch.device("cuda", 1)
     assert Processes(5, 8, local_rank=1).device("cpu") == torch.device("cpu")
     assert Processes(5, 8, local_rank=1).device("cuda:3") == torch.device("cuda", 3)
+
+
+def test_the_failure_of_another_process_is_said_in_plain_words(monkeypatch: pytest.MonkeyPatch):
+    def broken() -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+    monkeypatch.setattr("torch.distributed.barrier", broken)
+    with pytest.raises(RuntimeError, match="another process of this job has failed"):
+        Processes(rank=0, count=2).wait()
 
 
 def test_two_processes_share_and_wait(tmp_path: Path):

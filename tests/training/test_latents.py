@@ -1,6 +1,8 @@
 """Latents: the codec against the published pipeline, a real (tiny) autoencoder, and training on moments."""
 
 import json
+import os
+import shutil
 import zipfile
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from golden_data import arrays, max_rel, table
+from safetensors.torch import load_file, save_file
 
 from edm2.networks import NetworkConfig
 from edm2.training import DatasetError, LatentCodec, Trainer, TrainingConfig, codec_from_json, open_dataset
@@ -76,7 +79,12 @@ def test_there_and_back():
         (None, 4, "8 moments"),
         ({"mean": [0], "std": [0]}, 2, "std positive"),
         ({"mean": [0], "std": [1, 2]}, 2, "one number per channel"),
+        ({"mean": [float("nan")] * 4, "std": [1] * 4}, 8, "one number per channel"),
+        ({"mean": [0] * 8, "std": [1] * 8}, 8, "latents of 8 channels have 16 moments .* but the data have 8 channels"),
+        ({"mean": None}, 8, "malformed"),
         ({"pixel_range": [1, 0]}, 8, "pixel_range"),
+        ({"pixel_range": [0, float("inf")]}, 8, "pixel_range"),
+        ({"vae": 7}, 8, "vae=7 must be the name of one"),
         ({"colour": "blue"}, 8, "malformed"),
     ],
 )
@@ -85,8 +93,13 @@ def test_latents_that_do_not_fit_are_refused(description, channels, named):
         latent_codec_of(description, channels, 0.5)
 
 
+def test_sigma_data_is_the_network_s_whatever_the_latents_have():
+    described = {"mean": [0] * 4, "std": [1] * 4, "sigma_data": 4.1}
+    assert latent_codec_of(described, 8, 0.5).sigma_data == 0.5
+
+
 def test_a_vae_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(VAEError, match="nowhere"):
         load_vae(str(tmp_path / "nowhere"), torch.device("cpu"))
 
@@ -118,6 +131,56 @@ def test_a_real_autoencoder_decodes(tiny_vae):
     assert pixels.dtype == torch.uint8
     direct = load_vae(str(tiny_vae), torch.device("cpu")).decode(codec.to_vae(x[:1])).sample
     assert torch.equal(pixels[:1], codec.to_pixels(direct))
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def copied_vae(tiny_vae, tmp_path):
+    """One to break."""
+    return shutil.copytree(tiny_vae, tmp_path / "copy")
+
+
+def drop_tensors(folder):
+    tensors = load_file(folder / WEIGHTS)
+    save_file(dict(list(tensors.items())[3:]), folder / WEIGHTS)
+
+
+BROKEN = {
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "cannot be read: .* no file named .*; give a folder"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "cannot be read: .* no file named config.json"),
+    "cut short": (lambda folder: os.truncate(folder / WEIGHTS, 500), "cannot be read"),
+    "incomplete": (drop_tensors, "the weights lack 3 tensors, such as .*; give those of a whole AutoencoderKL"),
+    "a pickle": (
+        lambda folder: (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.bin"),
+        "cannot be read: .*as .safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_vae_is_refused_in_one_line(copied_vae, capfd, name):
+    """diffusers itself would make up missing weights, and say several lines about everything."""
+    damage, message = BROKEN[name]
+    damage(copied_vae)
+    with pytest.raises(VAEError, match=f"^VAE {copied_vae}: {message}") as refused:
+        load_vae(str(copied_vae), torch.device("cpu"))
+    assert "\n" not in str(refused.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_attention_under_the_names_of_old_times(copied_vae, tiny_vae):
+    """SD-VAE was saved when diffusers called the projections otherwise."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(copied_vae / WEIGHTS)
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): tensor for key, tensor in tensors.items()}
+    assert any(".proj_attn." in key for key in tensors)
+    save_file(tensors, copied_vae / WEIGHTS)
+    x = torch.rand(1, 3, 8, 8)
+    a, b = (load_vae(str(path), torch.device("cpu")).encode(x).latent_dist.mean for path in (copied_vae, tiny_vae))
+    assert torch.equal(a, b)
 
 
 def moments_zip(path, latents=None, channels=8):

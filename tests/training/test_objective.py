@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from golden_data import arrays, max_rel, select, table
+from scipy import stats
 from torch import Tensor
 
 from edm2.networks import NetworkConfig, Precond, build_network, force_weight_normalization_
-from edm2.training import EDM2Loss
+from edm2.training import EDM, EDM2Loss
+from edm2.training.objective import stratified_normal
+from edm2.training.order import ShuffledOrder
 
 
 def golden_runs(golden) -> Iterator[tuple[str, dict[str, Any], Precond, dict[str, Tensor], dict[str, Tensor]]]:
@@ -151,3 +154,69 @@ def test_noise_levels_are_log_normal(P_mean, P_std):
     EDM2Loss(P_mean, P_std)(net, torch.zeros(20_000, 1, 1, 1))
     assert seen[0].log().mean().item() == pytest.approx(P_mean, abs=4 * P_std / math.sqrt(20_000))
     assert seen[0].log().std().item() == pytest.approx(P_std, abs=4 * P_std / math.sqrt(40_000))
+
+
+# --------------------------------------------------------------------------------------------- stratified noise levels
+
+
+@pytest.mark.parametrize("strata", [1, 3, 64, 2048])
+def test_every_batch_has_one_noise_level_per_stratum(strata):
+    """Wherever the first place lies. 1e-4: float32 rounds a normal number by 1e-7, that is 2e-4 of 2048 strata."""
+    first = 7 * strata + 2
+    uniform = torch.rand(2 * strata, generator=torch.Generator().manual_seed(0))
+    normal = stratified_normal(first, uniform, strata)
+    assert normal.dtype == torch.float32
+    place = torch.arange(first, first + 2 * strata)
+    torch.testing.assert_close(
+        strata * torch.special.ndtr(normal.double()), (place % strata + uniform).double(), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("strata", [1, 2, 2048, 1 << 20])
+def test_the_ends_of_the_distribution_are_finite(strata):
+    """The smallest and the largest float32 uniform numbers, in the first and the last stratum."""
+    ends = torch.tensor([0.0, 1 - 2.0**-24])
+    lowest = stratified_normal(0, ends[:1], strata)
+    highest = stratified_normal(strata - 1, ends[1:], strata)
+    assert -8 < lowest < -5
+    torch.testing.assert_close(lowest, -highest)
+
+
+def test_each_number_for_itself_is_normal():
+    """One place, drawn at random, of each of 5,000 batches: what an image meets over the epochs."""
+    strata, batches = 16, 5_000
+    g = torch.Generator().manual_seed(0)
+    normal = stratified_normal(0, torch.rand(strata * batches, generator=g), strata).reshape(batches, strata)
+    place = torch.randint(strata, (batches,), generator=g)
+    assert stats.kstest(normal[torch.arange(batches), place].numpy(), "norm").pvalue > 0.01
+    assert normal.std() == pytest.approx(1, abs=4 / math.sqrt(2 * normal.numel()))
+
+
+def test_images_and_strata_are_independent():
+    """The order of images knows nothing of places. 4,000 epochs of 40 images, which end within a batch of 16."""
+    images, strata, epochs = 40, 16, 4_000
+    order = ShuffledOrder(images, seed=0).indices(0, images * epochs)
+    place = torch.arange(images * epochs)
+    met = (torch.from_numpy(order) * strata + place % strata).bincount(minlength=images * strata)
+    assert stats.chi2_contingency(met.reshape(images, strata).numpy()).pvalue > 0.01
+
+
+def test_the_loss_of_a_batch_varies_less():
+    """Of a denoiser whose loss depends on the noise level, the variance between batches of 16 falls by a factor of 20:
+    what is left is that of the noise itself, averaged over 192 pixels per image."""
+    g = torch.Generator().manual_seed(0)
+    batches, strata = 400, 16
+    loss = EDM2Loss(P_mean=-1.2, P_std=1.2, weighting=EDM())
+    y = 0.1 * torch.randn(strata * batches, 3, 8, 8, generator=g)
+    noise = torch.randn(y.shape, generator=g)
+
+    def shrink(x, sigma, labels, return_logvar):
+        return x * 0.25 / (0.25 + sigma**2), torch.zeros(len(x), 1, 1, 1)
+
+    def variance(normal: Tensor) -> float:
+        losses = loss(shrink, y, sigma=loss.sigma_from_normal(normal), noise=noise).mean(dim=(1, 2, 3))
+        return losses.reshape(batches, strata).mean(dim=1).var().item()
+
+    independent = variance(torch.randn(len(y), generator=g))
+    stratified = variance(stratified_normal(0, torch.rand(len(y), generator=g), strata))
+    assert stratified < independent / 10

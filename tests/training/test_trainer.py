@@ -10,9 +10,21 @@ from golden_data import arrays, rms_rel, table
 
 from edm2.networks import NetworkConfig, build_network
 from edm2.post_hoc_ema import find_snapshots
-from edm2.training import ArrayDataset, CheckpointError, RunFolderError, Trainer, TrainingConfig, TrainingError
+from edm2.training import (
+    ArrayDataset,
+    CheckpointError,
+    DatasetError,
+    PixelCodec,
+    RunFolderError,
+    Trainer,
+    TrainingConfig,
+    TrainingError,
+    codec_from_json,
+)
 from edm2.training.checkpoint import adam_state, find_checkpoints
+from edm2.training.feed import Feed
 from edm2.training.initialization import load_snapshot_
+from edm2.training.monitor import StatusLine
 from edm2.training.randomness import PlaceRandom, Stream
 
 # ------------------------------------------------------------------------------------------ the published trajectory
@@ -383,3 +395,105 @@ def test_noise_levels_follow_the_log_normal_of_equation_15(tmp_path):
     log_sigma = trainer._draw_sigma(0, 20_000).log()
     assert log_sigma.mean() == pytest.approx(-0.4, abs=4 / 20_000**0.5)  # four standard errors
     assert log_sigma.std() == pytest.approx(1.0, abs=4 / 40_000**0.5)
+
+
+def test_stratified_noise_levels_belong_to_their_place_too(tmp_path):
+    """However a batch is split, and wherever a run goes on; one level per eighth of the distribution in a step."""
+    trainer = Trainer(tiny_config(tmp_path, stratified_sigma=True))
+    whole = trainer._draw_sigma(0, 32)
+    parts = [trainer._draw_sigma(start, stop - start) for start, stop in [(0, 2), (2, 8), (8, 13), (13, 32)]]
+    assert torch.equal(whole, torch.cat(parts))
+    quantile = torch.special.ndtr(whole.log() + 0.4).reshape(4, 8)
+    assert torch.equal((8 * quantile).floor(), torch.arange(8.0).expand(4, 8))
+
+
+def test_a_stratified_run_stops_and_resumes_to_the_bit(tmp_path):
+    whole = run(tiny_config(tmp_path / "whole", stratified_sigma=True))
+    run(tiny_config(tmp_path / "parts", stratified_sigma=True, duration=40))
+    assert_same_bits(final_state(whole), final_state(run(tiny_config(tmp_path / "parts", stratified_sigma=True))))
+
+
+def test_a_run_from_before_a_field_existed_goes_on(tmp_path):
+    """And goes on as it was: what came new since is off."""
+    run(tiny_config(tmp_path, duration=24))
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["stratified_sigma"]
+    path.write_text(json.dumps(values))
+    assert run(tiny_config(tmp_path, duration=48)).images_seen == 48
+    with pytest.raises(RunFolderError, match="stratified_sigma"):
+        run(tiny_config(tmp_path, duration=96, stratified_sigma=True))
+
+
+# ----------------------------------------------------------------------------------------- statistics of the data
+
+
+def test_stored_statistics_make_the_codec(tmp_path):
+    """If the run standardizes; stored ones are believed, others measured."""
+    dataset = tiny_data()
+    measured = opened(tmp_path, dataset, standardize=True)
+    dataset.pixel_stats = {"mean": [100.0], "std": [30.0], "sigma_data": 30 / 127.5}
+    assert opened(tmp_path, dataset, standardize=True).codec == PixelCodec((100.0,), (60.0,))
+    assert opened(tmp_path, dataset, standardize=False).codec == PixelCodec((127.5,), (127.5,))
+    assert measured.codec.mean != (100.0,)
+    images = measured.first_images(dataset, len(dataset))[0]
+    assert images.mean().item() == pytest.approx(0, abs=1e-5)
+    assert images.std().item() == pytest.approx(0.5, rel=1e-3)
+
+
+def opened(tmp_path, dataset, **settings) -> Feed:
+    config = tiny_config(tmp_path, **settings)
+    return Feed(config, dataset, PlaceRandom(0, 4, torch.device("cpu")))
+
+
+def test_images_that_never_vary_are_refused_in_one_line(tmp_path):
+    blank = ArrayDataset(torch.zeros(40, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(DatasetError, match=r"tiny: .*never varies.*--no-standardize"):
+        opened(tmp_path, blank, standardize=True)
+
+
+def test_statistics_stored_during_a_run_do_not_change_what_it_sees(tmp_path):
+    """They come with the next run: a resumed one keeps the codec of its checkpoint."""
+    whole = run(tiny_config(tmp_path / "whole", standardize=True))
+    run(tiny_config(tmp_path / "parts", standardize=True, duration=40))
+    dataset = tiny_data()
+    dataset.pixel_stats = {"mean": [100.0], "std": [30.0], "sigma_data": 30 / 127.5}
+    resumed = Trainer(tiny_config(tmp_path / "parts", standardize=True), dataset)
+    resumed.run()
+    assert_same_bits(final_state(whole), final_state(resumed))
+    last = find_snapshots(tmp_path / "parts")[-1]
+    assert codec_from_json(last.metadata["codec"]) == whole.feed.codec
+
+
+# -------------------------------------------------------------------------------------------------------- its speed
+
+
+def test_the_speed_is_told_once_with_what_is_left(tmp_path):
+    told = []
+    config = tiny_config(tmp_path, duration=480, status_every=480, snapshot_every=480, checkpoint_every=480)
+    run(config, on_speed=lambda speed, left: told.append((speed, left)))
+    assert len(told) == 1
+    assert told[0][0] > 0
+    assert told[0][1] == 480 - 8 * 53  # three steps to warm up, fifty to measure
+
+
+def test_a_resumed_run_tells_its_speed_again(tmp_path):
+    intervals = {"status_every": 480, "snapshot_every": 480, "checkpoint_every": 480}
+    run(tiny_config(tmp_path, duration=16, **intervals))
+    told = []
+    run(tiny_config(tmp_path, duration=480, **intervals), on_speed=lambda speed, left: told.append(left))
+    assert told == [480 - 16 - 8 * 53]
+
+
+def test_measuring_leaves_nothing_behind(tmp_path):
+    speed, peak_memory = Trainer(tiny_config(tmp_path / "run"), tiny_data()).measure()
+    assert speed > 0
+    assert peak_memory > 1e6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_time_left_is_told_in_days_where_there_are(capsys):
+    """A clock would start anew every 24 hours."""
+    record = {"images_seen": 1_000, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0, "images_per_second": 10.0}
+    StatusLine(duration=10_000_000, images_seen=0).report(record)
+    assert "12 days left" in capsys.readouterr().out

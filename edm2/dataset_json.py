@@ -1,0 +1,124 @@
+"""What is known of a dataset beyond its images: entries of its dataset.json, written without touching the images."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, ZipInfo
+
+from edm2.measuring import Statistics
+from edm2.parts import labels_to_json
+from edm2.post_hoc_ema import atomic_output
+from edm2.training import Dataset, open_dataset
+from edm2.training.archive import open_files, read_catalog
+from edm2.training.data import ArchiveDataset
+from edm2.training.files import Files
+from edm2.training.index import open_archive
+
+NAME = "dataset.json"
+
+
+def check_writable(path: str | Path) -> None:
+    """Whether `write_entry` has a chance: measuring takes long.
+
+    Raises:
+        DatasetError: Nothing is there.
+        ValueError: It is no file or folder.
+        OSError: Not allowed to write there, or a ZIP has no room for a second copy beside it.
+    """
+    if path == "digits":
+        raise ValueError("digits comes with scikit-learn and cannot be written to; choose --no-write")
+    path = open_files(Path(path)).path.resolve()
+    folder = path if path.is_dir() else path.parent
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder}: cannot be written to; choose --no-write, or copy the dataset elsewhere")
+    if path.is_file() and (free := shutil.disk_usage(folder).free) < path.stat().st_size:
+        raise OSError(
+            f"{path}: {path.stat().st_size / 1e9:.1f} GB needed for a second copy while it is written, but only "
+            f"{free / 1e9:.1f} GB are free; make room, or choose --no-write"
+        )
+
+
+def open_to_measure(path: str | Path) -> Dataset:
+    """A dataset without what was measured of it before, which may be wrong. Raises what `open_dataset` raises."""
+    if path == "digits":
+        return open_dataset(path)
+    files, catalog = open_archive(Path(path))
+    latents = catalog.latents if isinstance(catalog.latents, dict) else None
+    return ArchiveDataset(files, replace(catalog, latents=latents, pixels=None))
+
+
+def store_statistics(path: str | Path, dataset: Dataset, statistics: Statistics) -> None:
+    """Set what training takes mean and standard deviation from; what is known of the VAE stays. See `write_entry`.
+
+    Raises:
+        ValueError: A channel never varies.
+    """
+    if 0 in statistics.std:
+        raise ValueError(
+            f"{path}: channel {statistics.std.index(0)} never varies, which training cannot scale; nothing is stored"
+        )
+    if dataset.kind == "pixels":
+        write_entry(path, "pixels", statistics.to_json())
+    else:
+        write_entry(path, "latents", {**(dataset.latents or {}), **statistics.to_json()})
+
+
+def write_entry(path: str | Path, key: str, entry: dict[str, Any]) -> None:
+    """Set one entry of the dataset.json of a folder or ZIP; if there is none, its classes are the sub-folders.
+
+    The dataset is the old one or the new one, at every moment. A ZIP needs the space of a second copy for a while.
+
+    Raises:
+        DatasetError: The dataset cannot be used.
+        OSError: It cannot be written, for instance because the disk is full; then it is as it was.
+    """
+    files = open_files(Path(path))
+    contents = json.dumps({**_contents(files), key: entry})
+    target = files.path.resolve()  # through links, to what they point at
+    try:
+        write = _write_to_folder if target.is_dir() else _write_to_zip
+        write(target, contents)
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written: {error.strerror or error}; it is as it was, mend that and run the same again"
+        ) from error
+
+
+def _contents(files: Files) -> dict[str, Any]:
+    if NAME in files.names():
+        return json.loads(files.read(NAME))
+    catalog = read_catalog(files)
+    return labels_to_json(dict(zip(catalog.names, catalog.labels.tolist(), strict=True)), catalog.class_names)
+
+
+def _write_to_folder(folder: Path, contents: str) -> None:
+    with atomic_output(folder / NAME) as temporary:
+        temporary.write_text(contents, encoding="utf-8")
+
+
+def _write_to_zip(path: Path, contents: str) -> None:
+    with atomic_output(path) as temporary:
+        shutil.copyfile(path, temporary)
+        with ZipFile(temporary, "a") as archive:
+            _drop(archive, NAME)
+            archive.writestr(_member(), contents)
+
+
+def _member() -> ZipInfo:
+    """Without date, as in all datasets made here: the same contents are the same bytes."""
+    member = ZipInfo(NAME, date_time=(1980, 1, 1, 0, 0, 0))
+    member.create_system = 3  # Unix, whose permissions the next line gives: all may read
+    member.external_attr = 0o644 << 16
+    return member
+
+
+def _drop(archive: ZipFile, name: str) -> None:
+    """Take a member, if it is there, out of the directory, and out of the file where it is the last."""
+    member = archive.NameToInfo.pop(name, None)
+    if member is not None:
+        archive.filelist.remove(member)
+        if all(other.header_offset < member.header_offset for other in archive.filelist):
+            archive.start_dir = member.header_offset  # where the next member goes

@@ -1,0 +1,158 @@
+"""Images of a Hugging Face dataset, as files to convert.
+
+    convert(open_huggingface("cifar10", image_column="img"), "cifar10-32.zip", CenterCropDhariwal(32, 32))
+
+Needs the package `datasets` (extra "datasets"). Images are taken as they are stored, and decoded as those in a folder.
+"""
+
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edm2.training.archive import MAX_CLASSES, Catalog
+from edm2.training.files import DatasetError, one_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SAVED = ("state.json", "dataset_dict.json")
+"""Files by which to know a folder that `save_to_disk` wrote."""
+
+
+class HuggingFaceFiles:
+    """The stored bytes of one column of images; names are row numbers.
+
+    Every process opens the dataset for itself. To do so it takes a few hundred bytes that say where the rows lie.
+
+    Args:
+        where: What to call the dataset in messages.
+        dataset: The rows.
+        column: The images.
+    """
+
+    def __init__(self, where: str, dataset: "Dataset", column: str) -> None:
+        self.path = Path(where)
+        self._count = len(dataset)
+        self._fingerprint = dataset._fingerprint  # changes with the contents, and is the same in every process
+        self._column = column
+        self._pickled = pickle.dumps(dataset.select_columns([column]).with_format("arrow"))
+        self._opened: tuple[int, Any] | None = None
+
+    def names(self) -> list[str]:
+        return [f"{row:08}" for row in range(self._count)]
+
+    def stamps(self, names: Sequence[str]) -> list[tuple[str, int]]:
+        """Those of all rows change when any does."""
+        return [(self._fingerprint, int(name)) for name in names]
+
+    def read(self, name: str) -> bytes:
+        image = self._rows()[int(name)].column(self._column)[0].as_py()
+        if image is None:
+            raise ValueError("no image in this row")
+        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+    def _rows(self) -> "Dataset":
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), pickle.loads(self._pickled)
+        return self._opened[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+
+def open_huggingface(
+    name: str,
+    config: str | None = None,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> tuple[HuggingFaceFiles, Catalog]:
+    """The images of a dataset with their labels, to be handed to `convert`.
+
+    Args:
+        name: On the hub; or a local folder, written by `save_to_disk` or of files that `load_dataset` knows.
+        config: Which of its variants.
+        split: Which of its parts.
+        image_column: Default: the only column of images.
+        label_column: A column of class names, class numbers from 0 or texts; default: the only one of class names.
+            "none": without labels.
+
+    Raises:
+        DatasetError: `datasets` is not installed, the dataset or a column cannot be had, or an image has no label.
+    """
+    where = f"hf:{name}"
+    dataset = _load(where, name, config, split)
+    images = _choose(where, dataset, "Image", image_column)
+    if images is None or type(dataset.features[images]).__name__ != "Image" or not len(dataset):
+        columns = ", ".join(dataset.column_names)
+        raise DatasetError(f"{where}: no images in column {images or 'of any name'}; the columns are {columns}")
+    files = HuggingFaceFiles(f"{where}/{split}", dataset, images)
+    labels = None if label_column == "none" else _choose(where, dataset, "ClassLabel", label_column)
+    return files, Catalog(files.names(), *_labels(where, dataset, labels))
+
+
+def _load(where: str, name: str, config: str | None, split: str) -> "Dataset":
+    try:
+        import datasets
+    except ImportError:
+        raise DatasetError(f"{where}: the package datasets is missing; pip install 'edm2[datasets]'") from None
+    _speak_only_to_people(datasets)
+    try:
+        if not any((Path(name) / file).exists() for file in SAVED):
+            return datasets.load_dataset(name, config, split=split)
+        saved = datasets.load_from_disk(name)
+        return saved if isinstance(saved, datasets.Dataset) else saved[split]
+    except Exception as error:  # the hub has many ways to fail
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise DatasetError(
+            f"{where}: cannot be loaded ({reason[:300]}); check its name, --config and --split, "
+            "or give a local copy while offline"
+        ) from error
+
+
+def _speak_only_to_people(datasets: Any) -> None:
+    """Warnings of lost connections would bury the one line that says what is wrong, and bars belong on a terminal."""
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+    datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
+def _choose(where: str, dataset: "Dataset", kind: str, wanted: str | None) -> str | None:
+    """The column asked for, else the only one of its kind, or None."""
+    if wanted is not None:
+        if wanted not in dataset.column_names:
+            raise DatasetError(f"{where}: there is no column {wanted}, only {', '.join(dataset.column_names)}")
+        return wanted
+    found = [column for column, feature in dataset.features.items() if type(feature).__name__ == kind]
+    if len(found) > 1:
+        option = {"Image": "--image-column", "ClassLabel": "--label-column"}[kind]
+        raise DatasetError(f"{where}: there are columns {', '.join(found)}; choose one by {option}")
+    return found[0] if found else None
+
+
+def _labels(where: str, dataset: "Dataset", column: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """int64 [N] class indices, -1 throughout if unlabelled; and the names of the classes."""
+    if column is None:
+        return np.full(len(dataset), -1, dtype=np.int64), ()
+    values = dataset.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
+    if all(isinstance(value, str) for value in values):
+        names = sorted(set(values))
+        rank = {name: index for index, name in enumerate(names)}
+        return np.array([rank[value] for value in values], dtype=np.int64), tuple(names)
+    names = getattr(dataset.features[column], "names", None)
+    limit = len(names) if names else MAX_CLASSES
+    for row, value in enumerate(values):
+        if type(value) is not int or not 0 <= value < limit:
+            raise DatasetError(
+                f"{where}: the label of row {row} in column {column} is {value!r}; choose a --label-column of class "
+                'numbers from 0 or of names, or "none"'
+            )
+    return np.array(values, dtype=np.int64), tuple(names or map(str, range(max(values) + 1)))

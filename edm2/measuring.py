@@ -1,0 +1,127 @@
+"""Mean and standard deviation of a dataset, per channel, and sigma_data, what is left of all channels together.
+
+Networks and preconditioning expect data of mean 0 and standard deviation sigma_data (0.5; arXiv 2312.02696v2, Appendix
+B.1). Sums are float64 and added in the order of the images, so neither the number of workers nor an interruption shows.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial, reduce
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from edm2.parts import ahead
+from edm2.training import Dataset
+
+CHUNK = 16
+"""Images that a thread adds up at a time."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was measured."""
+
+    mean: tuple[float, ...]
+    """Mean per channel: levels of pixels, or latents as the VAE gives them."""
+
+    std: tuple[float, ...]
+    """Standard deviation per channel, in the same unit."""
+
+    sigma_data: float
+    """Root-mean-square deviation from the channels' means, over all channels: latents in the same unit, pixels where
+    black is -1 and white 1."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Entries of dataset.json."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What has to be added up for mean and standard deviation."""
+
+    count: int
+    """Values per channel."""
+    first: tuple[float, ...]
+    """Sum of the values (expected values, for latents) of each channel."""
+    second: tuple[float, ...]
+    """Sum of their squares."""
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.count + other.count,
+            tuple(a + b for a, b in zip(self.first, other.first, strict=True)),
+            tuple(a + b for a, b in zip(self.second, other.second, strict=True)),
+        )
+
+    def statistics(self, unit: float = 1.0) -> Statistics:
+        """Mean and standard deviation as they are, sigma_data in multiples of `unit`."""
+        mean = [total / self.count for total in self.first]
+        variance = [max(0.0, total / self.count - m**2) for total, m in zip(self.second, mean, strict=True)]
+        return Statistics(tuple(mean), tuple(map(math.sqrt, variance)), math.sqrt(sum(variance) / len(variance)) / unit)
+
+
+def sums_of_pixels(image: np.ndarray) -> Sums:
+    """Of levels [C, H, W]."""
+    levels = image.astype(np.float64)
+    return _sums(levels, np.square(levels))
+
+
+def sums_of_moments(moments: np.ndarray) -> Sums:
+    """Of the latents z = mean + std · noise that moments [2 C, H, W] stand for: E[z] = mean, E[z²] = mean² + std²."""
+    mean, std = np.split(moments.astype(np.float64), 2)
+    return _sums(mean, np.square(mean) + np.square(std))
+
+
+def _sums(values: np.ndarray, squares: np.ndarray) -> Sums:
+    channels = [tuple(x.reshape(len(x), -1).sum(axis=1).tolist()) for x in (values, squares)]
+    return Sums(values[0].size, *channels)
+
+
+def measure(
+    dataset: Dataset,
+    max_images: int | None = None,
+    workers: int = 1,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Statistics:
+    """Statistics of a dataset of pixels or of moments.
+
+    Args:
+        dataset: What to measure.
+        max_images: Look at so many images only, evenly spaced.
+        workers: Threads that read and add up.
+        report: Called with the number of images done and of all, as the work goes on.
+
+    Raises:
+        DatasetError: A file is unusable.
+        ValueError: A number is below 1.
+    """
+    if workers < 1 or (max_images is not None and max_images < 1):
+        raise ValueError(f"max_images={max_images} and workers={workers} must be at least 1")
+    total = min(len(dataset), max_images or len(dataset))
+    chosen = np.arange(total) * len(dataset) // total
+    chunks = [chosen[first : first + CHUNK] for first in range(0, total, CHUNK)]
+    sums: list[Sums] = []
+    with ThreadPoolExecutor(workers) as pool:
+        for added in ahead(pool, (partial(_sums_of_chunk, dataset, chunk) for chunk in chunks), 2 * workers):
+            sums.append(added)
+            report(min(CHUNK * len(sums), total), total)
+    return total_of(sums).statistics((dataset.levels - 1) / 2 if dataset.kind == "pixels" else 1.0)
+
+
+def _sums_of_chunk(dataset: Dataset, indices: Sequence[int]) -> Sums:
+    sums_of = sums_of_pixels if dataset.kind == "pixels" else sums_of_moments
+    return total_of([sums_of(_one(dataset, index).numpy()) for index in indices])
+
+
+def _one(dataset: Dataset, index: int) -> Tensor:
+    return dataset.images([index])[0]
+
+
+def total_of(sums: Sequence[Sums]) -> Sums:
+    """All together, added in their order."""
+    return reduce(Sums.__add__, sums)

@@ -1,0 +1,118 @@
+"""Pixels to moments: what the encoder of a variational autoencoder (VAE) says of the latents of an image.
+
+    x = black + pixels / 255 (white - black),   q(z | x) = N(mean, std²),   moments = mean of all channels, then std
+
+Dimensions: N images, C latent channels, H rows, W columns of latents, each of `factor` pixels.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edm2.training.latents import SD_VAE, check_pixel_range, load_vae
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+"""What moments can be stored in."""
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the VAE can compute in."""
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class MomentEncoder:
+    """The encoder of a VAE on one device.
+
+    Raises:
+        ValueError: Unknown or impossible settings.
+    """
+
+    vae: str = SD_VAE
+    """Hub id or local folder of a diffusers AutoencoderKL."""
+
+    pixel_range: tuple[float, float] = (0.0, 1.0)
+    """Values of black and white at the VAE's input. The paper's pipeline has 0 and 1, though the VAE knows -1 and 1."""
+
+    dtype: str = "fp32"
+    """What moments are stored in: fp32, or fp16, which takes half the space."""
+
+    precision: str = "fp32"
+    """What the VAE computes in: fp32 (convolutions as PyTorch does them by default), or on CUDA bf16 or fp16."""
+
+    device: torch.device = CPU
+    """Where the VAE computes."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pixel_range", tuple(map(float, self.pixel_range)))
+        check_pixel_range(self.pixel_range)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is unknown: moments are stored in {' or '.join(DTYPES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision={self.precision!r} is unknown: choose {', '.join(PRECISIONS)}")
+        if self.precision != "fp32" and self.device.type != "cuda":
+            raise ValueError(f"precision={self.precision} needs a CUDA device, not {self.device}; choose fp32")
+
+    @property
+    def name(self) -> str:
+        """What to call the VAE in the dataset: the hub id, or the folder's full path."""
+        return str(Path(self.vae).resolve()) if Path(self.vae).is_dir() else self.vae
+
+    def load(self) -> nn.Module:
+        """The VAE. Raises VAEError if it cannot be had."""
+        return load_vae(self.vae, self.device)
+
+    def check(self, height: int, width: int) -> None:
+        """Raises ValueError if the VAE does not take color images of `height` x `width` pixels."""
+        config = self.load().config
+        if config.in_channels != 3:
+            raise ValueError(f"VAE {self.vae}: takes images of {config.in_channels} channels, but colors have 3")
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"VAE {self.vae}: takes blocks of {factor}x{factor} pixels, and images of {height}x{width} cannot be "
+                "divided into such; convert them to another resolution first"
+            )
+
+    def identity(self) -> list[Any]:
+        """All that decides which moments an image gets, as JSON: settings, versions, and a digest of the VAE."""
+        vae = self.load()
+        weights = hashlib.sha256(json.dumps(dict(vae.config), sort_keys=True, default=str).encode())
+        for name, tensor in sorted(vae.state_dict().items()):
+            weights.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            weights.update(tensor.cpu().contiguous().numpy().data)
+        settings = [self.pixel_range, self.dtype, self.precision, self.device.type, torch.__version__]
+        return [*settings, weights.hexdigest()]
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """uint8 [N, 3, factor H, factor W] -> float32 [N, 2 C, H, W] on the device, not yet in the type of storage.
+
+        On CUDA this returns at once, and the GPU is still at it.
+
+        Raises:
+            RuntimeError: The device's memory is too small for so many images.
+        """
+        black, white = self.pixel_range
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()  # else the copy would wait for the batch before
+        x = pixels.to(self.device, non_blocking=True).to(torch.float32) / 255 * (white - black) + black
+        dtype = PRECISIONS[self.precision]
+        try:
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                latents = self.load().encode(x).latent_dist
+        except torch.OutOfMemoryError as error:
+            size = f"{len(pixels)} images of {pixels.shape[2]}x{pixels.shape[3]}"
+            raise RuntimeError(
+                f"{self.device}: not enough memory for {size} at once; give a smaller --batch"
+            ) from error
+        return torch.cat([latents.mean, latents.std], dim=1).to(torch.float32)
+
+    def to_storage(self, moments: Tensor) -> Tensor:
+        """Moments as they are stored; beyond the range of fp16 there is infinity."""
+        return moments.to(DTYPES[self.dtype])

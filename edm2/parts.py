@@ -1,0 +1,94 @@
+"""Long work on many files in parts that survive being stopped, and the ZIP that they become.
+
+A finished part is a small ZIP in a hidden folder beside the result, under a digest of everything that decides its
+contents. So work that was stopped, in whatever way, finds the parts that are still right by their names, and the result
+does not depend on who made which part when. At the end the parts are strung together.
+"""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+def digest(*contents: Any) -> str:
+    """A name for contents that JSON can hold: 32 hexadecimal digits, others for other contents."""
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:32]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The folder of parts
+
+
+def check_new_zip(out: Path) -> None:
+    """Raises ValueError if `out` does not end in .zip, FileExistsError if something has this name."""
+    if out.suffix.lower() != ".zip":
+        raise ValueError(f"{out}: datasets are written as ZIP files; write {out.name}.zip")
+    if out.exists():
+        kind = "folder" if out.is_dir() else "file"
+        raise FileExistsError(f"{out}: there is a {kind} of this name already; remove it, or choose another name")
+
+
+def parts_folder(out: Path) -> Path:
+    """Where the parts of `out` lie while it is made."""
+    return out.with_name(f".{out.name}.parts")
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[Path]:
+    """Make the folder for the parts, leave it only if something is in it, and say which file trouble is about.
+
+    Reading does not end up here: archives turn all that can happen then into a DatasetError.
+    """
+    work = parts_folder(out)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+    except OSError as error:
+        raise OSError(
+            f"{out}: cannot be written: {error.strerror or error}; "
+            "mend that and run the same again, finished parts are kept"
+        ) from error
+    finally:
+        with suppress(OSError):
+            work.rmdir()
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files; those that are gone already do not matter."""
+    for path in list(paths):
+        path.unlink(missing_ok=True)
+
+
+def ahead(pool: Executor, calls: Iterable[Callable[[], Result]], depth: int) -> Iterator[Result]:
+    """Results of `calls` in order, while up to `depth` of those that follow are done, or wait, in the background.
+
+    `calls` is asked for the next one only when there is room for it.
+    """
+    futures: deque[Future[Result]] = deque()
+    for call in calls:
+        futures.append(pool.submit(call))
+        if len(futures) > depth:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What stands beside the images
+
+
+def labels_to_json(labels: dict[str, int], class_names: Sequence[str]) -> dict[str, Any]:
+    """Contents of dataset.json; names of classes up to the last that occurs, unless they are just numbers."""
+    if not class_names:
+        return {"labels": None}
+    names = list(class_names[: max(labels.values()) + 1])
+    pairs = [[name, label] for name, label in labels.items()]
+    numbers = [str(label) for label in range(len(names))]
+    return {"labels": pairs} if names == numbers else {"labels": pairs, "class_names": names}

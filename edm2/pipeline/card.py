@@ -1,0 +1,189 @@
+"""The model card that is saved with a pipeline: what the network is, how to use it, whose it is."""
+
+import re
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from edm2 import __version__
+from edm2.networks import NetworkConfig
+
+HUB_LICENCES = (
+    "apache-2.0",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "cc-by-sa-4.0",
+    "cc0-1.0",
+    "mit",
+    "openrail",
+)
+"""Licences by the names that the hub has for them; a choice of the usual ones."""
+
+OTHER_LICENCE = "other"
+"""Its name for all others, and for weights that say nothing of theirs."""
+
+CITATION = """\
+@inproceedings{Karras2024edm2,
+  title     = {Analyzing and Improving the Training Dynamics of Diffusion Models},
+  author    = {Tero Karras and Miika Aittala and Jaakko Lehtinen and Janne Hellsten and Timo Aila and Samuli Laine},
+  booktitle = {Proc. CVPR},
+  year      = {2024},
+}"""
+
+TEMPLATE = """\
+---
+{header}
+---
+
+# {title}
+
+A diffusion model of the EDM2 family ([Karras et al. 2024](https://arxiv.org/abs/2312.02696)) that draws
+{what}.
+
+## Use
+
+With the open implementation, `pip install edm2`:
+
+```python
+from edm2.pipeline import EDM2Pipeline
+
+pipe = EDM2Pipeline.from_pretrained("{name}")
+images = pipe({call}).images
+```
+
+An image depends on its seed and class alone, and equals that of `edm2 generate` for the same seed. On a GPU:
+`pipe.to("cuda", torch.float16)`. Other solvers of diffusers for EDM work as well:
+
+```python
+from diffusers import EDMDPMSolverMultistepScheduler
+
+pipe.scheduler = EDMDPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+```
+
+## Facts
+
+| | |
+|---|---|
+{facts}
+
+## Licence
+
+{licence}
+
+## Citation
+
+```bibtex
+{citation}
+```
+"""
+
+
+def model_card(
+    network: NetworkConfig, codec: dict[str, Any], metadata: dict[str, Any], parameters: int, name: str
+) -> str:
+    """README.md of a pipeline.
+
+    Args:
+        network: The network's description.
+        codec: JSON of its codec.
+        metadata: What its snapshot said about itself.
+        parameters: Number of parameters.
+        name: What to load it by: a folder or a hub id.
+    """
+    return TEMPLATE.format(
+        header=_header(metadata),
+        title=_one_line(metadata.get("preset") or "EDM2"),
+        what=_what(network, codec),
+        name=name,
+        call=_call(network, metadata),
+        facts="\n".join(
+            f"| {fact} | {_one_line(value)} |" for fact, value in _facts(network, codec, metadata, parameters)
+        ),
+        licence=_licence(metadata),
+        citation=CITATION,
+    )
+
+
+def _header(metadata: dict[str, Any]) -> str:
+    """What the hub reads."""
+    name = licence_on_the_hub(str(metadata.get("license") or ""))
+    return ModelCardData(
+        license=name,
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        tags=["edm2", "diffusion", "arxiv:2312.02696"],
+    ).to_yaml()
+
+
+def _what(network: NetworkConfig, codec: dict[str, Any]) -> str:
+    height, width = network.size
+    shape = f"{network.img_channels}x{height}x{width}"
+    kind = "latents" if codec["kind"] == "latents" else "images"
+    classes = f"of {network.label_dim} classes" if network.label_dim else "without classes"
+    return f"{shape} {kind} {classes}" + (f", decoded by the VAE `{codec['vae']}`" if kind == "latents" else "")
+
+
+def _call(network: NetworkConfig, metadata: dict[str, Any]) -> str:
+    if network.label_dim == 0:
+        return "seeds=[0, 1, 2, 3]"
+    names = class_names(metadata)
+    example = repr(names[-1]) if names else str(network.label_dim - 1)
+    return f"class_labels={example}, seeds=[0, 1, 2, 3]"
+
+
+def _facts(
+    network: NetworkConfig, codec: dict[str, Any], metadata: dict[str, Any], parameters: int
+) -> list[tuple[str, Any]]:
+    names = class_names(metadata)
+    facts = [
+        ("Preset", metadata.get("preset")),
+        ("Parameters", f"{parameters:,}"),
+        ("Trained on", _data_name(metadata)),
+        ("Images seen", _number(metadata.get("images_seen"))),
+        ("EMA length sigma_rel", metadata.get("sigma_rel")),
+        ("Standard deviation of the data (sigma_data)", network.sigma_data),
+        ("VAE", codec.get("vae")),
+        ("Classes", ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else network.label_dim),
+        ("Guide", _guide(metadata.get("guide"))),
+        ("Saved by", f"edm2 {__version__}"),
+    ]
+    return [(fact, value) for fact, value in facts if value is not None]
+
+
+def _data_name(metadata: dict[str, Any]) -> str | None:
+    """Without the folders of whoever trained it."""
+    name = (metadata.get("data") or {}).get("name")
+    return None if name is None else re.split(r"[/\\]", str(name).rstrip("/\\"))[-1]
+
+
+def _guide(guide: dict[str, Any] | None) -> str | None:
+    if guide is None:
+        return None
+    return ", ".join(f"{key} {value}" for key, value in guide.items()) or "included"
+
+
+def _licence(metadata: dict[str, Any]) -> str:
+    if licence := metadata.get("license"):
+        return f"The weights are under {_one_line(licence)}. Software that loads them may be under another licence."
+    return "Not stated by the file that the weights are from. Whoever publishes them: say it here and in the header."
+
+
+def licence_on_the_hub(text: str) -> str:
+    """The hub's name for a licence: "CC BY-NC-SA 4.0, non-commercial" is cc-by-nc-sa-4.0."""
+    name = "-".join(text.partition(",")[0].lower().split())
+    return name if name in HUB_LICENCES else OTHER_LICENCE
+
+
+def class_names(metadata: dict[str, Any]) -> list[str]:
+    """Names of the classes, by index; empty if they have none."""
+    return [str(name) for name in (metadata.get("data") or {}).get("class_names") or ()]
+
+
+def _number(value: Any) -> str | None:
+    return f"{value:,}" if isinstance(value, int) else None
+
+
+def _one_line(value: Any) -> str:
+    """Text from a file, so that it cannot leave its place in the page."""
+    return " ".join(str(value).split()).replace("|", "\\|")

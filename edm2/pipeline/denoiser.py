@@ -1,0 +1,94 @@
+"""The network as diffusers stores it: fields of `NetworkConfig` in config.json, weights under their published names."""
+
+import inspect
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin  # diffusers looks for ModelMixin in this module when it loads a folder
+from torch import Tensor
+
+from edm2.networks import NetworkConfig, Precond, UncertaintyHead, build_network
+from edm2.post_hoc_ema import SnapshotError
+
+
+class EDM2Denoiser(Precond, ModelMixin, ConfigMixin):
+    """D(x; sigma), called as `Precond`: denoiser(x, sigma, class_labels).
+
+    `.to(torch.float16)`, `.half()` and `from_pretrained(..., torch_dtype=...)` convert the convolutions, and with them
+    what the U-Net computes in. Everything else, which is small, keeps float32: the embedding, Fourier features, gains.
+
+    Args:
+        args, fields: Those of `NetworkConfig`; `config` then holds them, as diffusers wants it.
+
+    Raises:
+        ValueError: as `NetworkConfig`.
+    """
+
+    config = ConfigMixin.config
+
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        description = NetworkConfig(*args, **fields)
+        net = build_network(description)
+        super().__init__(net.unet, net.sigma_data, UncertaintyHead(net.logvar_fourier, net.logvar_linear))
+        self.register_to_config(**description.to_json())
+
+    __init__.__signature__ = inspect.signature(NetworkConfig.__init__)  # tells diffusers what belongs in config.json
+
+    @classmethod
+    def from_network(cls, net: Precond) -> "EDM2Denoiser":
+        """The same network, sharing its tensors; for inference, like what `edm2.load` returns."""
+        with torch.device("meta"):
+            denoiser = cls(**net.config.to_json())
+        denoiser.load_state_dict(net.state_dict(), assign=True)
+        denoiser.compute_dtype = net.compute_dtype
+        return denoiser.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, **options: Any) -> "EDM2Denoiser":
+        """As that of `ModelMixin`, but from .safetensors only, and all tensors must be there and no others.
+
+        Raises:
+            SnapshotError: the tensors do not fit the network in config.json.
+            OSError: a file is missing.
+        """
+        dtypes = options.pop("dtype", None), options.pop("torch_dtype", None)
+        wants_info = options.pop("output_loading_info", False)
+        options["use_safetensors"] = True  # the other form is a pickle
+        try:
+            net, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **options)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[1:2] or [str(error)]
+            raise SnapshotError(f"{pretrained_model_name_or_path}: tensors do not fit ({reason[0].strip()})") from None
+        for kind in ("missing_keys", "unexpected_keys"):  # diffusers would go on with random weights
+            if info[kind]:
+                raise SnapshotError(
+                    f"{pretrained_model_name_or_path}: tensors do not fit the network in config.json, "
+                    f"{len(info[kind])} {kind.replace('_', ' ')} such as {info[kind][0]}; write the folder again"
+                )
+        torch.nn.Module.to(net, dtypes[0] or dtypes[1] or torch.float32)  # that of ModelMixin warns of nothing
+        return (net, info) if wants_info else net
+
+    @property
+    def description(self) -> NetworkConfig:
+        """What the network was built from; `config` holds the same as a dict."""
+        return self.unet.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the convolutions."""
+        return next(tensor.dtype for tensor in chain(self.parameters(), self.buffers()) if tensor.ndim > 2)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EDM2Denoiser":
+        """What `.to`, `.half`, `.cuda` and their like do to every tensor; only convolutions change their dtype."""
+
+        def convert(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            if tensor.ndim > 2 or tensor.is_meta:
+                return converted
+            return tensor.to(converted.device, torch.promote_types(tensor.dtype, torch.float32))
+
+        super()._apply(convert, recurse)
+        self.compute_dtype = self.dtype
+        return self

@@ -1,0 +1,87 @@
+"""Folders that `EDM2Pipeline.save_pretrained` wrote, read without diffusers: JSON and .safetensors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from edm2.post_hoc_ema import SnapshotError
+
+INDEX = "model_index.json"
+"""What makes a folder a pipeline; written last."""
+
+PIPELINE_CLASS = "EDM2Pipeline"
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def is_pipeline_folder(path: str | Path) -> bool:
+    """Whether `path` is a folder with a pipeline of diffusers, of this or another kind."""
+    return (Path(path) / INDEX).is_file()
+
+
+def read_pipeline_metadata(folder: str | Path) -> dict[str, Any]:
+    """What a snapshot of the pipeline's network would say about itself: network, codec, images seen, EMA length.
+
+    Raises:
+        SnapshotError: not a pipeline, damaged, or a pipeline of another kind.
+    """
+    folder = Path(folder)
+    index = read_json(folder / INDEX)
+    if index.get("_class_name") != PIPELINE_CLASS:
+        raise SnapshotError(f"{folder}: a {index.get('_class_name')} of diffusers, not an {PIPELINE_CLASS}")
+    network = read_json(folder / "unet" / "config.json")
+    fields = {key: value for key, value in network.items() if not key.startswith("_")}
+    metadata = index.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise SnapshotError(f"{folder / INDEX}: damaged: its metadata are no JSON object; write the folder again")
+    return metadata | {"network": fields, "codec": index.get("codec")}
+
+
+def read_pipeline_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """All tensors of the pipeline's network, as they are stored.
+
+    Raises:
+        SnapshotError: a file is missing or damaged.
+    """
+    unet = Path(folder) / "unet"
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(unet):
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise SnapshotError(f"{path}: cannot be read as safetensors ({error}); copy or write it again") from None
+    return tensors
+
+
+def _weight_files(unet: Path) -> list[Path]:
+    """One file, or the shards that an index lists."""
+    shards = unet / f"{WEIGHTS}.index.json"
+    if not shards.is_file():
+        return [unet / WEIGHTS]
+    names = read_json(shards).get("weight_map", {})
+    if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
+        raise SnapshotError(f"{shards}: damaged: it lists files outside its folder; copy or write it again")
+    return [unet / name for name in sorted(set(names.values()))]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        SnapshotError: there is none, or it is damaged.
+    """
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SnapshotError(
+            f"{path.parent}: no {path.name} in it; give a folder that EDM2Pipeline.save_pretrained wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SnapshotError(f"{path}: cannot be read ({error}); copy or write it again") from None
+    if not isinstance(contents, dict):
+        raise SnapshotError(f"{path}: damaged: not a JSON object; copy or write it again")
+    return contents

@@ -1,0 +1,330 @@
+"""EDM2Pipeline: a network, its solver and the way to pixels, as diffusers packs them together."""
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, ImagePipelineOutput, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from edm2.generation import SeedRandom
+from edm2.guidance import EVERYWHERE, GuidedDenoiser, Interval, guided, without_labels
+from edm2.model import load, read_metadata
+from edm2.pipeline.arguments import Generators, as_list, number_of_images, random_integers
+from edm2.pipeline.card import class_names, model_card
+from edm2.pipeline.denoiser import EDM2Denoiser
+from edm2.pipeline.scheduler import EDM2HeunScheduler
+from edm2.pipeline.storing import StoredPipeline
+from edm2.training import Codec, LatentCodec, codec_from_json
+from edm2.training.latents import VAEError, load_vae
+
+PIXELS = {"kind": "pixels"}
+"""Codec of networks that name none."""
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+DECODE_BATCH = 8
+"""Images that a VAE decodes at a time; the decoder needs far more memory for one than the network."""
+
+
+class EDM2Pipeline(StoredPipeline):
+    """Images by class and seed; the same as those of `edm2 generate` for the same seeds.
+
+        pipe = EDM2Pipeline.from_snapshot("digits8")       # or from_pretrained(folder)
+        images = pipe(class_labels=7, seeds=range(16)).images
+
+    Args:
+        unet: The network.
+        scheduler: The solver: `EDM2HeunScheduler`, or `EDMEulerScheduler` or `EDMDPMSolverMultistepScheduler` of
+            diffusers.
+        vae: Decoder of latents; without one, the VAE that the codec names is loaded when it is needed.
+        guide: Network to guide away from; without one, guidance is by the network itself without labels.
+        codec: JSON of the codec (`edm2.training.codec_from_json`); default: pixels from -1 to 1.
+        metadata: What a snapshot said about the network: images seen, EMA length, names of classes, licence.
+    """
+
+    model_cpu_offload_seq = "guide->unet->vae"
+    _optional_components = ["vae", "guide"]  # noqa: RUF012, as diffusers has it
+
+    def __init__(
+        self,
+        unet: EDM2Denoiser,
+        scheduler: SchedulerMixin,
+        vae: AutoencoderKL | None = None,
+        guide: EDM2Denoiser | None = None,
+        codec: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae, guide=guide)
+        self.register_to_config(codec=codec or PIXELS, metadata=metadata or {})
+
+    @classmethod
+    def from_snapshot(
+        cls, name: str | Path, guide: str | Path | None = None, vae: AutoencoderKL | None = None
+    ) -> "EDM2Pipeline":
+        """From what `edm2.load` reads, in float32.
+
+        Args:
+            name: The network.
+            guide: Network to guide away from.
+            vae: Decoder of latents; default: the one that the network's codec names. If it cannot be had now, the
+                pipeline is made without it.
+
+        Raises:
+            OSError, ValueError: as `edm2.load`.
+        """
+        metadata = read_metadata(name)
+        codec = metadata.get("codec") or PIXELS
+        about = {key: value for key, value in metadata.items() if key not in ("network", "codec", "buffers")}
+        if guide is not None:
+            about["guide"] = _brief(read_metadata(guide))
+        return cls(
+            EDM2Denoiser.from_network(load(name)),
+            EDM2HeunScheduler(),
+            vae or _vae_of(codec_from_json(codec)),
+            None if guide is None else EDM2Denoiser.from_network(load(guide)),
+            codec,
+            about,
+        )
+
+    def card(self, name: str) -> str:
+        """README.md of the pipeline, to be loaded by this name."""
+        parameters = sum(parameter.numel() for parameter in self.unet.parameters())
+        return model_card(self.unet.description, self.config.codec, self.config.metadata, parameters, name)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str] | None = None,
+        num_inference_steps: int = 32,
+        guidance_scale: float = 1.0,
+        guidance_interval: Interval | None = None,
+        *,
+        seeds: int | Sequence[int] | None = None,
+        generator: Generators = None,
+        batch_size: int | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[["EDM2Pipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+        | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw images, all in one batch: as many as there are labels, seeds, latents or generators, else one.
+
+        Args:
+            class_labels: Numbers or names, one for all images or one per image; -1: no class; None: drawn at random.
+            num_inference_steps: Steps of the solver.
+            guidance_scale: Weight of guidance, D = D_guide + weight (D - D_guide); 1 is none.
+            guidance_interval: Noise levels (low, high] with guidance; default: all.
+            seeds: One per image: everything random about it, as in `edm2.generate`.
+            generator: In place of seeds, random generator or one per image.
+            batch_size: Number of images, if nothing else tells.
+            latents: Unit Gaussian noise to start from, [N, C, H, W]; default: drawn.
+            output_type: "pil"; "np", float32 [N, H, W, C] from 0 to 1; "pt", the same as a tensor [N, C, H, W]; or
+                "latent", what the network draws, undecoded.
+            return_dict: Whether to return more than a tuple.
+            callback_on_step_end: Called as callback(pipe, step, timestep, {"latents": x}) after each step; may return
+                other latents to go on with.
+
+        Returns:
+            The images.
+
+        Raises:
+            ValueError: a class that the network does not know, numbers of things that do not match, guidance without
+                a guide, latents of another shape, a scheduler of another kind, or a number out of range.
+        """
+        self._check(num_inference_steps, output_type)
+        labels, seeds = as_list(class_labels), as_list(seeds)
+        count = number_of_images(labels, seeds, latents, generator, batch_size)
+        if seeds is not None:
+            generator = SeedRandom(seeds).generators
+        denoise = self._denoiser(guidance_scale, guidance_interval or EVERYWHERE)
+        noise = self._noise(latents, count, generator)  # first the noise, then the classes, as `edm2.generate`
+        classes = self._classes(labels, count, generator)
+        samples = self._solve(denoise, noise, classes, num_inference_steps, generator, callback_on_step_end)
+        images = self._images(samples, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @property
+    def codec(self) -> Codec:
+        """Way from what the network draws to pixels."""
+        return codec_from_json(self.config.codec)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, by index; empty if they have none."""
+        return class_names(self.config.metadata)
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """What the network draws [N, C, H, W] -> uint8 pixels [N, C', H', W'] with 256 levels.
+
+        Raises:
+            VAEError: there is no VAE in the pipeline, and the one that the codec names cannot be had.
+        """
+        codec = self.codec
+        if self.vae is None or not isinstance(codec, LatentCodec):
+            return codec.to_display(codec.decode(samples))
+        parts = codec.to_vae(samples).to(self.vae.dtype).split(DECODE_BATCH)
+        return torch.cat([codec.to_pixels(self.vae.decode(z).sample) for z in parts])
+
+    def _check(self, num_inference_steps: int, output_type: str) -> None:
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={num_inference_steps} must be at least 1")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
+        if not isinstance(self.scheduler, EDM2HeunScheduler) and not hasattr(self.scheduler, "precondition_outputs"):
+            raise ValueError(
+                f"{type(self.scheduler).__name__} is not for EDM networks; use EDM2HeunScheduler, EDMEulerScheduler "
+                "or EDMDPMSolverMultistepScheduler"
+            )
+
+    def _noise(self, latents: Tensor | None, count: int, generator: Generators) -> Tensor:
+        """Unit Gaussians, float32 [N, C, H, W]."""
+        network = self.unet.description
+        shape = (count, network.img_channels, *network.size)
+        device = self._execution_device
+        noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if latents is None:
+            return noise
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents of shape {tuple(latents.shape)} must have the shape {shape}")
+        return latents.to(device, torch.float32)
+
+    def _classes(self, labels: list[int | str] | None, count: int, generator: Generators) -> Tensor | None:
+        """int64 [N], or None for a network without classes."""
+        label_dim = self.unet.description.label_dim
+        if label_dim == 0:
+            if labels is not None:
+                raise ValueError("this network has no classes: it was trained without labels; leave out class_labels")
+            return None
+        drawn = random_integers(label_dim, count, generator)
+        if labels is None:
+            return drawn.to(self._execution_device)
+        chosen = [self._class_index(label) for label in labels]
+        return torch.tensor(chosen * count if len(chosen) == 1 else chosen, device=self._execution_device)
+
+    def _class_index(self, label: int | str) -> int:
+        names, label_dim = self.class_names, self.unet.description.label_dim
+        if label in names:
+            return names.index(label)
+        try:
+            index = int(label)
+        except ValueError:
+            known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "without names"
+            raise ValueError(
+                f"class {label!r} is neither a number nor one of the network's classes ({known})"
+            ) from None
+        if not -1 <= index < label_dim:
+            raise ValueError(f"class {index} does not exist: this network knows classes 0 to {label_dim - 1}")
+        return index
+
+    def _denoiser(self, weight: float, interval: Interval) -> GuidedDenoiser:
+        if weight == 1:
+            return guided(self.unet, self.unet, 1, interval)
+        if self.guide is None:
+            self._check_knows_no_label(weight)
+            return guided(self.unet, without_labels(self.unet), weight, interval)
+        ours, guides = self.unet.description, self.guide.description
+        same_classes = ours.label_dim == guides.label_dim or 0 in (ours.label_dim, guides.label_dim)
+        if not same_classes or (ours.img_channels, ours.size) != (guides.img_channels, guides.size):
+            raise ValueError(
+                "the pipeline's guide cannot guide its network: it is for images or classes of another kind"
+            )
+        return guided(self.unet, self.guide, weight, interval)
+
+    def _check_knows_no_label(self, weight: float) -> None:
+        """Whether the network can guide itself."""
+        if self.unet.description.label_dim == 0:
+            why = "this network has no classes to do without"
+        elif (self.config.metadata.get("training") or {}).get("label_dropout") == 0:
+            why = "this network was told the class of every image that it was trained on"
+        else:
+            return
+        raise ValueError(
+            f"guidance_scale={weight:g} needs a network to guide away from, as {why}: give the pipeline a guide"
+        )
+
+    def _solve(
+        self,
+        denoise: GuidedDenoiser,
+        noise: Tensor,
+        classes: Tensor | None,
+        num_steps: int,
+        generator: Generators,
+        callback: Callable[..., dict[str, Tensor]] | None,
+    ) -> Tensor:
+        """From unit noise to samples, by any of the schedulers.
+
+        Noise at the first level is sigma_max times unit noise. Schedulers of diffusers suggest sqrt(sigma_max² + 1).
+        """
+        scheduler = self.scheduler
+        scheduler.set_timesteps(num_steps, device=noise.device)
+        x = noise * scheduler.sigmas[0]
+        with self.progress_bar(total=num_steps) as bar:
+            for i, timestep in enumerate(scheduler.timesteps):
+                scheduler.scale_model_input(x, timestep)  # finds its place; the network scales its input by itself
+                sigma = scheduler.sigmas[scheduler.step_index]
+                if i % scheduler.order == 0:
+                    step_denoiser = denoise.at_step(sigma)
+                output = _as_model_output(scheduler, step_denoiser(x, sigma, classes), x, sigma)
+                x = scheduler.step(output, timestep, x, generator=generator, return_dict=False)[0]
+                if (i + 1) % scheduler.order == 0 or i + 1 == len(scheduler.timesteps):
+                    if callback is not None:
+                        x = (callback(self, i // scheduler.order, timestep, {"latents": x}) or {}).get("latents", x)
+                    bar.update()
+        return x
+
+    def _images(self, samples: Tensor, output_type: str) -> Tensor | np.ndarray | list[Image.Image]:
+        if output_type == "latent":
+            return samples
+        pixels = self.decode(samples).cpu()
+        if output_type == "pt":
+            return pixels.float() / 255
+        arrays = pixels.permute(0, 2, 3, 1).numpy()
+        if output_type == "np":
+            return arrays.astype(np.float32) / 255
+        return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+
+diffusers.EDM2Pipeline = EDM2Pipeline  # DiffusionPipeline.from_pretrained looks there for the class that a folder names
+
+
+def _as_model_output(scheduler: SchedulerMixin, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """F such that the scheduler's own preconditioning (Eqs. 4-8) makes D of it.
+
+        D = c_skip x + c_out F        F = (D - c_skip x) / c_out
+
+    c_skip x and c_out are asked of the scheduler, so that its sigma_data and prediction type do not matter.
+    """
+    if isinstance(scheduler, EDM2HeunScheduler):
+        return denoised
+    skipped = scheduler.precondition_outputs(x, torch.zeros_like(x), sigma)
+    c_out = scheduler.precondition_outputs(torch.zeros_like(sigma), torch.ones_like(sigma), sigma)
+    return (denoised - skipped) / c_out
+
+
+def _brief(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What to say of a guide."""
+    return {key: metadata[key] for key in ("preset", "images_seen", "sigma_rel") if key in metadata}
+
+
+def _vae_of(codec: Codec) -> AutoencoderKL | None:
+    """A copy of our own of the VAE that a codec names."""
+    if not isinstance(codec, LatentCodec):
+        return None
+    try:
+        return copy.deepcopy(load_vae(codec.vae, torch.device("cpu")))
+    except VAEError as error:
+        warnings.warn(
+            f"the pipeline is made without its VAE, which it then asks for when it draws: {error}", stacklevel=3
+        )
+        return None

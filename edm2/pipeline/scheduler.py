@@ -1,0 +1,106 @@
+"""Heun's method in the steps of diffusers."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin  # diffusers looks for SchedulerMixin here when it loads a folder
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from edm2.sampling import sigma_steps
+
+
+@dataclass
+class EDM2HeunSchedulerOutput(BaseOutput):
+    """What `EDM2HeunScheduler.step` returns."""
+
+    prev_sample: Tensor
+    """Where to evaluate the denoiser next, or the sample at the end; [N, C, H, W]."""
+
+
+class EDM2HeunScheduler(SchedulerMixin, ConfigMixin):
+    """`edm2.sample_heun` without churn (EDM's Algorithm 2, arXiv 2206.00364), to the bit, one evaluation at a time.
+
+    A step from t to t' takes two evaluations of the denoiser, at t and at t' (the last one, to 0, takes one):
+
+        d  = (x - D(x; t)) / t              x_euler = x + (t' - t) d
+        d' = (x_euler - D(x_euler; t')) / t'     x' = x + (t' - t) (d + d') / 2
+
+    `sigmas` and `timesteps` (c_noise = ln(sigma) / 4) list the evaluations; `step` takes the denoised image D.
+
+    Args:
+        sigma_min, sigma_max, rho: See `edm2.sigma_steps`.
+    """
+
+    order = 2  # evaluations per step
+    _compatibles = ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"]  # noqa: RUF012, as diffusers has it
+
+    @register_to_config
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
+        self.num_inference_steps: int | None = None
+        self.step_index: int | None = None
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the noise to start from."""
+        return self.config.sigma_max
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        """Begin anew with so many steps.
+
+        Raises:
+            ValueError: as `edm2.sigma_steps`.
+        """
+        t = sigma_steps(
+            num_inference_steps, self.config.sigma_min, self.config.sigma_max, self.config.rho, device=device
+        )
+        self.sigmas = torch.cat([t[:1], t[1:-1].repeat_interleave(2), t[-1:]])
+        self.timesteps = self.sigmas[:-1].log() / 4
+        self.num_inference_steps = num_inference_steps
+        self.step_index = 0
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | None = None) -> Tensor:
+        """The sample as it is: the denoiser scales it by itself."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> EDM2HeunSchedulerOutput | tuple[Tensor]:
+        """Go on by one evaluation.
+
+        Args:
+            model_output: D(sample; sigma), denoised.
+            timestep: Not used: evaluations follow one another.
+            sample: What was denoised.
+            generator: Not used: the method is deterministic.
+            return_dict: Whether to return more than a tuple.
+
+        Raises:
+            ValueError: `set_timesteps` has not been called.
+        """
+        if self.step_index is None:
+            raise ValueError("call set_timesteps before step")
+        if self.step_index % 2 == 0:
+            x_next = self._euler_step(sample, model_output)
+        else:
+            x_next = self._correction(sample, model_output)
+        self.step_index += 1
+        return EDM2HeunSchedulerOutput(x_next) if return_dict else (x_next,)
+
+    def _euler_step(self, x: Tensor, denoised: Tensor) -> Tensor:
+        t, t_next = self.sigmas[self.step_index : self.step_index + 2]
+        d = (x - denoised) / t
+        self._begun = x, d
+        return x + (t_next - t) * d
+
+    def _correction(self, x_euler: Tensor, denoised: Tensor) -> Tensor:
+        t, t_next = self.sigmas[self.step_index - 1 : self.step_index + 1]
+        x, d = self._begun
+        d_next = (x_euler - denoised) / t_next
+        return x + (t_next - t) * (d + d_next) / 2

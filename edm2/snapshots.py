@@ -1,0 +1,82 @@
+"""Snapshots of either kind: our own (.safetensors), and network pickles of the published program.
+
+Which one a file is, is told by its contents. A folder of pickles serves as a run folder does.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from edm2.post_hoc_ema import SafetensorsSnapshot, find_snapshots
+from edm2.post_hoc_ema import read_metadata as read_safetensors_metadata
+from edm2.published import PublishedSnapshot, is_reconstruction
+
+AnySnapshot = SafetensorsSnapshot | PublishedSnapshot
+
+
+def is_published(path: str | Path) -> bool:
+    """Whether to read a file as a published pickle: unless it is named or begins like a safetensors file."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return False
+    with path.open("rb") as file:
+        return file.read(9)[8:] != b"{"  # behind the length of its header, which is JSON
+
+
+def open_snapshot(path: str | Path) -> AnySnapshot:
+    """A snapshot: metadata, names, and the tensors when asked for.
+
+    Raises:
+        SnapshotError: not a snapshot, damaged, or a pickle with anything in it that does not belong there.
+        OSError: the file cannot be read.
+    """
+    return PublishedSnapshot(path) if is_published(path) else SafetensorsSnapshot(path)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What a file says about itself, whether or not it names the time and the EMA length; raises as `open_snapshot`."""
+    return PublishedSnapshot(path).metadata if is_published(path) else read_safetensors_metadata(path)
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor]]]:
+    """Metadata as `read_metadata` gives it, and names and tensors, one read at a time."""
+    if is_published(path):
+        snapshot = PublishedSnapshot(path)
+        return snapshot.metadata, ((name, snapshot.read(name)) for name in snapshot.names)
+    return read_safetensors_metadata(path), _read_safetensors(path)
+
+
+def _read_safetensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            yield name, file.get_tensor(name)
+
+
+def open_run(folder: str | Path) -> list[AnySnapshot]:
+    """All snapshots of a run, sorted by images seen, then EMA length; reconstructed weights are left out.
+
+    Args:
+        folder: A run folder, or a folder of snapshots of one kind: .safetensors, or pickles whose names tell the time
+            and the EMA length. `network-snapshot-*.pkl` are what the published program leaves: where there are such,
+            only they are taken.
+
+    Raises:
+        FileNotFoundError: no such folder, or no snapshots in it.
+        SnapshotError: a file is damaged or of another kind.
+    """
+    pickles = _pickles(Path(folder))
+    if not pickles:
+        return find_snapshots(folder)
+    return sorted(map(PublishedSnapshot, pickles), key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel))
+
+
+def _pickles(folder: Path) -> list[Path]:
+    """The pickles in a folder that are its snapshots, if they and not .safetensors files are."""
+    if own := sorted(folder.glob("network-snapshot-*.pkl")):
+        return own
+    if (folder / "snapshots").is_dir() or any(folder.glob("*.safetensors")):
+        return []
+    return [path for path in sorted(folder.glob("*.pkl")) if not is_reconstruction(path.name)]

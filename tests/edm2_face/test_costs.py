@@ -1,0 +1,137 @@
+"""What a run costs is known before it starts: FLOPs as published, memory as a process really takes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from golden_data import table
+
+from edm2.costs import LiveTensors, count_flops, count_parameters, estimate_memory, largest_micro_batch
+from edm2.networks import NetworkConfig
+from edm2.training import TrainingConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def network_of(values: dict) -> NetworkConfig:
+    return NetworkConfig(
+        values["img_resolution"], values["img_channels"], values["label_dim"], model_channels=values["channels"]
+    )
+
+
+def run_of(network: NetworkConfig, **settings) -> TrainingConfig:
+    return TrainingConfig(data="none", out="none", network=network, **settings)
+
+
+def test_flops_are_the_published_ones(golden):
+    """Convolutions, linear layers and attention to the last one. What differs: resampling, which is pooling and
+    repetition here, a convolution of 2x2 taps per channel there (its cost is that of the finer side)."""
+    for name, values in table(golden, "tables/presets.json")["presets"].items():
+        operations = values["flops"]["cond"]["by_op"]
+        w = values["channels"]
+        side = values["img_resolution"]
+        down = sum(4 * w * k * (side >> k) ** 2 for k in (1, 2, 3))
+        up = sum(4 * w * (k + 1) * (side >> (k - 1)) ** 2 for k in (1, 2, 3))
+        published = operations["aten::_convolution"]["flops"] + operations["aten::matmul"]["flops"]
+        assert count_flops(network_of(values)) == published - down - up, name
+
+
+def test_elementwise_operations_are_a_small_rest(golden):
+    """Left out of our count: less than 2 % of everything, for all of the paper's sizes."""
+    for name, values in table(golden, "tables/presets.json")["presets"].items():
+        assert count_flops(network_of(values)) == pytest.approx(values["flops"]["cond"]["total"], rel=0.02), name
+
+
+def test_parameters_are_counted_without_making_them(golden):
+    for name, values in table(golden, "tables/presets.json")["presets"].items():
+        assert count_parameters(network_of(values)) == values["num_params"], name
+
+
+def test_living_tensors_are_counted_once_and_until_they_die():
+    with LiveTensors() as live:
+        a = torch.zeros(1000, device="meta")
+        view = a[:10]
+        b = a + 1
+        assert live.now == 8000
+        del a
+        assert live.now == 8000, "its view keeps the memory"
+        del view
+        assert live.now == 4000
+        b.mul_(2)
+    assert (live.now, live.peak) == (4000, 8000)
+
+
+SMALL = NetworkConfig(32, 3, 0, model_channels=32, channel_mult=(1, 2), num_blocks=2)
+
+
+def test_memory_grows_with_images_precision_and_averages():
+    def memory(**settings):
+        return estimate_memory(run_of(SMALL, batch_size=32, **settings))
+
+    weights = 4 * count_parameters(SMALL)
+    assert memory().kept == 5 * weights  # weights, two moments, two averages
+    assert memory(sigma_rels=(0.1,)).kept == 4 * weights
+    sizes = [memory(micro_batch=n).step for n in (4, 8, 16)]
+    assert sizes[2] - sizes[1] == pytest.approx(2 * (sizes[1] - sizes[0]), rel=1e-3)
+    assert 0.5 < memory(precision="bf16").step / memory().step < 0.75, "the loss and the ends stay float32"
+    one_round, rounds = memory(micro_batch=32).step, estimate_memory(run_of(SMALL, batch_size=64, micro_batch=32)).step
+    assert rounds == pytest.approx(one_round + weights, rel=1e-3), "gradients of earlier rounds are there all the time"
+
+
+@pytest.mark.parametrize("memory", [0.55e9, 0.7e9, 1e9, 10e9])
+def test_the_proposed_micro_batch_fits(memory):
+    config = run_of(SMALL, batch_size=64)
+    images = largest_micro_batch(config, memory)
+    assert 64 % images == 0
+    assert estimate_memory(replace(config, micro_batch=images)).total <= memory
+    assert images == 64 or estimate_memory(replace(config, micro_batch=2 * images)).total > memory
+
+
+def test_too_little_memory_for_one_image():
+    assert largest_micro_batch(run_of(SMALL, batch_size=64), 1e6) is None
+
+
+STEP = """
+import json, resource, sys
+import torch
+from edm2.training import Trainer, TrainingConfig
+from edm2.costs import estimate_memory
+
+def step(values):
+    config = TrainingConfig.from_json(values)
+    images = torch.zeros(config.images_per_forward, 3, *config.network.size)
+    trainer = Trainer(config)
+    for _ in range(2):
+        trainer.step([(images, None)] * (config.batch_size // len(images)))
+
+config = json.loads(sys.argv[1])
+tiny = {**config, "network": {**config["network"], "model_channels": 8, "img_resolution": 8}, "batch_size": 2}
+step({**tiny, "micro_batch": 1, "duration": 2})  # libraries
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+step(config)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and tells glibc how to allocate")
+@pytest.mark.parametrize(("width", "images", "precision"), [(96, 2, "fp32"), (32, 16, "bf16")])
+def test_the_estimate_is_what_a_process_takes(width, images, precision):
+    """Its growth over two steps. 15 %: what libraries keep for themselves, and attention, whose matrix is not kept.
+
+    Every tensor has memory of its own from the system here. Otherwise glibc's malloc leaves gaps, which is what the
+    allowance is for.
+    """
+    network = replace(SMALL, model_channels=width)
+    config = run_of(network, batch_size=2 * images, micro_batch=images, duration=4 * images, precision=precision)
+    done = subprocess.run(
+        [sys.executable, "-c", STEP, json.dumps(config.to_json())],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    estimate = estimate_memory(config)
+    assert int(done.stdout) == pytest.approx(estimate.kept + estimate.step, rel=0.15)

@@ -1,0 +1,416 @@
+"""`edm2 generate`: guidance, presets, NPZ files, latents, several processes."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from command_line import Result, complaint, edm2, half_written, succeed
+from PIL import Image
+
+from edm2.generation_presets import GENERATION_PRESETS
+from edm2.image_folder import NpyFiles
+from edm2.model import load, read_metadata, save
+from edm2.networks import NetworkConfig, Precond, build_network
+from edm2.post_hoc_ema import snapshot_name
+from edm2.training import LatentCodec
+from edm2.training import latents as latents_module
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUICK = ("--steps", 3, "--device", "cpu")
+
+
+def run(*arguments: object) -> Result:
+    return edm2("generate", *arguments, *QUICK)
+
+
+def draw(tmp_path: Path, *arguments: object) -> np.ndarray:
+    """The images of an NPZ file that a command writes."""
+    path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
+    result = run(*arguments, "--npz", path)
+    assert result.code == 0, result.err
+    with np.load(path) as read:
+        return read["arr_0"]
+
+
+def levels_apart(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest difference in levels of the digits, which are 16 apart in a file."""
+    return np.abs(a.astype(int) - b.astype(int)).max() / 16
+
+
+@pytest.fixture
+def evaluations(monkeypatch) -> list[tuple[int, bool]]:
+    """Number of images of every evaluation of a network, and whether any had a label."""
+    seen = []
+    forward = Precond.forward
+
+    def watched(self, x, sigma, class_labels=None, return_logvar=False):
+        seen.append((len(x), class_labels is not None))
+        return forward(self, x, sigma, class_labels, return_logvar)
+
+    monkeypatch.setattr(Precond, "forward", watched)
+    return seen
+
+
+# ------------------------------------------------------------------------------------------------ guidance
+
+
+@pytest.mark.parametrize(
+    ("guidance", "expected"),
+    [(1, [(4, True)] * 5), (0, [(4, False)] * 5), (2, [(8, True)] * 5)],
+    ids=["none", "guide alone", "both in one batch"],
+)
+def test_the_network_itself_as_a_guide(outspoken_network, tmp_path, evaluations, guidance, expected):
+    """2 N - 1 evaluations for N steps, whatever the weight."""
+    draw(tmp_path, outspoken_network, "--seeds", "0-3", "--unlabelled-guide", "--guidance", guidance)
+    assert evaluations == expected
+
+
+def test_a_second_network_costs_a_second_evaluation_within_the_interval_only(
+    outspoken_network, tiny_run, tmp_path, evaluations
+):
+    """Of levels 80, 2.5 and 0.002, the middle one begins a step inside."""
+    guide = tiny_run / "snapshots" / snapshot_name(128, 0.05)
+    draw(tmp_path, outspoken_network, "--seeds", "0-3", "--guide", guide, "--guidance", 2, "--interval", "1,10")
+    assert evaluations == [(4, True)] * (2 + 2 * 2 + 1)
+
+
+def test_the_unlabelled_guide_is_the_network_without_labels(outspoken_network, tmp_path):
+    """Weight 0 is the guide alone: classes make no difference to it, and any weight else moves away from it."""
+    alone = ("--unlabelled-guide", "--guidance", 0)
+    three, seven = (draw(tmp_path, outspoken_network, "--class", c, *alone) for c in (3, 7))
+    assert np.array_equal(three, seven)
+    away = draw(tmp_path, outspoken_network, "--class", 3, "--unlabelled-guide", "--guidance", 4)
+    assert levels_apart(away, draw(tmp_path, outspoken_network, "--class", 3)) >= 1
+
+
+def test_a_network_that_never_missed_a_label_is_warned_about(outspoken_network, tmp_path):
+    options = ("--unlabelled-guide", "--guidance", 2, "--grid", tmp_path / "grid.png")
+    warned = run(outspoken_network, *options)
+    assert warned.code == 0
+    [line] = warned.err.splitlines()
+    assert line.startswith("Warning: ")
+    assert "--label-dropout" in line
+    assert outspoken_network.name in line
+
+    metadata = read_metadata(outspoken_network)
+    metadata.pop("network")
+    metadata["training"] |= {"label_dropout": 0.1}
+    experienced = tmp_path / "experienced.safetensors"
+    save(load(outspoken_network), experienced, metadata)
+    assert run(experienced, *options).err == ""
+
+
+def test_a_guide_of_other_data_is_warned_about(outspoken_network, tmp_path):
+    metadata = read_metadata(outspoken_network)
+    metadata.pop("network")
+    other = tmp_path / "other.safetensors"
+    save(load(outspoken_network), other, metadata | {"codec": {"kind": "pixels"}})
+    warned = run(outspoken_network, "--guide", other, "--guidance", 2, "--grid", tmp_path / "grid.png")
+    assert warned.code == 0
+    [line] = warned.err.splitlines()
+    assert line.startswith("Warning: ")
+    assert "other.safetensors" in line
+
+
+# ------------------------------------------------------------------------------------------------ presets
+
+
+@pytest.fixture
+def networks(outspoken_network, tiny_run, tmp_path) -> Path:
+    """A folder with files of the names that the S interval preset wants, tiny though."""
+    preset, folder = GENERATION_PRESETS["edm2-img512-s-interval-fid"], tmp_path / "networks"
+    folder.mkdir()
+    shutil.copy(outspoken_network, folder / f"{preset.network.stem}.safetensors")
+    early = tiny_run / "snapshots" / snapshot_name(128, 0.05)
+    shutil.copy(early, folder / f"{preset.guide.stem}.safetensors")
+    return folder
+
+
+PRESET = ("--preset", "edm2-img512-s-interval-fid", "--seeds", "0-3")
+
+
+def test_a_preset_is_its_networks_weight_and_interval(networks, outspoken_network, tmp_path):
+    [guide] = networks.glob("*uncond*")
+    by_name = draw(tmp_path, *PRESET, "--networks", networks)
+    spelt_out = (outspoken_network, "--seeds", "0-3", "--guide", guide, "--guidance", 2.1, "--interval", "0.283,2.9016")
+    assert np.array_equal(by_name, draw(tmp_path, *spelt_out))
+    assert levels_apart(by_name, draw(tmp_path, outspoken_network, "--seeds", "0-3")) >= 1
+
+
+def test_files_are_looked_for_here(networks, tmp_path, monkeypatch):
+    monkeypatch.chdir(networks)
+    assert draw(tmp_path, *PRESET).shape == (4, 8, 8, 1)
+
+
+def test_what_is_said_goes_before_the_preset(networks, outspoken_network, tiny_run, tmp_path, evaluations):
+    options = (*PRESET, "--networks", networks)
+    plain = draw(tmp_path, outspoken_network, "--seeds", "0-3")
+    assert np.array_equal(draw(tmp_path, *options, "--guidance", 1), plain)
+    assert np.array_equal(draw(tmp_path, *options, "--interval", "1000,2000"), plain)
+    raw = tiny_run / "raw-weights.safetensors"
+    assert levels_apart(draw(tmp_path, raw, *options, "--guidance", 1), plain) >= 1
+    assert np.array_equal(draw(tmp_path, *options, "--guide", outspoken_network, "--guidance", 0,
+                               "--interval", "0,100"), plain)  # fmt: skip
+    evaluations.clear()
+    draw(tmp_path, *options, "--unlabelled-guide", "--interval", "0,100")
+    assert evaluations == [(8, True)] * 5
+
+
+def test_what_a_preset_does_not_need_need_not_be_there(networks, tmp_path):
+    [guide] = networks.glob("*uncond*")
+    guide.unlink()
+    assert len(draw(tmp_path, *PRESET, "--networks", networks, "--guidance", 1)) == 4
+    result = run(*PRESET, "--networks", networks, "--npz", tmp_path / "a.npz")
+    assert result.code == 1
+    assert guide.name in complaint(result.err)
+
+
+def test_the_list_of_presets():
+    shown = succeed("generate", "--list-presets")
+    assert all(re.search(rf"^{name} ", shown, re.MULTILINE) for name in GENERATION_PRESETS)
+
+
+# ------------------------------------------------------------------------------------------------ NPZ
+
+
+def test_an_npz_has_the_images_of_the_folder_and_their_classes(outspoken_network, tmp_path):
+    """What evaluation suites take: uint8 [N, H, W, C] and int64 [N], in the order of the seeds."""
+    options = ("--seeds", "7,2,1003", "--out", tmp_path / "out", "--subdirs", "--npz", tmp_path / "a.npz")
+    result = run(outspoken_network, *options)
+    assert result.code == 0, result.err
+    files = [tmp_path / "out" / name for name in ("000000/000007.png", "000000/000002.png", "001000/001003.png")]
+    with np.load(tmp_path / "a.npz") as read:
+        np.testing.assert_array_equal(read["arr_0"][..., 0], [np.asarray(Image.open(file)) for file in files])
+        assert read["arr_0"].dtype == np.uint8
+        assert read["arr_1"].dtype == np.int64
+        for i, seed in enumerate((7, 2, 1003)):
+            again = draw(tmp_path, outspoken_network, "--seeds", seed, "--class", read["arr_1"][i])
+            assert levels_apart(again[0], read["arr_0"][i]) <= 1
+
+
+def test_an_npz_without_a_folder_is_the_same_and_leaves_nothing_else(outspoken_network, tmp_path):
+    assert run(outspoken_network, "--out", tmp_path / "out", "--npz", tmp_path / "a.npz").code == 0
+    assert run(outspoken_network, "--npz", tmp_path / "b.npz").code == 0
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.npz", "out"]
+
+
+def test_an_interrupted_npz_goes_on(outspoken_network, tmp_path, evaluations, monkeypatch):
+    """The first batch of two is not drawn again, and nothing shows in the result."""
+    options = (outspoken_network, "--seeds", "0-3", "--batch", 2, "--npz")
+    assert run(*options, tmp_path / "whole.npz").code == 0
+    write = NpyFiles.write
+
+    def interrupted(self, image, path):
+        if path.stem == "000002":
+            raise KeyboardInterrupt
+        write(self, image, path)
+
+    with monkeypatch.context() as context:
+        context.setattr(NpyFiles, "write", interrupted)
+        assert run(*options, tmp_path / "parts.npz").code == 130
+    assert not (tmp_path / "parts.npz").exists()
+    other = run(*options, tmp_path / "parts.npz", "--class", 99)
+    assert other.code == 1, "a mistake, which must not cost what is there"
+    evaluations.clear()
+    assert run(*options, tmp_path / "parts.npz").code == 0
+    assert len(evaluations) == 5
+    assert (tmp_path / "parts.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.npz", "whole.npz"]
+
+
+def test_a_finished_npz_is_not_drawn_again(outspoken_network, tmp_path, evaluations):
+    draw(tmp_path, outspoken_network)
+    evaluations.clear()
+    result = run(outspoken_network, "--npz", tmp_path / "0.npz")
+    assert result.code == 1
+    assert "0.npz" in complaint(result.err)
+    assert evaluations == []
+
+
+def test_as_many_images_of_each_class(outspoken_network, tmp_path):
+    assert run(outspoken_network, "--seeds", "5-24", "--balanced", "--npz", tmp_path / "a.npz").code == 0
+    assert np.load(tmp_path / "a.npz")["arr_1"].tolist() == [seed % 10 for seed in range(5, 25)]
+
+
+# ------------------------------------------------------------------------------------------------ latents
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory) -> Path:
+    """A real AutoencoderKL of diffusers, untrained, that doubles the resolution."""
+    from diffusers import AutoencoderKL
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            block_out_channels=[8, 8],
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+        )
+    folder = tmp_path_factory.mktemp("vae")
+    vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def latent_network(tmp_path, vae) -> Path:
+    """Draws latents, 4x4x4 of three classes."""
+    path = tmp_path / "networks" / "latent.safetensors"
+    config = NetworkConfig(4, 4, 3, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=())
+    save(build_network(config), path, {"codec": LatentCodec(vae=str(vae)).to_json()})
+    return path
+
+
+@pytest.fixture
+def decoded_sizes(monkeypatch) -> list[int]:
+    """Number of latents in every batch that the VAE decodes."""
+    sizes, load_vae = [], latents_module.load_vae
+
+    def watched(name, device):
+        vae = load_vae(name, device)
+        return SimpleNamespace(decode=lambda z: sizes.append(len(z)) or vae.decode(z))
+
+    monkeypatch.setattr(latents_module, "load_vae", watched)
+    return sizes
+
+
+def test_latents_are_decoded_by_the_vae_a_few_at_a_time(latent_network, tmp_path, decoded_sizes):
+    images = draw(tmp_path, latent_network, "--seeds", "0-6", "--batch", 5, "--decode-batch", 2)
+    assert images.shape == (7, 8, 8, 3)
+    assert decoded_sizes == [1, 2, 2, 1, 2]  # first of all a trial
+
+
+def test_latents_as_they_are_can_be_decoded_elsewhere(latent_network, tmp_path, vae):
+    pixels = draw(tmp_path, latent_network, "--seeds", "0-6")
+    latents = draw(tmp_path, latent_network, "--seeds", "0-6", "--latents")
+    assert latents.dtype == np.float32
+    assert latents.shape == (7, 4, 4, 4)
+    decoded = LatentCodec(vae=str(vae)).decode(torch.from_numpy(latents))
+    assert np.array_equal(decoded.permute(0, 2, 3, 1).numpy(), pixels)
+    result = run(latent_network, "--seeds", "0-6", "--latents", "--out", tmp_path / "out")
+    assert result.out == f"7 latents in {tmp_path / 'out'}\n"
+    np.testing.assert_array_equal(np.load(tmp_path / "out/000003.npy"), latents[3])
+
+
+def test_a_vae_that_is_not_there_shows_before_anything_is_drawn(
+    latent_network, vae, tmp_path, evaluations, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    metadata = read_metadata(latent_network)
+    metadata.pop("network")
+    metadata["codec"]["vae"] = str(tmp_path / "nowhere")
+    net = build_network(NetworkConfig(4, 4, 3, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=()))
+    save(net, latent_network, metadata)
+    result = run(latent_network, "--out", tmp_path / "out")
+    assert result.code == 1
+    message = complaint(result.err)
+    assert "nowhere" in message
+    assert "--latents" in message
+    assert evaluations == []
+    assert not (tmp_path / "out").exists()
+    assert len(draw(tmp_path, latent_network, "--latents")) == 16
+    assert draw(tmp_path, latent_network, "--vae", vae).shape == (16, 8, 8, 3), "another copy of it will do"
+
+
+def test_a_vae_in_half_precision(latent_network, tmp_path):
+    """bfloat16 has 8 bits: with an untrained VAE's few layers, a level or two of 255."""
+    exact, half = (draw(tmp_path, latent_network, "--vae-precision", precision) for precision in ("fp32", "bf16"))
+    assert 0 < np.abs(exact.astype(int) - half).max() <= 4
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+
+def torchrun(count: int, *arguments: object) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command += ["-m", "edm2", "generate", *map(str, (*arguments, *QUICK))]
+    result = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_processes_fill_the_gaps_that_one_left(outspoken_network, tmp_path):
+    """Batch by batch, so to the bit."""
+    options = (outspoken_network, "--seeds", "0-9", "--batch", 3, "--out", tmp_path / "out")
+    assert run(*options).code == 0
+    whole = contents(tmp_path / "out")
+    for seed in (0, 5, 9):
+        (tmp_path / f"out/{seed:06}.png").unlink()
+    assert torchrun(2, *options).count("10 images in") == 1, "one process speaks"
+    assert contents(tmp_path / "out") == whole
+
+
+def test_two_processes_make_the_files_that_one_makes(outspoken_network, tmp_path):
+    """Without --out they meet in a hidden folder, which they remove."""
+    options = (outspoken_network, "--seeds", "0-9", "--batch", 3)
+    one, two = (("--npz", tmp_path / f"{name}.npz", "--grid", tmp_path / f"{name}.png") for name in ("one", "two"))
+    assert run(*options, *one).code == 0
+    torchrun(2, *options, *two)
+    found = contents(tmp_path)
+    assert sorted(found) == ["one.npz", "one.png", "two.npz", "two.png"]
+    assert not half_written(tmp_path)
+    assert found["one.npz"] == found["two.npz"]
+    assert found["one.png"] == found["two.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(found)
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "mentions"),
+    [
+        ("--grid g.png", 2, ("NETWORK", "--preset")),
+        ("digits8", 2, ("--out FOLDER", "--npz FILE.npz", "--grid FILE.png")),
+        ("digits8 --latents --grid g.png", 2, ("--latents", "--out or --npz")),
+        ("digits8 --seeds 0-9999 --grid g.png", 2, ("10000", "4096", "--npz")),
+        ("digits8 --grid g.png --class 3 --balanced", 2, ("--class", "--balanced")),
+        ("digits8 --grid g.png --guide digits8 --unlabelled-guide --guidance 2", 2, ("two guides",)),
+        ("digits8 --grid g.png --guide digits8", 2, ("--guidance",)),
+        ("digits8 --grid g.png --unlabelled-guide", 2, ("--guidance",)),
+        ("digits8 --grid g.png --guidance 2", 2, ("--guide SNAPSHOT", "--unlabelled-guide")),
+        ("--preset edm2-img512-s --grid g.png", 2, ("'edm2-img512-s'", "edm2-img512-s-fid")),
+        ("--preset edm2-img512-s-fid --grid g.png", 1, ("edm2-img512-s-2147483-0.130.pkl", "edm2 convert")),
+        ("digits8 --preset edm2-img512-s-fid --grid g.png --interval 1,2", 2, ("--interval", "--guidance")),
+        ("--preset edm2-img64-s-fid --networks absent --grid g.png", 1, ("absent", "edm2-img64-s-1073741-0.075")),
+        ("digits8 --grid g.png --vae folder", 1, ("digits8", "--vae")),
+        ("digits8 --grid g.png --decode-batch 0", 2, ("--decode-batch", "x>=1")),
+    ],
+)
+def test_a_mistake_gets_one_line_and_leaves_nothing(words, code, mentions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = edm2("generate", *words.split())
+    message = complaint(result.err)
+    assert all(mention in message for mention in mentions), message
+    assert result.code == code
+    assert not list(tmp_path.iterdir())
+
+
+def test_networks_without_classes(outspoken_network, tmp_path):
+    """They cannot be balanced, nor left without labels; and their NPZ has no labels."""
+    config = load(outspoken_network).config.to_json() | {"label_dim": 0}
+    path = tmp_path / "networks" / "unconditional.safetensors"
+    save(build_network(NetworkConfig.from_json(config)), path, {})
+    for mistaken in (("--balanced",), ("--unlabelled-guide", "--guidance", 2), ("--class", 1)):
+        result = run(path, *mistaken, "--npz", tmp_path / "a.npz")
+        assert result.code == 1
+        assert "classes" in complaint(result.err)
+    assert run(path, "--npz", tmp_path / "a.npz").code == 0
+    assert list(np.load(tmp_path / "a.npz")) == ["arr_0"]

@@ -1,0 +1,92 @@
+"""`edm2 train` says what a run will be before it begins, how long it will take soon after, and measures on request."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import TINY, complaint, edm2, succeed, write_images
+
+from edm2.tools.option_groups import GroupedOption
+from edm2.tools.train import train
+from edm2.training import Trainer
+
+DIGITS = ("train", "--data", "digits", "--duration", 512, *TINY)
+
+
+def subjects(shown: str) -> dict[str, str]:
+    """Phrases of a printed plan by their subjects."""
+    return {m[1]: m[2] for m in re.finditer(r"^([A-Za-z ]+): +(.*)$", shown, re.MULTILINE)}
+
+
+def test_a_dry_run_tells_everything_and_writes_nothing(tmp_path: Path):
+    shown = subjects(succeed(*DIGITS, "--out", tmp_path / "run", "--dry-run"))
+    assert {"data", "scaling", "network", "training", "compute", "memory", "speed", "snapshots", "disk"} <= set(shown)
+    assert "41,379 parameters" in shown["network"]
+    assert "FLOPs to train on it" in shown["compute"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_measuring_makes_steps_and_writes_nothing(tmp_path: Path):
+    shown = subjects(succeed(*DIGITS, "--out", tmp_path / "run", "--dry-run", "--measure"))
+    assert re.fullmatch(r"[\d,.e+]+ images/s", shown["speed"])
+    assert "for 512 images" in shown["time"]
+    assert shown["peak memory"].endswith(" GB")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_measuring_in_a_folder_with_a_run_leaves_the_run_alone(tiny_run: Path):
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+    succeed(*DIGITS, "--out", tiny_run, "--dry-run", "--measure")
+    assert before == {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+
+
+def test_measure_is_for_dry_runs():
+    result = edm2(*DIGITS, "--out", "run", "--measure")
+    assert result.code == 2
+    assert "--dry-run" in complaint(result.err)
+
+
+def test_a_run_tells_its_speed_and_the_time_left(tmp_path: Path):
+    """After 53 steps of 8 images; a shorter run is over before."""
+    shown = succeed("train", "--data", "digits", *TINY, "--batch", 8, "--duration", 480, "--out", tmp_path / "run")
+    said = re.findall(r"^speed: (.*) images/s; the remaining 56 images will take about (.*)$", shown, re.MULTILINE)
+    assert len(said) == 1, shown
+
+
+@pytest.mark.parametrize(
+    ("shape", "preset"), [((8, 8), "edm2-small-32"), ((40, 40, 3), "edm2-small-64")], ids=["8x8", "40x40"]
+)
+def test_without_a_preset_the_data_choose(tmp_path: Path, shape: tuple[int, ...], preset: str):
+    data = write_images(tmp_path / "photos", shape, count=20)
+    shown = subjects(succeed("train", "--data", data, "--out", tmp_path / "run", "--channels", 8, "--dry-run"))
+    assert shown["preset"] == preset
+    assert "strata" in shown["noise levels"]
+    assert "standard deviation 0.5" in shown["scaling"]
+
+
+def test_noise_can_be_stratified_or_not(tmp_path: Path):
+    for option in ("--stratified-noise", "--no-stratified-noise"):
+        shown = subjects(succeed(*DIGITS, "--out", tmp_path / "run", "--dry-run", option))
+        assert ("strata" in shown["noise levels"]) == (option == "--stratified-noise")
+
+
+def test_too_little_memory_is_one_line_with_the_remedy(monkeypatch, tmp_path: Path):
+    def step(trainer, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    for options in (["--dry-run", "--measure"], []):
+        result = edm2(*DIGITS, "--out", tmp_path / "run", *options)
+        assert result.code == 1
+        assert "64 images per forward pass; lower --micro-batch" in complaint(result.err)
+
+
+def test_options_stand_under_headings():
+    shown = succeed("train", "--help")
+    headings = ["The run", "Data", "Network", "Schedule", "Noise levels", "What is written, and when", "Machine"]
+    places = [shown.index(f"\n{heading}:\n") for heading in headings]
+    assert places == sorted(places)
+    assert all(isinstance(parameter, GroupedOption) for parameter in train.params)
+    for parameter in train.params:
+        assert shown.count(f" {parameter.opts[-1]} ") >= 1, parameter.opts

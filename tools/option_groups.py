@@ -1,0 +1,32 @@
+"""Options of a command under headings in its help text."""
+
+from typing import Any
+
+import click
+
+
+class GroupedOption(click.Option):
+    """An option that stands under a heading.
+
+    Args:
+        group: The heading.
+    """
+
+    def __init__(self, *declarations: Any, group: str, **attributes: Any) -> None:
+        super().__init__(*declarations, **attributes)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists its options heading by heading, those without one last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options; headings stand in the order of their first options."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        for parameter in sorted(options, key=lambda option: not isinstance(option, GroupedOption)):
+            if record := parameter.get_help_record(ctx):
+                sections.setdefault(getattr(parameter, "group", "Other options"), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
