@@ -9,7 +9,9 @@ from torch import Tensor
 
 from edm2 import __version__
 from edm2 import snapshots as files
+from edm2.hub import fetch, is_hub_id
 from edm2.networks import NetworkConfig, Precond, build_network, is_folded
+from edm2.pipeline.folder import is_pipeline_folder
 from edm2.post_hoc_ema import SnapshotError, write_snapshot
 from edm2.snapshots import AnySnapshot
 
@@ -18,19 +20,22 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def resolve(name: str | Path) -> Path:
-    """A file as given, or the file of a network that comes with the package, such as "digits8".
+    """Where a network is: a file or a pipeline's folder as given, the file of an included network, such as "digits8",
+    or a folder fetched from the hub.
 
     Raises:
-        FileNotFoundError: neither exists.
+        OSError: there is nothing of this name.
     """
     path = Path(name)
-    if path.is_file():
+    if path.is_file() or is_pipeline_folder(path):
         return path
     included = ASSETS / f"{name}.safetensors"
     if path.parent == Path(".") and included.is_file():
         return included
+    if is_hub_id(str(name)) and not path.parent.exists():  # else it is a path with a slip in it
+        return Path(fetch(str(name)))
     names = ", ".join(sorted(file.stem for file in ASSETS.glob("*.safetensors"))) or "there are none"
-    what = "a folder, not a file" if path.is_dir() else "no such file"
+    what = "a folder, not a file or a pipeline of diffusers" if path.is_dir() else "no such file"
     raise FileNotFoundError(f"{name}: {what}, and not the name of an included network ({names})")
 
 
@@ -43,28 +48,33 @@ def load(name: str | Path, device: torch.device | str | None = None, dtype: torc
     """Load a network for inference.
 
     Args:
-        name: A snapshot (.safetensors), a network pickle of the published program (.pkl; nothing in it is executed),
-            or the name of an included network ("digits8").
+        name: A snapshot (.safetensors), a network pickle of the published program (.pkl; nothing in it is executed), a
+            folder that `EDM2Pipeline.save_pretrained` wrote or a repository of the hub that holds one ("user/name"), or
+            the name of an included network ("digits8").
         device: Where to put it; default: the CPU.
-        dtype: dtype to compute in and to convert the parameters to; None for float32, however they are stored.
+        dtype: dtype to compute in and to convert the parameters to; None for float32, however they are stored. Fourier
+            features have float32 at least.
 
     Returns:
         The denoiser in evaluation mode, without gradients. `fold` makes it faster.
 
     Raises:
-        FileNotFoundError: no such file.
+        OSError: no such file, and no such repository.
         SnapshotError: not a snapshot, damaged, or of an unknown kind of network; or a pickle with anything in it that
             does not belong there.
     """
-    path = resolve(name)
+    path, dtype = resolve(name), dtype or torch.float32
     metadata, weights = files.read_weights(path)
-    tensors = {key: tensor.to(dtype or torch.float32) for key, tensor in weights}
     try:
-        net = network_from_state(metadata, tensors)
+        net = network_from_state(metadata, dict(weights))
     except SnapshotError as error:
         raise SnapshotError(f"{path}: {error}") from None
-    net.compute_dtype = dtype or torch.float32
-    return net.to(device or "cpu")
+    for parameter in net.parameters():  # one by one: there is never a second copy of all
+        parameter.data = parameter.data.to(device or "cpu", dtype)
+    for buffer in net.buffers():
+        buffer.data = buffer.data.to(device or "cpu", torch.promote_types(dtype, torch.float32))
+    net.compute_dtype = dtype
+    return net
 
 
 def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Precond:

@@ -1,6 +1,6 @@
-"""Snapshots of either kind: our own (.safetensors), and network pickles of the published program.
+"""Snapshots of every kind: our own (.safetensors), network pickles of the published program, pipelines of diffusers.
 
-Which one a file is, is told by its contents. A folder of pickles serves as a run folder does.
+Which one a file is, is told by its contents; a pipeline is a folder. A folder of pickles serves as a run folder does.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from edm2.pipeline.folder import is_pipeline_folder, read_pipeline_metadata, read_pipeline_tensors
 from edm2.post_hoc_ema import SafetensorsSnapshot, find_snapshots
 from edm2.post_hoc_ema import read_metadata as read_safetensors_metadata
 from edm2.published import PublishedSnapshot, is_reconstruction
@@ -37,12 +38,20 @@ def open_snapshot(path: str | Path) -> AnySnapshot:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What a file says about itself, whether or not it names the time and the EMA length; raises as `open_snapshot`."""
+    """What a file or a pipeline's folder says about itself, whether or not it names the time and the EMA length.
+
+    Raises:
+        SnapshotError, OSError: as `open_snapshot`.
+    """
+    if is_pipeline_folder(path):
+        return read_pipeline_metadata(path)
     return PublishedSnapshot(path).metadata if is_published(path) else read_safetensors_metadata(path)
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor]]]:
     """Metadata as `read_metadata` gives it, and names and tensors, one read at a time."""
+    if is_pipeline_folder(path):
+        return read_pipeline_metadata(path), read_pipeline_tensors(path)
     if is_published(path):
         snapshot = PublishedSnapshot(path)
         return snapshot.metadata, ((name, snapshot.read(name)) for name in snapshot.names)

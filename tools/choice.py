@@ -93,8 +93,7 @@ class Choice:
         if self.unlabelled_guide:
             if net.config.label_dim == 0:
                 raise ValueError(f"{self.network}: has no classes that --unlabelled-guide could leave out")
-            if warn:
-                self._warn_of_unheard_silence()
+            self._check_has_missed_labels(warn)
             return net, without_labels(net)
         if self.guide is None:
             return net, None
@@ -104,14 +103,18 @@ class Choice:
             self._warn_of_other_data()
         return net, guide
 
-    def _warn_of_unheard_silence(self) -> None:
+    def _check_has_missed_labels(self, warn: bool) -> None:
+        """What a network does without labels that never missed one is anybody's guess."""
         from edm2.model import read_metadata
 
-        if not (read_metadata(self.network).get("training") or {}).get("label_dropout"):
-            _warn(
-                f"nothing says that {self.network} was trained with --label-dropout; "
-                "what a network does without labels that never missed one is anybody's guess"
+        label_dropout = (read_metadata(self.network).get("training") or {}).get("label_dropout")
+        if label_dropout == 0:
+            raise ValueError(
+                f"{self.network}: was told the class of every image it was trained on, so it cannot guide itself; "
+                "give a network to guide away from (--guide), or train with --label-dropout 0.1"
             )
+        if label_dropout is None and warn:
+            _warn(f"nothing says that {self.network} was trained with --label-dropout, which --unlabelled-guide needs")
 
     def _warn_of_other_data(self) -> None:
         from edm2.model import read_metadata

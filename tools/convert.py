@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import click
 
@@ -39,15 +38,17 @@ def convert(source: str, out: Path, form: str) -> None:
     belong to a network is refused. Keep the name that it was published under, which tells how many thousand images the
     network has seen, and its EMA length.
 
-    `edm2 generate`, `edm2 reconstruct` and `edm2 info` take such pickles as they are.
+    `edm2 generate`, `edm2 reconstruct` and `edm2 info` take such pickles as they are, `edm2 generate` and `edm2 info`
+    also pipelines. If the VAE of a network cannot be had, its pipeline is written without, and a warning says so.
     """
     from edm2.model import convert_published, read_metadata
+    from edm2.pipeline import EDM2Pipeline
 
     _check_out(out, form)
     with _local_file(source, out.parent) as path:
         license = read_metadata(path).get("license")
         if form == "diffusers":
-            _write_pipeline(path, out)
+            EDM2Pipeline.from_snapshot(path).save_pretrained(out)
         else:
             convert_published(path, out)
     click.echo(f"{out}: made from {source}")
@@ -83,15 +84,3 @@ def _local_file(source: str, folder: Path) -> Iterator[Path]:
         with downloaded(source, folder, report) as path:
             bar.close()
             yield path
-
-
-def _write_pipeline(path: Path, out: Path) -> None:
-    """Beside OUT first, so that it is there as a whole or not at all."""
-    from edm2.pipeline import EDM2Pipeline
-
-    pipeline = EDM2Pipeline.from_snapshot(path)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
-        written = Path(folder) / out.name
-        pipeline.save_pretrained(written)
-        written.replace(out)

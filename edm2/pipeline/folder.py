@@ -1,6 +1,7 @@
 """Folders that `EDM2Pipeline.save_pretrained` wrote, read without diffusers: JSON and .safetensors."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +38,30 @@ def read_pipeline_metadata(folder: str | Path) -> dict[str, Any]:
     metadata = index.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise SnapshotError(f"{folder / INDEX}: damaged: its metadata are no JSON object; write the folder again")
-    return metadata | {"network": fields, "codec": index.get("codec")}
+    return metadata | {"network": fields, "codec": _with_own_vae(index.get("codec"), folder)}
 
 
-def read_pipeline_tensors(folder: str | Path) -> dict[str, Tensor]:
-    """All tensors of the pipeline's network, as they are stored.
+def _with_own_vae(codec: Any, folder: Path) -> Any:
+    """The codec, with the VAE that the folder itself holds in place of where it came from."""
+    vae = folder / "vae"
+    if isinstance(codec, dict) and codec.get("kind") == "latents" and (vae / "config.json").is_file():
+        return codec | {"vae": str(vae)}
+    return codec
+
+
+def read_pipeline_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of the pipeline's network, as they are stored, one read at a time.
 
     Raises:
         SnapshotError: a file is missing or damaged.
     """
-    unet = Path(folder) / "unet"
-    tensors: dict[str, Tensor] = {}
-    for path in _weight_files(unet):
+    for path in _weight_files(Path(folder) / "unet"):
         try:
             with safe_open(path, framework="pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                for name in file.keys():  # noqa: SIM118
+                    yield name, file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise SnapshotError(f"{path}: cannot be read as safetensors ({error}); copy or write it again") from None
-    return tensors
 
 
 def _weight_files(unet: Path) -> list[Path]:

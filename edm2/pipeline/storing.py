@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import is_accelerate_available
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 
+from edm2.hub import fetch
 from edm2.networks import is_folded
 from edm2.pipeline.folder import INDEX, read_pipeline_metadata
 
@@ -46,13 +47,7 @@ class StoredPipeline(DiffusionPipeline):
         """
         known = ("cache_dir", "force_download", "local_files_only", "token", "revision")
         options = {key: options[key] for key in known if options.get(key) is not None}
-        try:
-            return snapshot_download(pretrained_model_name, allow_patterns=["*.json", "*.safetensors"], **options)
-        except Exception as error:  # the hub has many ways to fail
-            raise OSError(
-                f"{pretrained_model_name}: no such folder, and nothing of this name can be fetched from the hub "
-                f"({type(error).__name__}); give a folder that EDM2Pipeline.save_pretrained wrote, or go online"
-            ) from error
+        return fetch(pretrained_model_name, **options)
 
     def save_pretrained(
         self,

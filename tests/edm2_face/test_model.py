@@ -79,6 +79,36 @@ def test_loading_in_another_dtype(file, net, dtype):
     error = (outputs(loaded) - outputs(net)).abs().max() / outputs(net).abs().max()
     # ten times the rounding of float16 (11 bits), bfloat16 (8 bits) and of the stored float32
     assert error < {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float64: 1e-6}[dtype]
+    for name, buffer in net.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), buffer), "Fourier features are not rounded"
+
+
+def test_a_repository_of_the_hub_is_fetched(net, tmp_path, monkeypatch):
+    """Nothing that could be executed is; and a path with a slip in it is not looked for on the hub."""
+    asked = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        raise ConnectionError("a long story\nof many lines")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="somebody/photos: no such file") as error:
+        edm2.load("somebody/photos")
+    assert "\n" not in str(error.value)
+    assert asked == [("somebody/photos", ["*.json", "*.safetensors"])]
+    (tmp_path / "runs").mkdir()
+    for slip in (
+        "runs/photo",
+        "runs/net.safetensors",
+        "elsewhere/net.safetensors",
+        "elsewhere/net.pkl",
+        "/a/b",
+        "a/b/c",
+    ):
+        with pytest.raises(FileNotFoundError):
+            edm2.load(slip)
+    assert len(asked) == 1
 
 
 def test_a_file_need_not_be_an_average(net, tmp_path):

@@ -1,5 +1,6 @@
 """A pipeline of diffusers draws what `edm2 generate` draws, by our solver and theirs, and survives being saved."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from edm2.pipeline import (
     storing,
 )
 from edm2.post_hoc_ema import SnapshotError
-from edm2.training import LatentCodec, PixelCodec
+from edm2.training import LatentCodec, PixelCodec, codec_from_json
 
 SEEDS = [0, 1, 7, 2**32 - 1]
 STEPS = 4
@@ -356,6 +357,15 @@ def test_latents_are_decoded_by_the_pipeline_s_vae(make_net, vae, tmp_path, monk
     assert abs(np.stack(draw(again, output_type="pil")).astype(int) - expected).max() <= 1
 
 
+def test_a_folder_holds_the_vae_that_its_network_is_decoded_by(make_net, vae, tmp_path):
+    """Wherever the VAE came from: the folder is complete."""
+    codec = LatentCodec("nowhere/at/all")
+    make_pipeline(make_net(img_channels=4), vae=vae, codec=codec.to_json()).save_pretrained(tmp_path / "saved")
+    described = codec_from_json(edm2.read_metadata(tmp_path / "saved")["codec"])
+    assert described == dataclasses.replace(codec, vae=str(tmp_path / "saved" / "vae"))
+    assert described.decode(torch.zeros(1, 4, 8, 8)).shape[:2] == (1, 3)
+
+
 def test_a_vae_of_one_s_own_is_used(make_net, vae):
     pipe = make_pipeline(make_net(img_channels=4), vae=vae, codec=LatentCodec("nowhere/at/all").to_json())
     assert np.stack(draw(pipe, output_type="pil")).shape == (4, 32, 32, 3)
@@ -458,7 +468,7 @@ def test_large_networks_are_sharded(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
     assert len(list((tmp_path / "saved" / "unet").glob("*.safetensors"))) > 1
     assert torch.equal(draw(quiet(EDM2Pipeline.from_pretrained(tmp_path / "saved"))), draw(pipe))
-    tensors = read_pipeline_tensors(tmp_path / "saved")
+    tensors = dict(read_pipeline_tensors(tmp_path / "saved"))
     assert all(torch.equal(tensors[name], tensor) for name, tensor in pipe.unet.state_dict().items())
 
 
@@ -544,12 +554,13 @@ def test_a_folder_reads_without_diffusers(folder, net):
     assert metadata["images_seen"] == 4096
     assert metadata["data"]["class_names"] == NAMES
     assert metadata["codec"] == json.loads(json.dumps(CODEC.to_json()))
-    loaded = network_from_state(metadata, read_pipeline_tensors(folder))
+    loaded = network_from_state(metadata, dict(read_pipeline_tensors(folder)))
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+    assert torch.equal(edm2.load(folder)(*(inputs := (torch.ones(2, 3, 8, 8), torch.ones(2)))), net(*inputs))
     program = f"""
 import sys
 from edm2.pipeline import read_pipeline_metadata, read_pipeline_tensors
-read_pipeline_metadata({str(folder)!r}), read_pipeline_tensors({str(folder)!r})
+read_pipeline_metadata({str(folder)!r}), dict(read_pipeline_tensors({str(folder)!r}))
 assert "diffusers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -662,7 +673,7 @@ def test_from_the_hub(folder, pipe, monkeypatch):
         assert (repo_id, options["revision"]) == ("somebody/tiny", "v1")
         return str(folder)
 
-    monkeypatch.setattr(storing, "snapshot_download", fetch)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     loaded = EDM2Pipeline.from_pretrained("somebody/tiny", revision="v1")
     assert torch.equal(draw(quiet(loaded)), draw(pipe))
 
@@ -671,8 +682,8 @@ def test_not_on_the_hub(monkeypatch):
     def fetch(*arguments: Any, **options: Any) -> str:
         raise ConnectionError("a long story\nof many lines")
 
-    monkeypatch.setattr(storing, "snapshot_download", fetch)
-    with pytest.raises(OSError, match="somebody/gone: no such folder") as error:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(OSError, match="somebody/gone: no such file or folder") as error:
         EDM2Pipeline.from_pretrained("somebody/gone")
     assert "\n" not in str(error.value)
 
@@ -779,7 +790,7 @@ def test_shards_outside_the_folder_are_refused(folder):
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../../elsewhere.safetensors"}}))
     with pytest.raises(SnapshotError, match="outside its folder"):
-        read_pipeline_tensors(folder)
+        dict(read_pipeline_tensors(folder))
 
 
 # ------------------------------------------------------------------------------------------------ the documentation

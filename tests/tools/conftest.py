@@ -24,12 +24,16 @@ def network(tiny_run: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def outspoken_network(tiny_run: Path) -> Path:
-    """The same with all gains at 1 (training starts at 0): what it draws shows the class, the seed and the guide."""
+    """The same with all gains at 1 (training starts at 0): what it draws shows the class, the seed and the guide.
+
+    Its metadata say that it was trained to do without labels now and then.
+    """
     weights = tiny_run / "raw-weights.safetensors"
     net = load(weights)
     for parameter in net.parameters():
         if parameter.ndim == 0:
             parameter.fill_(1)
     path = tiny_run.parent / "outspoken.safetensors"
-    save(net, path, read_metadata(weights))
+    metadata = read_metadata(weights)
+    save(net, path, metadata | {"training": metadata["training"] | {"label_dropout": 0.1}})
     return path

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,21 +91,31 @@ def test_the_unlabelled_guide_is_the_network_without_labels(outspoken_network, t
     assert levels_apart(away, draw(tmp_path, outspoken_network, "--class", 3)) >= 1
 
 
-def test_a_network_that_never_missed_a_label_is_warned_about(outspoken_network, tmp_path):
+def with_label_dropout(network: Path, out: Path, training: dict[str, Any]) -> Path:
+    metadata = read_metadata(network)
+    metadata.pop("network")
+    save(load(network), out, metadata | {"training": training})
+    return out
+
+
+def test_only_a_network_that_missed_labels_guides_itself(outspoken_network, tmp_path):
+    """One that knows it never did is refused, one that does not say is warned about."""
     options = ("--unlabelled-guide", "--guidance", 2, "--grid", tmp_path / "grid.png")
-    warned = run(outspoken_network, *options)
+    training = read_metadata(outspoken_network)["training"]
+    never = with_label_dropout(outspoken_network, tmp_path / "never.safetensors", training | {"label_dropout": 0.0})
+    refused = run(never, *options)
+    assert refused.code == 1
+    assert all(part in complaint(refused.err) for part in ("never.safetensors", "--guide", "--label-dropout 0.1"))
+
+    silent = with_label_dropout(outspoken_network, tmp_path / "silent.safetensors", {})
+    warned = run(silent, *options)
     assert warned.code == 0
     [line] = warned.err.splitlines()
     assert line.startswith("Warning: ")
-    assert "--label-dropout" in line
-    assert outspoken_network.name in line
+    assert "silent.safetensors" in line
 
-    metadata = read_metadata(outspoken_network)
-    metadata.pop("network")
-    metadata["training"] |= {"label_dropout": 0.1}
-    experienced = tmp_path / "experienced.safetensors"
-    save(load(outspoken_network), experienced, metadata)
-    assert run(experienced, *options).err == ""
+    often = with_label_dropout(outspoken_network, tmp_path / "often.safetensors", training | {"label_dropout": 0.1})
+    assert run(often, *options).err == ""
 
 
 def test_a_guide_of_other_data_is_warned_about(outspoken_network, tmp_path):
