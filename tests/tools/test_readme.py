@@ -1,35 +1,40 @@
-"""The README's commands exist, and those that need nothing but the package run."""
+"""The commands of the README and the documentation exist, and those that need nothing but the package run."""
 
 import re
 import shlex
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import pytest
 from command_line import edm2, parse
 
 from edm2.model import ASSETS
 
-README = Path(__file__).resolve().parent.parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = ROOT / "README.md"
 INCLUDED = "digits8"
 NEEDS_NOTHING = ("info", "generate")
 
 
-def blocks(language: str) -> list[str]:
-    """Fenced blocks of the README in one language; without a language, those that give none."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def blocks(language: str, file: Path = README) -> list[str]:
+    """Fenced blocks of a file in one language; without a language, those that give none."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def command_lines() -> list[str]:
-    """Every `edm2 ...` line, whichever kind of block it stands in; continued lines joined."""
-    text = "".join([*blocks("bash"), *blocks("")]).replace("\\\n", " ")
-    return [line.strip() for line in text.splitlines() if line.startswith("edm2 ")]
+    """Every `edm2 ...` line, whichever kind of block it stands in, alone or behind torchrun; continued lines joined."""
+    files = [README, *sorted((ROOT / "docs").glob("*.md"))]
+    text = "".join(block for file in files for language in ("bash", "") for block in blocks(language, file))
+    lines = [re.sub(r"^torchrun .* -m edm2 ", "edm2 ", line) for line in text.replace("\\\n", " ").splitlines()]
+    return sorted({line.strip() for line in lines if line.startswith("edm2 ")})
 
 
 def runs_anywhere(line: str) -> bool:
-    """Whether a line asks for nothing but the included network or the embedded digits."""
+    """Whether a line asks for nothing but the included network, the embedded digits or a list."""
     words = shlex.split(line, comments=True)
-    return words[1] in NEEDS_NOTHING and words[2] in (INCLUDED, "digits")
+    return words[1] in NEEDS_NOTHING and words[2] in (INCLUDED, "digits", "--list-presets")
 
 
 def skip_without_asset(text: str) -> None:
@@ -47,7 +52,8 @@ def test_the_readme_shows_commands_and_code():
 @pytest.mark.parametrize("line", command_lines())
 def test_commands_parse(line: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    parse(line)
+    with suppress(click.exceptions.Exit):  # options that list something and stop; mistakes are other exceptions
+        parse(line)
 
 
 @pytest.mark.parametrize("line", filter(runs_anywhere, command_lines()))
