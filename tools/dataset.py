@@ -32,8 +32,8 @@ Examples:
   edm2 dataset convert photos/ try.zip --resolution 64 --max-images 100
 \b
   # From the Hugging Face hub (pip install 'edm2[datasets]')
-  edm2 dataset convert hf:beans beans-64.zip --resolution 64
-  edm2 dataset convert hf:cifar100 cifar.zip --resolution 32 --split test --label-column fine_label
+  edm2 dataset convert hf:AI-Lab-Makerere/beans beans-64.zip --resolution 64
+  edm2 dataset convert hf:uoft-cs/cifar100 cifar.zip --resolution 32 --split test --label-column fine_label
 """
 
 ENCODE_EPILOG = """\b
@@ -91,7 +91,7 @@ def convert(
     transform: str,
     max_images: int | None,
     workers: int | None,
-    **columns: str | None,
+    **selection: str | None,
 ) -> None:
     """Make OUT, a ZIP of images of one size, from the images in SOURCE, a folder, a ZIP, or hf:NAME.
 
@@ -101,7 +101,7 @@ def convert(
     """
     from tqdm import tqdm
 
-    from edm2 import conversion
+    from edm2.datasets import conversion
 
     with tqdm(unit="img", leave=False, disable=None) as bar:
 
@@ -110,7 +110,7 @@ def convert(
             bar.update(done - bar.n)
 
         result = conversion.convert(
-            _open_source(source, columns),
+            _open_source(source, selection),
             out,
             conversion.TRANSFORMS[transform](*resolution),
             max_images,
@@ -121,11 +121,11 @@ def convert(
     click.echo(f"{result.images:,} images in {out}{skipped}")
 
 
-def _open_source(source: str, columns: dict[str, str | None]) -> Any:
-    """What to convert: a path, or an opened Hugging Face dataset."""
-    given = {option: value for option, value in columns.items() if value is not None}
+def _open_source(source: str, selection: dict[str, str | None]) -> Any:
+    """What to convert: a path, or what is selected of a Hugging Face dataset."""
+    given = {option: value for option, value in selection.items() if value is not None}
     if source.startswith("hf:"):
-        from edm2.huggingface import open_huggingface
+        from edm2.datasets.huggingface import open_huggingface
 
         return open_huggingface(source.removeprefix("hf:"), **given)
     if given:
@@ -184,8 +184,8 @@ def encode(
     """
     from tqdm import tqdm
 
-    from edm2 import encoding
-    from edm2.moments import MomentEncoder
+    from edm2.datasets import encoding
+    from edm2.datasets.moments import MomentEncoder
     from edm2.tools.measurements import print_latent_statistics
     from edm2.tools.run import default_device
     from edm2.training.distributed import joined_processes
@@ -225,8 +225,8 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
     """
     from tqdm import tqdm
 
-    from edm2.dataset_json import check_writable, open_to_measure, store_statistics
-    from edm2.measuring import measure
+    from edm2.datasets.description import check_writable, open_to_measure, store_statistics
+    from edm2.datasets.measuring import measure
     from edm2.tools.measurements import print_statistics
 
     dataset = open_to_measure(path)

@@ -7,7 +7,7 @@ from typing import Any
 from edm2.model import resolve
 from edm2.snapshots import AnySnapshot, open_run, open_snapshot
 from edm2.training import Dataset, open_dataset, read_run_config
-from edm2.training.archive import open_files
+from edm2.training.index import open_archive
 from edm2.training.latents import latent_codec_of
 from edm2.training.monitor import read_stats
 
@@ -85,7 +85,7 @@ def describe_dataset(source: str) -> Lines:
 def describe_classes(source: str) -> Lines:
     """A dataset with the number of images of every class, and where the labels come from."""
     dataset = open_dataset(source)
-    has_json = source != "digits" and "dataset.json" in open_files(Path(source)).names()
+    has_json = source != "digits" and "dataset.json" in open_archive(Path(source))[0].names()
     lines = [
         *_images(source, dataset),
         ("dataset.json", "yes" if has_json else "no"),

@@ -2,7 +2,7 @@
 
 import click
 
-from edm2.measuring import Statistics
+from edm2.datasets.measuring import Statistics
 from edm2.training import Dataset
 
 

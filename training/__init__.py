@@ -2,7 +2,9 @@
 
 The files in the order of a datum's way through them:
 
-    archive.py, data.py   images and labels by index, from a ZIP, a folder or memory
+    files.py, zip_files.py   the files of a folder or a ZIP
+    archive.py, index.py  what they mean: images, latents, labels; kept for the next time
+    data.py               images and labels by index, from files or memory
     order.py, loader.py   which image stands at which place of the run; batches read ahead
     codec.py, latents.py  stored pixels or latents <-> what the network sees
     randomness.py         noise, noise level, label dropout and mirroring, by place

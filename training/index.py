@@ -86,8 +86,10 @@ def _cache_folder() -> Path:
 def _save(path: Path, stamp: str, members: Members, catalog: Catalog) -> None:
     """In the first place that can be written to; nowhere, if there is none."""
     arrays = _to_arrays(members, catalog)
-    facts = {"class_names": catalog.class_names, "latents": catalog.latents, "pixels": catalog.pixels}
-    metadata = {"stamp": stamp, "facts": json.dumps(facts), "checksum": _checksum(arrays)}
+    facts = json.dumps(
+        {"class_names": catalog.class_names, "latents": catalog.latents, "pixels": catalog.pixels}, sort_keys=True
+    )
+    metadata = {"stamp": stamp, "facts": facts, "checksum": _checksum(arrays, facts)}
     for place in _places(path):
         with suppress(OSError, SafetensorError), atomic_output(place) as temporary:
             save_file(arrays, temporary, metadata)
@@ -104,7 +106,7 @@ def _load(place: Path, stamp: str) -> tuple[Members, Catalog] | None:
             if metadata["stamp"] != stamp:
                 return None
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        if metadata["checksum"] != _checksum(arrays):
+        if metadata["checksum"] != _checksum(arrays, metadata["facts"]):
             return None
         return _from_arrays(arrays, **json.loads(metadata["facts"]))
     except Exception:  # damage can raise almost anything
@@ -128,5 +130,6 @@ def _from_arrays(arrays: dict[str, np.ndarray], class_names: list[str], **entrie
     return members, Catalog(names.take(arrays["rows"]), arrays["labels"], tuple(class_names), **entries)
 
 
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    return str({name: zlib.crc32(np.ascontiguousarray(array)) for name, array in sorted(arrays.items())})
+def _checksum(arrays: dict[str, np.ndarray], facts: str) -> str:
+    checksums = {name: zlib.crc32(np.ascontiguousarray(array)) for name, array in sorted(arrays.items())}
+    return json.dumps([checksums, zlib.crc32(facts.encode())])

@@ -20,8 +20,8 @@ import pytest
 from golden_data import table
 from PIL import Image
 
-from edm2 import conversion, stored_zip
-from edm2.conversion import TRANSFORMS, CenterCrop, CenterCropDhariwal, CenterCropWide, Resize, convert
+from edm2.datasets import conversion, stored_zip
+from edm2.datasets.conversion import TRANSFORMS, CenterCrop, CenterCropDhariwal, CenterCropWide, Resize, convert
 from edm2.training import DatasetError, open_dataset
 
 LEVELS = 0 if PIL.__version__ == "13.0.0" else 1

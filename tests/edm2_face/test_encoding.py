@@ -21,10 +21,10 @@ from golden_data import arrays, max_rel, table
 from PIL import Image
 from torch import Tensor, nn
 
-from edm2 import encoding, moments
-from edm2.encoding import encode
-from edm2.moments import MomentEncoder
-from edm2.stored_zip import StoredZip
+from edm2.datasets import encoding, moments
+from edm2.datasets.encoding import encode
+from edm2.datasets.moments import MomentEncoder
+from edm2.datasets.stored_zip import StoredZip
 from edm2.training import ArrayDataset, DatasetError, LatentCodec, open_dataset
 from edm2.training.distributed import Processes
 from edm2.training.latents import load_vae

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from edm2 import dataset_json
-from edm2.dataset_json import check_writable, open_to_measure, store_statistics, write_entry
-from edm2.measuring import Statistics, measure
+from edm2.datasets import description
+from edm2.datasets.description import check_writable, open_to_measure, store_statistics, write_entry
+from edm2.datasets.measuring import Statistics, measure
 from edm2.training import ArrayDataset, DatasetError, open_dataset
 from edm2.training.data import Subset, pixel_statistics
 
@@ -113,7 +113,7 @@ def write_zip(path: Path, description: dict | None, first: bool = False, moments
     return path
 
 
-def description(path: Path) -> dict:
+def described(path: Path) -> dict:
     if path.is_dir():
         return json.loads((path / "dataset.json").read_text())
     with zipfile.ZipFile(path) as archive:
@@ -144,7 +144,7 @@ def test_in_a_folder(tmp_path: Path, given: str):
     assert after.pixel_stats == statistics.to_json()
     assert after.class_names == before.class_names
     assert torch.equal(after.labels(range(6)), before.labels(range(6)))
-    assert description(folder).get("source") == ("mine" if given == "dataset.json" else None)
+    assert described(folder).get("source") == ("mine" if given == "dataset.json" else None)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -235,7 +235,7 @@ def test_no_room_for_a_second_copy_is_said_before_measuring(tmp_path: Path, monk
     path = write_zip(tmp_path / "a.zip", {"labels": None})
     check_writable(path)
     usage = shutil.disk_usage(tmp_path)._replace(free=path.stat().st_size - 1)
-    monkeypatch.setattr(dataset_json.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(description.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match=r"a\.zip: .* needed for a second copy.*--no-write"):
         check_writable(path)
     check_writable(write_folder(tmp_path / "photos"))  # a folder needs next to nothing
@@ -243,7 +243,7 @@ def test_no_room_for_a_second_copy_is_said_before_measuring(tmp_path: Path, monk
 
 def test_what_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_zip(tmp_path / "a.zip", {"labels": None})
-    monkeypatch.setattr(dataset_json.os, "access", lambda folder, mode: False)  # root may write everywhere
+    monkeypatch.setattr(description.os, "access", lambda folder, mode: False)  # root may write everywhere
     with pytest.raises(PermissionError, match=r"cannot be written to; choose --no-write"):
         check_writable(path)
     with pytest.raises(ValueError, match="digits comes with scikit-learn"):

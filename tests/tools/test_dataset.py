@@ -12,7 +12,7 @@ import pytest
 from command_line import complaint, edm2, parse, succeed, write_images
 from PIL import Image
 
-from edm2 import conversion
+from edm2.datasets import conversion
 from edm2.tools import dataset
 from edm2.training import open_dataset
 
@@ -53,6 +53,20 @@ def test_info_of_a_folder_and_of_the_digits(tmp_path: Path):
     assert "no\n" in shown
     assert "none\n" in shown
     assert "  0:" in succeed("dataset", "info", "digits")
+
+
+def test_convert_from_hugging_face(tmp_path: Path):
+    """Of a local copy: nothing here asks the hub."""
+    datasets = pytest.importorskip("datasets")
+    images = [Image.new("RGB", (9, 9), (k, k, k)) for k in range(4)]
+    features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])})
+    pets = datasets.Dataset.from_dict({"photo": images, "kind": [0, 1, 1, 0]}, features)
+    datasets.DatasetDict({"test": pets}).save_to_disk(str(tmp_path / "pets"))
+    out = tmp_path / "pets.zip"
+    options = ("--resolution", 8, "--split", "test", "--image-column", "photo", "--label-column", "kind")
+    assert succeed("dataset", "convert", f"hf:{tmp_path / 'pets'}", out, *options) == f"4 images in {out}\n"
+    assert open_dataset(out).class_names == ("cat", "dog")
+    assert open_dataset(out).labels(range(4)).tolist() == [0, 1, 1, 0]
 
 
 def test_resolution_is_height_times_width(photos: Path, tmp_path: Path):
@@ -125,7 +139,7 @@ def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # What a user types after `edm2 dataset`, the exit code, and what the line must mention.
 CASES = {
     "missing source": ("convert absent out.zip --resolution 8", FAILURE, ("absent", "no such file", "give a folder")),
-    "empty source": ("convert empty out.zip --resolution 8", FAILURE, ("empty", "no images", "PNG")),
+    "empty source": ("convert empty out.zip --resolution 8", FAILURE, ("empty", "no images", "*.png")),
     "not a ZIP": ("convert no.zip out.zip --resolution 8", FAILURE, ("no.zip", "not a ZIP file")),
     "nothing large enough": (
         "convert fine out.zip --resolution 16 --transform center-crop-wide",
@@ -161,6 +175,16 @@ CASES = {
     "images beside classes": ("convert mixed out.zip --resolution 8", FAILURE, ("mixed", "000.png", "dataset.json")),
     "no workers": ("convert fine out.zip --resolution 8 --workers 0", USAGE, ("--workers", "0", "x>=1")),
     "no images asked for": ("convert fine out.zip --resolution 8 --max-images 0", FAILURE, ("max_images=0",)),
+    "split of a folder": (
+        "convert fine out.zip --resolution 8 --split test",
+        USAGE,
+        ("--split is for Hugging Face datasets", "hf:fine"),
+    ),
+    "no Hugging Face dataset": (
+        "convert hf:./empty out.zip --resolution 8",
+        FAILURE,
+        ("hf:./empty", "cannot be loaded", "check its name"),
+    ),
     "info of nothing": ("info absent.zip", FAILURE, ("absent.zip", "no such file")),
     "info of an empty folder": ("info empty", FAILURE, ("empty", "no images")),
 }

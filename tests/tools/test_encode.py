@@ -12,7 +12,7 @@ import torch
 from command_line import complaint, edm2, succeed, write_images
 from PIL import Image
 
-from edm2 import encoding, moments
+from edm2.datasets import encoding, moments
 from edm2.tools import dataset
 from edm2.training import LatentCodec, open_dataset
 from edm2.training.latents import SD_VAE

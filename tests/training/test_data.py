@@ -202,6 +202,7 @@ def test_measured_statistics_of_pixels_come_with_the_dataset(write):
         {"std": [1, 2, "3"]},
         {"sigma_data": None},
         {"sigma_data": -0.5},
+        {"sigma_data": 10**400},
     ],
     ids=str,
 )
@@ -374,6 +375,70 @@ def test_a_damaged_zip_member_is_named(tmp_path):
     data[data.index(ONE["1.png"]) + 60] ^= 1
     path.write_bytes(data)
     assert_unusable(path, r"1\.png: cannot be read: Bad CRC-32")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_unusual_compression_is_named(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w", method) as file:
+        file.writestr("1.png", png())
+    assert_unusable(tmp_path / "data.zip", r"1\.png: cannot be read: .*stored or deflated")
+
+
+def test_encryption_is_named(tmp_path):
+    """A flag in the directory says so; the contents here are plain."""
+    path = write_zip(tmp_path / "data.zip", ONE)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(data)
+    assert_unusable(path, r"1\.png: cannot be read: encrypted")
+
+
+def test_a_member_that_unpacks_to_more_than_it_says_is_named(tmp_path):
+    """And is not unpacked: this one would take 100 MB."""
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("1.png", bytes(100_000_000))
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"PK\1\2") + 24, 1000)
+    path.write_bytes(data)
+    assert_unusable(path, r"1\.png: cannot be read: Bad CRC-32")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_zip_damaged_anywhere_reads_right_or_is_named(tmp_path):
+    """Whatever bit is flipped or byte lost: the same images, those that are left, or one line."""
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for k in range(4):
+            file.writestr(f"{k}.png", png(), zipfile.ZIP_DEFLATED if k % 2 else zipfile.ZIP_STORED)
+        file.writestr("dataset.json", labels_json(*([f"{k}.png", k] for k in range(4))))
+    whole, intact, outcomes = path.read_bytes(), images_with_labels(path), []
+    for round_ in range(400):
+        damaged = bytearray(whole)
+        place = int(RNG.integers(len(whole)))
+        if round_ % 4:
+            damaged[place] ^= 1 << int(RNG.integers(8))
+        else:
+            del damaged[place : place + int(RNG.integers(1, 60))]
+        path.write_bytes(damaged)
+        outcomes.append(images_with_labels(path))
+        # Where the name dataset.json was hit there are no labels any more.
+        assert outcomes[-1] <= intact | {(image, -1) for image, _ in intact}
+    assert outcomes.count(set()) > 200
+    assert outcomes.count(intact) > 10  # dates and the like decide nothing
+
+
+def images_with_labels(path: Path) -> set[tuple[bytes, int]]:
+    """All of a dataset; nothing if it is refused in one line."""
+    try:
+        images, labels = everything(open_dataset(path))
+    except DatasetError as error:
+        line = str(error)
+    else:
+        return {(image.numpy().tobytes(), label) for image, label in zip(images, labels.tolist(), strict=True)}
+    assert line.startswith(str(path))
+    assert len(line.splitlines()) == 1
+    return set()
 
 
 def test_odd_file_names_are_shown_in_print(write):

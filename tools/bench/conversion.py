@@ -17,7 +17,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from edm2.conversion import CenterCrop, CenterCropDhariwal, Resize, Transform, convert
+from edm2.datasets.conversion import CenterCrop, CenterCropDhariwal, Resize, Transform, convert
 
 
 @dataclass(frozen=True)

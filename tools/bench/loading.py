@@ -22,8 +22,8 @@ import click
 import numpy as np
 import torch
 
+from edm2.datasets.stored_zip import Entry, directory, local_header, writing_zip
 from edm2.post_hoc_ema import atomic_output
-from edm2.stored_zip import Entry, directory, local_header, writing_zip
 from edm2.training import Dataset, open_dataset
 from edm2.training.loader import data_loader
 from edm2.training.order import PlaceBatches, ShuffledOrder
