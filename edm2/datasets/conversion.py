@@ -4,8 +4,8 @@
 
 Every transform gives the pixels that those tools give (arXiv 2312.02696v2).
 
-The work is divided into parts (see `edm2.parts`), which worker processes make. Whoever makes a part, and however often
-it was stopped before, its bytes are the same; at the end the parts are strung together.
+The work is divided into parts (see `edm2.datasets.parts`), which worker processes make. Whoever makes a part, and
+however often it was stopped before, its bytes are the same; at the end the parts are strung together.
 """
 
 import io
@@ -24,9 +24,9 @@ import PIL
 from PIL import Image
 from PIL.Image import Resampling
 
-from edm2.parts import check_new_zip, digest, labels_to_json, parts_folder, remove, writing_to
+from edm2.datasets.parts import check_new_zip, digest, labels_to_json, parts_folder, remove, writing_to
+from edm2.datasets.stored_zip import count_members, writing_zip
 from edm2.post_hoc_ema import atomic_output
-from edm2.stored_zip import count_members, writing_zip
 from edm2.training.archive import Catalog, read_image
 from edm2.training.files import DatasetError, Files
 from edm2.training.index import open_archive
@@ -41,6 +41,7 @@ PART_SIZE, PART_BYTES = 64, 1 << 23
 
 PART_VERSION = 2
 """Parts of other versions of this program, whose bytes may differ, are not used."""
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Transforms
 
@@ -191,8 +192,8 @@ def convert(
     same call (with any number of workers) takes up all finished parts. Needs twice the space of `out` while it runs.
 
     Args:
-        source: Folder or ZIP of images (see `edm2.training.archive`), or what `edm2.huggingface` opens. Grays become
-            RGB, transparency is dropped.
+        source: Folder or ZIP of images (see `edm2.training.archive`), or what `edm2.datasets.huggingface` opens. Grays
+            become RGB, transparency is dropped.
         out: ZIP file to write; must not exist.
         transform: What makes the images one size. Those too small for it are left out, but use up a number.
         max_images: Take only the first so many images.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, ZipInfo
 
-from edm2.measuring import Statistics
-from edm2.parts import labels_to_json
+from edm2.datasets.measuring import Statistics
+from edm2.datasets.parts import labels_to_json
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import Dataset, open_dataset
 from edm2.training.archive import open_files, read_catalog

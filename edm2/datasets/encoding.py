@@ -2,10 +2,10 @@
 
     encode("images-512.zip", "latents.zip", MomentEncoder(device=torch.device("cuda")))
 
-The work is divided into parts (see `edm2.parts`), and shared by the processes of a torchrun job if there are several.
-In each process images are read ahead by threads and parts are written by another, so the VAE never waits for a disk.
-A part holds whole batches, so who encodes what changes nothing. The statistics of the latents, which training needs,
-are added up on the way.
+The work is divided into parts (see `edm2.datasets.parts`), and shared by the processes of a torchrun job if there are
+several. In each process images are read ahead by threads and parts are written by another, so the VAE never waits for a
+disk. A part holds whole batches, so who encodes what changes nothing. The statistics of the latents, which training
+needs, are added up on the way.
 """
 
 import io
@@ -23,9 +23,9 @@ import PIL
 import torch
 from torch import Tensor
 
-from edm2.measuring import Statistics, Sums, measure, sums_of_moments, total_of
-from edm2.moments import MomentEncoder
-from edm2.parts import (
+from edm2.datasets.measuring import Statistics, Sums, measure, sums_of_moments, total_of
+from edm2.datasets.moments import MomentEncoder
+from edm2.datasets.parts import (
     ahead,
     check_new_zip,
     digest,
@@ -34,8 +34,8 @@ from edm2.parts import (
     remove,
     writing_to,
 )
+from edm2.datasets.stored_zip import writing_zip
 from edm2.post_hoc_ema import atomic_output
-from edm2.stored_zip import writing_zip
 from edm2.training import DatasetError, LatentCodec
 from edm2.training.archive import open_files
 from edm2.training.data import ArchiveDataset

@@ -88,7 +88,7 @@ def open_huggingface(
     where = f"hf:{name}"
     dataset = _load(where, name, config, split)
     images = _choose(where, dataset, "Image", image_column)
-    if images is None or type(dataset.features[images]).__name__ != "Image" or not len(dataset):
+    if images is None or type(dataset.features[images]).__name__ != "Image":
         columns = ", ".join(dataset.column_names)
         raise DatasetError(f"{where}: no images in column {images or 'of any name'}; the columns are {columns}")
     files = HuggingFaceFiles(f"{where}/{split}", dataset, images)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from edm2.parts import ahead
+from edm2.datasets.parts import ahead
 from edm2.training import Dataset
 
 CHUNK = 16
