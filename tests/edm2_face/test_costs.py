@@ -96,11 +96,13 @@ def test_too_little_memory_for_one_image():
     assert largest_micro_batch(run_of(SMALL, batch_size=64), 1e6) is None
 
 
-STEP = """
-import json, resource, sys
+STEP = r"""
+import json, re, sys
 import torch
 from edm2.training import Trainer, TrainingConfig
-from edm2.costs import estimate_memory
+
+def memory(entry):  # getrusage would begin with the peak of the process that started this one
+    return 1024 * int(re.search(entry + r":\s+(\d+) kB", open("/proc/self/status").read())[1])
 
 def step(values):
     config = TrainingConfig.from_json(values)
@@ -112,16 +114,16 @@ def step(values):
 config = json.loads(sys.argv[1])
 tiny = {**config, "network": {**config["network"], "model_channels": 8, "img_resolution": 8}, "batch_size": 2}
 step({**tiny, "micro_batch": 1, "duration": 2})  # libraries
-before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+before = memory("VmRSS")
 step(config)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+print(memory("VmHWM") - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and tells glibc how to allocate")
 @pytest.mark.parametrize(("width", "images", "precision"), [(96, 2, "fp32"), (32, 16, "bf16")])
 def test_the_estimate_is_what_a_process_takes(width, images, precision):
-    """Its growth over two steps. 15 %: what libraries keep for themselves, and attention, whose matrix is not kept.
+    """Its growth over two steps. 10 %: what libraries keep for themselves, and attention, whose matrix is not kept.
 
     Every tensor has memory of its own from the system here. Otherwise glibc's malloc leaves gaps, which is what the
     allowance is for.
@@ -134,4 +136,4 @@ def test_the_estimate_is_what_a_process_takes(width, images, precision):
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     estimate = estimate_memory(config)
-    assert int(done.stdout) == pytest.approx(estimate.kept + estimate.step, rel=0.15)
+    assert int(done.stdout) == pytest.approx(estimate.kept + estimate.step, rel=0.1)
