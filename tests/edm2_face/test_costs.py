@@ -114,6 +114,7 @@ def step(values):
 config = json.loads(sys.argv[1])
 tiny = {**config, "network": {**config["network"], "model_channels": 8, "img_resolution": 8}, "batch_size": 2}
 step({**tiny, "micro_batch": 1, "duration": 2})  # libraries
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak of importing
 before = memory("VmRSS")
 step(config)
 print(memory("VmHWM") - before)
@@ -121,15 +122,15 @@ print(memory("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and tells glibc how to allocate")
-@pytest.mark.parametrize(("width", "images", "precision"), [(96, 2, "fp32"), (32, 16, "bf16")])
-def test_the_estimate_is_what_a_process_takes(width, images, precision):
+@pytest.mark.parametrize(("width", "images"), [(96, 2), (32, 16)])
+def test_the_estimate_is_what_a_process_takes(width, images):
     """Its growth over two steps. 10 %: what libraries keep for themselves, and attention, whose matrix is not kept.
 
     Every tensor has memory of its own from the system here. Otherwise glibc's malloc leaves gaps, which is what the
     allowance is for.
     """
     network = replace(SMALL, model_channels=width)
-    config = run_of(network, batch_size=2 * images, micro_batch=images, duration=4 * images, precision=precision)
+    config = run_of(network, batch_size=2 * images, micro_batch=images, duration=4 * images)
     done = subprocess.run(
         [sys.executable, "-c", STEP, json.dumps(config.to_json())],
         cwd=ROOT, capture_output=True, text=True, check=True,
