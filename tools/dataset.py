@@ -66,7 +66,7 @@ def dataset() -> None:
     """Make a dataset of images or of latents, measure one, or look into one."""
 
 
-@dataset.command(epilog=CONVERT_EPILOG)
+@dataset.command(epilog=CONVERT_EPILOG, short_help="Images of any size to a dataset of one size.")
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--resolution", type=RESOLUTION, required=True, help="Size to make: 64, or HEIGHTxWIDTH such as 64x96.")
@@ -134,7 +134,7 @@ def _open_source(source: str, selection: dict[str, str | None]) -> Any:
     return source
 
 
-@dataset.command(epilog=ENCODE_EPILOG)
+@dataset.command(epilog=ENCODE_EPILOG, short_help="Images of one size to latents.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -213,7 +213,7 @@ def encode(
             click.echo(f"Stored for training: the paper's mean {result.latents['mean']}, std {result.latents['std']}")
 
 
-@dataset.command(epilog=STATS_EPILOG)
+@dataset.command(epilog=STATS_EPILOG, short_help="Measure mean, standard deviation and sigma_data.")
 @click.argument("path")
 @click.option("--write/--no-write", default=True, show_default=True, help="Store the values in the dataset.")
 @click.option("--max-images", type=IMAGES, help="Look at so many images only, evenly spaced; default: all.")
@@ -242,7 +242,7 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
         click.echo(f"Stored in {path}")
 
 
-@dataset.command(epilog=INFO_EPILOG)
+@dataset.command(epilog=INFO_EPILOG, short_help="Say what a dataset is.")
 @click.argument("path")
 def info(path: str) -> None:
     """Say what the dataset PATH is, and how many images each class has."""
