@@ -65,14 +65,12 @@ def load(name: str | Path, device: torch.device | str | None = None, dtype: torc
     """
     path, dtype = resolve(name), dtype or torch.float32
     metadata, weights = files.read_weights(path)
+    dtypes = dict.fromkeys(metadata.get("buffers", ()), torch.promote_types(dtype, torch.float32))
+    tensors = {key: tensor.to(device or "cpu", dtypes.get(key, dtype)) for key, tensor in weights}
     try:
-        net = network_from_state(metadata, dict(weights))
+        net = network_from_state(metadata, tensors)
     except SnapshotError as error:
         raise SnapshotError(f"{path}: {error}") from None
-    for parameter in net.parameters():  # one by one: there is never a second copy of all
-        parameter.data = parameter.data.to(device or "cpu", dtype)
-    for buffer in net.buffers():
-        buffer.data = buffer.data.to(device or "cpu", torch.promote_types(dtype, torch.float32))
     net.compute_dtype = dtype
     return net
 

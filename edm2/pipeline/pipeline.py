@@ -83,7 +83,7 @@ class EDM2Pipeline(StoredPipeline):
         """
         metadata = read_metadata(name)
         codec = metadata.get("codec") or PIXELS
-        about = {key: value for key, value in metadata.items() if key not in ("network", "codec", "buffers")}
+        about = {key: value for key, value in metadata.items() if key not in ("network", "codec")}
         if guide is not None:
             about["guide"] = _brief(read_metadata(guide))
         return cls(

@@ -566,6 +566,14 @@ assert "diffusers" not in sys.modules
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_fourier_features_are_not_rounded_on_loading_in_half_precision(tmp_path):
+    EDM2Pipeline.from_snapshot("digits8").save_pretrained(tmp_path / "saved")
+    exact, half = edm2.load("digits8"), edm2.load(tmp_path / "saved", dtype=torch.float16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
+    for name, buffer in exact.named_buffers():
+        assert torch.equal(half.get_buffer(name), buffer), name
+
+
 # ------------------------------------------------------------------------------------------------ the card
 
 
