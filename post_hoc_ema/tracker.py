@@ -1,6 +1,6 @@
 """Averages kept while training: PowerFunctionEMA (Karras et al. 2024, arXiv 2312.02696v2, Section 3.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from operator import index
 
@@ -23,13 +23,20 @@ class PowerFunctionEMA:
     Averages live on the device of the parameters, in float32 at least (float64 for float64). Frozen parameters are
     averaged like any other, and those that torch shards (FSDP2) shard by shard. Where a step is less than a millionth
     of the run, float32 rounds away part of so small an update: call `update` every n steps then, which β allows for.
+    Where memory on the GPU is short, the averages may live on the CPU (`offload`); an update then takes as long as the
+    parameters need to get there, so one per ten steps or so is the price to pay.
     """
 
-    def __init__(self, module: nn.Module, sigma_rels: Sequence[float] = (0.05, 0.10)) -> None:
+    def __init__(self, module: nn.Module, sigma_rels: Sequence[float] = (0.05, 0.10), *, offload: bool = False) -> None:
         """Start with zero images seen; until the first update an average is a copy of the parameters.
 
+        Args:
+            module: Any; it is held, not copied.
+            sigma_rels: Relative widths.
+            offload: Keep the averages on the CPU. Not for sharded parameters, which FSDP2 offloads itself.
+
         Raises:
-            ValueError: Widths outside (0, 12^-0.5) or twice the same, or nothing to average.
+            ValueError: Widths outside (0, 12^-0.5) or twice the same, nothing to average, or shards to offload.
         """
         self._module = module
         self._sigma_rels = tuple(float(sigma_rel) for sigma_rel in sigma_rels)
@@ -40,7 +47,11 @@ class PowerFunctionEMA:
         parameters = self._parameters()
         if not parameters:
             raise ValueError(f"{type(module).__name__} has no floating-point parameters to average")
-        self._averages = {sigma_rel: _start(parameters) for sigma_rel in self._sigma_rels}
+        if offload and any(hasattr(p, "to_local") for p in parameters.values()):
+            raise ValueError("sharded parameters cannot be offloaded here; use CPUOffloadPolicy of fully_shard")
+        self._offload = offload
+        self._staging = _staging(parameters) if offload else {}
+        self._averages = {sigma_rel: _start(parameters, offload) for sigma_rel in self._sigma_rels}
 
     @property
     def images_seen(self) -> int:
@@ -66,26 +77,30 @@ class PowerFunctionEMA:
         t = index(images_seen)
         if t <= self._images_seen:
             raise ValueError(f"images_seen={t} must exceed {self._images_seen}, where the averages were last updated")
-        parameters = self._parameters()
-        reference = self._averages[self._sigma_rels[0]]
-        new = [_local(parameters[name]).to(_local(average)) for name, average in reference.items()]
-        for sigma_rel, averages in self._averages.items():
-            step = power_function_step(sigma_rel, t, t - self._images_seen)
-            torch._foreach_lerp_([_local(average) for average in averages.values()], new, float(step))
+        parameters = self._arrived() if self._offload else self._parameters()
+        steps = {s: float(power_function_step(s, t, t - self._images_seen)) for s in self._sigma_rels}
+        for names in _batches(self._averages[self._sigma_rels[0]]):
+            new = [_local(parameters[name]) for name in names]
+            for sigma_rel, averages in self._averages.items():
+                old = [_local(averages[name]) for name in names]
+                new = [p.to(average) for p, average in zip(new, old, strict=True)]  # itself, if it is of this type
+                torch._foreach_lerp_(old, new, steps[sigma_rel])
         self._images_seen = t
 
     @torch.no_grad()
     def average(self, sigma_rel: float) -> dict[str, Tensor]:
         """A state dict of the module, with averages for its parameters and copies of its buffers.
 
-        Tied parameters appear under each of their names and stay tied. The tensors are the caller's to keep.
+        Tied parameters appear under each of their names and stay tied. The tensors are the caller's to keep, and lie
+        where the parameters do.
 
         Raises:
             ValueError: No average of this width is tracked.
         """
         if sigma_rel not in self._averages:
             raise ValueError(f"sigma_rel={sigma_rel} is not tracked; tracked are {self._sigma_rels}")
-        averages = {name: average.clone() for name, average in self._averages[sigma_rel].items()}
+        devices = {name: p.device for name, p in self._parameters().items()}
+        averages = {name: average.to(devices[name], copy=True) for name, average in self._averages[sigma_rel].items()}
         names = _names_of_parameters(self._module).items()
         averages = {name: averages[first] for name, first in names if first in averages}
         live = self._module.state_dict()
@@ -116,15 +131,48 @@ class PowerFunctionEMA:
             own[key].copy_(state[key])
         self._images_seen = int(state["images_seen"])
 
+    def _arrived(self) -> dict[str, Tensor]:
+        """The parameters as they are now, on the CPU."""
+        parameters = self._parameters()
+        for name, parameter in parameters.items():
+            self._staging[name].copy_(parameter, non_blocking=True)
+        for device in {parameter.device for parameter in parameters.values() if parameter.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
+        return self._staging
+
     def _parameters(self) -> dict[str, Tensor]:
         """The parameters to average, tied ones once; asked for anew each time, as `module.to(...)` may replace them."""
         named = self._module.named_parameters()
         return {name: parameter.detach() for name, parameter in named if average_dtype(parameter.dtype)}
 
 
-def _start(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _start(parameters: Mapping[str, Tensor], offload: bool) -> dict[str, Tensor]:
     """Copies in the precision of averages."""
-    return {name: p.to(average_dtype(p.dtype), copy=True) for name, p in parameters.items()}
+    device = "cpu" if offload else None
+    return {name: p.to(device, average_dtype(p.dtype), copy=True) for name, p in parameters.items()}
+
+
+def _staging(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Where parameters of a GPU arrive on the CPU: memory that is pinned, which the GPU writes into by itself."""
+    return {name: torch.empty_like(p, device="cpu", pin_memory=p.is_cuda) for name, p in parameters.items()}
+
+
+BATCH = 1 << 24
+"""Numbers that are updated at once: enough to keep a GPU busy; a copy of them in float32 takes 64 MB."""
+
+
+def _batches(averages: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Names of the averages, some at a time, so that parameters in half precision need no copy of all of them."""
+    names: list[str] = []
+    numbers = 0
+    for name, average in averages.items():
+        names.append(name)
+        numbers += average.numel()
+        if numbers >= BATCH:
+            yield names
+            names, numbers = [], 0
+    if names:
+        yield names
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -86,14 +86,12 @@ class Choice:
         """
         from edm2.generation import check_guide
         from edm2.guidance import without_labels
-        from edm2.model import load
+        from edm2.model import load, read_metadata
         from edm2.networks import fold
 
         net = fold(load(self.network, device), dtype)
         if self.unlabelled_guide:
-            if net.config.label_dim == 0:
-                raise ValueError(f"{self.network}: has no classes that --unlabelled-guide could leave out")
-            self._check_has_missed_labels(warn)
+            check_has_missed_labels(self.network, read_metadata(self.network), warn)
             return net, without_labels(net)
         if self.guide is None:
             return net, None
@@ -103,24 +101,29 @@ class Choice:
             self._warn_of_other_data()
         return net, guide
 
-    def _check_has_missed_labels(self, warn: bool) -> None:
-        """What a network does without labels that never missed one is anybody's guess."""
-        from edm2.model import read_metadata
-
-        label_dropout = (read_metadata(self.network).get("training") or {}).get("label_dropout")
-        if label_dropout == 0:
-            raise ValueError(
-                f"{self.network}: was told the class of every image it was trained on, so it cannot guide itself; "
-                "give a network to guide away from (--guide), or train with --label-dropout 0.1"
-            )
-        if label_dropout is None and warn:
-            _warn(f"nothing says that {self.network} was trained with --label-dropout, which --unlabelled-guide needs")
-
     def _warn_of_other_data(self) -> None:
         from edm2.model import read_metadata
 
         if read_metadata(self.network).get("codec") != read_metadata(self.guide).get("codec"):
             _warn(f"{self.guide} was trained on data scaled otherwise than {self.network}: guidance mixes the two")
+
+
+def check_has_missed_labels(name: str, metadata: dict[str, Any], warn: bool = True) -> None:
+    """What a network does without labels that never missed one is anybody's guess.
+
+    Raises:
+        ValueError: it never did; or has no classes at all.
+    """
+    if metadata["network"]["label_dim"] == 0:
+        raise ValueError(f"{name}: has no classes that --unlabelled-guide could leave out")
+    label_dropout = (metadata.get("training") or {}).get("label_dropout")
+    if label_dropout == 0:
+        raise ValueError(
+            f"{name}: was told the class of every image it was trained on, so it cannot guide itself; "
+            "give a network to guide away from (--guide), or train with --label-dropout 0.1"
+        )
+    if label_dropout is None and warn:
+        _warn(f"nothing says that {name} was trained with --label-dropout, which --unlabelled-guide needs")
 
 
 def _warn(message: str) -> None:

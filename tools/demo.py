@@ -27,13 +27,17 @@ def demo(out: Path, seed: int) -> None:
     """
     import torch
 
-    from edm2.model import network_from_state, reconstructed_metadata, save
+    from edm2.averages import Averages
+    from edm2.metrics import load_detector, reference_of
+    from edm2.model import reconstructed_metadata, save
     from edm2.planning import plan_run
-    from edm2.post_hoc_ema import find_snapshots
-    from edm2.sweeping import sweep_run
+    from edm2.score_cache import ScoreCache
+    from edm2.scoring import Drawing, judge_by
+    from edm2.sweeping import Range, Sweeper
     from edm2.tools.parsing import parse_sigma_rels
-    from edm2.tools.plots import plot_losses, plot_sweep
-    from edm2.tools.run import draw_samples, progress_bar, run_training
+    from edm2.tools.plots import plot_losses
+    from edm2.tools.run import draw_samples, image_bar, run_training
+    from edm2.tools.sweep_plot import plot_sweep
     from edm2.tools.tables import print_sweep, write_sweep
     from edm2.training import codec_from_json, open_dataset
     from edm2.training.monitor import read_stats
@@ -46,25 +50,27 @@ def demo(out: Path, seed: int) -> None:
 
     click.echo("\n2. Score EMA lengths:")
     click.echo(f"   edm2 sweep {run} --std {SIGMA_RELS} --samples {SAMPLES} --steps {STEPS} --out {out}")
-    progress = progress_bar("scoring EMA lengths")
-    sigma_rels = parse_sigma_rels(SIGMA_RELS)
-    sweep = sweep_run(run, sigma_rels, dataset, count=SAMPLES, num_steps=STEPS, progress=progress)
+    averages = Averages(run)
+    codec = codec_from_json(averages.metadata["codec"])
+    judge = judge_by(dataset, load_detector("pixels"), reference_of)
+    sweeper = Sweeper(averages, codec, judge, Drawing(SAMPLES, STEPS), known=ScoreCache(out / "sweep.jsonl"))
+    sweep = sweeper.sweep(Range([averages.last], parse_sigma_rels(SIGMA_RELS)), dataset, progress=image_bar)
     write_sweep(out / "sweep.csv", sweep)
     plot_sweep(out / "sweep.png", sweep)
     print_sweep(sweep)
 
     best = sweep.best
+    sigma_rel = best.point.sigma_rel
     click.echo("\n3. Keep the best, and sample from it:")
-    click.echo(f"   edm2 reconstruct {run} --std {best.sigma_rel:g}")
+    click.echo(f"   edm2 reconstruct {run} --std {sigma_rel:g}")
     click.echo(f"   edm2 generate {out / 'best.safetensors'} --seeds 0-79 --grid digits.png")
-    snapshots = find_snapshots(run)
-    metadata = reconstructed_metadata(snapshots, snapshots[-1].images_seen, best.sigma_rel)
-    net = network_from_state(metadata, best.state)
+    [net] = averages.networks(averages.last, [sigma_rel])
+    metadata = reconstructed_metadata(averages.snapshots, averages.last, sigma_rel)
     save(net, out / "best.safetensors", metadata, dtype=torch.float16)
-    draw_samples(net, codec_from_json(metadata["codec"]), out / "samples.png", rows=8, num_steps=STEPS)
+    draw_samples(net, codec, out / "samples.png", rows=8, num_steps=STEPS)
 
     score = best.score
-    click.echo(f"\nBest EMA length: {best.sigma_rel:g}, with Frechet distance {score.frechet:.4f}", nl=False)
+    click.echo(f"\nBest EMA length: {sigma_rel:g}, with Frechet distance {score.distance:.4f}", nl=False)
     click.echo(f" and class accuracy {score.accuracy:.3f}. Look at:")
     for name, what in (
         ("samples.png", "ten classes, eight of each"),

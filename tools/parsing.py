@@ -1,7 +1,8 @@
-"""What people may write on the command line: image counts, EMA lengths, numbers, sizes, devices, seeds."""
+"""What people may write on the command line: image counts, EMA lengths, weights, numbers, sizes, devices, seeds."""
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -27,13 +28,36 @@ def parse_sigma_rels(text: str) -> list[float]:
     Raises:
         ValueError: not a list of numbers between 0 and 0.2886, or an ellipsis without two numbers before it.
     """
+    return _parse_list(text, _length)
+
+
+def parse_weights(text: str) -> list[float]:
+    """Guidance weights: "1.5", "1,1.5,2" or "1,1.2,...,3", ascending, each once.
+
+    Raises:
+        ValueError: not a list of numbers, or an ellipsis without two numbers before it.
+    """
+    return _parse_list(text, lambda part, text: parse_number(part))
+
+
+def parse_times(text: str) -> list[int]:
+    """Times in images seen: "2Mi", "2Mi,4Mi" or "2Mi,4Mi,...,16Mi", ascending, each once.
+
+    Raises:
+        ValueError: not a list of image counts, or an ellipsis without two of them before it.
+    """
+    return [round(value) for value in _parse_list(text, lambda part, text: parse_image_count(part))]
+
+
+def _parse_list(text: str, parse_one: Callable[[str, str], float]) -> list[float]:
+    """Numbers separated by commas, ascending, each once; `parse_one` gets a part and the whole text."""
     values: list[float] = []
     parts = [part.strip() for part in text.split(",")]
     for i, part in enumerate(parts):
         if part == "...":
-            values += _fill(text, values, parts[i + 1 :])
+            values += _fill(text, values, [parse_one(after, text) for after in parts[i + 1 : i + 2]])
         else:
-            values.append(_length(part, text))
+            values.append(parse_one(part, text))
     return sorted(set(values))
 
 
@@ -48,9 +72,9 @@ def _length(part: str, text: str) -> float:
     return value
 
 
-def _fill(text: str, before: list[float], after: list[str]) -> list[float]:
+def _fill(text: str, before: list[float], after: list[float]) -> list[float]:
     """The numbers that an ellipsis stands for: on from the two before it, up to (not including) the one after it."""
-    around = [*before[-2:], *(_length(part, text) for part in after[:1])]
+    around = [*before[-2:], *after]
     if len(before) < 2 or not after or around != sorted(set(around)):
         raise ValueError(f"{text!r}: an ellipsis stands between two numbers and a third, ascending: 0.05,0.10,...,0.25")
     previous, start, last = around
@@ -157,6 +181,8 @@ class _Parsed(click.ParamType):
 
 IMAGES = _Parsed("images", parse_image_count)
 SIGMA_RELS = _Parsed("lengths", parse_sigma_rels)
+TIMES = _Parsed("images,...", parse_times)
+WEIGHTS = _Parsed("weights", parse_weights)
 NUMBER = _Parsed("number", parse_number)
 RESOLUTION = _Parsed("resolution", parse_resolution)
 DEVICE = _Parsed("device", parse_device)

@@ -16,7 +16,7 @@ from edm2.networks import Precond, fold
 from edm2.training import Codec, Dataset, Trainer, TrainingConfig
 from edm2.training.latents import VAEError
 from edm2.training.speed import time_text
-from edm2.training.trainer import DTYPES
+from edm2.training.trainer import DTYPES, SnapshotHook
 
 COLUMNS = 10
 
@@ -33,10 +33,18 @@ def progress_bar(description: str) -> Callable[[Iterable], Iterable]:
     return partial(tqdm, desc=description, leave=False, disable=None)
 
 
-def run_training(config: TrainingConfig, dataset: Dataset) -> None:
-    """Train; on the first Ctrl-C finish the step, write a checkpoint and leave with exit code 130."""
+def image_bar(total: int, hidden: bool = False) -> tqdm:
+    """A bar that counts images and vanishes when it is done; none where nobody is at a terminal, or if `hidden`."""
+    return tqdm(total=total, unit="img", leave=False, disable=True if hidden else None, dynamic_ncols=True)
+
+
+def run_training(config: TrainingConfig, dataset: Dataset, on_snapshot: SnapshotHook | None = None) -> None:
+    """Train; on the first Ctrl-C finish the step, write a checkpoint and leave with exit code 130.
+
+    `on_snapshot` is the trainer's.
+    """
     draw = partial(draw_samples, dtype=DTYPES[config.precision])
-    trainer = Trainer(config, dataset, on_sample=draw, on_speed=tell_speed)
+    trainer = Trainer(config, dataset, on_sample=draw, on_speed=tell_speed, on_snapshot=on_snapshot)
 
     def stop(signum: int, frame: object) -> None:
         if trainer.stop_requested:

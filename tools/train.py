@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
 from edm2.presets import PRESETS
 from edm2.tools.option_groups import GroupedCommand, GroupedOption
-from edm2.tools.parsing import DEVICE, IMAGES, NUMBER, PRECISION, SEED, SIGMA_RELS
+from edm2.tools.parsing import DEVICE, FILE, IMAGES, NUMBER, PRECISION, SEED, SIGMA_RELS
 
 EPILOG = """\b
 Examples:
@@ -23,6 +24,9 @@ Examples:
 \b
   # The paper's ImageNet-512, on latents, with a network that also serves classifier-free guidance
   edm2 train --data img512-latents.zip --preset edm2-img512-s --out runs/img512-s --micro-batch 32 --label-dropout 0.1
+\b
+  # Score two EMA lengths at every fourth snapshot; edm2 sweep knows these scores then
+  edm2 train --data digits --out runs/watched --eval 0.05,0.10 --eval-every 4
 \b
   # Fine-tune from a snapshot
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
@@ -47,6 +51,7 @@ def _choices(group: str) -> Callable[..., Callable]:
 
 
 _what = partial(click.option, cls=GroupedOption, group="The run")
+_eval = partial(click.option, cls=GroupedOption, group="Scores during training")
 _data = _choices("Data")
 _network = _choices("Network")
 _schedule = _choices("Schedule")
@@ -99,6 +104,12 @@ _machine = _choices("Machine")
 @_output("--status", "status_every", "Images between status lines.", IMAGES)
 @_output("--sample", "sample_every", "Images between sample grids.", IMAGES)
 @_output("--checkpoint", "checkpoint_every", "Images between checkpoints.", IMAGES)
+@_eval("--eval", "lengths", type=SIGMA_RELS, help="EMA lengths to score with the snapshots: 0.05,0.10.")
+@_eval("--eval-every", "eval_every", type=click.IntRange(1), default=1, help="Score at every so many-th snapshot.")
+@_eval("--eval-samples", "eval_samples", type=click.IntRange(2), default=500, help="Images per score; default: 500.")
+@_eval("--eval-detector", "eval_detector", help="As --detector of edm2 sweep.")
+@_eval("--eval-data", "eval_data", help="Images to compare with, for runs on latents; default: those of the run.")
+@_eval("--eval-ref", "eval_ref", type=FILE, help="Statistics of real images in their place.")
 @_machine("--device", "device", "cpu, cuda or mps; default: the fastest here.", DEVICE)
 @_machine("--micro-batch", "micro_batch", "Images per forward pass; lower it if memory runs out.", IMAGES)
 @_machine("--precision", "precision", "Precision of activations; default: bf16 on CUDA, else fp32.", PRECISION)
@@ -111,6 +122,12 @@ def train(
     conditional: bool | None,
     dry_run: bool,
     measure: bool,
+    lengths: list[float] | None,
+    eval_every: int,
+    eval_samples: int,
+    eval_detector: str | None,
+    eval_data: str | None,
+    eval_ref: Path | None,
     **choices: object,
 ) -> None:
     """Train a network on your images or latents.
@@ -121,6 +138,8 @@ def train(
     """
     if measure and not dry_run:
         raise click.UsageError("--measure needs --dry-run; a real run tells its speed after its first steps")
+    if lengths is None and (eval_detector or eval_data or eval_ref):
+        raise click.UsageError("which EMA lengths are to be scored? Give --eval, such as 0.05,0.10")
     from edm2.planning import default_preset, describe_run, plan_run
     from edm2.tools.run import default_device, measure_run, run_training
     from edm2.training import open_dataset
@@ -138,8 +157,13 @@ def train(
     if dry_run:
         click.echo("Dry run: nothing was written.")
         return
+    on_snapshot = None
+    if lengths is not None:
+        from edm2.tools.evaluation import Evaluation
+
+        on_snapshot = Evaluation(config, lengths, eval_every, eval_samples, eval_detector, eval_data, eval_ref, dataset)
     click.echo()
-    run_training(config, dataset)
+    run_training(config, dataset, on_snapshot)
 
 
 def _print(lines: list[tuple[str, str]]) -> None:

@@ -36,6 +36,9 @@ SampleHook = Callable[[Precond, Codec, Path], None]
 SpeedHook = Callable[[float, int], None]
 """Hears once how many images per second are trained on, and how many images are left."""
 
+SnapshotHook = Callable[[int], dict[str, float]]
+"""Hears of images seen when the snapshots of that time are written; returns numbers for TensorBoard, by name."""
+
 
 class TrainingError(RuntimeError):
     """A run cannot go on; the message is one line that says why and what to do."""
@@ -49,6 +52,7 @@ class Trainer:
         dataset: Images to train on; by default those that `config.data` names.
         on_sample: Called with an averaged network at the intervals of `config.sample_every`.
         on_speed: Called once, when enough steps have been timed.
+        on_snapshot: Called when the snapshots of a time are written.
 
     Attributes:
         net: The network as the optimizer sees it.
@@ -63,11 +67,13 @@ class Trainer:
         dataset: Dataset | None = None,
         on_sample: SampleHook | None = None,
         on_speed: SpeedHook | None = None,
+        on_snapshot: SnapshotHook | None = None,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.on_sample = on_sample
         self.on_speed = on_speed
+        self.on_snapshot = on_snapshot
         self.device = torch.device(config.device)
         self.folder = RunFolder(config.out)
         self.images_seen = 0
@@ -222,6 +228,8 @@ class Trainer:
             self.report(measure)
         if due(config.snapshot_every):
             self.save_snapshots()
+            if self.on_snapshot is not None:
+                self.monitor.tensorboard.append({"images_seen": now, **self.on_snapshot(now)})
         if due(config.sample_every) and self.on_sample is not None:
             self.save_samples()
         if due(config.checkpoint_every):

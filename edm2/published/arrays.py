@@ -91,11 +91,25 @@ class StoredTensor:
         Raises:
             PickleRefused: the file has become shorter.
         """
-        numbers = torch.empty(self.span, dtype=self.dtype)
-        file.seek(self.storage.offset + self.offset * self.dtype.itemsize)
-        if self.span and file.readinto(memoryview(numbers.view(torch.uint8).numpy())) < numbers.nbytes:
+        return self._read_storage(file, 0, self.span).as_strided(self.shape, self.stride).contiguous()
+
+    def read_part(self, file: BinaryIO, start: int, stop: int) -> Tensor:
+        """Numbers `start` to `stop`, in a row; of a tensor that is not contiguous, all are read for that.
+
+        Raises:
+            PickleRefused: the file has become shorter.
+        """
+        if self.stride == contiguous_stride(self.shape, by_columns=False):
+            return self._read_storage(file, start, stop)
+        return self.read(file).view(-1)[start:stop]
+
+    def _read_storage(self, file: BinaryIO, start: int, stop: int) -> Tensor:
+        """Numbers of the storage, counted from the tensor's first."""
+        numbers = torch.empty(stop - start, dtype=self.dtype)
+        file.seek(self.storage.offset + (self.offset + start) * self.dtype.itemsize)
+        if len(numbers) and file.readinto(memoryview(numbers.view(torch.uint8).numpy())) < numbers.nbytes:
             raise PickleRefused("ends too early: it was truncated while it was read")
-        return numbers.as_strided(self.shape, self.stride).contiguous()
+        return numbers
 
 
 class ArrayReader:
@@ -221,12 +235,12 @@ class NumpyArray(Buildable):
         match state:
             case (1, tuple(shape), NumpyDtype(dtype=dtype), bool(by_columns), ByteString(offset, size)):
                 storage = Storage(dtype, offset, size // dtype.itemsize)
-                self.numbers = StoredTensor(storage, 0, shape, _stride(shape, by_columns))
+                self.numbers = StoredTensor(storage, 0, shape, contiguous_stride(shape, by_columns))
             case _:
                 raise PickleRefused("is damaged: an array that numpy would not have written")
 
 
-def _stride(shape: Sequence[Any], by_columns: bool) -> tuple[int, ...]:
+def contiguous_stride(shape: Sequence[Any], by_columns: bool) -> tuple[int, ...]:
     """Strides of a contiguous array, counted in numbers."""
     if len(shape) > MAX_DIMS or not all(type(size) is int for size in shape):
         raise PickleRefused("is damaged: an array's shape is no sizes")

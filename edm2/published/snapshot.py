@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from edm2.post_hoc_ema import Snapshot, SnapshotError
+from edm2.post_hoc_ema import PartialSnapshot, SnapshotError, TensorLayout
 from edm2.published.inert_pickle import Budget, PickleRefused
 from edm2.published.metadata import clock, describe
 from edm2.published.objects import read_contents
 from edm2.published.weights import collect_tensors
 
 
-class PublishedSnapshot(Snapshot):
+class PublishedSnapshot(PartialSnapshot):
     """A network pickle as a snapshot: it loads, and `reconstruct` combines several."""
 
     path: Path
@@ -62,6 +62,19 @@ class PublishedSnapshot(Snapshot):
         try:
             with self.path.open("rb") as file:
                 return self._tensors[name].read(file)
+        except PickleRefused as error:
+            raise _refusal(self.path, error) from None
+
+    def layout(self, name: str) -> TensorLayout:
+        """Type and shape of a tensor."""
+        tensor = self._tensors[name]
+        return TensorLayout(tensor.dtype, tensor.shape)
+
+    def read_part(self, name: str, start: int, stop: int) -> Tensor:
+        """Numbers `start` to `stop` of a tensor, in the type in which it is stored."""
+        try:
+            with self.path.open("rb") as file:
+                return self._tensors[name].read_part(file, start, stop)
         except PickleRefused as error:
             raise _refusal(self.path, error) from None
 

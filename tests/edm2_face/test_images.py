@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from edm2.images import as_features, image_grid, save_grid, save_png
+from edm2.images import image_grid, save_grid, save_png
 
 
 def picture(channels: int, height: int = 5, width: int = 7, seed: int = 0) -> torch.Tensor:
@@ -101,10 +101,3 @@ def test_a_grid_in_a_file_shows_every_pixel(tmp_path, side):
     shown = scale * side
     assert 32 <= shown <= 100
     assert torch.equal(read[-shown:, -shown:], enlarged(images[3], scale))
-
-
-def test_features_run_from_0_to_1():
-    pixels = torch.tensor([[[[0, 8], [16, 4]]]], dtype=torch.uint8)
-    features = as_features(pixels, levels=17)
-    assert features.dtype == np.float64
-    assert features.tolist() == [[0, 0.5, 1, 0.25]]

@@ -1,14 +1,10 @@
-"""The Frechet distance is the published one, and what the mathematics say; samples are judged by what they show."""
+"""The Frechet distance is the published one, and what the mathematics say."""
 
 import numpy as np
 import pytest
-import torch
 from golden_data import arrays, present, table
 
-from edm2.images import as_features
-from edm2.judging import MAX_PIXELS, PixelJudge
-from edm2.metrics import ClassAccuracy, FeatureStatistics, feature_statistics, frechet_distance
-from edm2.training import ArrayDataset, PixelCodec, open_dataset
+from edm2.metrics import FeatureStatistics, feature_statistics, frechet_distance
 
 
 @pytest.fixture
@@ -116,83 +112,3 @@ def test_features_without_a_covariance_are_refused(features):
 def test_statistics_of_different_features_are_refused(rng):
     with pytest.raises(ValueError, match="3 and 4"):
         frechet_distance(feature_statistics(cloud(rng, 9, 3)), feature_statistics(cloud(rng, 9, 4)))
-
-
-# ------------------------------------------------------------------------------------------------ judging digits
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return open_dataset("digits")
-
-
-@pytest.fixture(scope="module")
-def judge(digits) -> PixelJudge:
-    return PixelJudge(digits)
-
-
-def test_the_classifier_knows_digits_it_has_not_seen(digits):
-    """Trained on every other digit, asked about the others."""
-    indices = range(len(digits))
-    features, labels = as_features(digits.images(indices), digits.levels), digits.labels(indices).numpy()
-    assert features.min() == 0
-    assert features.max() == 1
-    accuracy = ClassAccuracy(features[::2], labels[::2])
-    assert accuracy(features[1::2], labels[1::2]) >= 0.97
-    assert accuracy(features[1::2], (labels[1::2] + 1) % 10) <= 0.03
-
-
-def test_real_images_score_perfectly(digits, judge):
-    score = judge.score(digits.images(range(len(digits))), digits.labels(range(len(digits))))
-    assert score.frechet == pytest.approx(0, abs=1e-6)
-    assert score.accuracy >= 0.99
-    assert judge.score(digits.images(range(100)), None).accuracy is None
-
-
-def test_the_floor_falls_with_the_number_of_samples_and_noise_is_far_above(digits, judge):
-    floors = [judge.floor(count) for count in (100, 400, 1600)]
-    assert floors == sorted(floors, reverse=True)
-    assert floors == [judge.floor(count) for count in (100, 400, 1600)]
-    assert floors[-1] > 0
-    noise = torch.randint(0, digits.levels, (400, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    score = judge.score(noise, torch.arange(400) % 10)
-    assert score.frechet > 10 * floors[1]
-    assert score.accuracy < 0.3
-
-
-def test_a_network_is_judged_by_the_same_seeds_every_time(judge, make_net):
-    net, codec = make_net(img_channels=1), PixelCodec.standardized([4.9], [6.0], levels=17)
-    first, second = (judge.judge(net, codec, count=30, num_steps=2) for _ in range(2))
-    assert first == second
-    assert first.frechet > judge.floor(30)
-    assert 0 <= first.accuracy < 0.5  # it has learned nothing
-    split = judge.judge(net, codec, count=30, num_steps=2, batch_size=7)
-    assert split.frechet == pytest.approx(first.frechet, rel=1e-3)  # single levels may differ between batch sizes
-
-
-def test_as_many_samples_of_each_class_are_judged(judge, make_net, monkeypatch):
-    asked = []
-    monkeypatch.setattr(judge, "score", lambda pixels, classes: asked.extend([tuple(pixels.shape), classes.tolist()]))
-    judge.judge(make_net(img_channels=1), PixelCodec(), count=25, num_steps=1, batch_size=10)
-    shape, classes = asked
-    assert shape == (25, 1, 8, 8)
-    assert classes == [*range(10), *range(10), *range(5)]
-
-
-def test_networks_and_data_without_classes_have_no_accuracy(digits, judge, make_net):
-    net, codec = make_net(img_channels=1, label_dim=0), PixelCodec.standardized([4.9], [6.0], levels=17)
-    assert judge.judge(net, codec, count=10, num_steps=1).accuracy is None
-    unlabelled = PixelJudge(ArrayDataset(digits.images(range(50)), levels=17))
-    assert unlabelled.score(digits.images(range(50)), digits.labels(range(50))).accuracy is None
-
-
-def test_images_too_large_to_compare_by_pixels_are_refused():
-    small = ArrayDataset(torch.zeros(4, 1, 32, MAX_PIXELS // 32, dtype=torch.uint8))
-    PixelJudge(small)
-    with pytest.raises(ValueError, match=r"big: 1056 values .*at most 1024"):
-        PixelJudge(ArrayDataset(torch.zeros(2, 1, 32, 33, dtype=torch.uint8), name="big"))
-
-
-def test_latents_are_not_pixels():
-    with pytest.raises(ValueError, match="moments"):
-        PixelJudge(ArrayDataset(torch.zeros(4, 8, 4, 4)))

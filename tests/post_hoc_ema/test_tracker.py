@@ -319,3 +319,71 @@ def test_density_of_the_profile_is_what_small_intervals_approach():
     weights = realized_profile(times.tolist(), [0.1])[0.1]
     density = power_function_profile(times - 0.5, 2000, 0.1)
     np.testing.assert_allclose(weights[1000:], density[1000:], rtol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_offloaded_averages_are_the_same(dtype):
+    """To the bit; on a machine without a GPU only the way differs, not the place."""
+    net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).to(dtype)
+    here, offloaded = PowerFunctionEMA(net), PowerFunctionEMA(net, offload=True)
+    for t in (3, 4, 10, 50):
+        with torch.no_grad():
+            [p.add_(t) for p in net.parameters()]
+        here.update(t)
+        offloaded.update(t)
+    for s in here.sigma_rels:
+        averages = offloaded.average(s)
+        assert all(torch.equal(x, averages[name]) for name, x in here.average(s).items())
+    resumed = PowerFunctionEMA(net, offload=True)
+    resumed.load_state_dict(here.state_dict())
+    assert torch.equal(resumed.average(0.05)["0.weight"], here.average(0.05)["0.weight"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_offloaded_averages_live_on_the_cpu():
+    """Parameters change right after the update, while a copy of them might still be under way."""
+    net = nn.Linear(1000, 1000, device="cuda")
+    here, offloaded = PowerFunctionEMA(net, [0.1]), PowerFunctionEMA(net, [0.1], offload=True)
+    for t in range(1, 20):
+        here.update(t)
+        offloaded.update(t)
+        with torch.no_grad():
+            [p.normal_() for p in net.parameters()]
+    assert {x.device.type for key, x in offloaded.state_dict().items() if key != "images_seen"} == {"cpu"}
+    average = offloaded.average(0.1)
+    assert average["weight"].device.type == "cuda"
+    torch.testing.assert_close(average["weight"], here.average(0.1)["weight"], rtol=1e-6, atol=1e-6)  # other kernels
+
+
+def test_shards_are_not_offloaded(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = nn.Linear(3, 2)
+        mesh = init_device_mesh("cpu", (1,))
+        net.weight = nn.Parameter(DTensor.from_local(net.weight.detach().clone(), mesh, [Shard(0)]))
+        with pytest.raises(ValueError, match="CPUOffloadPolicy"):
+            PowerFunctionEMA(net, offload=True)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("interval", [1, 7, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_any_interval_and_type_gives_the_exact_average(dtype, interval, monkeypatch):
+    """The sum Σ ((t_k/T)^(γ+1) - (t_{k-1}/T)^(γ+1)) θ_k of weights as they are stored, within float32's rounding."""
+    monkeypatch.setattr("edm2.post_hoc_ema.tracker.BATCH", 60)  # so that there are three of them
+    generator = torch.Generator().manual_seed(0)
+    net = nn.ParameterList([nn.Parameter(torch.zeros(37, dtype=dtype), requires_grad=False) for _ in range(5)])
+    tracker = PowerFunctionEMA(net)
+    steps, path = 200, []
+    for k in range(1, steps + 1):
+        for p in net:
+            p.copy_(torch.randn(37, generator=generator))
+        tracker.update(k * interval)
+        path.append([p.double() for p in net])
+    for sigma_rel in tracker.sigma_rels:
+        weights = np.diff((np.arange(steps + 1) / steps) ** (sigma_rel_to_gamma(sigma_rel) + 1))
+        for i, average in enumerate(tracker.average(sigma_rel).values()):
+            exact = sum(w * values[i] for w, values in zip(weights, path, strict=True))
+            assert average.dtype == torch.float32
+            torch.testing.assert_close(average.double(), exact, rtol=0, atol=2e-6)  # 200 roundings to 6e-8, at random

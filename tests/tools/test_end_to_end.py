@@ -284,7 +284,7 @@ def test_reconstructing_a_stored_length_returns_what_was_stored(tiny_run: Path, 
         stored = load_file(tiny_run / "snapshots" / snapshot_name(512, length))
         for name, tensor in load_file(path).items():
             torch.testing.assert_close(tensor, stored[name], rtol=1e-5, atol=1e-6, msg=name)
-        assert f"{length:8.4f}    0.00%  {path}" in shown
+        assert f"{length:8.4f}    0.00%   1.00  {path}" in shown
 
 
 def test_reconstruct_says_how_far_to_trust_it(tiny_run: Path, tmp_path: Path):

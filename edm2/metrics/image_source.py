@@ -1,0 +1,80 @@
+"""Images to be judged, wherever they are: a folder of PNG files, a dataset, or an NPZ file."""
+
+import io
+import zipfile
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edm2.training import Dataset, DatasetError, open_dataset
+from edm2.training.data import Indices
+
+
+def open_images(source: str | Path) -> Dataset:
+    """Images at `source`: an NPZ file as `edm2 generate` writes, or whatever `open_dataset` opens.
+
+    Raises:
+        DatasetError: nothing usable is there.
+    """
+    return NpzImages(Path(source)) if Path(source).suffix == ".npz" else open_dataset(source)
+
+
+class NpzImages(Dataset):
+    """Array `arr_0` of an NPZ file, uint8 [N, H, W, C] as evaluation suites have it, and its labels in `arr_1`.
+
+    Images are read as they are asked for: fifty thousand of 512x512 pixels take 39 GB.
+
+    Args:
+        path: The file; compressed ones are read as a whole.
+
+    Raises:
+        DatasetError: there is no such file, or no images in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file, (count, *shape) = _open_images(path)
+        except FileNotFoundError:
+            raise DatasetError(f"{path}: no such file") from None
+        except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"{path}: holds no images; expected arr_0, uint8 [N, H, W, C]") from error
+        self._lock = Lock()
+        self._start = self._file.tell()
+        self._count, self._rows = count, tuple(shape)
+        super().__init__(path.stem, (shape[2], *shape[:2]), "pixels", 256)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def images(self, indices: Indices) -> Tensor:
+        return torch.stack([torch.from_numpy(self._image(int(index))) for index in indices]).permute(0, 3, 1, 2)
+
+    def labels(self, indices: Indices) -> Tensor:
+        return torch.full([len(indices)], -1)
+
+    def _image(self, index: int) -> np.ndarray:
+        size = int(np.prod(self._rows))
+        with self._lock:  # threads share the place in the file
+            self._file.seek(self._start + index * size)
+            data = self._file.read(size)
+        if len(data) < size:
+            raise DatasetError(f"{self._path}: ends before image {index}; it is truncated")
+        return np.frombuffer(bytearray(data), dtype=np.uint8).reshape(self._rows)
+
+
+def _open_images(path: Path) -> tuple[BinaryIO, tuple[int, ...]]:
+    """`arr_0.npy`, standing where its numbers begin, and its shape."""
+    archive = zipfile.ZipFile(path)
+    member = archive.open("arr_0.npy")
+    if archive.getinfo("arr_0.npy").compress_type != zipfile.ZIP_STORED:
+        member = io.BytesIO(member.read())  # seeking back in compressed data begins anew each time
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, by_columns, dtype = read_header[np.lib.format.read_magic(member)](member)
+    if dtype != np.uint8 or by_columns or len(shape) != 4:
+        raise ValueError(f"{dtype} {shape}")
+    return member, shape

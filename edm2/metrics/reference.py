@@ -1,0 +1,229 @@
+"""Statistics of real images, by detector, in files that samples are compared with.
+
+Ours are `.npz`. For every detector:
+
+    <detector>/mu            float64 [D]
+    <detector>/sigma         float64 [D, D]
+    <detector>/num_images    int64
+    <detector>/features      float32 [M, D], of at most so many images evenly spaced; for metrics that compare single
+                             images (kernel distance, precision and recall)
+
+The published files are pickles of a plain dict {num_images, <detector>: {mu, sigma}, ...}. They are read as data:
+nothing in them is executed, and one that holds anything else is refused.
+"""
+
+import math
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from edm2.metrics.detectors import Detector
+from edm2.metrics.features import ALONE, Report, features_of
+from edm2.metrics.frechet import FeatureStatistics, FeatureSums
+from edm2.post_hoc_ema import atomic_output
+from edm2.published.arrays import ArrayReader, NumpyArray
+from edm2.published.inert_pickle import Budget, PickleReader, PickleRefused
+from edm2.training import Dataset
+from edm2.training.distributed import Processes
+
+KEPT = 10_000
+"""Images whose features a reference keeps, unless it is told otherwise."""
+
+
+class Collection:
+    """What is kept of the features of one set of images.
+
+    Args:
+        count: Images in the set.
+        keep: Of how many, evenly spaced, the features themselves are kept.
+    """
+
+    def __init__(self, count: int, keep: int = 0) -> None:
+        self.sums = FeatureSums()
+        self._wanted = evenly(np.arange(count), min(keep, count))
+        self._kept: list[np.ndarray] = []
+
+    def add(self, features: Tensor) -> None:
+        """The next images, float32 [N, D]."""
+        start = self.sums.num_images
+        self.sums.add(features)
+        first, last = np.searchsorted(self._wanted, [start, self.sums.num_images])
+        if last > first:
+            self._kept.append(features.numpy()[self._wanted[first:last] - start])
+
+    @property
+    def statistics(self) -> FeatureStatistics:
+        """Of all images. Raises ValueError if they are fewer than two."""
+        return self.sums.statistics()
+
+    @property
+    def features(self) -> npt.NDArray[np.float32]:
+        """Those that are kept, [M, D]."""
+        return np.concatenate(self._kept)
+
+
+def evenly(rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the rows, evenly spaced; no more than there are."""
+    return rows[np.arange(count) * len(rows) // max(count, 1)]
+
+
+def reference_of(
+    dataset: Dataset, detector: Detector, processes: Processes = ALONE, report: Report = lambda n: None
+) -> FeatureStatistics:
+    """Statistics of all images of a dataset.
+
+    Args:
+        dataset: Pixels; levels become those of image files.
+        detector: What computes features.
+        processes: Who shares the work; all get the same result, to the bit that of one process.
+        report: Called with a number of images that are done.
+
+    Raises:
+        ValueError: the data are not pixels, or fewer than two.
+    """
+    return collect(dataset, [detector], processes=processes, report=report)[0].statistics
+
+
+def collect(
+    dataset: Dataset,
+    detectors: Sequence[Detector],
+    keep: int = 0,
+    processes: Processes = ALONE,
+    report: Report = lambda n: None,
+) -> list[Collection]:
+    """As `reference_of`, by several detectors at once, with the features of `keep` images."""
+    collections = [Collection(len(dataset), keep) for _ in detectors]
+    for batch in features_of(dataset, detectors, processes, report):
+        for collection, features in zip(collections, batch, strict=True):
+            collection.add(features)
+    return collections
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def write_reference(
+    path: str | Path,
+    statistics: Mapping[str, FeatureStatistics],
+    features: Mapping[str, npt.NDArray[np.float32]] | None = None,
+) -> None:
+    """Write a reference file (.npz), complete or not at all.
+
+    Args:
+        path: Where to.
+        statistics: By detector's name.
+        features: Of some of the images, by detector's name, [M, D].
+
+    Raises:
+        ValueError: `path` does not end in .npz.
+    """
+    if Path(path).suffix != ".npz":
+        raise ValueError(f"{path}: a reference file's name ends in .npz")
+    arrays = {f"{name}/features": array for name, array in (features or {}).items()}
+    for name, s in statistics.items():
+        arrays |= {f"{name}/mu": s.mu, f"{name}/sigma": s.sigma, f"{name}/num_images": np.int64(s.num_images)}
+    with atomic_output(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_reference(path: str | Path) -> dict[str, FeatureStatistics]:
+    """The statistics in a reference file, by detector's name.
+
+    Args:
+        path: Ours (.npz), or a published one (.pkl), of which nothing is executed.
+
+    Raises:
+        ValueError: neither of the two, damaged, or a pickle with anything else in it.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    if path.suffix == ".pkl":
+        return _read_pickle(path)
+    arrays = _read_npz(path, ("mu", "sigma", "num_images"))
+    names = [key.removesuffix("/mu") for key in arrays if key.endswith("/mu")]
+    try:
+        entries = {name: [arrays[f"{name}/{part}"] for part in ("mu", "sigma", "num_images")] for name in names}
+        found = {name: _checked(mu, sigma, int(number)) for name, (mu, sigma, number) in entries.items()}
+    except (KeyError, TypeError, ValueError):
+        found = {}
+    if not found:
+        raise ValueError(f"{path}: holds no statistics of images; make such a file with edm2 metrics ref")
+    return found
+
+
+def read_features(path: str | Path, detector: str) -> npt.NDArray[np.float32]:
+    """The features of single images in a reference file, [M, D].
+
+    Raises:
+        ValueError: there are none.
+        OSError: it cannot be read.
+    """
+    key = f"{detector}/features"
+    arrays = {} if Path(path).suffix == ".pkl" else _read_npz(Path(path), ("features",))
+    if key not in arrays or arrays[key].ndim != 2:
+        raise ValueError(
+            f"{path}: holds no features of single images by {detector}, which this metric compares with; make one with "
+            f"edm2 metrics ref DATA OUT.npz --detector {detector}"
+        )
+    return arrays[key]
+
+
+def _read_npz(path: Path, parts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those arrays of a file whose names end in one of `parts`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files if name.rpartition("/")[2] in parts}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; make one with edm2 metrics ref DATA {path}") from None
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:  # AttributeError: a lone .npy
+        raise ValueError(f"{path}: is no reference file (.npz, or .pkl as published), or damaged") from error
+
+
+def _read_pickle(path: Path) -> dict[str, FeatureStatistics]:
+    try:
+        with path.open("rb") as file:
+            return _statistics_in(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except PickleRefused as error:
+        raise ValueError(f"{path}: refused, because it {error}") from None
+
+
+def _statistics_in(file: BinaryIO) -> dict[str, FeatureStatistics]:
+    """{num_images, <detector>: {mu, sigma}, ...}, read by a machine that knows nothing but arrays."""
+    budget = Budget()
+    makers = {name: make for name, make in ArrayReader(file, budget).makers().items() if name.startswith("numpy.")}
+    content = PickleReader(file, os.fstat(file.fileno()).st_size, makers, budget=budget).read()
+    match content:
+        case {"num_images": int(number), **detectors} if detectors:
+            return {name: _detector_statistics(file, entry, number) for name, entry in detectors.items()}
+    raise PickleRefused("is no dict of num_images and statistics by detector")
+
+
+def _detector_statistics(file: BinaryIO, entry: Any, num_images: int) -> FeatureStatistics:
+    match entry:
+        case {"mu": NumpyArray(numbers=mu), "sigma": NumpyArray(numbers=sigma), **others} if not others:
+            if mu is not None and sigma is not None:
+                try:
+                    return _checked(mu.read(file).numpy(), sigma.read(file).numpy(), num_images)
+                except ValueError as error:
+                    raise PickleRefused(f"holds {error}") from None
+    raise PickleRefused("holds something else than mu and sigma of a detector")
+
+
+def _checked(mu: np.ndarray, sigma: np.ndarray, num_images: int) -> FeatureStatistics:
+    """Raises ValueError unless these are a mean and a covariance."""
+    if mu.ndim != 1 or sigma.shape != mu.shape * 2:
+        raise ValueError(f"mu of shape {mu.shape} and sigma of shape {sigma.shape}, not [D] and [D, D]")
+    if mu.dtype.kind != "f" or sigma.dtype.kind != "f" or num_images < 2:
+        raise ValueError("statistics that are no floats, or of fewer than two images")
+    trace = sigma.trace()
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all() and math.isfinite(trace)):
+        raise ValueError("statistics with NaN or infinity")
+    return FeatureStatistics(mu.astype(np.float64), sigma.astype(np.float64), num_images)

@@ -1,0 +1,171 @@
+"""Parts of safetensors files: numbers read from the middle of a tensor, and files written piece by piece.
+
+The library reads and writes whole tensors; a reconstruction holds a few rows of each. The format is a length (8 bytes,
+little-endian), a header in JSON that says where each tensor lies, and the numbers.
+"""
+
+import json
+import math
+import os
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from edm2.post_hoc_ema.atomic import atomic_output
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""As the format calls them."""
+
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """What a tensor is, without its numbers."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Numbers in the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its numbers take."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, its numbers one after the other."""
+
+    layout: TensorLayout
+    offset: int
+    """Bytes from the start of the file."""
+
+
+def locate_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Where the tensors of a safetensors file lie, by name; those of unusual types are left out.
+
+    The file must have been found to be sound before.
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: StoredTensor(
+            TensorLayout(DTYPES[entry["dtype"]], tuple(entry["shape"])), 8 + length + entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
+        if entry["dtype"] in DTYPES
+    }
+
+
+def read_numbers(path: Path, stored: StoredTensor, start: int, stop: int) -> Tensor:
+    """Numbers `start` to `stop` of a tensor, in a row. The file is open only meanwhile.
+
+    Read, not mapped: mapped pages would count as this program's memory until the system takes them back.
+
+    Raises:
+        EOFError: The file has become shorter.
+    """
+    numbers = torch.empty(stop - start, dtype=stored.layout.dtype)
+    with path.open("rb", buffering=0) as file:
+        file.seek(stored.offset + start * numbers.itemsize)
+        if not fill(file, numbers):
+            raise EOFError(f"{path} has become shorter")
+    return numbers
+
+
+def fill(file: BinaryIO, numbers: Tensor) -> bool:
+    """Read until `numbers` [n] is full; False if the file ends before."""
+    view = _bytes_of(numbers)
+    while len(view):
+        count = file.readinto(view)
+        if not count:
+            return False
+        view = view[count:]
+    return True
+
+
+class SafetensorsFile:
+    """A file whose header is written and whose numbers are awaited, in any order, from any thread."""
+
+    def __init__(self, file: BinaryIO, layouts: Mapping[str, TensorLayout], metadata: Mapping[str, str]) -> None:
+        """Write the header and reserve the file's length.
+
+        Args:
+            file: Unbuffered, open for writing, empty.
+            layouts: The tensors by name. They are stored by size of their numbers, then by name, so that all are
+                aligned.
+            metadata: Texts for the header.
+        """
+        self._file = file
+        self._lock = threading.Lock()
+        self._places: dict[str, StoredTensor] = {}
+        header: dict[str, object] = {"__metadata__": dict(metadata)}
+        end = 0
+        for name in sorted(layouts, key=lambda name: (-layouts[name].dtype.itemsize, name)):
+            layout = layouts[name]
+            header[name] = {
+                "dtype": CODES[layout.dtype],
+                "shape": layout.shape,
+                "data_offsets": [end, end + layout.nbytes],
+            }
+            self._places[name] = StoredTensor(layout, end)
+            end += layout.nbytes
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self._start = 8 + len(text)
+        file.truncate(self._start + end)
+        _write(file, memoryview(struct.pack("<Q", len(text)) + text))
+
+    def write(self, name: str, start: int, numbers: Tensor) -> None:
+        """Put numbers [n] into a tensor, from its number `start` on, converted to its type."""
+        stored = self._places[name]
+        numbers = numbers.to(stored.layout.dtype).contiguous()
+        with self._lock:
+            self._file.seek(self._start + stored.offset + start * numbers.itemsize)
+            _write(self._file, _bytes_of(numbers))
+
+
+@contextmanager
+def writing_safetensors(
+    path: str | os.PathLike[str], layouts: Mapping[str, TensorLayout], metadata: Mapping[str, str]
+) -> Iterator[SafetensorsFile]:
+    """A file to fill, which appears under its name, complete, when the block succeeds."""
+    with atomic_output(path) as temporary, temporary.open("wb", buffering=0) as file:
+        yield SafetensorsFile(file, layouts, metadata)
+
+
+def _write(file: BinaryIO, data: memoryview) -> None:
+    """Write all of it: the system may take less at a time."""
+    while len(data):
+        data = data[file.write(data) :]
+
+
+def _bytes_of(numbers: Tensor) -> memoryview:
+    """The memory of a tensor [n]."""
+    return memoryview(numbers.view(torch.uint8).numpy())

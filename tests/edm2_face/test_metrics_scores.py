@@ -1,0 +1,260 @@
+"""Metrics of features: what the mathematics say of them, and what a set of samples is told."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from edm2.metrics import FeatureStatistics, feature_statistics, frechet_distance, load_detector
+from edm2.metrics.distances import nearest, nearest_other
+from edm2.metrics.features import parts_of
+from edm2.metrics.inception_score import inception_score
+from edm2.metrics.kernel import kernel_distance
+from edm2.metrics.neighbours import find_neighbours, neighbours_picture
+from edm2.metrics.precision_recall import precision_recall
+from edm2.metrics.reference import write_reference
+from edm2.metrics.scores import metrics_from, score, warnings_about
+from edm2.training import ArrayDataset
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+# ------------------------------------------------------------------------------------------------ Frechet
+
+
+def test_the_distance_of_singular_covariances(rng):
+    """Fewer images than features. In the plane that both sets span, and moved out of it."""
+    basis = np.linalg.qr(rng.normal(size=(40, 5)))[0].T
+    x, y = rng.normal(size=(30, 5)), rng.normal(size=(30, 5)) * 2
+    flat = frechet_distance(feature_statistics(x), feature_statistics(y))
+    embedded = frechet_distance(feature_statistics(x @ basis), feature_statistics(y @ basis))
+    assert embedded == pytest.approx(flat, rel=1e-6)  # roots of eigenvalues that are 0 but for rounding
+
+
+def test_the_distance_to_a_set_that_never_varies():
+    """tr S alone is left of the covariances."""
+    still, moving = FeatureStatistics(np.zeros(3), np.zeros((3, 3)), 9), FeatureStatistics(np.zeros(3), np.eye(3), 9)
+    assert frechet_distance(still, moving) == frechet_distance(moving, still) == 3
+    assert frechet_distance(still, still) == 0
+
+
+def test_inception_sized_statistics_take_seconds(rng):
+    """2048 features under 3 s on two cores, which is 6 s of processor time; measured: 1.7 s by one thread."""
+    roots = [rng.normal(size=(2048, 2048)) / 45 for _ in range(2)]
+    a, b = (FeatureStatistics(np.zeros(2048), root @ root.T, 50_000) for root in roots)
+    start = time.process_time()
+    assert frechet_distance(a, b) > 1
+    assert time.process_time() - start < 6
+
+
+# ------------------------------------------------------------------------------------------------ kernel
+
+
+def test_the_kernel_distance_of_one_distribution_is_around_zero(rng):
+    """Unbiased: within four standard errors of the mean over independent sets."""
+    found = [kernel_distance(rng.normal(size=(100, 8)), rng.normal(size=(100, 8)), 5, 50).mean for _ in range(40)]
+    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(40)
+    assert min(found) < 0
+
+
+def test_the_kernel_distance_by_its_definition(rng):
+    """All images of both sets in one subset, term by term."""
+    x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 3)) + 1
+
+    def k(a, b):
+        return (a @ b / 3 + 1) ** 3
+
+    pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
+    within = sum(k(x[i], x[j]) + k(y[i], y[j]) for i, j in pairs) / 30
+    across = sum(k(a, b) for a in x for b in y) / 36
+    found = kernel_distance(x, y, subsets=3)
+    assert found.mean == pytest.approx(within - 2 * across, rel=1e-12)
+    assert found.error == pytest.approx(0, abs=1e-12)
+
+
+def test_the_kernel_distance_grows_and_repeats(rng):
+    x = rng.normal(size=(200, 4))
+    distances = [kernel_distance(x, rng.normal(size=(150, 4)) + shift, 10, 80).mean for shift in (0, 1, 2)]
+    assert distances == sorted(distances)
+    assert kernel_distance(x, x + 1, 10, 80) == kernel_distance(x, x + 1, 10, 80)
+
+
+def test_kernel_distances_take_two_images_of_the_same_features():
+    with pytest.raises(ValueError, match="at least two"):
+        kernel_distance(np.zeros((1, 3)), np.zeros((9, 3)))
+    with pytest.raises(ValueError, match="cannot be compared"):
+        kernel_distance(np.zeros((9, 4)), np.zeros((9, 3)))
+
+
+# ------------------------------------------------------------------------------------------------ precision, recall
+
+
+def test_precision_and_recall_of_extremes(rng):
+    x = rng.normal(size=(60, 4))
+    assert precision_recall(x, x).precision == precision_recall(x, x).recall == 1
+    apart = precision_recall(x + 100, x)
+    assert (apart.precision, apart.recall) == (0, 0)
+
+
+def test_lost_modes_cost_recall_and_strays_cost_precision(rng):
+    """Two clouds far apart: half of what is real is not covered, then half of the samples is not real."""
+    one, other = rng.normal(size=(50, 3)), rng.normal(size=(50, 3)) + 50
+    both, again = np.concatenate([one, other]), rng.normal(size=(50, 3))
+    lost = precision_recall(again, both)
+    assert lost.precision > 0.8
+    assert lost.recall <= 0.5
+    stray = precision_recall(both, again)
+    assert (stray.precision, stray.recall) == (lost.recall, lost.precision)
+
+
+def test_balls_reach_to_the_kth_neighbour():
+    """On a line: 0, 1, 3 with radii 3, 2, 3 for k = 2; a point at 6 is within reach of the last, one at 6.1 is not."""
+    real = np.array([[0.0], [1.0], [3.0]])
+    samples = np.array([[6.0], [6.1], [-3.0], [-3.1]])
+    assert precision_recall(samples, real, k=2).precision == 0.5
+
+
+def test_too_few_images_for_balls():
+    with pytest.raises(ValueError, match="at least 4"):
+        precision_recall(np.zeros((3, 2)), np.zeros((9, 2)))
+
+
+# ------------------------------------------------------------------------------------------------ Inception score
+
+
+def test_the_inception_score_of_extremes():
+    """Sure and diverse: number of classes. All alike, or never sure: 1."""
+    assert inception_score(np.tile(np.eye(5), (20, 1))).mean == pytest.approx(5)
+    assert inception_score(np.tile(np.eye(5)[:1], (20, 1))).mean == pytest.approx(1)
+    assert inception_score(np.full((20, 5), 0.2)).mean == pytest.approx(1)
+    with pytest.raises(ValueError, match="not 9"):
+        inception_score(np.full((9, 5), 0.2))
+
+
+# ------------------------------------------------------------------------------------------------ neighbours
+
+
+def test_neighbours_are_those_of_a_search_one_by_one(rng):
+    x, y = rng.normal(size=(30, 5)), rng.normal(size=(2000, 5))  # two blocks
+    distances = np.linalg.norm(x[:, None] - y, axis=-1)
+    indices, found = nearest(x, y, 4)
+    assert np.array_equal(indices, np.argsort(distances, axis=1)[:, :4])
+    np.testing.assert_allclose(found, np.sort(distances, axis=1)[:, :4], rtol=1e-9)
+    assert nearest(x, y[:2], 4)[0].shape == (30, 2)
+    own = np.linalg.norm(y[[7, 1500], None] - y, axis=-1)
+    np.testing.assert_allclose(nearest_other(y, np.array([7, 1500]), 3), np.sort(own, axis=1)[:, 3], rtol=1e-9)
+
+
+def test_copies_of_training_images_are_found(rng):
+    """A sample made of a training image with a little noise comes first; a new one does not count."""
+    training = rng.normal(size=(500, 20)).astype(np.float32)
+    samples = rng.normal(size=(50, 20)).astype(np.float32) * 1.5
+    samples[[3, 8]] = training[[100, 200]] + np.float32(0.01) * rng.normal(size=(2, 20))
+    found = find_neighbours(samples, training, k=3)
+    assert set(found.order[:2]) == {3, 8}
+    assert found.indices[[3, 8], 0].tolist() == [100, 200]
+    assert found.ratios[3] < 0.1
+    assert 2 / 50 <= found.share < 0.2
+
+
+def test_samples_like_any_other_real_image_are_suspicious_by_chance_only(rng):
+    """By symmetry a new image is the nearest other of its neighbour about half of the times at most."""
+    training, fresh = rng.normal(size=(400, 5)), rng.normal(size=(400, 5))
+    share = find_neighbours(fresh, training).share
+    copies = find_neighbours(training + 1e-3 * rng.normal(size=(400, 5)), training).share
+    assert 0.1 < share < 0.7
+    assert copies > 0.98
+
+
+def test_training_images_that_are_there_twice(rng):
+    """Their own neighbour is at no distance, which nothing is nearer than."""
+    training = np.repeat(rng.normal(size=(10, 4)), 2, axis=0)
+    found = find_neighbours(np.concatenate([training[:1], training[:1] + 1]), training)
+    assert found.share <= 0.5
+    assert not np.isnan(found.ratios).any()
+
+
+def test_a_training_set_of_one_image():
+    with pytest.raises(ValueError, match="one image"):
+        find_neighbours(np.zeros((3, 2)), np.zeros((1, 2)))
+
+
+def test_the_picture_shows_the_most_suspicious_first(rng):
+    """Rows: sample, then neighbours; gray and smaller training images are brought to the samples' kind."""
+    real = torch.randint(0, 256, (20, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    samples = torch.cat([255 - real[:1], real[5:6]])
+    detector = torch.nn.functional.adaptive_avg_pool2d
+    features = [detector(x.float(), 4).flatten(1).numpy() for x in (samples, real)]
+    found = find_neighbours(*features, k=2)
+    picture = neighbours_picture(ArrayDataset(samples), ArrayDataset(real), found, rows=1)
+    assert picture.shape == (3, 64, 3 * 64 + 4)
+    assert torch.equal(picture[:, :, :64], real[5])
+    assert torch.equal(picture[:, :, 66:130], real[5])
+    gray = ArrayDataset(real[:, :1, ::2, ::2].contiguous())
+    assert neighbours_picture(ArrayDataset(samples), gray, found).shape == (3, 130, 196)
+
+
+# ------------------------------------------------------------------------------------------------ scores
+
+
+@pytest.fixture
+def reference(tmp_path, rng):
+    """Of pixels, 1x2x2."""
+    real = rng.random((40, 4)).astype(np.float32)
+    path = tmp_path / "ref.npz"
+    write_reference(path, {"pixels": feature_statistics(real)}, {"pixels": real})
+    return path
+
+
+def scored(images: torch.Tensor, metrics):
+    batches = [images[list(part)] for part in parts_of(len(images))]
+    return score(batches, len(batches), len(images), metrics, {"pixels": load_detector("pixels")})
+
+
+def test_metrics_share_a_detector(reference):
+    images = torch.randint(0, 256, (100, 1, 2, 2), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    values = scored(images, metrics_from(reference, ["pixels", "kid", "pr"]))
+    assert [value.name for value in values] == ["frechet", "kernel", "precision", "recall"]
+    assert values[0].title == "FD-pixels"
+    assert [value.name for value in scored(images, metrics_from(reference, []))] == ["frechet"]
+
+
+def test_a_reference_of_another_detector_is_refused(reference):
+    with pytest.raises(ValueError, match=r"statistics of pixels, not of fid; .*--detector fid"):
+        metrics_from(reference, ["fid"])
+    with pytest.raises(ValueError, match="no features of single images by fid"):
+        metrics_from(reference, ["kid"], detector="fid")
+
+
+def test_images_of_another_size_are_refused_with_the_first_batch(reference):
+    def drawn():
+        yield torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
+        raise AssertionError("a mistake is found with the first batch, not after hours")
+
+    with pytest.raises(ValueError, match="4 features per image by pixels, but these images have 9"):
+        score(drawn(), 2, 4, metrics_from(reference, []), {"pixels": load_detector("pixels")})
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_image_is_no_set(reference, count):
+    with pytest.raises(ValueError, match="cannot be scored"):
+        score([], 1, count, metrics_from(reference, []), {"pixels": load_detector("pixels")})
+
+
+def test_what_is_wrong_with_few_images():
+    [biased, singular] = warnings_about(2, 2048)
+    assert "2 images are biased upwards" in biased
+    assert "1 of the 2,048 directions" in singular
+    assert len(warnings_about(5000, 2048)) == 1
+    assert warnings_about(10_000, 2048) == []
+
+
+def test_the_warning_is_true(rng):
+    """The fewer images of the very same distribution, the larger their distance."""
+    real = feature_statistics(rng.normal(size=(5000, 20)))
+    distances = [frechet_distance(feature_statistics(rng.normal(size=(n, 20))), real) for n in (15, 50, 500, 5000)]
+    assert distances == sorted(distances, reverse=True)

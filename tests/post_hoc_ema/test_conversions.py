@@ -1,0 +1,77 @@
+"""Half-lives, ramp-up ratios and widths: they name the same profiles."""
+
+import numpy as np
+import pytest
+from torch import nn
+
+from edm2.post_hoc_ema import (
+    PowerFunctionEMA,
+    beta_to_half_life,
+    half_life_to_beta,
+    half_life_to_sigma_rel,
+    rampup_ratio_to_sigma_rel,
+    sigma_rel_to_half_life,
+    sigma_rel_to_rampup_ratio,
+)
+
+WIDTHS = [0.001, 0.01, 0.05, 0.1, 0.2, 0.28, 0.288]
+
+
+def exponential_weights(betas):
+    """Share of each step in an average that keeps `betas`, and that of the initial weights in front."""
+    kept = np.cumprod(betas[::-1])[::-1]
+    return np.concatenate([kept[:1], (1 - betas) * np.append(kept[1:], 1)])
+
+
+@pytest.mark.parametrize("half_life", [1e3, 1e4, 1e5, 2.4e5])
+def test_width_of_a_traditional_average_is_that_of_its_weights(half_life):
+    """Standard deviation over steps, those of the initial weights at time 0; a step is 1e-6 of the run."""
+    steps = 1_000_000
+    weights = exponential_weights(np.full(steps, half_life_to_beta(half_life, 1)))
+    t = np.arange(steps + 1) / steps
+    spread = np.sqrt(weights @ (t - weights @ t) ** 2)
+    assert half_life_to_sigma_rel(half_life, steps) == pytest.approx(spread, rel=1e-4)  # discretization, 1e-6 / 0.001
+
+
+def test_short_half_lives_are_as_wide_as_an_exponential():
+    """λ / (t ln 2), as initial weights have nothing left; the numbers of the paper's time: β = 0.9999."""
+    half_life = beta_to_half_life(0.9999, 1)
+    assert half_life_to_sigma_rel(half_life, 400_000) == pytest.approx(half_life / (400_000 * np.log(2)), rel=1e-9)
+    assert half_life_to_sigma_rel(half_life, 400_000) == pytest.approx(0.025, rel=1e-3)
+
+
+def test_there_and_back():
+    np.testing.assert_allclose(half_life_to_sigma_rel(sigma_rel_to_half_life(WIDTHS, 5e6), 5e6), WIDTHS, rtol=1e-12)
+    np.testing.assert_allclose(rampup_ratio_to_sigma_rel(sigma_rel_to_rampup_ratio(WIDTHS)), WIDTHS, rtol=1e-12)
+    np.testing.assert_allclose(half_life_to_beta(beta_to_half_life([0.9, 0.9999], 64), 64), [0.9, 0.9999], rtol=1e-12)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.09, 0.3])
+def test_an_average_with_ramp_up_is_a_power_function_average(ratio):
+    """β = 2^(-dt / (ratio t)) at every step gives the same average as the tracker, to the order of a step."""
+    steps = 4000
+    net = nn.Linear(1, 1, bias=False).double().requires_grad_(False)
+    sigma_rel = float(rampup_ratio_to_sigma_rel(ratio))
+    tracker, average = PowerFunctionEMA(net, [sigma_rel]), 0.0
+    for t in range(1, steps + 1):
+        net.weight.fill_(np.sin(5 * t / steps))
+        tracker.update(t)
+        beta = half_life_to_beta(ratio * t, 1)
+        average = beta * average + (1 - beta) * net.weight.item()
+    tracked = tracker.average(sigma_rel)["weight"].item()
+    assert tracked == pytest.approx(average, abs=2 * 5 / steps)  # the slope times two steps
+
+
+def test_impossible_lengths_are_refused():
+    for half_life in (0.25, 0.6, 1, 100):  # of a run of 1
+        with pytest.raises(ValueError, match="too long a part"):
+            half_life_to_sigma_rel(half_life, 1)
+    for call, message in [
+        (lambda: half_life_to_sigma_rel(0, 1), "half_life=0.0 must be positive"),
+        (lambda: half_life_to_sigma_rel(1, -1), "t=-1.0 must be positive"),
+        (lambda: sigma_rel_to_half_life(0.3, 1), "sigma_rel=0.3"),
+        (lambda: rampup_ratio_to_sigma_rel(0.7), "ratio=0.7"),
+        (lambda: beta_to_half_life(1, 1), "beta=1.0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -1,0 +1,53 @@
+"""How many snapshots to store: what is promised is what reconstruction_error says of them, and one less breaks it."""
+
+import pytest
+import torch
+
+from edm2.post_hoc_ema import evenly_spaced_error, plan_storage, rounding_error, snapshots_needed, storage_dtype
+
+
+@pytest.mark.parametrize("sigma_rel", [0.02, 0.03, 0.07, 0.15, 0.25])
+@pytest.mark.parametrize("error", [0.05, 0.01])
+def test_as_many_as_needed_and_no_more(sigma_rel, error):
+    count = snapshots_needed(sigma_rel, error)
+    assert evenly_spaced_error(count, sigma_rel).profile_error.item() <= error
+    assert evenly_spaced_error(count - 1, sigma_rel).profile_error.item() > error
+
+
+@pytest.mark.parametrize(
+    ("count", "sigma_rel", "error"),
+    [(16, 0.03, 3.9e-2), (8, 0.07, 1.3e-2), (16, 0.15, 9.0e-3), (64, 0.20, 1.7e-3), (64, 0.25, 1.4e-2)],
+)
+def test_errors_of_the_known_table(count, sigma_rel, error):
+    """Computed independently, given to two digits."""
+    assert evenly_spaced_error(count, sigma_rel).profile_error.item() == pytest.approx(error, rel=0.05)
+
+
+def test_a_stored_width_needs_next_to_nothing_and_the_widest_too_much():
+    assert snapshots_needed(0.05, 0.01) == 2
+    assert snapshots_needed(0.2886, 0.01) is None
+    assert plan_storage(0.2886, 0.01).nbytes(10) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_is_what_rounding_does(dtype):
+    """Weights whose logarithms are spread evenly over many powers of two."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.exp2(torch.rand(1_000_000, generator=generator, dtype=torch.float64) * 8 - 6)
+    error = (weights.to(dtype).double() - weights) / weights
+    assert rounding_error(dtype) == pytest.approx(error.square().mean().sqrt().item(), rel=0.005)  # 5 x sampling error
+    assert rounding_error(dtype, 3.0) == pytest.approx(3 * rounding_error(dtype))
+
+
+def test_the_more_noise_grows_the_wider_the_type():
+    assert [storage_dtype(gain) for gain in (0.5, 1, 5, 50)] == [
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+    ]
+
+
+def test_bytes_are_those_of_all_snapshots_of_both_widths():
+    plan = plan_storage(0.03, 0.05)
+    assert plan.nbytes(1000) == plan.snapshots * 2 * 1000 * 2

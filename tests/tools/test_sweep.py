@@ -1,0 +1,224 @@
+"""`edm2 sweep` and `edm2 train --eval` as people use them: interrupted, on several processes, with guidance."""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import TINY, complaint, edm2, succeed
+
+from edm2.model import load
+from edm2.post_hoc_ema import find_snapshots
+from edm2.tools.parsing import parse_times, parse_weights
+
+FAST = ("--samples", 70, "--steps", 1, "--device", "cpu")
+"""Two batches, of 64 and of 6."""
+
+LEARNS = ("--label-dropout", 0.2, "--lr", 0.05, "--rampup", 0)
+"""Enough in six steps for labels to make a difference."""
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "sweep.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def known(folder: Path) -> list[bytes]:
+    path = folder / "sweep.jsonl"
+    return path.read_bytes().splitlines() if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def guided_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that missed labels."""
+    out = tmp_path_factory.mktemp("guided") / "run"
+    succeed("train", "--data", "digits", "--duration", 384, *TINY, *LEARNS, "--out", out)
+    return out
+
+
+def test_times_and_lengths_in_one_table(tiny_run: Path, tmp_path: Path):
+    shown = succeed("sweep", tiny_run, "--std", "0.05,0.1,0.2", "--at", "128,256,...,512", *FAST, "--out", tmp_path)
+    assert "12 points, 840 images, compared by FD-pixels" in shown
+    table = rows(tmp_path)
+    assert [row["images_seen"] for row in table] == [str(t) for t in (128, 256, 384, 512) for _ in range(3)] + ["512"]
+    assert shown.count("<- best") == 1
+    assert len(known(tmp_path)) == 13
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+
+
+def test_a_search_says_how_many_points_it_will_take(tiny_run: Path, tmp_path: Path):
+    options = ("--std", "0.05,0.1,0.2", "--at", "256,512", "--search", 5, *FAST, "--out", tmp_path)
+    assert "at most 5 points at each of 2 times, 700 images" in succeed("sweep", tiny_run, *options)
+    assert len([row for row in rows(tmp_path) if row["sigma_rel"] != "raw"]) <= 10
+
+
+def test_the_best_can_be_made_by_the_printed_commands(guided_run: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("--std", "0.06,0.12", "--guidance", "1.5,2", "--guide", guided_run, "--guide-at", 128)
+    shown = succeed("sweep", guided_run, *options, "--guide-std", "0.1,0.15", *FAST, "--out", "swept")
+    best = min(rows(Path("swept"))[:-1], key=lambda row: float(row["frechet_distance"]))
+    commands = [line.strip() for line in shown.splitlines() if line.startswith("  edm2 ")]
+    assert [shlex.split(command)[1] for command in commands] == ["reconstruct", "reconstruct", "generate"]
+    assert f"--guidance {best['guidance']}" in commands[-1]
+    for command in commands:
+        succeed(*shlex.split(command)[1:])
+    assert len(list(Path("samples").glob("*.png"))) == 64
+
+
+def test_guidance_by_itself(guided_run: Path, tmp_path: Path):
+    shown = succeed(
+        "sweep",
+        guided_run,
+        "--std",
+        "0.1",
+        "--unlabelled-guide",
+        "--guidance",
+        "1,4,8",
+        *FAST,
+        "--steps",
+        4,
+        "--out",
+        tmp_path,
+    )
+    assert len({row["frechet_distance"] for row in rows(tmp_path)[:3]}) == 3
+    assert "guidance" in shown
+
+
+def test_comparing_with_another_sweep(tiny_run: Path, guided_run: Path, tmp_path: Path):
+    one, both = tmp_path / "one", tmp_path / "both"
+    succeed("sweep", tiny_run, "--std", "0.05,0.1", *FAST, "--out", one)
+    succeed("sweep", guided_run, "--std", "0.05,0.1", *FAST, "--out", both)
+    alone = (both / "sweep.png").read_bytes()
+    succeed("sweep", guided_run, "--std", "0.05,0.1", *FAST, "--out", both, "--compare", one)
+    assert (both / "sweep.png").read_bytes() != alone
+
+
+def test_the_same_values_as_from_a_reference_file(tiny_run: Path, tmp_path: Path):
+    """`--ref` takes the place of the data; nobody knows classes then."""
+    from edm2.metrics import load_detector, reference_of, write_reference
+    from edm2.training import open_dataset
+
+    detector = load_detector("pixels")
+    write_reference(tmp_path / "ref.npz", {"pixels": reference_of(open_dataset("digits"), detector)})
+    succeed("sweep", tiny_run, "--std", "0.1", *FAST, "--out", tmp_path / "data")
+    succeed("sweep", tiny_run, "--std", "0.1", *FAST, "--out", tmp_path / "ref", "--ref", tmp_path / "ref.npz")
+    data, ref = rows(tmp_path / "data")[0], rows(tmp_path / "ref")[0]
+    assert data["frechet_distance"] == ref["frechet_distance"]
+    assert ref["accuracy"] == ""
+    message = edm2(
+        "sweep", tiny_run, "--detector", "fid", "--ref", tmp_path / "ref.npz", *FAST, "--out", tmp_path / "x"
+    )
+    assert message.code != 0
+
+
+MISTAKES = {
+    "two guides": ("--unlabelled-guide --guide RUN --guidance 2", "give one of them"),
+    "no weight": ("--unlabelled-guide", "1,1.5,2"),
+    "no guide": ("--guidance 1,2", "--guide RUN or --unlabelled-guide"),
+    "length of no run": ("--unlabelled-guide --guidance 2 --guide-std 0.1", "give its folder"),
+    "never missed a label": ("--unlabelled-guide --guidance 2", "label-dropout"),
+    "a guide's time": ("--guide RUN --guide-at 100 --guidance 2", "nearest times are 128"),
+    "weights that are none": ("--guidance 1,many", "'many'"),
+    "a small budget": ("--search 2 --std 0.05,0.1,0.15", "the lists alone take 3"),
+    "a detector that is none": ("--detector inception", "inception"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name: str, tiny_run: Path, tmp_path: Path):
+    options, told = MISTAKES[name]
+    result = edm2("sweep", tiny_run, *options.replace("RUN", str(tiny_run)).split(), *FAST, "--out", tmp_path / "out")
+    assert result.code != 0
+    assert told in complaint(result.err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lists():
+    assert parse_weights("1,1.2,...,2") == [1, 1.2, 1.4, 1.6, 1.8, 2]
+    assert parse_times("2Ki,4Ki,...,8Ki") == [2048, 4096, 6144, 8192]
+    with pytest.raises(ValueError, match="128Ki"):
+        parse_times("2e3")
+
+
+# ---------------------------------------------------------------------------------- processes that are killed, or two
+
+
+def command(run: Path, out: Path, *options: object) -> list[str]:
+    return ["edm2", "sweep", *map(str, (run, "--std", "0.05,0.12,0.2", *FAST, *options, "--out", out))]
+
+
+def test_killed_and_continued_it_is_the_same_sweep(tiny_run: Path, tmp_path: Path):
+    slow = ("--repeats", 2, "--steps", 10)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([sys.executable, "-m", *command(tiny_run, whole, *slow)], env=env, check=True, capture_output=True)
+    process = subprocess.Popen([sys.executable, "-m", *command(tiny_run, killed, *slow)], env=env)
+    try:
+        deadline = time.monotonic() + 100
+        while not known(killed) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = known(killed)
+    assert 0 < len(before) < len(known(whole)), "killed too early or too late to tell"
+    subprocess.run([sys.executable, "-m", *command(tiny_run, killed, *slow)], env=env, check=True, capture_output=True)
+    assert known(killed)[: len(before)] == before
+    assert (killed / "sweep.csv").read_bytes() == (whole / "sweep.csv").read_bytes()
+
+
+def test_two_processes_give_what_one_gives(tiny_run: Path, tmp_path: Path):
+    """Bit by bit: batches are the same, and features are summed up in order."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    for out, start in ((tmp_path / "one", [sys.executable, "-m"]), (tmp_path / "two", torchrun)):
+        line = [*start, *command(tiny_run, out, "--samples", 150, "--search", 5)]
+        result = subprocess.run(line, env=env, capture_output=True, text=True, timeout=200)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("<- best") == 1
+    assert (tmp_path / "two/sweep.csv").read_bytes() == (tmp_path / "one/sweep.csv").read_bytes()
+    assert known(tmp_path / "two") == known(tmp_path / "one")
+
+
+# ---------------------------------------------------------------------------------------------------- in training
+
+
+def test_scores_during_training_are_those_of_a_sweep(tmp_path: Path, monkeypatch):
+    """Every second snapshot and the end; and the sweep takes them over."""
+    out = tmp_path / "run"
+    train = ("train", "--data", "digits", "--duration", 640, *TINY)
+    succeed(*train, "--out", out, "--eval", "0.05,0.12", "--eval-every", 2, "--eval-samples", 20)
+    lines = [json.loads(line) for line in known(out)]
+    assert [(line["images_seen"], line["sigma_rel"]) for line in lines] == [
+        (time, length) for time in (256, 512, 640) for length in (0.05, 0.12)
+    ]
+    swept = ("sweep", out, "--std", "0.05,0.12", "--at", "256,512", "--samples", 20, "--device", "cpu")
+    succeed(*swept, "--out", tmp_path / "anew")
+    assert [row["frechet_distance"] for row in rows(tmp_path / "anew")] == [str(line["distance"]) for line in lines[:4]]
+    with monkeypatch.context() as patched:
+        patched.setattr("edm2.sweeping.score_network", None)
+        succeed(*swept)
+
+
+def test_scoring_changes_nothing_in_training(tmp_path: Path):
+    train = ("train", "--data", "digits", "--duration", 256, *TINY)
+    succeed(*train, "--out", tmp_path / "plain")
+    succeed(*train, "--out", tmp_path / "scored", "--eval", "0.1", "--eval-samples", 10)
+    plain, scored = (load(tmp_path / name / "raw-weights.safetensors").state_dict() for name in ("plain", "scored"))
+    assert all(torch.equal(plain[name], scored[name]) for name in plain)
+    assert len(find_snapshots(tmp_path / "scored")) == len(find_snapshots(tmp_path / "plain"))
+
+
+def test_what_cannot_be_scored_shows_before_training(tmp_path: Path):
+    train = ("train", "--data", "digits", "--duration", 128, *TINY, "--out", tmp_path / "run")
+    assert "Give --eval" in complaint(edm2(*train, "--eval-detector", "pixels").err)
+    result = edm2(*train, "--eval", "0.1", "--eval-detector", "inception")
+    assert "inception" in complaint(result.err)
+    assert not (tmp_path / "run").exists()

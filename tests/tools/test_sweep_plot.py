@@ -1,0 +1,77 @@
+"""The picture shows every point, and a second panel where two things vary together."""
+
+import matplotlib.pyplot as plt
+import pytest
+
+from edm2.scoring import Score
+from edm2.sweeping import Point, Range, Result, Sweep
+from edm2.tools import sweep_plot
+from edm2.tools.sweep_plot import plot_sweep
+
+
+def scored(points: list[Point], deviation: float | None = 0.1) -> list[Result]:
+    return [
+        Result(p, (Score(2 + (p.sigma_rel - 0.1) ** 2 + (p.guidance - 1.5) ** 2, deviation, None),)) for p in points
+    ]
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """The panels of a picture."""
+
+    def draw(results: list[Result], **options) -> list[plt.Axes]:
+        figures = []
+        monkeypatch.setattr(sweep_plot, "save_figure", lambda figure, path: figures.append(figure))
+        plot_sweep(tmp_path / "sweep.png", Sweep(results, **options))
+        [figure] = figures
+        plt.close(figure)
+        return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+
+    return draw
+
+
+def curves(axes: plt.Axes) -> dict[str, int]:
+    """Points of each named curve."""
+    return {line.get_label(): len(line.get_xdata()) for line in axes.lines if not line.get_label().startswith("_")}
+
+
+LENGTHS = [0.05, 0.1, 0.2]
+
+
+def test_one_curve_with_its_minimum_raw_weights_and_real_images(drawn):
+    results = [*scored(Range([512], LENGTHS).points()), *scored([Point(512, 0.0)])]
+    [panel] = drawn(results, floor=1.0, title="FID")
+    assert curves(panel)["reconstructed EMA"] == 3
+    assert any("raw weights" in name for name in curves(panel))
+    assert any("real images" in name for name in curves(panel))
+    assert [text.get_text() for text in panel.texts] == ["2.25 at EMA 10%"]
+    assert panel.get_ylabel() == "FID"
+    assert len(panel.collections) == 1  # the band
+
+
+def test_no_band_where_deviations_are_unknown(drawn):
+    [panel] = drawn(scored(Range([512], LENGTHS).points(), deviation=None))
+    assert not panel.collections
+
+
+def test_one_curve_per_time_and_the_best_length_against_time(drawn):
+    left, right = drawn(scored(Range([1000, 2000, 4000], LENGTHS).points()))
+    assert curves(left) == {"1k images": 3, "2k images": 3, "4k images": 3}
+    assert list(right.lines[0].get_ydata()) == [10, 10, 10]
+
+
+def test_two_lists_make_a_map(drawn):
+    left, right = drawn(scored(Range([512], LENGTHS, [1.0, 1.5, 2.0]).points()))
+    assert curves(left) == {"guidance 1": 3, "guidance 1.5": 3, "guidance 2": 3}
+    assert right.collections[0].get_array().size == 9
+
+
+def test_scattered_points_of_a_search_are_all_on_the_map(drawn):
+    points = [*Range([512], LENGTHS, [1.5]).points(), Point(512, 0.1, 2.0), Point(512, 0.15, 1.25)]
+    _, right = drawn(scored(points))
+    assert len(right.collections[0].get_offsets()) == 5
+
+
+def test_weights_alone_are_the_axis_then(drawn):
+    [panel] = drawn(scored(Range([512], [0.1], [1.0, 2.0, 3.0]).points()))
+    assert panel.get_xlabel() == "guidance weight"

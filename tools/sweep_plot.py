@@ -1,0 +1,175 @@
+"""The picture of a sweep: curves as in Figure 5 of the paper, and what two axes look like together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from edm2.sweeping import Point, Result, Sweep
+from edm2.tools.plots import BLUE, GRAY, ORANGE, save_figure, styled
+
+MAX_NAMED = 8
+"""Curves with a line in the legend; more would hide the picture."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that a sweep varies."""
+
+    label: str
+    """Of the axis."""
+    of: Callable[[Point], float]
+    """Its value at a point, as the axis shows it."""
+    name: Callable[[float], str]
+    """A value in words."""
+
+
+LENGTH = Quantity("EMA length σ_rel (% of training)", lambda point: 100 * point.sigma_rel, "EMA {:g}%".format)
+GUIDANCE = Quantity("guidance weight", lambda point: point.guidance, "guidance {:g}".format)
+GUIDE_LENGTH = Quantity(
+    "EMA length of the guide (%)", lambda point: 100 * point.length_of_guide, "guide's EMA {:g}%".format
+)
+TIME = Quantity("images seen (thousands)", lambda point: point.images_seen / 1000, "{:g}k images".format)
+
+
+def plot_sweep(path: Path, sweep: Sweep, others: dict[str, Sequence[Result]] | None = None) -> None:
+    """Draw a sweep.
+
+    Left: distance against EMA length (or whatever else varies), one curve for each value of all else, with a band of
+    two standard deviations and its minimum marked. Right, where there is something to show: the map of two quantities
+    chosen together, or how the best length moves with the time.
+
+    Args:
+        path: PNG file.
+        sweep: The results.
+        others: Results of other sweeps, such as of other configurations, by name; one curve for each.
+    """
+    varied = [q for q in (LENGTH, GUIDANCE, GUIDE_LENGTH, TIME) if len({q.of(r.point) for r in sweep.averages}) > 1]
+    chosen = [q for q in varied if q is not TIME and (q is not GUIDE_LENGTH or _guide_is_chosen(sweep))]
+    x = (chosen or varied or [LENGTH])[0]
+    rest = [q for q in [*chosen, *varied] if q is not x and (q in chosen or q is TIME)]
+    moving = TIME in varied and x is LENGTH
+    has_map = len(chosen) > 1
+    columns = 1 + (has_map or moving)
+    figure, panels = plt.subplots(1, columns, figsize=(6.4 + 5.2 * (columns - 1), 4), layout="constrained")
+    panels = np.atleast_1d(panels)
+    _draw_curves(panels[0], sweep, x, list(dict.fromkeys(rest)), others or {})
+    if has_map:
+        _draw_map(panels[1], sweep, *chosen[:2], varied)
+    elif moving:
+        _draw_optimum(panels[1], sweep)
+    save_figure(figure, path)
+
+
+def _guide_is_chosen(sweep: Sweep) -> bool:
+    return any(result.point.guide_sigma_rel is not None for result in sweep.averages)
+
+
+# ------------------------------------------------------------------------------------------------------- curves
+
+
+def _draw_curves(
+    axes: plt.Axes, sweep: Sweep, x: Quantity, rest: Sequence[Quantity], others: dict[str, Sequence[Result]]
+) -> None:
+    styled(axes)
+    curves = _curves(sweep.averages, rest)
+    single = len(curves) == 1
+    colors = [BLUE] if single else plt.get_cmap("viridis")(np.linspace(0, 0.88, len(curves)))
+    for (name, results), color in zip(curves.items(), colors, strict=True):
+        label = name or ("reconstructed EMA" if x is LENGTH else sweep.title)
+        _draw_curve(axes, results, x, color, label if len(curves) <= MAX_NAMED else None, with_value=single)
+    if not single:
+        best = sweep.best
+        _mark(axes, x.of(best.point), best.distance, "black")
+    for number, (name, results) in enumerate(others.items()):
+        _draw_curve(axes, results, x, plt.get_cmap("tab10")(number + 1), name, with_value=False)
+    if sweep.raw is not None:
+        axes.axhline(sweep.raw.distance, color=ORANGE, linestyle="--", label=f"raw weights ({sweep.raw.distance:.4g})")
+    if sweep.floor is not None:
+        axes.axhline(sweep.floor, color=GRAY, linestyle=":", label=f"real images ({sweep.floor:.4g})")
+    axes.set_xlabel(x.label)
+    axes.set_ylabel(sweep.title)
+    axes.margins(y=0.15)
+    axes.set_title("Quality against EMA length, chosen after training" if x is LENGTH else f"Quality against {x.label}")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="small")
+
+
+def _curves(results: Sequence[Result], rest: Sequence[Quantity]) -> dict[str, list[Result]]:
+    """Results that agree in everything but the x axis, by what they agree in."""
+    ordered = sorted(results, key=lambda result: [q.of(result.point) for q in rest])
+    curves: dict[str, list[Result]] = {}
+    for result in ordered:
+        curves.setdefault(", ".join(q.name(q.of(result.point)) for q in rest), []).append(result)
+    return curves
+
+
+def _draw_curve(
+    axes: plt.Axes, results: Sequence[Result], x: Quantity, color: object, label: str | None, with_value: bool
+) -> None:
+    results = sorted(results, key=lambda result: x.of(result.point))
+    places, distances = [x.of(result.point) for result in results], [result.distance for result in results]
+    axes.plot(places, distances, "o-", color=color, markersize=3.5, label=label)
+    if all(result.score.deviation is not None for result in results):
+        errors = 2 * np.array([result.score.deviation for result in results])
+        axes.fill_between(places, distances - errors, distances + errors, color=color, alpha=0.15, linewidth=0)
+    lowest = int(np.argmin(distances))
+    _mark(axes, places[lowest], distances[lowest], color)
+    if with_value:
+        text = f"{distances[lowest]:.4g} at {x.name(round(places[lowest], 2))}"
+        place = {"xytext": (0, 14), "textcoords": "offset points", "ha": "center", "color": color}
+        axes.annotate(text, (places[lowest], distances[lowest]), **place)
+
+
+def _mark(axes: plt.Axes, x: float, y: float, color: object) -> None:
+    axes.plot(x, y, "o", color=color, markersize=9, fillstyle="none")
+
+
+# ------------------------------------------------------------------------------------------------- second panel
+
+
+def _draw_optimum(axes: plt.Axes, sweep: Sweep) -> None:
+    """The best length at each time."""
+    styled(axes)
+    times = sorted({result.point.images_seen for result in sweep.averages})
+    groups = [[result for result in sweep.averages if result.point.images_seen == time] for time in times]
+    best = [min(group, key=lambda result: result.distance) for group in groups]
+    lengths = [LENGTH.of(result.point) for result in best]
+    axes.plot([TIME.of(result.point) for result in best], lengths, "o-", color=BLUE)
+    for result, length in zip(best, lengths, strict=True):
+        text = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": "small"}
+        axes.annotate(f"{result.distance:.4g}", (TIME.of(result.point), length), **text)
+    axes.set_ylim(0, 1.1 * max(LENGTH.of(result.point) for result in sweep.averages))
+    axes.margins(x=0.1)
+    axes.set_xlabel(TIME.label)
+    axes.set_ylabel("best EMA length (%)")
+    axes.set_title("The best length in the course of training")
+
+
+def _draw_map(axes: plt.Axes, sweep: Sweep, x: Quantity, y: Quantity, varied: Sequence[Quantity]) -> None:
+    """Distance against two quantities, all else as at the best point."""
+    best = sweep.best.point
+    fixed = [q for q in varied if q not in (x, y) and (q is not GUIDE_LENGTH or best.guide_sigma_rel is not None)]
+    results = [r for r in sweep.averages if all(_agrees(q, r.point, best) for q in fixed)]
+    values = {(x.of(r.point), y.of(r.point)): r.distance for r in results}
+    columns, rows = sorted({place[0] for place in values}), sorted({place[1] for place in values})
+    if len(values) == len(columns) * len(rows):
+        grid = [[values[column, row] for column in columns] for row in rows]
+        shown = axes.pcolormesh(columns, rows, grid, cmap="viridis_r", shading="nearest")
+    else:  # a search looks closer here than there
+        xs, ys = zip(*values, strict=True)
+        shown = axes.scatter(xs, ys, c=list(values.values()), cmap="viridis_r", s=70, edgecolors="white")
+    axes.plot(x.of(best), y.of(best), "o", color="white", markeredgecolor="black", markersize=9)
+    axes.get_figure().colorbar(shown, ax=axes, label=sweep.title)
+    axes.set_xlabel(x.label)
+    axes.set_ylabel(y.label)
+    axes.set_title(f"Lowest: {sweep.best.distance:.4g} at {x.name(x.of(best))}, {y.name(y.of(best))}")
+
+
+def _agrees(quantity: Quantity, point: Point, best: Point) -> bool:
+    """Whether a point belongs on the map; without guidance, the guide's length does not matter."""
+    if quantity is GUIDE_LENGTH and point.guidance == 1:
+        return True
+    return quantity.of(point) == quantity.of(best)
