@@ -133,7 +133,7 @@ def check_guide(net: Precond, guide: Precond, net_name: str = "this network", gu
     Raises:
         ValueError: they do not.
     """
-    a, b = net.config, guide.config
+    a, b = net.unet.config, guide.unet.config  # networks of a pipeline have a `config` in diffusers' form
     same_classes = a.label_dim == b.label_dim or 0 in (a.label_dim, b.label_dim)
     if not same_classes or (a.img_channels, a.size) != (b.img_channels, b.size):
         raise ValueError(f"{guide_name} cannot guide {net_name}: it draws {_kind(guide)}, not {_kind(net)}")
@@ -141,8 +141,24 @@ def check_guide(net: Precond, guide: Precond, net_name: str = "this network", gu
 
 def _kind(net: Precond) -> str:
     """Shape and number of classes of what a network draws, for people."""
-    height, width = net.config.size
-    return f"{net.config.img_channels}x{height}x{width} of {net.config.label_dim or 'no'} classes"
+    config = net.unet.config
+    height, width = config.size
+    return f"{config.img_channels}x{height}x{width} of {config.label_dim or 'no'} classes"
+
+
+def class_index(label: int | str, names: Sequence[str]) -> int:
+    """A class by name, else by number; whether the network has such a number is not looked at.
+
+    Raises:
+        ValueError: neither.
+    """
+    if label in names:
+        return list(names).index(label)
+    try:
+        return int(label)
+    except ValueError:
+        known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "without names"
+        raise ValueError(f"class {label!r} is neither a number nor one of the network's classes ({known})") from None
 
 
 def _beginnings(

@@ -144,6 +144,7 @@ class Drawing:
     """
 
     def __init__(self, options: DrawingOptions, choice: Choice, processes: "Processes") -> None:
+        from edm2.generation import class_index
         from edm2.model import read_metadata
         from edm2.tools.run import default_device
 
@@ -158,7 +159,8 @@ class Drawing:
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
         class_names = (self.metadata.get("data") or {}).get("class_names", ())
-        self.class_index = _class_index(options.class_name, class_names)
+        name = options.class_name
+        self.class_index = None if name is None else class_index(name, class_names)
 
     def classes(self, seeds: Sequence[int]) -> int | list[int] | None:
         """What to draw for these seeds, as `edm2.generation.generate` takes it."""
@@ -213,16 +215,3 @@ class Drawing:
         from edm2.training.trainer import DTYPES
 
         return DTYPES[precision]
-
-
-def _class_index(text: str | None, names: Sequence[str]) -> int | None:
-    """A class by name, else by number."""
-    if text is None:
-        return None
-    if text in names:
-        return list(names).index(text)
-    try:
-        return int(text)
-    except ValueError:
-        known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise ValueError(f"class {text!r} is neither a number nor one of the network's classes ({known})") from None

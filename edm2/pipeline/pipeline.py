@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from edm2.generation import SeedRandom
+from edm2.generation import SeedRandom, check_guide, class_index
 from edm2.guidance import EVERYWHERE, GuidedDenoiser, Interval, guided, without_labels
 from edm2.model import load, read_metadata
 from edm2.pipeline.arguments import Generators, as_list, number_of_images, random_integers
@@ -213,16 +213,7 @@ class EDM2Pipeline(StoredPipeline):
         return torch.tensor(chosen * count if len(chosen) == 1 else chosen, device=self._execution_device)
 
     def _class_index(self, label: int | str) -> int:
-        names, label_dim = self.class_names, self.unet.description.label_dim
-        if label in names:
-            return names.index(label)
-        try:
-            index = int(label)
-        except ValueError:
-            known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "without names"
-            raise ValueError(
-                f"class {label!r} is neither a number nor one of the network's classes ({known})"
-            ) from None
+        index, label_dim = class_index(label, self.class_names), self.unet.description.label_dim
         if not -1 <= index < label_dim:
             raise ValueError(f"class {index} does not exist: this network knows classes 0 to {label_dim - 1}")
         return index
@@ -233,12 +224,7 @@ class EDM2Pipeline(StoredPipeline):
         if self.guide is None:
             self._check_knows_no_label(weight)
             return guided(self.unet, without_labels(self.unet), weight, interval)
-        ours, guides = self.unet.description, self.guide.description
-        same_classes = ours.label_dim == guides.label_dim or 0 in (ours.label_dim, guides.label_dim)
-        if not same_classes or (ours.img_channels, ours.size) != (guides.img_channels, guides.size):
-            raise ValueError(
-                "the pipeline's guide cannot guide its network: it is for images or classes of another kind"
-            )
+        check_guide(self.unet, self.guide, "its network", "the pipeline's guide")
         return guided(self.unet, self.guide, weight, interval)
 
     def _check_knows_no_label(self, weight: float) -> None:

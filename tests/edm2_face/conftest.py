@@ -44,3 +44,13 @@ def net() -> Precond:
 def unconditional() -> Precond:
     """No classes, 3x8x8; other weights."""
     return tiny_network(seed=1, label_dim=0)
+
+
+@pytest.fixture
+def nothing_is_executed(tmp_path, monkeypatch):
+    """Hostile pickles all create a file PWNED in the current folder: here one that must stay empty."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield
+    assert list(folder.iterdir()) == []

@@ -35,15 +35,7 @@ from edm2.published import PublishedSnapshot
 from edm2.published.inert_pickle import Budget
 from edm2.published.objects import read_contents
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_executed(tmp_path, monkeypatch):
-    """The hostile pickles of this file all create a file PWNED in the current folder."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    yield
-    assert list(folder.iterdir()) == []
+pytestmark = pytest.mark.usefixtures("nothing_is_executed")
 
 
 # ------------------------------------------------------------------------------------------------ attacks

@@ -38,15 +38,7 @@ from edm2.published.objects import read_contents
 from edm2.snapshots import is_published, open_run, open_snapshot
 from edm2.training import LatentCodec, PixelCodec, codec_from_json
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_executed(tmp_path, monkeypatch):
-    """The hostile pickles of the golden set all create a file PWNED in the current folder."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    yield
-    assert list(folder.iterdir()) == []
+pytestmark = pytest.mark.usefixtures("nothing_is_executed")
 
 
 # ------------------------------------------------------------------------------------------------ the golden set

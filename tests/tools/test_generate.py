@@ -14,6 +14,7 @@ import pytest
 import torch
 from command_line import Result, complaint, edm2, half_written, succeed
 from PIL import Image
+from tiny_vae import save_tiny_vae
 
 from edm2.generation_presets import GENERATION_PRESETS
 from edm2.image_folder import NpyFiles
@@ -256,22 +257,7 @@ def test_as_many_images_of_each_class(outspoken_network, tmp_path):
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory) -> Path:
-    """A real AutoencoderKL of diffusers, untrained, that doubles the resolution."""
-    from diffusers import AutoencoderKL
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        vae = AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * 2,
-            up_block_types=["UpDecoderBlock2D"] * 2,
-            block_out_channels=[8, 8],
-            layers_per_block=1,
-            norm_num_groups=4,
-            latent_channels=4,
-        )
-    folder = tmp_path_factory.mktemp("vae")
-    vae.save_pretrained(folder)
-    return folder
+    return save_tiny_vae(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import torch
 from golden_data import arrays, max_rel, table
 from safetensors.torch import load_file, save_file
+from tiny_vae import save_tiny_vae
 
 from edm2.networks import NetworkConfig
 from edm2.training import DatasetError, LatentCodec, Trainer, TrainingConfig, codec_from_json, open_dataset
@@ -106,21 +107,7 @@ def test_a_vae_that_is_not_there_is_named(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tiny_vae(tmp_path_factory):
-    """A real AutoencoderKL of diffusers, untrained, saved as diffusers saves it."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[8, 8],
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-    )
-    folder = tmp_path_factory.mktemp("vae")
-    vae.save_pretrained(folder)
-    return folder
+    return save_tiny_vae(tmp_path_factory.mktemp("vae"))
 
 
 def test_a_real_autoencoder_decodes(tiny_vae):
