@@ -58,6 +58,18 @@ def complaint(text: str) -> str:
     return lines[0]
 
 
+def check_refusal(words: str, code: int, mentions: tuple[str, ...]) -> None:
+    """`edm2 dataset WORDS` is refused in one line that mentions all this, and leaves no result, whole or half."""
+    result = edm2("dataset", *words.split())
+    line = complaint(result.err)
+    assert result.code == code, line
+    for mention in mentions:
+        assert mention in line
+    assert not Path("out.zip").exists()
+    assert Path("there.zip").read_text() == "something"
+    assert not list(Path().rglob("*.tmp"))
+
+
 def parse(line: str) -> click.Context:
     """What click makes of a command line from a text, down to the options of a sub-command; fails as the command would.
 
