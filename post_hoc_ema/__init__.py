@@ -6,7 +6,9 @@ snapshots of two averages, stored along the run, rebuild the average of any widt
 2024, arXiv 2312.02696v2, Section 3 and Appendix C). Time is counted in images seen.
 
     profile         what a profile is: width, update rule, inner products, coefficients, and the error to expect
-    tracker         PowerFunctionEMA: keeps averages while training
+    parameter_averages  averages kept while training, whatever their profile
+    tracker         PowerFunctionEMA: those that post-hoc EMA starts from
+    traditional     TraditionalEMA: that of a fixed half-life, as a baseline
     snapshot        the files in which averages are kept
     reconstruction  snapshots and a width -> weights
     combination     the sums of it, in parts, by several threads
@@ -66,6 +68,7 @@ from edm2.post_hoc_ema.storage_plan import (
     storage_dtype,
 )
 from edm2.post_hoc_ema.tracker import PowerFunctionEMA
+from edm2.post_hoc_ema.traditional import TraditionalEMA
 
 __all__ = [
     "SIGMA_REL_MAX",
@@ -77,6 +80,7 @@ __all__ = [
     "SnapshotError",
     "StoragePlan",
     "TensorLayout",
+    "TraditionalEMA",
     "atomic_output",
     "beta_to_half_life",
     "evenly_spaced_error",

@@ -232,7 +232,7 @@ def test_resuming_equals_never_stopping_to_the_bit(through, tmp_path):
 @pytest.mark.parametrize(
     ("other", "sigma_rels", "message"),
     [
-        (nn.Linear(2, 2), (0.05, 0.2), r"sigma_rel 0\.05, 0\.2, this tracker 0\.05, 0\.1"),
+        (nn.Linear(2, 2), (0.05, 0.2), r"lengths 0\.05, 0\.2, this tracker 0\.05, 0\.1"),
         (nn.Linear(2, 2, bias=False), (0.05, 0.1), "0.05/bias is missing"),
         (nn.Sequential(nn.Linear(2, 2)), (0.05, 0.1), "0.05/0.bias is unknown"),
         (nn.Linear(3, 2), (0.05, 0.1), r"0.05/weight is torch.float32 \(2, 3\), expected torch.float32 \(2, 2\)"),
@@ -371,7 +371,7 @@ def test_shards_are_not_offloaded(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_any_interval_and_type_gives_the_exact_average(dtype, interval, monkeypatch):
     """The sum Σ ((t_k/T)^(γ+1) - (t_{k-1}/T)^(γ+1)) θ_k of weights as they are stored, within float32's rounding."""
-    monkeypatch.setattr("edm2.post_hoc_ema.tracker.BATCH", 60)  # so that there are three of them
+    monkeypatch.setattr("edm2.post_hoc_ema.parameter_averages.BATCH", 60)  # so that there are three of them
     generator = torch.Generator().manual_seed(0)
     net = nn.ParameterList([nn.Parameter(torch.zeros(37, dtype=dtype), requires_grad=False) for _ in range(5)])
     tracker = PowerFunctionEMA(net)
