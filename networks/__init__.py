@@ -5,8 +5,11 @@ on expectation and by construction: no learned parameter, no activation and no s
 
     magnitude.py   the functions: normalize, mp_silu, mp_sum, mp_cat, and resample
     layers.py      the layers with weights: MPConv, MPFourier; forced weight normalization (Algorithm 1)
-    blocks.py      encoder and decoder blocks, cosine attention (Figure 22)
+    attention.py   cosine attention, and dot-product attention
+    skeleton.py    what the U-Nets of all configurations share
+    blocks.py      encoder and decoder blocks of config G (Figure 22)
     unet.py        the U-Net of config G
+    ladder/        the configurations that led there, A to F, step by step
     precond.py     the denoiser D(x; sigma) around it, and the uncertainty u(sigma)
     config.py      NetworkConfig, the description of a network
     build.py       build_network, from the description to the network
@@ -17,24 +20,29 @@ from edm2.networks.blocks import DecoderBlock, EncoderBlock
 from edm2.networks.build import build_network
 from edm2.networks.config import NetworkConfig
 from edm2.networks.fold import fold, is_folded
-from edm2.networks.layers import MPConv, MPFourier, force_weight_normalization_
+from edm2.networks.ladder import load_edm_state_dict
+from edm2.networks.layers import Conv, Fourier, MPConv, MPFourier, WeightNormConv, force_weight_normalization_
 from edm2.networks.magnitude import mp_cat, mp_silu, mp_sum, normalize, resample
 from edm2.networks.precond import Precond, UncertaintyHead
 from edm2.networks.unet import UNet
 
 __all__ = [
+    "Conv",
     "DecoderBlock",
     "EncoderBlock",
+    "Fourier",
     "MPConv",
     "MPFourier",
     "NetworkConfig",
     "Precond",
     "UNet",
     "UncertaintyHead",
+    "WeightNormConv",
     "build_network",
     "fold",
     "force_weight_normalization_",
     "is_folded",
+    "load_edm_state_dict",
     "mp_cat",
     "mp_silu",
     "mp_sum",

@@ -8,6 +8,18 @@ from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
+LETTERS = "ABCDEFG"
+"""Configurations of the paper's ladder."""
+
+FIELDS_OF_LETTERS = {
+    "label_balance": "G",
+    "concat_balance": "G",
+    "res_balance": "G",
+    "attn_balance": "G",
+    "channels_per_group": "ABCDE",
+}
+"""Fields that mean something in some configurations only."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -20,7 +32,7 @@ class NetworkConfig:
     label_dim: int
     """Number of classes; 0 for an unconditional network."""
     config: str = "G"
-    """Letter of the paper's ladder of configurations (Table 1)."""
+    """Letter of the paper's ladder of configurations (Table 1), A to G."""
     sigma_data: float = 0.5
     """Standard deviation of the data that the network is trained on."""
     logvar_channels: int = 128
@@ -39,18 +51,20 @@ class NetworkConfig:
     """Resolutions (larger side) at which blocks have attention."""
     channels_per_head: int = 64
     """Channels of an attention head."""
+    channels_per_group: int | None = None
+    """Channels of a group in the group norms of configs A to E; None: as in EDM, C / min(32, C / 4) of C channels."""
     dropout: float = 0.0
     """Dropout probability inside the residual branches."""
     resample_filter: tuple[float, ...] = (1, 1)
     """Taps of the filter that halves and doubles the resolution."""
     label_balance: float = 0.5
-    """Share of the label in the embedding's MP-sum."""
+    """Share of the label in the embedding's MP-sum (config G)."""
     concat_balance: float = 0.5
-    """Share of the skip connection in the decoder's MP-cat."""
+    """Share of the skip connection in the decoder's MP-cat (config G)."""
     res_balance: float = 0.3
-    """Share of the residual branch in a block's MP-sum."""
+    """Share of the residual branch in a block's MP-sum (config G)."""
     attn_balance: float = 0.3
-    """Share of the attention branch in its MP-sum."""
+    """Share of the attention branch in its MP-sum (config G)."""
     clip_act: float | None = 256.0
     """Bound on activations that leave a block; None for none."""
 
@@ -58,12 +72,11 @@ class NetworkConfig:
         for field in ("img_resolution", "channel_mult", "attn_resolutions", "resample_filter"):
             if isinstance(getattr(self, field), list):  # JSON has no tuples
                 object.__setattr__(self, field, tuple(getattr(self, field)))
-        if self.config != "G":
-            raise ValueError(f"config={self.config!r} is unknown; this version builds config 'G'")
+        self._check_letter()
         for field in ("img_channels", "logvar_channels", "model_channels", "num_blocks", "channels_per_head"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
-        for field in ("channel_mult_noise", "channel_mult_emb"):
+        for field in ("channel_mult_noise", "channel_mult_emb", "channels_per_group"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 1, or None for the default")
         if not isinstance(self.img_resolution, int) and len(self.img_resolution) != 2:
@@ -85,6 +98,19 @@ class NetworkConfig:
                 f"resolution {height}x{width} cannot be halved {len(self.channel_mult) - 1} times: "
                 f"both sides must be multiples of {divisor}, or channel_mult={self.channel_mult} shorter"
             )
+
+    def _check_letter(self) -> None:
+        """A field that the configuration does not use must not look as if it did something."""
+        if self.config not in tuple(LETTERS):
+            raise ValueError(f"config={self.config!r} is unknown; there are {', '.join(LETTERS)}")
+        for field, letters in FIELDS_OF_LETTERS.items():
+            value, default = getattr(self, field), type(self).__dataclass_fields__[field].default
+            if self.config not in letters and value != default:
+                where = f"config {letters}" if len(letters) == 1 else f"configs {letters[0]} to {letters[-1]}"
+                raise ValueError(
+                    f"{field}={value} would change nothing in config {self.config}, only in {where}; "
+                    f"leave it at {default}"
+                )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -6,21 +6,23 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from edm2.networks.layers import MPConv, apply_weight
+from edm2.networks.layers import Conv, apply_weight
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 class FoldedConv(nn.Module):
-    """An `MPConv` with its effective weight computed beforehand; a gain scales the output instead of the weight."""
+    """A `Conv` with its effective weight computed beforehand; a gain scales the output instead of the weight."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, gain: Tensor | float = 1) -> Tensor:
-        """As `MPConv.forward`."""
-        y = apply_weight(x, self.weight.to(x.dtype))
+        """As the layer's forward pass."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        y = apply_weight(x, self.weight.to(x.dtype), bias)
         return y if isinstance(gain, int) else y * gain
 
     def train(self, mode: bool = True) -> "FoldedConv":
@@ -39,7 +41,7 @@ def fold(net: Module, dtype: torch.dtype | None = None) -> Module:
     """Copy `net` for inference: same function, no weight normalization left to do.
 
     Args:
-        net: Any module with `MPConv` layers; it is not changed.
+        net: Any module with layers of `edm2.networks.layers`; it is not changed.
         dtype: dtype of convolution weights and of the U-Net's activations (`compute_dtype`), or None to keep it.
             Linear layers belong to the embedding and stay in float32.
 
@@ -51,11 +53,11 @@ def fold(net: Module, dtype: torch.dtype | None = None) -> Module:
         folded.compute_dtype = dtype
     for module in list(folded.modules()):
         for name, layer in list(module.named_children()):
-            if isinstance(layer, MPConv):
-                weight = layer.effective_weight()
+            if isinstance(layer, Conv):
+                weight = layer.effective_weight().detach()
                 if dtype is not None and weight.ndim > 2:
                     weight = weight.to(dtype)
-                setattr(module, name, FoldedConv(weight))
+                setattr(module, name, FoldedConv(weight, None if layer.bias is None else layer.bias.detach()))
     return folded.eval().requires_grad_(False)
 
 

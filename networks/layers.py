@@ -1,6 +1,7 @@
-"""Magnitude-preserving layers with weights, and the forced normalization of these weights (Appendix B.4, B.5, B.7)."""
+"""Layers with weights, and the forced normalization of these weights (Appendix B.4, B.5, B.7)."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -10,13 +11,16 @@ from torch import Tensor, nn
 from edm2.networks.magnitude import normalize
 
 
-class MPFourier(nn.Module):
-    """Random Fourier features of a scalar, with unit magnitude (Eq. 75).
+class Fourier(nn.Module):
+    """Random Fourier features of a scalar (Eqs. 35 and 36).
 
-        y_j = sqrt(2) cos(f_j x + p_j),    f_j = 2π N(0, 1) bandwidth,    p_j = 2π U(0, 1)
+        y_j = amplitude cos(f_j x + p_j),    f_j = 2π N(0, 1) bandwidth,    p_j = 2π U(0, 1)
 
     Frequencies and phases are buffers: drawn once, never trained.
     """
+
+    amplitude = 1.0
+    """Height of the cosines."""
 
     def __init__(self, num_channels: int, bandwidth: float = 1) -> None:
         super().__init__()
@@ -27,16 +31,21 @@ class MPFourier(nn.Module):
         """[N] -> [N, num_channels], at least float32 inside because the angles are large; dtype of `x`."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         angles = torch.outer(x.to(dtype), self.freqs.to(dtype)) + self.phases.to(dtype)
-        return (math.sqrt(2) * angles.cos()).to(x.dtype)
+        return (self.amplitude * angles.cos()).to(x.dtype)
 
 
-class MPConv(nn.Module):
-    """Convolution or linear layer without bias whose weights have unit magnitude per output unit (Eqs. 47 and 66).
+class MPFourier(Fourier):
+    """Fourier features of unit magnitude (Eq. 75): sqrt(2) cos(f_j x + p_j)."""
 
-        y = x * w',    w' = normalize(w) gain / sqrt(fan_in)
+    amplitude = math.sqrt(2)
 
-    Only the direction of each output unit's weights matters. The normalization is part of the forward pass because the
-    gradient must see it; `forward` never changes the parameter. `force_weight_normalization_` does, once per step.
+
+class Conv(nn.Module, ABC):
+    """Convolution or linear layer.
+
+        y = x * w' + b
+
+    Subclasses say how weights start, and how the effective weights w' follow from them.
 
     Args:
         in_channels: Channels in.
@@ -46,7 +55,36 @@ class MPConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int] = ()) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
+        fan_in = in_channels * math.prod(kernel)
+        self.weight = nn.Parameter(self.initial_values((out_channels, in_channels, *kernel), fan_in))
+        self.register_parameter("bias", None)
+
+    @abstractmethod
+    def initial_values(self, shape: Sequence[int], fan_in: int) -> Tensor:
+        """Values of a new parameter, of a layer whose output units have `fan_in` inputs each."""
+
+    @abstractmethod
+    def effective_weight(self) -> Tensor:
+        """w' above; shaped like the parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in] -> [N, out], or [N, in, H, W] -> [N, out, H, W]; computed in the dtype of `x`."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return apply_weight(x, self.effective_weight().to(x.dtype), bias)
+
+
+class WeightNormConv(Conv):
+    """Layer without bias whose weights have unit magnitude per output unit where they are used (Eqs. 47 and 66).
+
+        y = x * w',    w' = normalize(w) gain / sqrt(fan_in)
+
+    Only the direction of each output unit's weights matters. The normalization is part of the forward pass because the
+    gradient must see it; `forward` never changes the parameter.
+    """
+
+    def initial_values(self, shape: Sequence[int], fan_in: int) -> Tensor:
+        """N(0, 1)."""
+        return torch.randn(shape)
 
     def effective_weight(self, gain: Tensor | float = 1) -> Tensor:
         """w' above, in at least float32; shaped like the parameter."""
@@ -58,11 +96,18 @@ class MPConv(nn.Module):
         return apply_weight(x, self.effective_weight(gain).to(x.dtype))
 
 
-def apply_weight(x: Tensor, w: Tensor) -> Tensor:
+class MPConv(WeightNormConv):
+    """Magnitude-preserving layer: its weights are normalized on use and, by `force_weight_normalization_`, for good.
+
+    The parameter itself then has unit magnitude per output unit, up to one update of the optimizer.
+    """
+
+
+def apply_weight(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply by a matrix [out, in], or convolve with a kernel [out, in, k, k] and zero padding k // 2."""
     if w.ndim == 2:
-        return F.linear(x, w)
-    return F.conv2d(x, w, padding=(w.shape[-2] // 2, w.shape[-1] // 2))
+        return F.linear(x, w, bias)
+    return F.conv2d(x, w, bias, padding=(w.shape[-2] // 2, w.shape[-1] // 2))
 
 
 @torch.no_grad()

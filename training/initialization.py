@@ -7,8 +7,8 @@ import torch
 from edm2.networks import NetworkConfig, Precond, build_network
 from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError
 
-LABEL_EMBEDDING = "unet.emb_label.weight"
-"""The one parameter whose shape depends on the number of classes."""
+LABEL_EMBEDDINGS = frozenset({"unet.emb_label.weight", "unet.map_label.weight"})
+"""The one parameter whose shape depends on the number of classes: its name in configs F and G, and in A to E."""
 
 
 def fresh_network(config: NetworkConfig, seed: int) -> Precond:
@@ -24,22 +24,23 @@ def load_snapshot_(net: Precond, path: str | Path) -> None:
     The label embedding keeps its fresh weights if the number of classes differs.
 
     Raises:
-        SnapshotError: no snapshot, or one of another network.
+        SnapshotError: no snapshot, or one of another network or letter of the ladder.
     """
     if Path(path).suffix == ".pkl":
         raise SnapshotError(
             f"{path}: make a snapshot of a published network first: edm2 convert {path} OUT.safetensors"
         )
     snapshot = SafetensorsSnapshot(path)
+    _check_letter(net, snapshot)
     own = net.state_dict()
-    missing = set(own) - set(snapshot.names) - {LABEL_EMBEDDING}
-    foreign = set(snapshot.names) - set(own) - {LABEL_EMBEDDING}
+    missing = set(own) - set(snapshot.names) - LABEL_EMBEDDINGS
+    foreign = set(snapshot.names) - set(own) - LABEL_EMBEDDINGS
     if missing or foreign:
         example = sorted(missing or foreign)[0]
         raise SnapshotError(f"{path}: is a snapshot of another network ({example} is only in one of them)")
     for name in snapshot.names:
         tensor = snapshot.read(name)
-        if name == LABEL_EMBEDDING and (name not in own or tensor.shape != own[name].shape):
+        if name in LABEL_EMBEDDINGS and (name not in own or tensor.shape != own[name].shape):
             continue
         if tensor.shape != own[name].shape:
             raise SnapshotError(
@@ -47,3 +48,14 @@ def load_snapshot_(net: Precond, path: str | Path) -> None:
                 f"{tuple(own[name].shape)} here)"
             )
         own[name].copy_(tensor)
+
+
+def _check_letter(net: Precond, snapshot: SafetensorsSnapshot) -> None:
+    """Neighbours on the ladder may have the same tensors, of another meaning."""
+    description = snapshot.metadata.get("network")
+    letter = description.get("config", "G") if isinstance(description, dict) else net.config.config
+    if letter != net.config.config:
+        raise SnapshotError(
+            f"{snapshot.path}: is a snapshot of config {letter}, not of config {net.config.config}; "
+            "start from one of the same letter"
+        )

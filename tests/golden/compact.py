@@ -46,6 +46,7 @@ COPIED = (  # small enough to be kept whole
     "phema/*",
     "checkpoints/checkpoints.json",
     "checkpoints/forward.safetensors",
+    "ladder/config_a.json",  # names and counts; the weights alone are 3 MB, and no output is of use without all of them
     "metrics/metrics.json",
     "metrics/metrics.safetensors",
     "dataset/dataset.json",

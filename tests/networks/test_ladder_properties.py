@@ -1,0 +1,253 @@
+"""What every letter of the ladder does alike, and what the paper says of each: scales, logits, magnitudes."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_data import max_rel
+from ladder_networks import LETTERS, a_network, an_input, new_network, raw_output
+from torch import Tensor
+
+from edm2.networks import Conv, Precond, fold, is_folded
+
+every_letter = pytest.mark.parametrize("letter", LETTERS)
+
+# Alike
+
+
+@torch.no_grad()
+@every_letter
+def test_labels_and_noise_levels_in_any_form(letter):
+    net = a_network(letter)
+    x, sigma, labels = an_input(net)
+    D_x, u = net(x, sigma, labels, return_logvar=True)
+    assert (D_x.shape, u.shape) == ((4, 3, 16, 16), (4, 1, 1, 1))
+    assert torch.equal(net(x, sigma[:, None, None, None], F.one_hot(labels, 5)), D_x)
+    assert not torch.equal(net(x, sigma, (labels + 1) % 5), D_x)
+    assert torch.equal(net(x, sigma, torch.full((4,), -1)), net(x, sigma))
+
+
+@torch.no_grad()
+@every_letter
+def test_images_of_a_batch_do_not_see_each_other(letter):
+    """To 1e-5: convolutions may sum in another order for another batch size. Group norms are per image."""
+    net = a_network(letter)
+    x, sigma, labels = an_input(net)
+    together = raw_output(net, x, sigma, labels)
+    for i in range(len(x)):
+        assert max_rel(raw_output(net, x[i : i + 1], sigma[i : i + 1], labels[i : i + 1])[0], together[i]) <= 1e-5
+
+
+@torch.no_grad()
+@every_letter
+def test_images_need_neither_labels_nor_be_square(letter):
+    net = a_network(letter, label_dim=0, img_resolution=(16, 24), img_channels=1, attn_resolutions=(12,))
+    assert net(*an_input(net)).shape == (4, 1, 16, 24)
+    assert "8x12_block0" in net.unet.enc
+    assert net.unet.enc["8x12_block0"].num_heads == 2, "attention goes by the larger side"
+
+
+@torch.no_grad()
+@every_letter
+def test_the_decoder_starts_with_attention_wherever_others_have_it(letter):
+    net = a_network(letter, attn_resolutions=())
+    assert [name for name, part in net.unet.named_modules() if getattr(part, "num_heads", 0)] == ["dec.8x8_in0"]
+    narrow = a_network(letter, channels_per_head=33)
+    assert not any(getattr(part, "num_heads", 0) for part in narrow.modules())
+
+
+@torch.no_grad()
+@every_letter
+def test_clipping_is_the_description_s(letter):
+    bounded, free = a_network(letter, clip_act=0.25), a_network(letter, clip_act=None)
+    peaks: dict[Precond, list[float]] = {bounded: [], free: []}
+    for net, peak in peaks.items():
+        for block in [*net.unet.enc.children(), *net.unet.dec.children()]:
+            if not isinstance(block, Conv):
+                block.register_forward_hook(lambda module, args, y, peak=peak: peak.append(y.abs().max().item()))
+        net(*an_input(net))
+    assert all(peak <= 0.25 for peak in peaks[bounded])
+    assert all(peak > 0.25 for peak in peaks[free])
+
+
+@torch.no_grad()
+@every_letter
+def test_dropout_acts_in_training_only(letter):
+    net = a_network(letter, dropout=0.5)
+    inputs = an_input(net)
+    assert torch.equal(net(*inputs), net(*inputs))
+    net.train()
+    assert not torch.equal(net(*inputs), net(*inputs))
+
+
+@every_letter
+def test_every_parameter_is_trained(letter):
+    net = a_network(letter)
+    sum(out.square().sum() for out in net(*an_input(net), True)).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@torch.no_grad()
+@every_letter
+def test_fold_computes_the_same_function(letter):
+    net = a_network(letter)
+    folded = fold(net)
+    for ours, expected in zip(folded(*an_input(net), True), net(*an_input(net), True), strict=True):
+        assert max_rel(ours, expected) <= 5e-6
+    assert is_folded(folded)
+    assert not is_folded(net)
+    assert not any(isinstance(layer, Conv) for layer in folded.modules())
+    assert not any(tensor.requires_grad for tensor in [*folded.parameters(), *folded.buffers()])
+    with pytest.raises(RuntimeError, match="inference only"):
+        folded.train()
+
+
+@torch.no_grad()
+@every_letter
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
+def test_half_precision_stays_close(letter, dtype, tolerance):
+    """Ten roundings of half a unit in the last place, 2^-8 (bfloat16) or 2^-11 (float16), of the raw output. The
+    embedding stays in float32."""
+    net = a_network(letter)
+    expected = raw_output(net, *an_input(net))
+    embeddings: list[Tensor] = []
+    net.unet.enc["16x16_block0"].register_forward_pre_hook(lambda module, args: embeddings.append(args[1]))
+    net.compute_dtype = dtype
+    for version in (net, fold(net, dtype)):
+        raw = raw_output(version, *an_input(net))
+        assert raw.dtype == dtype
+        assert max_rel(raw.float(), expected) <= tolerance
+    assert [emb.dtype for emb in embeddings] == [torch.float32, torch.float32]
+
+
+@torch.no_grad()
+@every_letter
+def test_float64_is_float64_throughout(letter):
+    net = a_network(letter)
+    expected = raw_output(net, *an_input(net))
+    raw = raw_output(
+        net.double(), *(tensor.double() if tensor.is_floating_point() else tensor for tensor in an_input(net))
+    )
+    assert raw.dtype == torch.float64
+    assert max_rel(expected.double(), raw) <= 1e-5
+
+
+@pytest.mark.parametrize("letter", "ADG")
+def test_a_network_compiles_as_one_graph(letter):
+    """No break: `fullgraph` refuses any. Without generating code, which takes a minute, and with one letter of those
+    that run the same operations."""
+    net = a_network(letter)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert max_rel(compiled(*an_input(net)), net(*an_input(net))) <= 1e-6
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+@every_letter
+def test_the_same_seed_builds_the_same_network(letter):
+    a, b, c = (new_network(letter, seed) for seed in (3, 3, 4))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True))
+
+
+# Scales of weights
+
+
+@torch.no_grad()
+@every_letter
+@pytest.mark.parametrize("scale", [0.5, 30.0])
+def test_only_the_direction_of_weights_matters_from_d_on(letter, scale):
+    """Each of about 20 layers moves by its eps, 1e-4, at most. Before D, scales are the function itself."""
+    net = a_network(letter)
+    before = raw_output(net, *an_input(net))
+    for layer in net.modules():
+        if isinstance(layer, Conv):
+            layer.weight.mul_(scale)
+    change = max_rel(raw_output(net, *an_input(net)), before)
+    assert change <= 30 * 1e-4 if letter in "DEFG" else change > 0.1
+
+
+def test_gradients_are_orthogonal_to_the_weights_from_d_on():
+    """What lets raw weights of D grow, and only grow, under small steps. eps leaves a cosine of about 1e-4."""
+    for letter in "CDEF":
+        net = a_network(letter)
+        raw_output(net, *an_input(net)).square().sum().backward()
+        w = net.unet.enc["8x8_block0"]
+        w = w.conv_res1.weight if letter == "F" else w.conv1.weight
+        cosine = F.cosine_similarity(w.grad.flatten(1), w.detach().flatten(1)).abs().max()
+        assert (cosine <= 3e-4) == (letter != "C"), letter
+
+
+# Attention
+
+
+@torch.no_grad()
+@every_letter
+def test_logits_are_bounded_by_sqrt_d_from_c_on(letter, monkeypatch):
+    """Queries and keys 100-fold, 10,000-fold the logits of dot products. With d = 16: |q·k| / sqrt(d) <= 4."""
+    net, largest = a_network(letter), []
+    attention = F.scaled_dot_product_attention
+
+    def observed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        largest.append((q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).abs().max().item())
+        return attention(q, k, v)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", observed)
+    for name, layer in net.named_modules():
+        if name.endswith("qkv"):
+            layer.weight.mul_(100)
+    net(*an_input(net))
+    assert len(largest) == 4
+    assert (max(largest) <= 4.0001) == (letter in "CDEFG")
+
+
+@torch.no_grad()
+@every_letter
+def test_attention_is_in_float32_in_a_and_b(letter, monkeypatch):
+    """Its values too have unit magnitude per head and pixel from C on."""
+    net, seen = a_network(letter), []
+    attention = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: seen.append((q, k, v)) or attention(q, k, v))
+    net.compute_dtype = torch.bfloat16
+    net(*an_input(net))
+    assert seen
+    for part in (tensor for parts in seen for tensor in parts):
+        assert part.dtype == (torch.float32 if letter in "AB" else torch.bfloat16)
+        magnitudes = part.float().square().mean(dim=-1).sqrt()
+        assert bool(((magnitudes - 1).abs() < 0.02).all()) == (letter not in "AB")
+
+
+# Magnitudes
+
+
+def magnitudes(net: Precond) -> list[float]:
+    """Root-mean-square of what leaves every layer of encoder and decoder, for inputs of unit variance."""
+    found: list[float] = []
+    for part in [*net.unet.enc.children(), *net.unet.dec.children()]:
+        part.register_forward_hook(lambda module, args, y: found.append(y.square().mean().sqrt().item()))
+    with torch.no_grad():
+        net.unet(torch.randn(8, 3, 16, 16), torch.randn(8) / 4, torch.zeros(8, 5))
+    return found
+
+
+def test_plain_sums_grow_with_depth_and_balanced_ones_do_not():
+    """Layers that preserve magnitude are not enough. Seven outputs at 16x16 pixels: each sum of D and E adds to the
+    one before. F starts every block of the encoder afresh, but sums and concatenates plainly in the decoder. Seen:
+    largest of D, E and F 2.4 to 3.4, all of G from 0.81 to 1.05."""
+    for letter in "DEFG":
+        found = magnitudes(new_network(letter, model_channels=32, channels_per_head=32, num_blocks=6))
+        first_level = found[:7]
+        assert (first_level == sorted(first_level)) == (letter in "DE"), (letter, first_level)
+        assert (max(first_level) < 1.2) == (letter in "FG"), (letter, first_level)
+        assert (max(found) > 2) == (letter != "G"), (letter, found)
+        assert all(0.7 <= magnitude <= 1.3 for magnitude in found) == (letter == "G"), (letter, found)
+
+
+def test_the_raw_output_of_a_new_network():
+    """Nothing in A and B (zero weights) and G (zero gain), something from C to F."""
+    for letter in LETTERS:
+        net = new_network(letter)
+        assert bool(raw_output(net, *an_input(net)).any()) == (letter in "CDEF"), letter
