@@ -63,7 +63,7 @@ def estimate_memory(config: TrainingConfig) -> MemoryEstimate:
     are estimated a few per cent too high.
     """
     weights = 4 * count_parameters(config.network)
-    kept = weights * (3 + len(config.sigma_rels))
+    kept = weights * (3 + config.num_averages)
     images = config.images_per_forward
     step = _peak_of_a_step(config.network, DTYPES[config.precision], images, images < config.batch_size)
     share, constant = SPARE[torch.device(config.device).type]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from edm2.costs import TRAINING_FLOPS, count_flops, count_parameters, estimate_memory, largest_micro_batch
+from edm2.ladder import ladder_settings
 from edm2.networks import NetworkConfig
 from edm2.presets import PRESETS, Settings
 from edm2.training import Dataset, TrainingConfig
@@ -29,7 +30,13 @@ def default_preset(dataset: Dataset, data: str) -> str:
 
 
 def plan_run(
-    dataset: Dataset, data: str, out: str, preset_name: str, conditional: bool | None, choices: Mapping[str, Any]
+    dataset: Dataset,
+    data: str,
+    out: str,
+    preset_name: str,
+    conditional: bool | None,
+    choices: Mapping[str, Any],
+    letter: str = "G",
 ) -> TrainingConfig:
     """The run that trains on `dataset`.
 
@@ -40,6 +47,7 @@ def plan_run(
         preset_name: Key of `PRESETS`.
         conditional: Train with labels; None: if the dataset has any.
         choices: Fields of `NetworkConfig` and `TrainingConfig` that override the preset.
+        letter: Configuration of the paper's ladder, which changes the preset's settings.
 
     Raises:
         ValueError: an unknown preset, or choices that do not fit together or do not fit the data.
@@ -58,6 +66,7 @@ def plan_run(
         raise ValueError(f"{data} has no labels, which --cond needs")
     measured = {"standardize": True} if dataset.pixel_stats else {}
     proposed = measured | preset.network | preset.training | preset.rules(len(dataset), choices)
+    proposed = ladder_settings(letter, proposed)
     network, training = _divided(_fitted(proposed, len(dataset), choices) | choices)
     config = TrainingConfig(
         data=data,
@@ -107,6 +116,7 @@ def describe_run(config: TrainingConfig, dataset: Dataset) -> Lines:
         ("training", f"{config.duration:,} images in steps of {config.batch_size}{_visits(config, dataset)}"),
         ("learning rate", _schedule(config)),
         ("noise levels", _noise_levels(config)),
+        ("weighting", _weighting(config)),
         ("device", f"{config.device}, {config.precision}, {config.images_per_forward} images per forward pass"),
         ("compute", _compute(config)),
         *_memory(config),
@@ -118,7 +128,7 @@ def _files(config: TrainingConfig, parameters: int) -> Lines:
     times = _snapshot_times(config)
     snapshots = times * len(config.sigma_rels)
     disk = snapshots * parameters * BYTES[config.snapshot_precision]
-    disk += (config.keep_checkpoints + 1) * parameters * 4 * (3 + len(config.sigma_rels))
+    disk += (config.keep_checkpoints + 1) * parameters * 4 * (3 + config.num_averages)
     lengths = " and ".join(f"{s:g}" for s in config.sigma_rels)
     return [
         ("snapshots", f"{snapshots} ({times} times, EMA lengths {lengths}), {config.snapshot_precision}"),
@@ -185,8 +195,17 @@ def _schedule(config: TrainingConfig) -> str:
 
 
 def _noise_levels(config: TrainingConfig) -> str:
-    text = f"ln sigma ~ N({config.P_mean:g}, {config.P_std:g}²)"
+    normal = f"ln sigma ~ N({config.P_mean:g}, {config.P_std:g}²)"
+    text = normal if config.noise == "ln-normal" else f"those of {config.noise}"
     return f"{text}, one from each of {config.batch_size} strata in every step" if config.stratified_sigma else text
+
+
+def _weighting(config: TrainingConfig) -> str:
+    given = {"gamma": config.weighting_gamma, "k": config.weighting_k}
+    words = [config.weighting, *(f"{name}={value:g}" for name, value in given.items() if value is not None)]
+    if config.relative_weighting:
+        words.append("on top of uncertainty")
+    return " ".join(words)
 
 
 def _compute(config: TrainingConfig) -> str:
@@ -200,7 +219,7 @@ def _compute(config: TrainingConfig) -> str:
 def _memory(config: TrainingConfig) -> Lines:
     memory = estimate_memory(config)
     phrase = (
-        f"about {_size(memory.total)}: {_size(memory.kept)} for weights, Adam and {len(config.sigma_rels)} averages, "
+        f"about {_size(memory.total)}: {_size(memory.kept)} for weights, Adam and {config.num_averages} averages, "
         f"{_size(memory.step)} for gradients and activations, allowance {_size(memory.spare)}"
     )
     lines = [("memory", phrase)]

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edm2.post_hoc_ema.atomic import atomic_output
+from edm2.post_hoc_ema.messages import plain_line
 from edm2.post_hoc_ema.safetensors_file import TensorLayout, locate_tensors, read_numbers
 
 METADATA_KEY = "edm2"
@@ -29,6 +30,9 @@ METADATA_KEY = "edm2"
 
 class SnapshotError(ValueError):
     """A file that is not what it should be; the message names it and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain_line(message))
 
 
 class Snapshot(Protocol):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from edm2.post_hoc_ema.conversions import half_life_to_beta
+from edm2.post_hoc_ema.conversions import half_life_to_beta, half_life_to_sigma_rel, rampup_ratio_to_sigma_rel
 from edm2.post_hoc_ema.parameter_averages import ParameterAverages
 
 
@@ -30,6 +30,14 @@ class TraditionalEMA(ParameterAverages):
             raise ValueError(f"half_life={half_life} and rampup_ratio={rampup_ratio} must be positive")
         self._rampup_ratio = rampup_ratio
         super().__init__(module, [half_life])
+
+    @property
+    def sigma_rel(self) -> float:
+        """Width of the profile at the last update, as a share of the images seen."""
+        [half_life] = self._averages
+        if self._rampup_ratio * self._images_seen <= half_life:
+            return float(rampup_ratio_to_sigma_rel(self._rampup_ratio))
+        return float(half_life_to_sigma_rel(half_life, self._images_seen))
 
     def average(self) -> dict[str, Tensor]:
         """A state dict of the module, with averages for its parameters and copies of its buffers."""

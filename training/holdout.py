@@ -1,5 +1,6 @@
 """The loss per noise level on images that are not trained on: falls while the network generalizes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,10 +8,12 @@ import torch
 from torch import Tensor
 
 from edm2.networks import Precond
+from edm2.training.noise import NoiseDistribution
+from edm2.training.data import Dataset, Subset
 from edm2.training.weighting import edm_weight
 
 NOISE_QUANTILES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
-"""Noise levels measured, in standard deviations of ln sigma."""
+"""Noise levels measured: what the distribution of training makes of these standard normal numbers."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +32,41 @@ class LossPerLevel:
         return float(np.mean(self.losses))
 
 
-@torch.no_grad()
+def evenly_spaced(dataset: Dataset, count: int) -> Subset:
+    """At most `count` images spread over a dataset, which may be sorted by class."""
+    count = min(count, len(dataset))
+    return Subset(dataset, np.arange(count) * len(dataset) // count)
+
+
 def measure_loss(
-    net: Precond, images: Tensor, labels: Tensor | None, P_mean: float, P_std: float, batch_size: int
+    net: Precond, images: Tensor, labels: Tensor | None, distribution: NoiseDistribution, batch_size: int
 ) -> LossPerLevel:
-    """Loss of `net` on `images` at the levels exp(P_mean + P_std q); the same noise at every call.
+    """Loss of `net` on `images` at fixed quantiles of the noise levels in training; otherwise as `loss_at_levels`.
 
     Args:
         net: Denoiser, used as it is: call `eval()` first.
         images: Clean data [N, C, H, W] on the network's device.
         labels: Classes, int64 [N].
-        P_mean: Mean of ln sigma.
-        P_std: Standard deviation of ln sigma.
+        distribution: Noise levels in training.
         batch_size: Images per forward pass.
     """
-    sigmas = tuple(float(np.exp(P_mean + P_std * q)) for q in NOISE_QUANTILES)
+    sigmas = distribution.sigma(torch.tensor(NOISE_QUANTILES, dtype=torch.float64)).tolist()
+    return loss_at_levels(net, images, labels, sigmas, batch_size)
+
+
+@torch.no_grad()
+def loss_at_levels(
+    net: Precond, images: Tensor, labels: Tensor | None, sigmas: Sequence[float], batch_size: int
+) -> LossPerLevel:
+    """Loss of `net` on `images` at the noise levels `sigmas`; the same noise at every level and every call.
+
+    Args:
+        net: Denoiser, used as it is: call `eval()` first.
+        images: Clean data [N, C, H, W] on the network's device.
+        labels: Classes, int64 [N].
+        sigmas: Noise levels.
+        batch_size: Images per forward pass.
+    """
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
     losses = []
     for sigma in sigmas:
@@ -54,4 +77,4 @@ def measure_loss(
             denoised = net(images[part] + sigma * noise[part], sigma, None if labels is None else labels[part])
             total += (denoised - images[part]).square().sum().item()
         losses.append(weight * total / images.numel())
-    return LossPerLevel(sigmas, tuple(losses))
+    return LossPerLevel(tuple(sigmas), tuple(losses))

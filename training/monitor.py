@@ -1,8 +1,9 @@
-"""What a run tells about itself: a status line, stats.jsonl and, when installed, TensorBoard."""
+"""What a run tells about itself: a status line, stats.jsonl, diagnostics.jsonl and, when installed, TensorBoard."""
 
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ class StatusLine:
             self.bar.set_postfix_str(headline)
             return
         seen, rate = record["images_seen"], record["images_per_second"]
-        left = time_text((self.duration - seen) / rate) if rate else "?"
+        left = f"{time_text((self.duration - seen) / rate) if rate else '?'} left" if seen < self.duration else "done"
         share = f"{100 * seen / self.duration:5.1f}%"
-        self.print(f"{share}  {seen:>10,} images  {headline}  {rate:,.0f} img/s  {left} left")
+        self.print(f"{share}  {seen:>10,} images  {headline}  {rate:,.0f} img/s  {left}")
 
     def print(self, text: str) -> None:
         """A line of text that does not disturb the bar."""
@@ -58,7 +59,8 @@ class StatusLine:
 
 
 class StatsFile:
-    """stats.jsonl: one JSON object per report, in the order of images seen, without gaps or repeats.
+    """stats.jsonl and diagnostics.jsonl: one JSON object per record, in the order of images seen, without gaps or
+    repeats.
 
     Args:
         path: The file.
@@ -115,10 +117,19 @@ class TensorBoard:
         """Write the record's numbers at its images seen."""
         if self.writer is None:
             return
-        for name, value in record.items():
-            if isinstance(value, int | float) and name != "images_seen":
+        for name, value in _numbers(record):
+            if name != "images_seen":
                 self.writer.add_scalar(name, value, record["images_seen"])
         self.writer.flush()
+
+
+def _numbers(record: Record, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """The numbers of a record with their names; those of a dict inside it as "activations/max/Enc 8x8"."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value
 
 
 class Monitor:
@@ -133,6 +144,7 @@ class Monitor:
     def __init__(self, folder: Path, duration: int, images_seen: int) -> None:
         self.status = StatusLine(duration, images_seen)
         self.stats = StatsFile(folder / "stats.jsonl", images_seen)
+        self.diagnostics = StatsFile(folder / "diagnostics.jsonl", images_seen)
         self.tensorboard = TensorBoard(folder, images_seen)
 
     def report(self, record: Record) -> None:
@@ -140,3 +152,8 @@ class Monitor:
         self.stats.append(record)
         self.tensorboard.append(record)
         self.status.report(record)
+
+    def report_diagnostics(self, record: Record) -> None:
+        """Store a measurement of `edm2.training.diagnostics`."""
+        self.diagnostics.append(record)
+        self.tensorboard.append(record)

@@ -1,38 +1,40 @@
 """The training objective: denoise at a random noise level (arXiv 2312.02696v2, Eqs. 14, 15 and 21)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from edm2.training.noise import LnNormal, NoiseDistribution
 from edm2.training.weighting import Uncertainty, Weighting
+
+UNCERTAINTY = Uncertainty()
+"""The default weighting."""
 
 HALF_STEP = 2.0**-25
 """Half of the distance between float32 uniform numbers: added to them, it keeps 0 out and 1 out."""
 
 
 @dataclass(frozen=True)
-class EDM2Loss:
-    """Loss of a denoiser at ln sigma ~ N(P_mean, P_std²).
+class DenoisingLoss:
+    """Loss of a denoiser at random noise levels.
 
         loss = weighting((D(y + sigma n; sigma) - y)²),    n ~ N(0, I)
 
     Args:
-        P_mean: Mean of ln sigma.
-        P_std: Standard deviation of ln sigma.
+        distribution: Where noise levels sigma come from.
         sigma_data: Standard deviation of the data y.
-        weighting: Loss from squared errors; Eq. 21 by default.
+        weighting: Loss from squared errors.
     """
 
-    P_mean: float = -0.4
-    P_std: float = 1.0
-    sigma_data: float = 0.5
-    weighting: Weighting = field(default_factory=Uncertainty)
+    distribution: NoiseDistribution
+    sigma_data: float
+    weighting: Weighting
 
     def sigma_from_normal(self, normal: Tensor) -> Tensor:
-        """Standard normal numbers -> noise levels exp(P_mean + P_std normal) (Eq. 15)."""
-        return (self.P_mean + self.P_std * normal).exp()
+        """Standard normal numbers -> noise levels."""
+        return self.distribution.sigma(normal)
 
     def __call__(
         self,
@@ -62,6 +64,26 @@ class EDM2Loss:
         sigma = sigma.reshape(-1, 1, 1, 1)
         denoised, u = net(images + sigma * noise, sigma, labels, return_logvar=True)
         return self.weighting((denoised - images) ** 2, sigma, u, self.sigma_data)
+
+
+class EDM2Loss(DenoisingLoss):
+    """The paper's: ln sigma ~ N(P_mean, P_std²) (Eq. 15), weighted by learned uncertainty (Eq. 21).
+
+    Args:
+        P_mean: Mean of ln sigma.
+        P_std: Standard deviation of ln sigma.
+        sigma_data: Standard deviation of the data y.
+        weighting: Loss from squared errors.
+    """
+
+    def __init__(
+        self,
+        P_mean: float = -0.4,
+        P_std: float = 1.0,
+        sigma_data: float = 0.5,
+        weighting: Weighting = UNCERTAINTY,
+    ) -> None:
+        super().__init__(LnNormal(P_mean, P_std), sigma_data, weighting)
 
 
 def stratified_normal(first_place: int, uniform: Tensor, strata: int) -> Tensor:

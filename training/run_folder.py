@@ -1,16 +1,20 @@
-"""The folder of a run: config.json, stats.jsonl, TensorBoard events, snapshots/, checkpoints/, samples/,
-and at the end raw-weights.safetensors."""
+"""The folder of a run: config.json, stats.jsonl, TensorBoard events, snapshots/, checkpoints/, samples/, and at the end
+raw-weights.safetensors; traditional-ema.safetensors where such an average was asked for."""
 
 import json
 from pathlib import Path
 
 from edm2.post_hoc_ema import atomic_output
+from edm2.post_hoc_ema.messages import plain_line
 from edm2.training.checkpoint import find_checkpoints
 from edm2.training.config import TrainingConfig
 
 
 class RunFolderError(ValueError):
     """A run folder cannot be used; the message is one line that names it and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain_line(message))
 
 
 class RunFolder:
@@ -25,6 +29,7 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.snapshots = self.path / "snapshots"
         self.raw_weights = self.path / "raw-weights.safetensors"
+        self.traditional_ema = self.path / "traditional-ema.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
 

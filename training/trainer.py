@@ -12,16 +12,19 @@ from torch import Tensor
 
 from edm2 import __version__
 from edm2.networks import Precond, force_weight_normalization_
-from edm2.post_hoc_ema import PowerFunctionEMA, snapshot_name, write_snapshot
+from edm2.post_hoc_ema import PowerFunctionEMA, TraditionalEMA, snapshot_name, write_snapshot
+from edm2.training.bins import x0_gradients
 from edm2.training.checkpoint import adam_state, find_checkpoints, load_checkpoint, save_checkpoint
 from edm2.training.codec import Codec, codec_from_json
 from edm2.training.config import TrainingConfig
 from edm2.training.data import Dataset, open_dataset
+from edm2.training.diagnostics import Diagnostics
 from edm2.training.feed import Feed
 from edm2.training.holdout import measure_loss
 from edm2.training.initialization import fresh_network, load_snapshot_
 from edm2.training.monitor import Monitor, Record
-from edm2.training.objective import EDM2Loss, stratified_normal
+from edm2.training.objective import stratified_normal
+from edm2.training.pareto import Pareto
 from edm2.training.randomness import PlaceRandom, Stream
 from edm2.training.run_folder import RunFolder
 from edm2.training.schedule import inverse_sqrt_lr, is_due
@@ -85,10 +88,15 @@ class Trainer:
         self.net.to(self.device).train()
         self.net.compute_dtype = DTYPES[config.precision]
         self.denoiser = torch.compile(self.net) if config.compile else self.net
-        self.loss = EDM2Loss(config.P_mean, config.P_std, config.network.sigma_data)
+        self.loss = config.objective()
+        self.diagnostics = Diagnostics(config, self.loss.distribution)
+        if not self.loss.weighting.uses_uncertainty:
+            self.net.logvar_linear.requires_grad_(False)  # it gets no gradient, and other processes would wait for one
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.ref_lr, betas=config.betas, fused=fused)
         self.ema = PowerFunctionEMA(self.net, config.sigma_rels)
+        half_life = config.traditional_ema
+        self.traditional_ema = None if half_life is None else TraditionalEMA(self.net, half_life)
         self.random = PlaceRandom(config.seed, config.random_block, self.device)
         self.totals = Totals(self.device)
         self.speedometer = Speedometer(config.batch_size, wait=self.totals.loss.item)  # reading waits for the device
@@ -114,6 +122,7 @@ class Trainer:
         """
         config = self.config
         force_weight_normalization_(self.net)  # once: all rounds of a step see the same weights
+        self._learn_weights(microbatches)
         self.optimizer.zero_grad(set_to_none=True)
         place = self.images_seen
         loss_sum = torch.zeros((), device=self.device)
@@ -122,7 +131,7 @@ class Trainer:
             unit = noise[i] if noise is not None else self._draw_noise(place, images.shape)
             self._seed_dropout(place)
             loss = self.loss(self.denoiser, images, labels, sigma=level, noise=unit).sum() / config.batch_size
-            loss.backward()
+            (loss * config.loss_scale).backward()
             loss_sum += loss.detach()
             place += len(images)
 
@@ -131,20 +140,43 @@ class Trainer:
             group["lr"] = self.learning_rate()
         self.optimizer.step()
         self.images_seen += config.batch_size
-        self.ema.update(self.images_seen)
-        return StepResult(loss_sum, grad_norm, nonfinite)
+        for ema in self._trackers().values():
+            ema.update(self.images_seen)
+        return StepResult(loss_sum, grad_norm / config.loss_scale, nonfinite)
+
+    def _trackers(self) -> dict[str, PowerFunctionEMA | TraditionalEMA]:
+        """All averages, by their names in a checkpoint."""
+        traditional = {} if self.traditional_ema is None else {"traditional_ema": self.traditional_ema}
+        return {"ema": self.ema, **traditional}
 
     def learning_rate(self) -> float:
         """Learning rate of the step that comes next (Eq. 67)."""
         c = self.config
         return inverse_sqrt_lr(self.images_seen, c.batch_size, c.ref_lr, c.ref_batches, c.rampup_images)
 
+    def _learn_weights(self, microbatches: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+        """Now and then, weights of noise levels that are learned from gradients learn from those of a step's images."""
+        weighting, place = self.loss.weighting, self.images_seen
+        if not isinstance(weighting, Pareto) or not weighting.is_due(self.images_seen // self.config.batch_size):
+            return
+        sums = []
+        for images, labels in microbatches:
+            sigma = self._stratified_sigma(place, len(images))  # so that every bin has images
+            noise = self._draw_noise(place, images.shape)
+            self._seed_dropout(place)
+            sums.append(x0_gradients(self.net, weighting.bins, images, labels, sigma, noise))
+            place += len(images)
+        gradients, counts = zip(*sums, strict=True)
+        weighting.update(sum(gradients), sum(counts))
+
     def _draw_sigma(self, place: int, count: int) -> Tensor:
-        stop = place + count
         if self.config.stratified_sigma:
-            uniform = self.random.uniform(Stream.SIGMA, place, stop)
-            return self.loss.sigma_from_normal(stratified_normal(place, uniform, self.config.batch_size))
-        return self.loss.sigma_from_normal(self.random.normal(Stream.SIGMA, place, stop))
+            return self._stratified_sigma(place, count)
+        return self.loss.sigma_from_normal(self.random.normal(Stream.SIGMA, place, place + count))
+
+    def _stratified_sigma(self, place: int, count: int) -> Tensor:
+        uniform = self.random.uniform(Stream.SIGMA, place, place + count)
+        return self.loss.sigma_from_normal(stratified_normal(place, uniform, self.config.batch_size))
 
     def _draw_noise(self, place: int, shape: torch.Size) -> Tensor:
         return self.random.normal(Stream.NOISE, place, place + shape[0], tuple(shape[1:]))
@@ -171,7 +203,10 @@ class Trainer:
             batches = self.feed.steps(self.images_seen)
             while self.images_seen < self.config.duration and not self.stop_requested:
                 before = self.images_seen
-                self.totals.add(self.step(next(batches)))
+                with self.diagnostics.watching(self.net, self.optimizer, before):
+                    step = self.step(next(batches))
+                self.totals.add(step)
+                self.diagnostics.add(step)
                 self.monitor.status.advance(self.config.batch_size)
                 self._give_up_if_nonfinite()
                 self._do_what_is_due(before)
@@ -232,6 +267,9 @@ class Trainer:
                 self.monitor.tensorboard.append({"images_seen": now, **self.on_snapshot(now)})
         if due(config.sample_every) and self.on_sample is not None:
             self.save_samples()
+        if self.diagnostics.due(before, now):
+            record = self.diagnostics.measure(now, self.net, self.averaged, self.loss, self.feed)
+            self.monitor.report_diagnostics(record)
         if due(config.checkpoint_every):
             self.save_checkpoint()
         if done:
@@ -264,7 +302,7 @@ class Trainer:
         measured: dict[str, Any] = {}
         for name, dataset in (("holdout", feed.holdout_set), ("train", feed.train_set)):
             images, labels = feed.first_images(dataset, count)
-            levels = measure_loss(net, images, labels, c.P_mean, c.P_std, c.images_per_forward)
+            levels = measure_loss(net, images, labels, self.loss.distribution, c.images_per_forward)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
         return measured
 
@@ -307,6 +345,10 @@ class Trainer:
                 self.metadata() | {"sigma_rel": sigma_rel},
                 dtype=DTYPES[self.config.snapshot_precision],
             )
+        if self.traditional_ema is not None:
+            metadata = self.metadata() | {"sigma_rel": self.traditional_ema.sigma_rel}
+            metadata |= {"half_life": self.config.traditional_ema, "reconstructed_from": []}
+            write_snapshot(self.folder.traditional_ema, self.traditional_ema.average(), metadata)
 
     def save_raw_weights(self) -> None:
         """The weights as the optimizer left them, without any averaging: an EMA of length zero."""
@@ -324,15 +366,16 @@ class Trainer:
         return {
             "net": self.net.state_dict(),
             "optimizer": adam_state(self.net, self.optimizer),
-            "ema": {name: value for name, value in self.ema.state_dict().items() if isinstance(value, Tensor)},
             "totals": self.totals.state_dict(),
+            **({"pareto": weighting.state_dict()} if isinstance(weighting := self.loss.weighting, Pareto) else {}),
+            **{name: _tensors(ema.state_dict()) for name, ema in self._trackers().items()},
         }
 
     def save_checkpoint(self) -> None:
         """Write everything that a resumed run needs."""
-        codec = {"codec": self.feed.codec.to_json()}
+        state = {"codec": self.feed.codec.to_json(), "diagnostics": self.diagnostics.state()}
         folder, keep = self.folder.checkpoints, self.config.keep_checkpoints
-        save_checkpoint(folder, self.images_seen, self._state(), codec, keep)
+        save_checkpoint(folder, self.images_seen, self._state(), state, keep)
 
     def _resume(self) -> None:
         """Take up the newest checkpoint, if there is one.
@@ -348,7 +391,9 @@ class Trainer:
         self.images_seen = state["images_seen"]
         if "codec" in state:  # checkpoints of earlier versions have none
             self.feed.codec = codec_from_json(state["codec"])
-        self.ema.load_state_dict({"images_seen": self.images_seen, **tensors["ema"]})
+        self.diagnostics.load_state(state.get("diagnostics"))
+        for name, ema in self._trackers().items():
+            ema.load_state_dict({"images_seen": self.images_seen, **tensors[name]})
 
 
 def clean_gradients_(net: torch.nn.Module) -> tuple[Tensor, Tensor]:
@@ -365,6 +410,10 @@ def clean_gradients_(net: torch.nn.Module) -> tuple[Tensor, Tensor]:
     for grad in grads:
         torch.nan_to_num(grad, nan=0, posinf=0, neginf=0, out=grad)
     return torch.nn.utils.get_total_norm(grads), nonfinite.long()
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -50,6 +50,15 @@ def test_while_the_half_life_ramps_up_it_is_a_power_function_average():
     assert traditional == pytest.approx(10_000 * (np.log(2) / 0.05) / (np.log(2) / 0.05 + 1), rel=1e-3)
 
 
+def test_its_width_is_that_of_the_ramp_up_and_then_falls():
+    """0.0336 is what 50 Mi images are worth at the end of the paper's config A, of 2147.5 Mi images."""
+    module = Ramp()
+    ema = TraditionalEMA(module, half_life=50_000_000)
+    for t, width in ((1_000, 0.0629), (1_000_000_000, 0.0629), (2_147_483_648, 0.0336)):
+        ema.update(t)
+        assert ema.sigma_rel == pytest.approx(width, abs=1e-4)
+
+
 def test_it_resumes():
     module = Ramp()
     whole, first = TraditionalEMA(module, 50), TraditionalEMA(module, 50)
@@ -68,7 +77,7 @@ def test_it_resumes():
         TraditionalEMA(module, 60).load_state_dict(first.state_dict())
 
 
-@pytest.mark.parametrize("half_life, ratio", [(0, 0.05), (-1, 0.05), (10, 0)])
+@pytest.mark.parametrize(("half_life", "ratio"), [(0, 0.05), (-1, 0.05), (10, 0)])
 def test_impossible_lengths_are_refused(half_life, ratio):
     with pytest.raises(ValueError, match="must be positive"):
         TraditionalEMA(Ramp(), half_life, ratio)

@@ -15,7 +15,7 @@ from command_line import TINY, complaint, edm2, half_written, succeed, write_ima
 
 from edm2.model import load, read_metadata, save
 from edm2.networks import NetworkConfig, build_network
-from edm2.training import EDM2Loss
+from edm2.training import DenoisingLoss
 from edm2.training.monitor import read_stats
 
 USAGE, FAILURE = 2, 1
@@ -281,8 +281,8 @@ def test_an_unusable_image_stops_the_run_by_name(
 
 
 def test_a_loss_that_is_never_finite_stops_the_run(tmp_path: Path, monkeypatch):
-    loss = EDM2Loss.__call__
-    monkeypatch.setattr(EDM2Loss, "__call__", lambda *args, **options: loss(*args, **options) * torch.nan)
+    loss = DenoisingLoss.__call__
+    monkeypatch.setattr(DenoisingLoss, "__call__", lambda *args, **options: loss(*args, **options) * torch.nan)
     out = tmp_path / "out"
     result = edm2("train", *TINY, "--data", "digits", "--batch", 2, "--duration", 2048, "--lr", 0.5, "--out", out)
     message = complaint(result.err)

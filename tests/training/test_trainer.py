@@ -497,3 +497,5 @@ def test_the_time_left_is_told_in_days_where_there_are(capsys):
     record = {"images_seen": 1_000, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0, "images_per_second": 10.0}
     StatusLine(duration=10_000_000, images_seen=0).report(record)
     assert "12 days left" in capsys.readouterr().out
+    StatusLine(duration=1_000, images_seen=0).report(record)
+    assert capsys.readouterr().out.rstrip().endswith("img/s  done")

@@ -1,0 +1,274 @@
+"""Pareto-optimal weights against other solvers of the same problem, and the weighting that keeps them in a run."""
+
+import math
+
+import pytest
+import torch
+from scipy import optimize
+from torch import Tensor
+
+from edm2.training import (
+    P2,
+    Constant,
+    Eps,
+    LnNormal,
+    MaxSNR,
+    MinSNR,
+    Pareto,
+    equal_bins,
+    levels,
+    normalized,
+    pareto_objective,
+    pareto_weights,
+)
+
+STRENGTHS = [0.01, 0.1, 1.0]
+
+
+def tasks(kind: str, bins: int = 12) -> Tensor:
+    """Gradients [bins, 200] that resemble those of noise levels more and more."""
+    g = torch.Generator().manual_seed(0)
+    independent = torch.randn(bins, 200, dtype=torch.float64, generator=g)
+    sizes = torch.logspace(-2, 0, bins, dtype=torch.float64)[:, None]  # on x0, gradients grow with the noise
+    if kind == "independent":
+        return independent
+    if kind == "growing":
+        return sizes * independent
+    return sizes * independent.cumsum(0)  # and neighbours want the same
+
+
+KINDS = ["independent", "growing", "alike"]
+
+
+def gram_of(gradients: Tensor) -> Tensor:
+    return gradients @ gradients.T
+
+
+def by_slsqp(gram: Tensor, strength: float) -> Tensor:
+    """On the simplex itself, by sequential quadratic programming."""
+    H = (gram / gram.diagonal().mean() + strength * torch.eye(len(gram))).numpy()
+    result = optimize.minimize(
+        lambda w: w @ H @ w,
+        torch.full((len(H),), 1 / len(H)).numpy(),
+        jac=lambda w: 2 * H @ w,
+        method="SLSQP",
+        bounds=[(0, 1)] * len(H),
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: 0 * w + 1},
+        options={"ftol": 1e-15, "maxiter": 1000},
+    )
+    return torch.from_numpy(result.x)
+
+
+def by_unconstrained_gradient_descent(gram: Tensor, strength: float) -> Tensor:
+    """As the paper has it: over b, of which w is the softmax."""
+    b = torch.zeros(len(gram), dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([b], max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-15, history_size=20,
+                               line_search_fn="strong_wolfe")  # fmt: skip
+
+    def descend() -> Tensor:
+        b.grad = None
+        value = pareto_objective(b.softmax(0), gram, strength).log()
+        value.backward()
+        return value
+
+    search.step(descend)
+    return b.detach().softmax(0)
+
+
+@pytest.mark.parametrize("solver", [by_slsqp, by_unconstrained_gradient_descent])
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_solvers_find_the_same_weights(kind, strength, solver):
+    """1e-5: as far as descent comes; weights that are zero it can only approach."""
+    gram = gram_of(tasks(kind))
+    weights = pareto_weights(gram, strength)
+    assert weights.dtype == torch.float64
+    torch.testing.assert_close(weights, solver(gram, strength), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_satisfy_the_conditions_of_optimality(kind, strength):
+    """On the simplex, and no task's weight could be raised at the cost of another's: the objective's derivative is the
+    same for all weights that are not zero, and not lower for those that are. 1e-9: rounding, condition 1e3."""
+    gram = gram_of(tasks(kind))
+    w = pareto_weights(gram, strength)
+    assert (w >= 0).all()
+    assert w.sum().item() == pytest.approx(1, abs=1e-12)
+    derivative = gram @ w + strength * gram.diagonal().mean() * w
+    at_optimum = pareto_objective(w, gram, strength)
+    torch.testing.assert_close(derivative[w > 0], at_optimum.expand(int((w > 0).sum())), rtol=1e-9, atol=0)
+    assert (derivative[w == 0] >= at_optimum * (1 - 1e-9)).all()
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_static_weighting_comes_lower(kind, strength):
+    """That much mathematics promises; which of the others is next depends on the gradients."""
+    gram, sigma = gram_of(tasks(kind)), equal_bins(LnNormal(), 12).centers
+    best = pareto_objective(pareto_weights(gram, strength), gram, strength)
+    for weighting in (MinSNR(), Constant(), MaxSNR(), Eps(), P2()):
+        w = weighting.weight(sigma, 0.5)
+        assert best < pareto_objective(w / w.sum(), gram, strength)
+
+
+def test_orthogonal_gradients_weigh_by_their_size():
+    """w_t ~ 1 / (|g_t|² + lambda), as one finds by hand."""
+    gram = torch.diag(torch.tensor([1.0, 2.0, 9.0], dtype=torch.float64))  # of mean 4
+    expected = 1 / torch.tensor([1.0 + 2, 2 + 2, 9 + 2], dtype=torch.float64)
+    torch.testing.assert_close(pareto_weights(gram, 0.5), expected / expected.sum())
+
+
+def test_a_step_improves_all_tasks_alike():
+    """With a vanishing second term, the descent direction has the same product with every gradient in it, and no
+    smaller one with the others: that is what makes it Pareto-optimal."""
+    for kind in KINDS:
+        gradients = tasks(kind)
+        w = pareto_weights(gram_of(gradients), 1e-9)
+        direction = w @ gradients
+        gain = gradients @ direction
+        torch.testing.assert_close(gain[w > 0], (direction @ direction).expand(int((w > 0).sum())), rtol=1e-4, atol=0)
+        assert (gain > 0.999 * direction @ direction).all()
+
+
+def test_opposed_tasks_cancel():
+    """g and -3 g have no common descent: the weights find the point where the sum vanishes."""
+    g = torch.tensor([[1.0], [-3.0]], dtype=torch.float64)
+    torch.testing.assert_close(pareto_weights(gram_of(g), 1e-9), torch.tensor([0.75, 0.25]).double())
+
+
+def test_a_strong_second_term_keeps_weights_together():
+    w = pareto_weights(gram_of(tasks("alike")), 1e6)
+    torch.testing.assert_close(w, torch.full_like(w, 1 / 12), rtol=1e-4, atol=0)
+
+
+def test_units_do_not_matter():
+    gram = gram_of(tasks("alike"))
+    torch.testing.assert_close(pareto_weights(1e-12 * gram, 0.1), pareto_weights(gram, 0.1))
+
+
+def test_one_bin_takes_all():
+    assert pareto_weights(torch.tensor([[3.0]], dtype=torch.float64), 0.1).tolist() == [1.0]
+
+
+# ---------------------------------------------------------------------------------------------------------- in a run
+
+
+def pareto(**options) -> Pareto:
+    return Pareto(LnNormal(), 0.5, **{"bins": 12, **options})
+
+
+def mean_on_F(weighting, sd: float = 0.5) -> float:
+    sigma = levels(LnNormal(), 100_000)
+    return (weighting.weight(sigma, sd) * sigma**2 * sd**2 / (sigma**2 + sd**2)).mean().item()
+
+
+IMAGES = torch.full((12,), 4)
+
+
+def test_before_the_first_update_all_errors_of_x0_count_alike():
+    sigma = torch.logspace(-2, 2, 50, dtype=torch.float64)
+    torch.testing.assert_close(pareto(normalize=False).weight(sigma, 0.5), Constant().weight(sigma, 0.5))
+    constant = normalized(Constant(), LnNormal(), 0.5)
+    torch.testing.assert_close(pareto().weight(sigma, 0.5), constant.weight(sigma, 0.5), rtol=1e-9, atol=0)
+
+
+def test_an_update_finds_the_optimal_weights():
+    """Of mean gradients: sums over 4 images, of which there are as many in each bin. Then its mean on F is still 1;
+    1e-4: 10,000 levels against 100,000."""
+    weighting = pareto(floor=0.0)
+    weighting.update(4 * tasks("growing"), IMAGES)
+    expected = pareto_weights(gram_of(tasks("growing")), 1.0)
+    torch.testing.assert_close(weighting.weights, expected)
+    by_bin = weighting.weight(weighting.bins.centers, 0.5)
+    torch.testing.assert_close(by_bin / by_bin.sum(), expected)
+    assert mean_on_F(weighting) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_loss_is_the_weighted_squared_error():
+    weighting = pareto()
+    weighting.update(4 * tasks("growing"), IMAGES)
+    sigma = torch.tensor([0.1, 3.0]).reshape(2, 1, 1, 1)
+    squared_error = torch.rand(2, 3, 4, 4)
+    loss = weighting(squared_error, sigma, torch.full((2, 1, 1, 1), 9.0), 0.5)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss / squared_error, weighting.weight(sigma, 0.5).expand_as(loss))
+
+
+def test_no_bin_is_left_alone():
+    """Even where the optimum is zero."""
+    weighting = pareto(floor=0.06, strength=0.01)
+    weighting.update(4 * tasks("alike"), IMAGES)
+    assert (pareto_weights(gram_of(tasks("alike")), 0.01) == 0).any()
+    assert weighting.weights.min().item() == pytest.approx(0.06 / 12)
+    assert weighting.weights.sum().item() == pytest.approx(1)
+
+
+def test_the_average_damps_noise():
+    """Gradients of few images vary: here by half in size. At decay 0.95 the average counts like 39 of them, which
+    leaves a sixth of the error of single ones; a third leaves room for chance."""
+    gram = gram_of(tasks("growing"))
+    expected = pareto_weights(gram + 0.25 * gram.diagonal().diag(), 1.0)
+
+    def error(decay: float) -> float:
+        g = torch.Generator().manual_seed(0)
+        weighting, errors = pareto(decay=decay, floor=0.0), []
+        for _ in range(150):
+            size = 1 + 0.5 * torch.randn(12, 1, dtype=torch.float64, generator=g)
+            weighting.update(4 * size * tasks("growing"), IMAGES)
+            errors.append((weighting.weights - expected).norm())
+        return torch.stack(errors[50:]).mean().item()
+
+    assert error(0.95) < error(0.0) / 3
+
+
+def test_weights_wait_until_every_bin_has_been_seen():
+    weighting, gradients = pareto(), 4 * tasks("growing")
+    absent, others = torch.tensor([0] + 11 * [4]), torch.tensor([4] + 11 * [0])
+    weighting.update(gradients * (absent > 0)[:, None], absent)
+    assert weighting.weights.unique().numel() == 1
+    weighting.update(gradients * (others > 0)[:, None], others)
+    assert weighting.weights.unique().numel() == 12
+    assert torch.linalg.eigvalsh(weighting.gram).min() >= -1e-9  # still a Gram matrix
+    torch.testing.assert_close(weighting.gram.diagonal(), gram_of(tasks("growing")).diagonal())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_gradients_that_are_not_finite_are_passed_over(value):
+    weighting = pareto()
+    weighting.update(4 * tasks("growing"), IMAGES)
+    before = {name: tensor.clone() for name, tensor in weighting.state_dict().items()}
+    spoiled = tasks("growing")
+    spoiled[3, 5] = value
+    weighting.update(spoiled, IMAGES)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weighting.state_dict().items())
+
+
+def test_a_network_that_gives_no_gradient_yet_changes_nothing():
+    """Config G starts with an output gain of zero."""
+    weighting = pareto()
+    weighting.update(torch.zeros(12, 200), IMAGES)
+    assert weighting.weights.unique().numel() == 1
+
+
+def test_resuming_equals_never_stopping():
+    """The state is filled in place, as a checkpoint does it."""
+    g = torch.Generator().manual_seed(0)
+    updates = [torch.randn(12, 30, generator=g) for _ in range(6)]
+    through, stopped, resumed = pareto(), pareto(), pareto()
+    for gradients in updates:
+        through.update(gradients, IMAGES)
+    for gradients in updates[:3]:
+        stopped.update(gradients, IMAGES)
+    for name, tensor in resumed.state_dict().items():
+        tensor.copy_(stopped.state_dict()[name])
+    assert torch.equal(resumed.weights, stopped.weights)
+    for gradients in updates[3:]:
+        resumed.update(gradients, IMAGES)
+    assert torch.equal(resumed.weights, through.weights)
+    assert torch.equal(resumed.gram, through.gram)
+
+
+def test_it_is_due_every_so_many_steps():
+    weighting = pareto(every=4)
+    assert [steps for steps in range(10) if weighting.is_due(steps)] == [4, 8]

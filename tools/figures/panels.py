@@ -1,0 +1,176 @@
+"""What the figures of runs have in common: panels, curves against images seen, curves against noise levels."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from edm2.tools.figures.runs import PlottedRun
+from edm2.tools.plots import PALETTE, styled
+from edm2.training.monitor import Record
+
+WIDE = 20
+"""Where the largest value exceeds the smallest by this factor, the axis is logarithmic."""
+
+Values = Mapping[str, "float | None"]
+"""Numbers of a record by bucket or by noise level; None where one was not finite."""
+
+
+def panels(titles: Sequence[str], columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel per title, in rows."""
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    size = (6.4 + 5.2 * (columns - 1), 4 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    axes = list(grid.flat)[: len(titles)]
+    for panel, title in zip(axes, titles, strict=True):
+        styled(panel)
+        panel.set_title(title)
+    return figure, axes
+
+
+def finish(axes: Axes, *, log: bool | None = None, legend: bool = True) -> None:
+    """Scale the vertical axis to the curves, and name them.
+
+    Args:
+        axes: The panel.
+        log: Whether the axis is logarithmic; None: if its curves span a wide range.
+        legend: Whether to name the curves.
+    """
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.zeros(0)])
+    positive = values[np.isfinite(values) & (values > 0)]
+    if log or (log is None and len(positive) and positive.max() > WIDE * positive.min()):
+        axes.set_yscale("log")
+        _plain_ticks(axes.yaxis, positive)
+    elif len(positive) and not (values < 0).any():
+        axes.set_ylim(0, 1.1 * positive.max())
+    if legend and axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="small")
+
+
+def _plain_ticks(axis: Axis, values: np.ndarray) -> None:
+    """On a logarithmic axis that spans less than four decades: 0.2 and 0.5 instead of powers of ten."""
+    axis.set_minor_formatter(NullFormatter())
+    if values.max() < 1e4 * values.min():
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+# ------------------------------------------------------------------------------------------- against images seen
+
+
+def time_axis(axes: Axes, runs: Sequence[PlottedRun]) -> float:
+    """Label the horizontal axis; return the images of its unit."""
+    last = max((r["images_seen"] for run in runs for r in [*run.stats[-1:], *run.diagnostics[-1:]]), default=0)
+    unit, name = (1e6, "millions") if last >= 2e6 else (1e3, "thousands")
+    axes.set_xlabel(f"images seen ({name})")
+    return unit
+
+
+def draw_curve(
+    axes: Axes, records: Iterable[Record], value: Callable[[Record], float | None], unit: float, **style: Any
+) -> None:
+    """A number against images seen; records without it are passed over."""
+    points = [(record["images_seen"] / unit, value(record)) for record in records]
+    points = [(x, y) for x, y in points if y is not None]
+    if points:
+        style.setdefault("marker", "o" if len(points) < 3 else "")
+        axes.plot(*zip(*points, strict=True), **style)
+
+
+def draw_buckets(
+    axes: Axes, runs: Sequence[PlottedRun], buckets: Callable[[Record], Values | None], combine: Callable
+) -> None:
+    """Numbers per block resolution against images seen.
+
+    Of one run, a curve for each bucket; of several, a curve each of what `combine` makes of the buckets, with these
+    faintly behind it.
+    """
+    unit = time_axis(axes, runs)
+    single = len(runs) == 1
+    for run in runs:
+        names = _bucket_names(run.diagnostics, buckets)
+        for name, style in zip(names, _bucket_styles(names), strict=True):
+            faint = {"color": run.color, "linewidth": 0.7, "alpha": 0.3, "marker": ""}
+            draw_curve(
+                axes, run.diagnostics, lambda r, name=name: (buckets(r) or {}).get(name), unit,
+                **({"label": name, **style} if single else faint),
+            )  # fmt: skip
+        if not single:
+            style = {"color": run.color, "label": run.name, "linewidth": 1.8}
+            draw_curve(axes, run.diagnostics, lambda r: _combined(buckets(r), combine), unit, **style)
+
+
+def _bucket_names(records: Iterable[Record], buckets: Callable[[Record], Values | None]) -> list[str]:
+    """As the network has them: encoder downwards, decoder upwards."""
+    return list(dict.fromkeys(name for record in records for name in buckets(record) or ()))
+
+
+def _bucket_styles(names: Sequence[str]) -> list[dict[str, Any]]:
+    """A colour per resolution; the encoder's lines are solid, the decoder's dashed."""
+    resolutions = list(dict.fromkeys(name.split()[-1] for name in names))
+    color = {resolution: PALETTE[i % len(PALETTE)] for i, resolution in enumerate(resolutions)}
+    return [{"color": color[name.split()[-1]], "linestyle": "-" if "Enc" in name else "--"} for name in names]
+
+
+def _combined(values: Values | None, combine: Callable) -> float | None:
+    numbers = [value for value in (values or {}).values() if value is not None]
+    return combine(numbers) if numbers else None
+
+
+# ------------------------------------------------------------------------------------------ against noise levels
+
+
+def noise_axis(axes: Axes) -> None:
+    """Label the horizontal axis, once the curves are drawn."""
+    axes.set_xscale("log")
+    _plain_ticks(axes.xaxis, np.concatenate([line.get_xdata() for line in axes.lines] or [np.ones(1)]))
+    axes.set_xlabel("noise level σ")
+
+
+def draw_levels(axes: Axes, levels: Values | None, transform: Callable = float, **style: Any) -> None:
+    """Numbers against noise levels."""
+    points = [(float(sigma), transform(value)) for sigma, value in (levels or {}).items() if value is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), **{"markersize": 3.5, **style})
+
+
+def some_times(records: Sequence[Record], count: int = 5) -> list[Record]:
+    """The last record and some before it, evenly spaced."""
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int))
+    return [records[i] for i in chosen]
+
+
+def curves_of(runs: Sequence[PlottedRun]) -> list[tuple[str, Any, Record]]:
+    """What a figure against noise levels shows, as (name, colour, record): one run at some times, several at their
+    last."""
+    if len(runs) > 1:
+        return [(run.name, run.color, run.diagnostics[-1]) for run in runs]
+    records = some_times(runs[0].diagnostics)
+    shades = plt.get_cmap("viridis")(np.linspace(0.88, 0, len(records)))
+    return [(images_text(r["images_seen"]), shade, r) for r, shade in zip(records, shades, strict=True)]
+
+
+def images_text(images: int) -> str:
+    """ "12,800 images", or "1.5 million images"."""
+    return f"{images:,} images" if images < 1e6 else f"{images / 1e6:.4g} million images"
+
+
+def style_legend(axes: Axes, beside: bool = False, **styles: str) -> None:
+    """Explain line styles below the legend of the colours: style_legend(axes, loss="-").
+
+    Args:
+        axes: The panel.
+        beside: Put the legend to the right of the panel, where many curves leave no room in it.
+        **styles: Line styles by what they stand for.
+    """
+    handles = [Line2D([], [], color="#444444", linestyle=line, label=name) for name, line in styles.items()]
+    old = axes.get_legend_handles_labels()[0]
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}
+    axes.legend(handles=[*old, *handles], frameon=False, fontsize="small", **place)

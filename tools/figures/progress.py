@@ -1,0 +1,52 @@
+"""Figures of what every run reports: losses, learning rate, speed."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from edm2.tools.figures.panels import draw_curve, finish, panels, style_legend, time_axis
+from edm2.tools.figures.runs import PlottedRun
+from edm2.tools.plots import BLUE, ORANGE
+
+
+def draw_loss(runs: Sequence[PlottedRun]) -> Figure:
+    """The objective that training minimizes; comparable between runs of the same weighting only."""
+    return _one_quantity(runs, "loss", "Training loss", "training loss per image", log=False)
+
+
+def draw_learning_rate(runs: Sequence[PlottedRun]) -> Figure:
+    """The learning rate of Eq. 67."""
+    return _one_quantity(runs, "lr", "Learning rate", "learning rate", log=False)
+
+
+def draw_speed(runs: Sequence[PlottedRun]) -> Figure:
+    """Images per second between reports, pauses for snapshots and the like included."""
+    return _one_quantity(runs, "images_per_second", "Speed", "images per second", log=False)
+
+
+def _one_quantity(runs: Sequence[PlottedRun], key: str, title: str, label: str, log: bool) -> Figure:
+    figure, [axes] = panels([title])
+    unit = time_axis(axes, runs)
+    for run in runs:
+        draw_curve(axes, run.stats, lambda r: r.get(key), unit, color=run.color, label=run.name)
+    axes.set_ylabel(label)
+    finish(axes, log=log, legend=len(runs) > 1)
+    return figure
+
+
+def draw_holdout(runs: Sequence[PlottedRun]) -> Figure:
+    """The mean loss over noise levels, on held-out and on training images: unlike the training loss, it has the same
+    meaning for every weighting."""
+    figure, [axes] = panels(["Loss on held-out and on training images"])
+    unit = time_axis(axes, runs)
+    single = len(runs) == 1
+    for run in runs:
+        held_out = {"color": ORANGE, "label": "held-out images"} if single else {"color": run.color, "label": run.name}
+        trained = {"color": BLUE, "label": "training images"} if single else {"color": run.color, "linestyle": ":"}
+        draw_curve(axes, run.stats, lambda r: r.get("holdout_loss"), unit, **held_out)
+        draw_curve(axes, run.stats, lambda r: r.get("train_loss"), unit, **trained)
+    axes.set_ylabel("λ(σ) (D − y)², mean over noise levels")
+    finish(axes)
+    if not single:
+        style_legend(axes, **{"held-out images": "-", "training images": ":"})
+    return figure

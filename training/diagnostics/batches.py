@@ -1,0 +1,67 @@
+"""What the instruments show the network: the same images, noise levels and noise at every measurement.
+
+So a curve moves because the network has moved. The random numbers come from generators of their own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edm2.training.data import Subset
+from edm2.training.feed import Feed, Microbatch
+from edm2.training.noise import NoiseDistribution, levels
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images y, labels, noise levels sigma [N] and unit noise n shaped like the images."""
+
+    images: Tensor
+    labels: Tensor | None
+    sigma: Tensor
+    noise: Tensor
+
+    @property
+    def noisy(self) -> Tensor:
+        """y + sigma n."""
+        return self.images + self.sigma.reshape(-1, 1, 1, 1) * self.noise
+
+    def split(self, size: int) -> Iterator["Batch"]:
+        """In parts of at most `size` images."""
+        for i in range(0, len(self.images), size):
+            part = slice(i, i + size)
+            labels = None if self.labels is None else self.labels[part]
+            yield Batch(self.images[part], labels, self.sigma[part], self.noise[part])
+
+
+def spaced_images(feed: Feed, count: int) -> Microbatch:
+    """Training images evenly spaced over the dataset, which may be sorted by class; at most `count`."""
+    count = min(count, len(feed.train_set))
+    chosen = np.arange(count) * len(feed.train_set) // count
+    return feed.first_images(Subset(feed.train_set, chosen), count)
+
+
+def over_all_levels(images: Tensor, labels: Tensor | None, distribution: NoiseDistribution) -> Batch:
+    """Each image at a noise level from another stratum of the distribution."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(images), generator=generator)
+    return _batch(images, labels, levels(distribution, len(images))[order], generator)
+
+
+def by_bin(images: Tensor, labels: Tensor | None, distribution: NoiseDistribution, bins: int) -> dict[float, Batch]:
+    """For each of `bins` bins of equal probability, by its median: all images, spread over the noise levels within it.
+
+    Images and their noise are the same in every bin, so bins differ by their noise levels only.
+    """
+    medians = levels(distribution, bins).tolist()
+    sigma = levels(distribution, bins * len(images)).reshape(bins, len(images))
+    batches = [_batch(images, labels, row, torch.Generator().manual_seed(0)) for row in sigma]
+    return dict(zip(medians, batches, strict=True))
+
+
+def _batch(images: Tensor, labels: Tensor | None, sigma: Tensor, generator: torch.Generator) -> Batch:
+    noise = torch.randn(images.shape, generator=generator)
+    return Batch(images, labels, sigma.float().to(images.device), noise.to(images.device))
