@@ -163,6 +163,19 @@ def parse_interval(text: str) -> tuple[float, float]:
     return interval
 
 
+def parse_share(text: str) -> tuple[int, int]:
+    """A share of some work: "1/2" for the first of two, up to "2/2".
+
+    Raises:
+        ValueError: anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+)/(\d+)\s*", text)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise ValueError(f"{text!r} is no share; write 1/2 for the first of two, 2/2 for the second")
+    return number, count
+
+
 class _Parsed(click.ParamType):
     """A parameter type made of a parsing function; its ValueErrors become usage errors."""
 
@@ -189,6 +202,7 @@ DEVICE = _Parsed("device", parse_device)
 SEED = click.IntRange(0, (1 << 32) - 1)
 SEEDS = _Parsed("seeds", parse_seeds)
 INTERVAL = _Parsed("low,high", parse_interval)
+SHARE = _Parsed("k/n", parse_share)
 PRECISION = click.Choice(["fp32", "bf16", "fp16"])
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)

@@ -39,6 +39,12 @@ def image_bar(total: int, hidden: bool = False) -> tqdm:
 
 
 def run_training(config: TrainingConfig, dataset: Dataset, on_snapshot: SnapshotHook | None = None) -> None:
+    """Train as `train_interruptibly` does, and say where the snapshots are."""
+    trainer = train_interruptibly(config, dataset, on_snapshot)
+    click.echo(f"Done: {trainer.images_seen:,} images, snapshots in {Path(config.out) / 'snapshots'}")
+
+
+def train_interruptibly(config: TrainingConfig, dataset: Dataset, on_snapshot: SnapshotHook | None = None) -> Trainer:
     """Train; on the first Ctrl-C finish the step, write a checkpoint and leave with exit code 130.
 
     `on_snapshot` is the trainer's.
@@ -61,7 +67,7 @@ def run_training(config: TrainingConfig, dataset: Dataset, on_snapshot: Snapshot
     if trainer.images_seen < config.duration:
         click.echo(f"Stopped at {trainer.images_seen:,} images; run the same command again to go on.", err=True)
         raise click.exceptions.Exit(130)
-    click.echo(f"Done: {trainer.images_seen:,} images, snapshots in {Path(config.out) / 'snapshots'}")
+    return trainer
 
 
 def tell_speed(images_per_second: float, images_left: int) -> None:

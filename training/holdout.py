@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from edm2.networks import Precond
-from edm2.training.noise import NoiseDistribution
 from edm2.training.data import Dataset, Subset
+from edm2.training.noise import NoiseDistribution
 from edm2.training.weighting import edm_weight
 
 NOISE_QUANTILES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)

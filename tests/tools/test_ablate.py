@@ -1,0 +1,228 @@
+"""`edm2 ablate` as people use it: interrupted, shared out, with more variants later, and with mistakes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import TINY, complaint, edm2, half_written, succeed
+from safetensors.torch import load_file
+
+from edm2.tools.variants import letters, variants
+from edm2.training import TrainingError
+from edm2.training.run_folder import read_run_config
+
+SCORED = ("--std", "0.1,0.2", "--samples", 12, "--steps", 1)
+TRAINED = ("--", *TINY, "--duration", 256, "--holdout", 16, "--rampup", 0)
+TWO = ("--vary", "lr=0.01,0.05", "--seeds", "0-1")
+
+
+def study(out: Path, *options: object, trained: tuple[object, ...] = TRAINED) -> str:
+    """Do it; what it prints."""
+    return succeed("ablate", "--data", "digits", "--out", out, *SCORED, *options, *trained)
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    """ablation.csv without what depends on the machine's mood."""
+    with open(out / "ablation.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two variants with two seeds, made at once."""
+    out = tmp_path_factory.mktemp("ablate") / "whole"
+    study(out, *TWO)
+    return out
+
+
+def test_what_a_study_leaves(whole: Path):
+    table = rows(whole)
+    assert [(row["label"], row["seed"]) for row in table] == [(f"lr={lr}", s) for lr in ("0.01", "0.05") for s in "01"]
+    for row in table:
+        distances = [float(row["distance_at_0.1000"]), float(row["distance_at_0.2000"])]
+        assert float(row["distance"]) == min(distances)
+        assert float(row["raw"]) > 0
+    assert len({row["distance_at_0.1000"] for row in table}) == 4
+    for name in ("ablation.md", "ablation.png", "losses.csv", "losses.png"):
+        assert (whole / name).stat().st_size > 500
+    assert not half_written(whole)
+
+
+def test_runs_are_those_of_edm2_train_and_their_scores_those_of_edm2_sweep(whole: Path, tmp_path: Path):
+    run = whole / "runs/lr=0.05-seed1"
+    succeed("train", "--data", "digits", "--out", tmp_path / "run", *TRAINED[1:], "--lr", 0.05, "--seed", 1)
+    assert read_run_config(run).differences(read_run_config(tmp_path / "run")) == []
+    ours, theirs = (load_file(folder / "raw-weights.safetensors") for folder in (run, tmp_path / "run"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    known = (run / "sweep.jsonl").read_bytes()
+    succeed("sweep", run, *SCORED, "--device", "cpu")
+    assert (run / "sweep.jsonl").read_bytes() == known
+    with open(run / "sweep.csv", newline="") as file:
+        swept = {row["sigma_rel"]: row["frechet_distance"] for row in csv.DictReader(file)}
+    [row] = [row for row in rows(whole) if (row["label"], row["seed"]) == ("lr=0.05", "1")]
+    assert swept == {"0.1000": row["distance_at_0.1000"], "0.2000": row["distance_at_0.2000"], "raw": row["raw"]}
+
+
+def test_shares_make_the_whole(whole: Path, tmp_path: Path):
+    out = tmp_path / "shared"
+    first = study(out, *TWO, "--share", "1/2")
+    assert "2 of 4 runs are missing: lr=0.05, seed 0; lr=0.05, seed 1" in first
+    assert "missing" not in study(out, *TWO, "--share", "2/2")
+    assert rows(out) == rows(whole)
+    assert (out / "losses.csv").read_bytes() == (whole / "losses.csv").read_bytes()
+
+
+def test_what_is_finished_is_not_computed_again(whole: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edm2.tools.run.train_interruptibly", None)
+    with monkeypatch.context() as patched:
+        patched.setattr("edm2.sweeping.score_network", None)
+        before = rows(whole)
+        assert study(whole, *TWO).count("known") == 4
+        assert rows(whole) == before
+    assert study(whole, *TWO, "--std", "0.1,0.15,0.2").count("known") == 0  # scored again, not trained
+    [row, *_] = rows(whole)
+    assert row["distance_at_0.1000"] == before[0]["distance_at_0.1000"]
+    study(whole, *TWO)
+
+
+def test_a_report_computes_nothing(whole: Path):
+    shown = study(whole, "--vary", "lr=0.01,0.02", "--report")
+    assert "1 of 2 runs are missing: lr=0.02, seed 0" in shown
+    assert [row["label"] for row in rows(whole)] == ["lr=0.01"]
+    study(whole, *TWO)
+
+
+def test_killed_and_continued_it_is_the_same_study(whole: Path, tmp_path: Path):
+    out = tmp_path / "killed"
+    words = ["--data", "digits", "--out", out, *SCORED, *TWO, *TRAINED]
+    program = "from edm2.tools.ablate import ablate; ablate()"
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-c", program, *map(str, words)], env=env, stdout=subprocess.DEVNULL)
+    second = out / "runs/lr=0.05-seed0/snapshots"
+    try:
+        deadline = time.monotonic() + 200
+        while not (second.is_dir() and any(second.iterdir())) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert second.is_dir(), "killed too early to tell"
+    assert not (out / "ablation.csv").exists(), "killed too late to tell"
+    assert study(out, *TWO).count("known") == 1
+    assert rows(out) == rows(whole)
+
+
+def test_an_interrupted_run_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C, as a signal in the middle of training."""
+    from edm2.training import Trainer
+
+    step = Trainer.step
+
+    def interrupted(self: Trainer, *arguments: object, **named: object) -> object:
+        if self.images_seen == 128:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    result = edm2("ablate", "--data", "digits", "--out", tmp_path, *SCORED, *TWO, *TRAINED)
+    assert result.code == 130
+    assert "run the same command again" in result.err
+    assert (tmp_path / "runs/lr=0.01-seed0/checkpoints").is_dir()
+
+
+def test_a_failed_run_does_not_end_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from edm2.tools import run
+
+    train = run.train_interruptibly
+
+    def fails(config, dataset):
+        if config.ref_lr > 1:
+            raise TrainingError(f"{config.out}: had non-finite gradients")
+        return train(config, dataset)
+
+    monkeypatch.setattr(run, "train_interruptibly", fails)
+    wild = ("--vary", "lr=50,0.01")
+    assert "failed: " in study(tmp_path, *wild)
+    assert [bool(row["failure"]) for row in rows(tmp_path)] == [True, False]
+    assert "had non-finite gradients" in (tmp_path / "ablation.md").read_text()
+    assert study(tmp_path, *wild).count("known") == 2
+
+
+def test_a_run_that_ends_in_numbers_that_are_not_finite_has_failed(tmp_path: Path):
+    """Its samples would be black, and their distance a number like any other."""
+    shown = study(tmp_path, "--vary", "lr=1e30")
+    assert "failed: " in shown
+    assert "lower the learning rate" in rows(tmp_path)[0]["failure"]
+
+
+def test_letters_and_weightings_and_their_traditional_average(tmp_path: Path):
+    short = ("--", *TINY, "--duration", 128)
+    study(tmp_path, "--configs", "A", "--weightings", "edm", "--vary", "dropout=0.1", trained=short)
+    table = {row["label"]: row for row in rows(tmp_path)}
+    assert list(table) == ["A", "edm", "dropout=0.1"]
+    assert float(table["A"]["traditional"]) > 0
+    assert table["edm"]["traditional"] == ""
+    assert read_run_config(tmp_path / "runs/A-seed0").network.config == "A"
+    assert read_run_config(tmp_path / "runs/edm-seed0").weighting == "edm"
+
+
+# ----------------------------------------------------------------------------------------------------------- words
+
+
+def test_what_variants_stand_for():
+    assert letters("a,C,...,f") == ["A", "C", "D", "E", "F"]
+    found = variants("A,G", "min-snr", ["decay=150,600", "xflip=yes,no", "--decay=150"])
+    assert {variant.label: variant.options for variant in found} == {
+        "A": ("--config", "A"),
+        "G": ("--config", "G"),
+        "min-snr": ("--weighting", "min-snr"),
+        "decay=150": ("--decay", "150"),
+        "decay=600": ("--decay", "600"),
+        "xflip=yes": ("--xflip",),
+        "xflip=no": ("--no-xflip",),
+    }
+
+
+MISTAKES = {
+    "nothing": ((), "give --configs, --weightings or --vary"),
+    "a letter": (("--configs", "A,H"), "'H'"),
+    "dots": (("--configs", "A,..."), "two letters"),
+    "a weighting": (("--weightings", "min_snr"), "min_snr"),
+    "an option": (("--vary", "momentum=1,2"), "--momentum"),
+    "no values": (("--vary", "decay"), "decay=150,600,2400"),
+    "a value": (("--vary", "decay=soon"), "soon"),
+    "a switch": (("--vary", "xflip=2"), "2"),
+    "what all share": (("--vary", "seed=1,2"), "--seeds"),
+    "a parameter": (("--configs", "G", "--", "--gamma", "5"), "gamma"),
+    "an option of all runs": (("--configs", "G", "--", "--momentum", "1"), "--momentum"),
+    "a seed of all runs": (("--configs", "G", "--", "--seed", "1"), "--seeds"),
+    "a folder of all runs": (("--configs", "G", "--", "--out", "x"), "--out"),
+    "words": (("--configs", "G", "quickly"), "quickly"),
+    "a share": (("--configs", "G", "--share", "3/2"), "3/2"),
+    "a length": (("--configs", "G", "--fixed", "0.3"), "--fixed 0.3"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name: str, tmp_path: Path):
+    options, told = MISTAKES[name]
+    result = edm2("ablate", "--data", "digits", "--out", tmp_path / "out", *options)
+    assert result.code == 2
+    assert told in complaint(result.err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_study_is_not_overwritten(whole: Path):
+    before = json.loads((whole / "study.json").read_text())
+    longer = ("--", *TINY, "--duration", 512, "--holdout", 16)
+    result = edm2("ablate", "--data", "digits", "--out", whole, *SCORED, *TWO, *longer)
+    assert result.code == 1
+    assert "duration is 256 there and 512 here" in complaint(result.err)
+    assert json.loads((whole / "study.json").read_text()) == before
