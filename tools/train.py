@@ -1,15 +1,18 @@
 """`edm2 train`: parse the choices, describe the run, train."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edm2.presets import PRESETS
 from edm2.tools.option_groups import GroupedCommand, GroupedOption
 from edm2.tools.parsing import DEVICE, FILE, IMAGES, NUMBER, PRECISION, SEED, SIGMA_RELS
+
+if TYPE_CHECKING:
+    from edm2.training import Dataset, TrainingConfig
 
 WEIGHTINGS = {
     "uncertainty": "learned u(sigma), which evens out all noise levels (EDM2)",
@@ -204,20 +207,12 @@ def train(
         raise click.UsageError("--measure needs --dry-run; a real run tells its speed after its first steps")
     if lengths is None and (eval_detector or eval_data or eval_ref):
         raise click.UsageError("which EMA lengths are to be scored? Give --eval, such as 0.05,0.10")
-    from edm2.planning import default_preset, describe_run, plan_run
-    from edm2.tools.run import default_device, measure_run, run_training
+    from edm2.planning import describe_run
+    from edm2.tools.run import measure_run, run_training
     from edm2.training import open_dataset
 
     dataset = open_dataset(data)
-    chosen = {name: value for name, value in choices.items() if value is not None}
-    chosen.setdefault("device", default_device())
-    chosen.setdefault("precision", "bf16" if chosen["device"].startswith("cuda") else "fp32")
-    try:
-        config = plan_run(
-            dataset, data, out, preset or default_preset(dataset, data), conditional, chosen, letter or "G"
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    config = described(dataset, data, out, preset, letter, conditional, choices)
     _print(describe_run(config, dataset))
     _print(measure_run(config, dataset) if measure else [("speed", "told after the first steps, with the time left")])
     if dry_run:
@@ -230,6 +225,32 @@ def train(
         on_snapshot = Evaluation(config, lengths, eval_every, eval_samples, eval_detector, eval_data, eval_ref, dataset)
     click.echo()
     run_training(config, dataset, on_snapshot)
+
+
+def described(
+    dataset: "Dataset",
+    data: str,
+    out: str,
+    preset: str | None,
+    letter: str | None,
+    conditional: bool | None,
+    choices: Mapping[str, Any],
+) -> "TrainingConfig":
+    """The run that parameters of `edm2 train` describe; what they leave open is decided by data and machine.
+
+    Raises:
+        click.UsageError: they do not fit together, or not the data.
+    """
+    from edm2.planning import default_preset, plan_run
+    from edm2.tools.run import default_device
+
+    chosen = {name: value for name, value in choices.items() if value is not None}
+    chosen.setdefault("device", default_device())
+    chosen.setdefault("precision", "bf16" if chosen["device"].startswith("cuda") else "fp32")
+    try:
+        return plan_run(dataset, data, out, preset or default_preset(dataset, data), conditional, chosen, letter or "G")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _print(lines: list[tuple[str, str]]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.tools.cli import cli
-from edm2.tools.train import train
+from edm2.tools.train import described, train
 
 if TYPE_CHECKING:
     from edm2.training import Dataset, TrainingConfig
@@ -133,18 +133,11 @@ def planned(dataset: "Dataset", data: str, out: str, seed: int, options: Sequenc
         click.UsageError: as that command does.
     """
     from edm2.networks import NetworkConfig
-    from edm2.planning import default_preset, plan_run
-    from edm2.tools.run import default_device
     from edm2.training import TrainingConfig
 
     words = ["--data", data, "--out", out, "--seed", str(seed), *options]
-    chosen: Mapping[str, Any] = _context(words).params
-    settings = {field.name for kind in (NetworkConfig, TrainingConfig) for field in fields(kind)} - {"data", "out"}
-    choices = {name: value for name, value in chosen.items() if name in settings - {"preset"} and value is not None}
-    choices.setdefault("device", default_device())
-    choices.setdefault("precision", "bf16" if choices["device"].startswith("cuda") else "fp32")
-    preset = chosen["preset"] or default_preset(dataset, data)
-    try:
-        return plan_run(dataset, data, out, preset, chosen["conditional"], choices, chosen["letter"] or "G")
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    parameters: Mapping[str, Any] = _context(words).params
+    settings = {field.name for kind in (NetworkConfig, TrainingConfig) for field in fields(kind)}
+    choices = {name: value for name, value in parameters.items() if name in settings - {"data", "out", "preset"}}
+    run = (parameters[name] for name in ("preset", "letter", "conditional"))
+    return described(dataset, data, out, *run, choices)
