@@ -11,8 +11,8 @@ from torch import Tensor
 
 from edm2.model import network_from_state, read_metadata
 from edm2.networks import NetworkConfig, Precond, build_network
-from edm2.post_hoc_ema import reconstruct, reconstruct_tensors
-from edm2.snapshots import AnySnapshot, open_run, read_weights
+from edm2.post_hoc_ema import reconstruct, reconstruct_tensors, reconstruction_error, select_snapshots
+from edm2.snapshots import AnySnapshot, open_run, read_weights, refuse_different_runs
 from edm2.training import RunFolder
 
 RAW = 0.0
@@ -31,12 +31,13 @@ class Averages:
 
     Raises:
         OSError: there are no snapshots.
-        SnapshotError: a file is damaged.
+        SnapshotError: a file is damaged, or two of them are of different runs.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int = MAX_BYTES) -> None:
         self.folder = Path(folder)
         self.snapshots = open_run(folder)
+        refuse_different_runs(self.snapshots)
         self.max_bytes = max_bytes
 
     @property
@@ -78,6 +79,21 @@ class Averages:
                 reconstruct_tensors(self.snapshots, missing, at)
             except ValueError as error:
                 raise ValueError(f"{self.folder}: {error}") from None
+
+    def errors(self, at: int, sigma_rels: Sequence[float]) -> dict[float, float]:
+        """How far the profiles of some lengths will be from those asked for, relative; 0 for those that are stored.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(at, sigma_rels)
+        combined = [s for s in sigma_rels if s != RAW and self._stored(at, s) is None]
+        errors = dict.fromkeys(sigma_rels, 0.0)
+        if combined:
+            used = select_snapshots(self.snapshots, at)
+            forecast = reconstruction_error([s.images_seen for s in used], [s.sigma_rel for s in used], at, combined)
+            errors |= dict(zip(combined, map(float, forecast.profile_error), strict=True))
+        return errors
 
     def has_raw_weights(self, at: int) -> bool:
         """Whether the run is finished, and ended at this time."""

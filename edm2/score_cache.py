@@ -5,8 +5,10 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+from edm2.post_hoc_ema.plain_json import parse_json
 from edm2.scoring import Score
 
 
@@ -52,10 +54,12 @@ class ScoreCache:
 
     def _keep(self, line: bytes) -> None:
         try:
-            values = json.loads(line)
-            self._scores[values["key"]] = Score(values["distance"], values["deviation"], values["accuracy"])
+            values = parse_json(line)
+            key, *numbers = (values[name] for name in ("key", "distance", "deviation", "accuracy"))
         except (ValueError, KeyError, TypeError):
             return  # half a line: that score is computed again
+        if isinstance(key, str) and all(type(number) in (int, float, NoneType) for number in numbers):
+            self._scores[key] = Score(*numbers)
 
 
 def key_of(facts: dict[str, Any]) -> str:

@@ -12,10 +12,11 @@ from torch import Tensor
 from edm2.generation import generate
 from edm2.guidance import EVERYWHERE, Interval
 from edm2.metrics import ClassAccuracy, Detector, FeatureStatistics, feature_statistics, frechet_distance
-from edm2.metrics.features import BATCH, Report, displayed, features_of_batches
+from edm2.metrics.features import BATCH, Report, displayed, features_of_batches, read_ahead
 from edm2.networks import Precond
 from edm2.resampling import frechet_deviation
 from edm2.sampling import Denoiser
+from edm2.solvers import HEUN, Solver
 from edm2.training import Codec, Dataset
 from edm2.training.distributed import Processes
 
@@ -53,12 +54,16 @@ class Judge:
         distance = frechet_distance(feature_statistics(features), self.reference)
         return Score(distance, frechet_deviation(features, self.reference), recognized)
 
-    def floor(self, dataset: Dataset, count: int) -> float:
-        """Frechet distance of `count` real images drawn with replacement: what perfect samples would score."""
+    def floor(self, dataset: Dataset, count: int, processes: Processes = ALONE) -> float:
+        """Frechet distance of `count` real images drawn with replacement: what perfect samples would score.
+
+        Processes share the work; all get the same.
+        """
         drawn = np.random.Generator(np.random.PCG64(0)).integers(len(dataset), size=count)
-        batches = [displayed(dataset, drawn[start : start + BATCH]) for start in range(0, count, BATCH)]
-        features = np.concatenate([self.detector(images).cpu().numpy() for images in batches])
-        return frechet_distance(feature_statistics(features), self.reference)
+        parts = [drawn[start : start + BATCH] for start in range(0, count, BATCH)]
+        images = read_ahead(dataset, processes.share(parts))
+        features = [batch for [batch] in features_of_batches(images, len(parts), [self.detector], processes)]
+        return frechet_distance(feature_statistics(torch.cat(features)), self.reference)
 
     def to_json(self) -> dict[str, Any]:
         """Tells judges apart."""
@@ -82,6 +87,8 @@ class Drawing:
     """Noise levels with guidance."""
     dtype: torch.dtype = torch.float32
     """Of activations."""
+    solver: Solver = HEUN
+    """Takes the steps."""
 
     def classes(self, label_dim: int, seeds: Sequence[int]) -> list[int] | None:
         """As many of each class as of any other, in turn."""
@@ -98,7 +105,7 @@ class Drawing:
         for seeds in parts:
             classes = self.classes(net.config.label_dim, seeds)
             batches = generate(
-                net, seeds, classes, guide, guidance, self.interval, batch_size=BATCH, num_steps=self.num_steps
+                net, seeds, classes, guide, guidance, self.interval, BATCH, self.solver.sample, num_steps=self.num_steps
             )
             for batch in batches:
                 yield codec.to_display(codec.decode(batch.samples))
@@ -107,7 +114,14 @@ class Drawing:
         """What decides the images besides the networks."""
         low, high = self.interval
         shown = [low, None if high == float("inf") else high]
-        return {"count": self.count, "steps": self.num_steps, "interval": shown, "dtype": str(self.dtype)}
+        other_solver = {} if self.solver == HEUN else {"solver": self.solver.name}  # scores from before there were any
+        return {
+            "count": self.count,
+            "steps": self.num_steps,
+            "interval": shown,
+            "dtype": str(self.dtype),
+            **other_solver,
+        }
 
 
 def score_network(

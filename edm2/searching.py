@@ -38,6 +38,12 @@ def coarse_evaluations(axes: Sequence[Axis]) -> int:
     return 1 + sum(len(axis.values) - 1 for axis in axes)
 
 
+def check_budget(axes: Sequence[Axis], budget: int) -> None:
+    """Raises ValueError if a search with so many evaluations could not even look at the lists."""
+    if budget < (least := coarse_evaluations(axes)):
+        raise ValueError(f"{budget} evaluations are too few: the lists alone take {least}; allow more, or shorten them")
+
+
 def search(axes: Sequence[Axis], evaluate: Evaluate, budget: int) -> dict[Place, float]:
     """Look for the lowest point.
 
@@ -55,10 +61,9 @@ def search(axes: Sequence[Axis], evaluate: Evaluate, budget: int) -> dict[Place,
         All places evaluated and their values, in the order of evaluation.
 
     Raises:
-        ValueError: the budget is less than the lists take.
+        ValueError: as `check_budget`.
     """
-    if budget < (least := coarse_evaluations(axes)):
-        raise ValueError(f"{budget} evaluations are too few: the lists alone take {least}; allow more, or shorten them")
+    check_budget(axes, budget)
     valley = _Valley(axes, evaluate, budget)
     for number, axis in enumerate(axes):
         valley.look_at(number, axis.values)

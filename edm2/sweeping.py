@@ -12,7 +12,6 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import distributed
 
 from edm2.averages import RAW, Averages
 from edm2.guides import Guide
@@ -178,8 +177,18 @@ class Sweeper:
                 self.report = bar.update
             results = self.results(area.points()) if budget is None else self.search(area, budget)
             results += self.results(raw)
-        floor = None if dataset is None else self.judge.floor(dataset, self.drawing.count)
+        floor = None if dataset is None else self.floor(dataset)
         return Sweep(results, floor, self.judge.detector.title)
+
+    def floor(self, dataset: Dataset) -> float:
+        """What as many real images score; known, or computed."""
+        facts = {"real_images": self.drawing.count, **self.judge.to_json()}
+        score = self.processes.agreed(None if self.known is None else self.known.get(facts))
+        if score is None:
+            score = Score(self.judge.floor(dataset, self.drawing.count, self.processes), None, None)
+            if self.known is not None and self.processes.is_first:
+                self.known.add(facts, {"real_images": self.drawing.count, "detector": facts["detector"]}, score)
+        return score.distance
 
     def results(self, points: Sequence[Point]) -> list[Result]:
         """Score points, in their order.
@@ -189,7 +198,7 @@ class Sweeper:
         """
         self._check(points)
         known = {point: self._known(point) for point in points}
-        known = _agreed(known, self.processes)
+        known = self.processes.agreed(known)
         self.report(self.drawing.count * sum(len(scores) for scores in known.values()))
         for point, score in self._missing(known):
             known[point].append(score)
@@ -246,7 +255,7 @@ class Sweeper:
                     self.processes,
                     self.report,
                 )
-                score = _agreed(score, self.processes)
+                score = self.processes.agreed(score)
                 if self.known is not None and self.processes.is_first:
                     shown = {**asdict(point), "set": number, "detector": self.judge.detector.name}
                     self.known.add(self._facts(point, number), shown, score)
@@ -310,12 +319,3 @@ def _by_time(points: Sequence[Point]) -> Iterator[tuple[int, list[Point]]]:
 
 def _chunks(values: Sequence[float], size: int) -> Iterator[Sequence[float]]:
     return (values[start : start + size] for start in range(0, len(values), size))
-
-
-def _agreed(value: Any, processes: Processes) -> Any:
-    """The first process's value, in all of them: they must go the same way."""
-    if processes.count == 1:
-        return value
-    values = [value]
-    distributed.broadcast_object_list(values, src=0)
-    return values[0]

@@ -1,11 +1,13 @@
 """What a snapshot, a run folder or a dataset is, in pairs of a subject and a phrase."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edm2.model import resolve
 from edm2.post_hoc_ema import sigma_rel_to_half_life
+from edm2.post_hoc_ema.messages import plain_line
 from edm2.snapshots import AnySnapshot, open_run, open_snapshot
 from edm2.training import Dataset, open_dataset, read_run_config
 from edm2.training.index import open_archive
@@ -13,6 +15,23 @@ from edm2.training.latents import latent_codec_of
 from edm2.training.monitor import read_stats
 
 Lines = list[tuple[str, Any]]
+
+
+@contextmanager
+def nonsense_named(path: str | Path) -> Iterator[None]:
+    """One line that names a file or folder if what it says of itself cannot be put into words.
+
+    Raises:
+        ValueError: that line; or as it was, if it names the file already.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        line = f"{path}: what it says of itself makes no sense ({reason}); write it again"
+        raise ValueError(plain_line(line)) from None
 
 
 def describe_snapshot(name: str) -> Lines:
@@ -54,8 +73,9 @@ def _length(snapshot: AnySnapshot) -> str:
     return f"{lengths}; as wide as a traditional EMA with a half-life of {half_life:,.0f} images"
 
 
-def describe_run(folder: Path) -> Lines:
+def describe_run(name: str) -> Lines:
     """A run folder: what was asked for, and how far it is."""
+    folder = Path(name)
     config = read_run_config(folder)
     stats = folder / "stats.jsonl"
     records = read_stats(stats) if stats.exists() else []
@@ -75,8 +95,9 @@ def describe_run(folder: Path) -> Lines:
     return [*lines, ("snapshots", _times_and_lengths(snapshots)), ("network", _compact(config.network.to_json()))]
 
 
-def describe_published_run(folder: Path) -> Lines:
+def describe_published_run(name: str) -> Lines:
     """A folder of network pickles of the published program."""
+    folder = Path(name)
     snapshots = open_run(folder)
     lines: Lines = [("run", folder), ("snapshots", _times_and_lengths(snapshots))]
     shown = ("preset", "data", "network", "codec", "license")

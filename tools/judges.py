@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,10 @@ def codec_of(name: str | Path, metadata: dict[str, Any], vae: str | None) -> "Co
     """
     from edm2.training import LatentCodec, codec_from_json
 
-    codec = codec_from_json(metadata.get("codec") or {"kind": "pixels"})
+    try:
+        codec = codec_from_json(metadata.get("codec") or {"kind": "pixels"})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if vae is None:
         return codec
     if not isinstance(codec, LatentCodec):
@@ -66,6 +70,7 @@ def load_judge(
     device: "torch.device | str",
     processes: Processes,
     bar: Callable[[int], tqdm],
+    kept_in: Path | None = None,
 ) -> "Judge":
     """A judge by statistics in a file, or else of a dataset.
 
@@ -77,21 +82,24 @@ def load_judge(
         device: Where to compute features.
         processes: Who shares the work on the dataset.
         bar: Makes a progress bar for a number of images.
+        kept_in: Folder where statistics of the dataset are looked for, and left; None: they are computed.
 
     Raises:
         ValueError: the reference has no statistics of this detector, or the data are no pixels.
         OSError: a file is missing.
     """
     from edm2.metrics import load_detector, read_reference, reference_of
+    from edm2.reference_cache import cached_reference
     from edm2.scoring import Judge, judge_by
 
-    found = load_detector(detector, weights, device)
-    if ref is None:
-        with bar(len(dataset)) as progress:
-            return judge_by(dataset, found, lambda *what: reference_of(*what, processes, progress.update))
-    statistics = read_reference(ref)
-    if detector not in statistics:
+    statistics = {} if ref is None else read_reference(ref)
+    if ref is not None and detector not in statistics:
         raise ValueError(
             f"{ref}: holds no statistics of {detector}, only of {', '.join(statistics)}; choose --detector"
         )
-    return Judge(found, statistics[detector])
+    found = load_detector(detector, weights, device)
+    if ref is not None:
+        return Judge(found, statistics[detector])
+    statistics_of = reference_of if kept_in is None else partial(cached_reference, kept_in, weights=weights)
+    with bar(len(dataset)) as progress:
+        return judge_by(dataset, found, partial(statistics_of, processes=processes, report=progress.update))

@@ -168,16 +168,21 @@ def reconstruct(
 
 
 def _select(snapshots: "Sequence[AnySnapshot]", at: int | None) -> "list[AnySnapshot]":
-    """The snapshots to use, the latest first, with a word about those that one would expect among them."""
-    from edm2.post_hoc_ema import missing_snapshots, select_snapshots
+    """The snapshots to use, the latest first."""
+    from edm2.post_hoc_ema import select_snapshots
 
     used = select_snapshots(snapshots, at)
-    if missing := missing_snapshots(used):
-        (t, s), more = missing[0], f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        click.echo(
-            f"Warning: no snapshot of {t} images at length {s:g}{more}; the errors below allow for it.", err=True
-        )
+    warn_of_missing(used, "the errors below allow for it")
     return used
+
+
+def warn_of_missing(snapshots: "Sequence[AnySnapshot]", consequence: str) -> None:
+    """A word about snapshots that one would expect among these, and what comes of it."""
+    from edm2.post_hoc_ema import missing_snapshots
+
+    if missing := missing_snapshots(snapshots):
+        (t, s), more = missing[0], f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        click.echo(f"Warning: no snapshot of {t} images at length {s:g}{more}; {consequence}.", err=True)
 
 
 def print_forecast(used: "Sequence[AnySnapshot]", sigma_rels: Sequence[float], paths: Sequence[Path]) -> None:

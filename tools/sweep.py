@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edm2.solvers import HEUN, Solver
+from edm2.tools.drawing_options import solver_option
 from edm2.tools.option_groups import GroupedCommand, GroupedOption
 from edm2.tools.parsing import DEVICE, FILE, FOLDER, IMAGES, INTERVAL, PRECISION, SIGMA_RELS, TIMES, WEIGHTS
 
 if TYPE_CHECKING:
     from edm2.averages import Averages
     from edm2.guides import Guide
+    from edm2.scoring import Drawing
     from edm2.sweeping import Point, Range, Result, Sweeper
     from edm2.training import Dataset
 
@@ -77,8 +80,13 @@ _score, _where, _machine = _options("How it is scored"), _options("Where it goes
 @_score("--samples", "count", type=click.IntRange(2), default=500, show_default=True, help="Images per point.")
 @_score("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Sets of seeds; the lowest counts.")
 @_score("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps.")
+@solver_option(_score)
 @_score("--vae", help="VAE to decode with, folder or hub id; default: the one that the run names.")
-@_where("--out", type=FOLDER, help="Folder for sweep.csv, sweep.png and sweep.jsonl.  [default: RUN]")
+@_where(
+    "--out",
+    type=FOLDER,
+    help="Folder for scores, plot and statistics of real images.  [default: RUN]",
+)
 @_where("--compare", "others", type=FOLDER, multiple=True, help="Another sweep's folder, to draw too; may be repeated.")
 @_machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32.")
 @_machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
@@ -100,6 +108,7 @@ def sweep(
     count: int,
     repeats: int,
     num_steps: int,
+    solver: Solver,
     vae: str | None,
     out: Path | None,
     others: tuple[Path, ...],
@@ -118,6 +127,7 @@ def sweep(
     from edm2.guidance import EVERYWHERE
     from edm2.score_cache import ScoreCache
     from edm2.scoring import Drawing
+    from edm2.searching import check_budget
     from edm2.sweeping import Range, Sweeper
     from edm2.tools.judges import codec_of, default_detector, load_judge
     from edm2.tools.run import default_device, image_bar
@@ -134,6 +144,8 @@ def sweep(
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_lengths or [None])
     for time in area.times:
         averages.check(time, area.sigma_rels)
+    if budget is not None:
+        check_budget(area.axes(), budget)
     codec = codec_of(run, averages.metadata, vae)
     guides = _guide(averages, guide, unlabelled_guide, guide_at)
     out = out or run
@@ -142,13 +154,14 @@ def sweep(
         bar = partial(image_bar, hidden=not processes.is_first)
         place = processes.device(device or default_device())
         judge = load_judge(
-            detector or default_detector(averages.metadata), weights, dataset, ref, place, processes, bar
+            detector or default_detector(averages.metadata), weights, dataset, ref, place, processes, bar, out
         )
         dtype = DTYPES[precision or ("fp16" if place.type == "cuda" else "fp32")]
-        drawing = Drawing(count, num_steps, interval or EVERYWHERE, dtype)
+        drawing = Drawing(count, num_steps, interval or EVERYWHERE, dtype, solver)
         cache = ScoreCache(out / "sweep.jsonl")
         sweeper = Sweeper(averages, codec, judge, drawing, guides, repeats, cache, processes, place)
         if processes.is_first:
+            _warn_of_snapshots(averages, area)
             _announce(area, budget, sweeper)
         result = sweeper.sweep(area, dataset, budget, bar)
         if not processes.is_first:
@@ -159,7 +172,7 @@ def sweep(
         click.echo(f"\nThe curve: {out / 'sweep.png'}, the numbers: {out / 'sweep.csv'}.")
         _warn_of_edges(area, result.best)
         click.echo("The best network, and images of it:")
-        for line in _commands(run, averages, result.best.point, guides, guide, interval, num_steps):
+        for line in _commands(run, averages, result.best.point, guides, guide, interval, drawing):
             click.echo(f"  {line}")
 
 
@@ -229,10 +242,28 @@ def _guide(averages: "Averages", guide: str | None, unlabelled: bool, guide_at: 
     return GuideRun(run, time)
 
 
+def _warn_of_snapshots(averages: "Averages", area: "Range") -> None:
+    """Lengths that the snapshots can only give roughly are not quite the lengths that the curve says."""
+    from edm2.tools.reconstruct import WARNING, warn_of_missing
+
+    warn_of_missing(averages.snapshots, "averages are made without")
+    for time in area.times:
+        rough = {s: error for s, error in averages.errors(time, area.sigma_rels).items() if error > WARNING}
+        if rough:
+            worst = max(rough, key=rough.__getitem__)
+            click.echo(
+                f"Warning: at {time:,} images there are too few snapshots for the EMA lengths "
+                f"{', '.join(f'{s:g}' for s in rough)}: profiles are up to {100 * rough[worst]:.0f} % off ({worst:g}).",
+                err=True,
+            )
+
+
 def _announce(area: "Range", budget: int | None, sweeper: "Sweeper") -> None:
     """What is to come."""
     points = len(area.points()) if budget is None else budget * len(area.times)
-    images = f"{points * sweeper.drawing.count * sweeper.repeats:,} images"
+    drawing = sweeper.drawing
+    cost = drawing.solver.cost(drawing.num_steps)
+    images = f"{points * drawing.count * sweeper.repeats:,} images ({cost})"
     if budget is None:
         click.echo(f"{points} points, {images}, compared by {sweeper.judge.detector.title}.")
         return
@@ -260,7 +291,7 @@ def _commands(
     guides: "Guide | None",
     guide: str | None,
     interval: tuple[float, float] | None,
-    num_steps: int,
+    drawing: "Drawing",
 ) -> list[str]:
     """The command lines that make the best network and draw its images."""
     from edm2.guides import GuideRun
@@ -268,7 +299,9 @@ def _commands(
     lines = [_reconstruct(run, point.sigma_rel, point.images_seen, averages.last)]
     draw = ["edm2", "generate", str(_reconstructed(run, point.images_seen, point.sigma_rel))]
     draw += ["--seeds", "0-63", "--balanced"] if averages.config.label_dim else ["--seeds", "0-63"]
-    draw += ["--steps", str(num_steps), "--out", "samples"]
+    draw += ["--steps", str(drawing.num_steps)]
+    draw += [] if drawing.solver == HEUN else ["--solver", drawing.solver.name]
+    draw += ["--out", "samples"]
     if point.guidance != 1:
         if isinstance(guides, GuideRun):
             lines.append(_reconstruct(Path(guide), point.length_of_guide, guides.at, guides.averages.last))

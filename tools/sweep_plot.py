@@ -14,6 +14,10 @@ MAX_NAMED = 8
 """Curves with a line in the legend; more would hide the picture."""
 
 
+BESIDE = 4
+"""Lines of a legend up to which it has room beside the curves; a longer one goes below the picture."""
+
+
 @dataclass(frozen=True)
 class Quantity:
     """Something that a sweep varies."""
@@ -85,16 +89,31 @@ def _draw_curves(
         _mark(axes, x.of(best.point), best.distance, "black")
     for number, (name, results) in enumerate(others.items()):
         _draw_curve(axes, results, x, plt.get_cmap("tab10")(number + 1), name, with_value=False)
-    if sweep.raw is not None:
-        axes.axhline(sweep.raw.distance, color=ORANGE, linestyle="--", label=f"raw weights ({sweep.raw.distance:.4g})")
-    if sweep.floor is not None:
-        axes.axhline(sweep.floor, color=GRAY, linestyle=":", label=f"real images ({sweep.floor:.4g})")
+    _draw_levels(axes, sweep)
     axes.set_xlabel(x.label)
     axes.set_ylabel(sweep.title)
-    axes.margins(y=0.15)
     axes.set_title("Quality against EMA length, chosen after training" if x is LENGTH else f"Quality against {x.label}")
-    if axes.get_legend_handles_labels()[0]:
+    names = len(axes.get_legend_handles_labels()[0])
+    if names > BESIDE:
+        axes.get_figure().legend(frameon=False, fontsize="small", loc="outside lower left", ncols=5)
+    elif names:
         axes.legend(frameon=False, fontsize="small")
+
+
+def _draw_levels(axes: plt.Axes, sweep: Sweep) -> None:
+    """Raw weights and real images as lines; one that would squash the curves stays outside, its value in the legend."""
+    low, high = axes.dataLim.intervaly
+    reach = (high - low) / 2 or 1
+    shown = [low, high]
+    several = len({result.point.images_seen for result in sweep.averages}) > 1
+    raw = "raw weights at the end" if several else "raw weights"
+    levels = [] if sweep.raw is None else [(raw, sweep.raw.distance, ORANGE, "--")]
+    levels += [] if sweep.floor is None else [("real images", sweep.floor, GRAY, ":")]
+    for name, value, color, style in levels:
+        where = ", below" if value < low - reach else ", above" if value > high + reach else ""
+        axes.axhline(value, color=color, linestyle=style, label=f"{name} ({value:.4g}{where})")
+        shown += [] if where else [value]
+    axes.set_ylim(min(shown) - 0.3 * reach, max(shown) + 0.3 * reach)
 
 
 def _curves(results: Sequence[Result], rest: Sequence[Quantity]) -> dict[str, list[Result]]:
@@ -138,8 +157,9 @@ def _draw_optimum(axes: plt.Axes, sweep: Sweep) -> None:
     best = [min(group, key=lambda result: result.distance) for group in groups]
     lengths = [LENGTH.of(result.point) for result in best]
     axes.plot([TIME.of(result.point) for result in best], lengths, "o-", color=BLUE)
-    for result, length in zip(best, lengths, strict=True):
-        text = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": "small"}
+    for number, (result, length) in enumerate(zip(best, lengths, strict=True)):
+        beside = 8 if number % 2 == 0 else -16  # above and below in turn: neighbours may be near
+        text = {"xytext": (0, beside), "textcoords": "offset points", "ha": "center", "fontsize": "small"}
         axes.annotate(f"{result.distance:.4g}", (TIME.of(result.point), length), **text)
     axes.set_ylim(0, 1.1 * max(LENGTH.of(result.point) for result in sweep.averages))
     axes.margins(x=0.1)

@@ -9,8 +9,9 @@ from edm2.metrics.detectors import as_rgb
 from edm2.metrics.efficientnet import resize
 from edm2.metrics.weights import check_is_file, load_torchscript
 
-REPOSITORY, MODEL = "facebookresearch/dinov2", "dinov2_vitl14"
-"""Where torch.hub finds network and weights (1.2 GB)."""
+REPOSITORY, MODEL = "facebookresearch/dinov2:main", "dinov2_vitl14"
+"""Where torch.hub finds network and weights (1.2 GB). The net would be asked for a branch that is not named, even where
+the program has been kept."""
 
 SIZE = 224
 """Pixels to which images are resized."""

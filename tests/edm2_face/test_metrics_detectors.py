@@ -1,10 +1,12 @@
 """Detectors: what they see of images, where their weights come from, and what is said where there are none."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from dinov2_stand_in import install
 from inception_stand_in import Averages, StandIn, save_inception, save_script
 from PIL import Image
 
@@ -96,6 +98,72 @@ def test_dinov2_sees_images_of_224_pixels_scaled_as_imagenet(tmp_path):
         [0.229, 0.224, 0.225]
     )
     torch.testing.assert_close(features, expected.view(1, 3, 1).expand(2, 3, 4), atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """torch.hub with a small program in place of DINOv2's, and without a net."""
+
+    def offline(*args, **kwargs):
+        raise AssertionError("asked the net")
+
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("STAND_IN_VIT", "48,2,3")
+    return install(tmp_path / "hub")
+
+
+def published_weights(folder, path):
+    """A state dict as DINOv2's is published: names of the real one, at random."""
+    network = torch.hub.load(str(folder), "dinov2_vitl14", source="local", pretrained=False)
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(x.shape, generator=generator) for name, x in network.state_dict().items()}
+    torch.save(state, path)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def test_published_weights_of_dinov2_are_loaded_into_its_program(hub, tmp_path):
+    """The features are the network's own of the resized images: nothing of the file is left out or added."""
+    network = published_weights(hub, tmp_path / "dinov2_vitl14_pretrain.pth")
+    detector = load_detector("fd_dinov2", tmp_path / "dinov2_vitl14_pretrain.pth")
+    x = images((3, 3, 224, 224))
+    scaled = (x / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
+        3, 1, 1
+    )
+    features = detector(x)
+    assert features.shape == (3, 48)
+    torch.testing.assert_close(features, network(scaled), rtol=1e-4, atol=1e-4)  # one rounds levels / 255 first
+    assert (features[0] - features[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("change", ["a tensor is missing", "one too many", "another width", "registers"])
+def test_weights_of_another_dinov2_are_refused(change, hub, tmp_path):
+    """dinov2_vitb14, say, or vitl14_reg, whose file has register tokens."""
+    path = tmp_path / "other.pth"
+    published_weights(hub, path)
+    state = torch.load(path)
+    if change == "a tensor is missing":
+        state.pop("blocks.1.ls2.gamma")
+    elif change == "another width":
+        state["norm.weight"] = torch.ones(64)
+    else:
+        state["register_tokens" if change == "registers" else "blocks.2.norm1.weight"] = torch.zeros(1, 4, 48)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"other.pth: holds no weights of dinov2_vitl14"):
+        load_detector("fd_dinov2", path)
+
+
+def test_weights_of_dinov2_are_read_as_data(hub, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "PWNED",))
+
+    torch.save({"cls_token": Hostile()}, tmp_path / "hostile.pth")
+    with pytest.raises(ValueError, match=r"hostile.pth: holds no weights"):
+        load_detector("fd_dinov2", tmp_path / "hostile.pth")
+    assert not (tmp_path / "PWNED").exists()
 
 
 def test_dinov2_without_weights_or_net_says_what_to_give(monkeypatch):

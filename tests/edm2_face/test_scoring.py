@@ -9,6 +9,7 @@ from edm2.metrics.features import displayed
 from edm2.networks import fold
 from edm2.score_cache import ScoreCache
 from edm2.scoring import Drawing, Judge, Score, judge_by, score_network
+from edm2.solvers import SOLVERS
 from edm2.training import ArrayDataset, PixelCodec, open_dataset
 
 CODEC = PixelCodec.standardized([4.9], [6.0], levels=17)
@@ -87,6 +88,13 @@ def test_guidance_changes_the_score_where_the_interval_allows(judge, make_net):
 def test_as_many_samples_of_each_class_are_drawn():
     assert DRAWING.classes(10, range(25)) == [*range(10), *range(10), *range(5)]
     assert DRAWING.classes(0, range(25)) is None
+
+
+def test_a_drawing_by_heun_has_the_key_that_it_had_before_there_were_others():
+    """So that scores in existing sweep.jsonl files stay known."""
+    before = {"count": 500, "steps": 32, "interval": [0, None], "dtype": "torch.float32"}
+    assert Drawing().to_json() == before
+    assert Drawing(solver=SOLVERS["deis"]).to_json() == before | {"solver": "deis"}
 
 
 def test_progress_counts_images(judge, make_net):

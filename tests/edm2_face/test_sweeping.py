@@ -16,6 +16,7 @@ from edm2.planning import plan_run
 from edm2.post_hoc_ema import find_snapshots, reconstruct
 from edm2.score_cache import ScoreCache
 from edm2.scoring import Drawing, judge_by, score_network
+from edm2.solvers import SOLVERS
 from edm2.sweeping import Point, Range, Sweeper
 from edm2.training import ArrayDataset, Dataset, RunFolder, Trainer, codec_from_json, open_dataset
 
@@ -203,6 +204,7 @@ def test_whatever_decides_a_score_is_part_of_its_key(sweeper, run, other_run, tm
         "count": {"drawing": Drawing(14, 2)},
         "steps": {"drawing": Drawing(12, 3)},
         "dtype": {"drawing": Drawing(12, 2, dtype=torch.bfloat16)},
+        "solver": {"drawing": Drawing(12, 2, solver=SOLVERS["euler"])},
         "reference": {"judge": judge_by(part, load_detector("pixels"), reference_of)},
     }
     for name, changed in others.items():

@@ -1,8 +1,6 @@
 """post_hoc_ema is useful alone: it brings neither the rest of the project nor heavy libraries along."""
 
-import ast
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,23 +36,3 @@ def test_public_names_exist():
 
     assert all(hasattr(package, name) for name in package.__all__)
     assert callable(package.reconstruct)  # not hidden by a module of the same name
-
-
-RECIPES = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/post_hoc_ema.md").read_text("utf-8"), re.M | re.S)
-
-
-def test_the_recipe_for_a_plain_loop_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(RECIPES[0], "recipe", "exec"), {"__name__": "recipe"})
-    assert len(list((tmp_path / "ema").iterdir())) == 16
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_are_python_with_public_names(recipe):
-    """Those for other libraries cannot run here."""
-    tree = ast.parse(recipe)
-    import edm2.post_hoc_ema as package
-
-    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    assert "PowerFunctionEMA" in called
-    assert called - {"enumerate", "range", "getattr"} <= set(package.__all__)

@@ -1,6 +1,9 @@
 """PowerFunctionEMA: it realizes the profiles it is named after, whatever the update interval and the module."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
 from edm2.post_hoc_ema import PowerFunctionEMA, power_function_beta, power_function_profile, sigma_rel_to_gamma
 
+ROOT = Path(__file__).resolve().parents[2]
 WIDTHS = (0.05, 0.10, 0.20)
 
 
@@ -197,6 +201,43 @@ def test_sharded_parameters_are_averaged_in_place(tmp_path):
         assert torch.equal(average["bias"], expected.average(0.1)["bias"])
     finally:
         torch.distributed.destroy_process_group()
+
+
+SHARDED = """
+import sys
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.debug import CommDebugMode
+from edm2.post_hoc_ema import PowerFunctionEMA
+
+distributed.init_process_group("gloo")
+torch.manual_seed(0)
+net, plain = nn.Linear(3, 5), nn.Linear(3, 5)  # two processes cannot share 5 rows evenly
+plain.load_state_dict(net.state_dict())
+fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+tracker, expected = PowerFunctionEMA(net), PowerFunctionEMA(plain)
+for t in range(1, 6):
+    with torch.no_grad():
+        [p.add_(t) for p in (*net.parameters(), *plain.parameters())]
+    with CommDebugMode() as communication:
+        tracker.update(t)
+        averages = tracker.average(0.1)
+    assert communication.get_total_counts() == 0, communication.get_comm_counts()
+    expected.update(t)
+assert averages["weight"].to_local().numel() == (9, 6)[distributed.get_rank()]
+for name, average in expected.average(0.1).items():
+    assert torch.equal(averages[name].full_tensor(), average), name
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_average_their_shards_without_a_word(tmp_path):
+    (tmp_path / "job.py").write_text(SHARDED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, tmp_path / "job.py"], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
 
 
 def save_and_load_as_file(state, fresh, folder):

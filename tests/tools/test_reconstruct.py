@@ -9,7 +9,7 @@ from command_line import complaint, edm2, half_written, succeed
 from safetensors.torch import load_file
 
 from edm2.model import read_metadata
-from edm2.post_hoc_ema import find_snapshots, reconstruct, write_snapshot
+from edm2.post_hoc_ema import find_snapshots, reconstruct, sigma_rel_to_half_life, write_snapshot
 from edm2.tools.reconstruct import parse_bytes, parse_count, parse_group
 
 
@@ -58,6 +58,11 @@ def test_groups_of_parameters(tiny_run: Path, tmp_path: Path):
     succeed("reconstruct", tiny_run, "--std", "0.08", "--std-for", "*.emb_*=0.12", "--out", tmp_path)
     path = tmp_path / "ema-000000000512-0.0800.safetensors"
     assert read_metadata(path)["sigma_rel_of"] == {"*.emb_*": 0.12}
+    half_life = sigma_rel_to_half_life(0.08, 512)
+    assert (
+        f"0.08, 0.12 for *.emb_*; as wide as a traditional EMA with a half-life of {half_life:.0f} images"
+        in succeed("info", path)
+    )
     short, long = reconstruct(find_snapshots(tiny_run), [0.08, 0.12])
     other = [name for name in short if ".emb_" in name and not torch.equal(short[name], long[name])]
     assert other

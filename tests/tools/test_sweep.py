@@ -4,18 +4,21 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import TINY, complaint, edm2, succeed
+from safetensors.torch import load_file
 
-from edm2.model import load
-from edm2.post_hoc_ema import find_snapshots
+from edm2.model import load, read_metadata
+from edm2.post_hoc_ema import find_snapshots, write_snapshot
 from edm2.tools.parsing import parse_times, parse_weights
 
 FAST = ("--samples", 70, "--steps", 1, "--device", "cpu")
@@ -44,13 +47,17 @@ def guided_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_times_and_lengths_in_one_table(tiny_run: Path, tmp_path: Path):
+    before = set(tiny_run.rglob("*"))
     shown = succeed("sweep", tiny_run, "--std", "0.05,0.1,0.2", "--at", "128,256,...,512", *FAST, "--out", tmp_path)
-    assert "12 points, 840 images, compared by FD-pixels" in shown
+    assert "12 points, 840 images (1 evaluation each, heun), compared by FD-pixels" in shown
     table = rows(tmp_path)
     assert [row["images_seen"] for row in table] == [str(t) for t in (128, 256, 384, 512) for _ in range(3)] + ["512"]
     assert shown.count("<- best") == 1
-    assert len(known(tmp_path)) == 13
+    assert len(known(tmp_path)) == 14  # with the raw weights, and real images
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
+    left = {path.name.partition("-")[0] for path in tmp_path.iterdir()}
+    assert left == {"sweep.csv", "sweep.png", "sweep.jsonl", "reference"}  # no images, and no networks
+    assert set(tiny_run.rglob("*")) == before
 
 
 def test_a_search_says_how_many_points_it_will_take(tiny_run: Path, tmp_path: Path):
@@ -112,10 +119,82 @@ def test_the_same_values_as_from_a_reference_file(tiny_run: Path, tmp_path: Path
     data, ref = rows(tmp_path / "data")[0], rows(tmp_path / "ref")[0]
     assert data["frechet_distance"] == ref["frechet_distance"]
     assert ref["accuracy"] == ""
-    message = edm2(
-        "sweep", tiny_run, "--detector", "fid", "--ref", tmp_path / "ref.npz", *FAST, "--out", tmp_path / "x"
-    )
-    assert message.code != 0
+    other = edm2("sweep", tiny_run, "--detector", "fid", "--ref", tmp_path / "ref.npz", *FAST, "--out", tmp_path / "x")
+    assert "holds no statistics of fid, only of pixels; choose --detector" in complaint(other.err)
+    assert not (tmp_path / "x").exists()
+
+
+def test_real_images_are_looked_at_once(tiny_run: Path, tmp_path: Path, monkeypatch):
+    """Neither their statistics nor what as many of them score is computed by a sweep that goes on."""
+    options = (*FAST, "--out", tmp_path / "out")
+    first = succeed("sweep", tiny_run, "--std", "0.1", *options)
+    lines = len(known(tmp_path / "out"))
+    with monkeypatch.context() as patched:
+        patched.setattr("edm2.reference_cache.reference_of", None)
+        patched.setattr("edm2.scoring.Judge.floor", None)
+        again = succeed("sweep", tiny_run, "--std", "0.1,0.2", *options)
+    assert len(known(tmp_path / "out")) == lines + 1
+    assert next(line for line in first.splitlines() if "real images" in line) in again
+    assert len(list((tmp_path / "out").glob("reference-pixels-*.npz"))) == 1
+
+
+def harmed(tiny_run: Path, tmp_path: Path, harm: Callable[[list[Path]], object]) -> Path:
+    """A copy of the run, and something done to its snapshots."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    harm(sorted((run / "snapshots").iterdir()))
+    return run
+
+
+def of_another_run(snapshots: list[Path]) -> None:
+    """Another seed; names and shapes are the same."""
+    metadata = read_metadata(snapshots[0])
+    metadata["training"]["seed"] = 7
+    write_snapshot(snapshots[0], load_file(snapshots[0]), metadata)
+
+
+def of_another_shape(snapshots: list[Path]) -> None:
+    state = load_file(snapshots[0])
+    name = max(state, key=lambda name: state[name].numel())
+    write_snapshot(snapshots[0], state | {name: state[name][:1].clone()}, read_metadata(snapshots[0]))
+
+
+def truncated(snapshots: list[Path]) -> None:
+    snapshots[2].write_bytes(snapshots[2].read_bytes()[:-100])
+
+
+def twice(snapshots: list[Path]) -> None:
+    shutil.copy(snapshots[0], snapshots[0].with_name("copy.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (of_another_run, "different runs: training.seed is 7 in one and 0 in the other"),
+        (of_another_shape, "different networks"),
+        (truncated, "truncated or another format; copy or write it again"),
+        (twice, "two averages of 128 images"),
+    ],
+)
+def test_snapshots_that_do_not_belong_together_are_refused(harm, told: str, tiny_run: Path, tmp_path: Path):
+    run = harmed(tiny_run, tmp_path, harm)
+    result = edm2("sweep", run, "--std", "0.05,0.08", *FAST, "--out", tmp_path / "out")
+    assert result.code != 0
+    assert told in result.err.splitlines()[-1]
+    assert not known(tmp_path / "out")
+
+
+def test_a_snapshot_missing_in_the_middle_is_told(tiny_run: Path, tmp_path: Path):
+    run = harmed(tiny_run, tmp_path, lambda snapshots: snapshots[2].unlink())
+    result = edm2("sweep", run, "--std", "0.05,0.08", *FAST, "--out", tmp_path / "out")
+    assert result.code == 0
+    assert "no snapshot of 256 images at length 0.05; averages are made without" in result.err
+
+
+def test_lengths_that_the_snapshots_give_only_roughly_are_told(tiny_run: Path, tmp_path: Path):
+    """0.02 takes dozens of snapshots; what is stored is exact, and what lies between is not far off."""
+    result = edm2("sweep", tiny_run, "--std", "0.02,0.05,0.07", *FAST, "--out", tmp_path / "out")
+    assert "at 512 images there are too few snapshots for the EMA lengths 0.02: profiles are up to" in result.err
+    assert edm2("sweep", tiny_run, "--std", "0.05,0.07", *FAST, "--out", tmp_path / "out").err == ""
 
 
 MISTAKES = {

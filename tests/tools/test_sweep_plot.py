@@ -49,6 +49,18 @@ def test_one_curve_with_its_minimum_raw_weights_and_real_images(drawn):
     assert len(panel.collections) == 1  # the band
 
 
+def test_lines_far_away_do_not_squash_the_curve(drawn):
+    """They stay outside, and the legend says where."""
+    results = scored(Range([512], LENGTHS).points(), deviation=None)
+    distances = [result.distance for result in results]
+    [panel] = drawn(results, floor=min(distances) - 100)
+    low, high = panel.get_ylim()
+    assert high - low < 2 * (max(distances) - min(distances))
+    assert any("below" in name for name in curves(panel))
+    [panel] = drawn(results, floor=min(distances) - 0.005)
+    assert panel.get_ylim()[0] < min(distances) - 0.005
+
+
 def test_no_band_where_deviations_are_unknown(drawn):
     [panel] = drawn(scored(Range([512], LENGTHS).points(), deviation=None))
     assert not panel.collections
