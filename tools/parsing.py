@@ -2,6 +2,7 @@
 
 import math
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +164,20 @@ def parse_interval(text: str) -> tuple[float, float]:
     return interval
 
 
+def parse_time(text: str) -> float:
+    """Seconds: "90s", "30m", "11.5h" or "2d".
+
+    Raises:
+        ValueError: anything else.
+    """
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhd])\s*", text)
+    seconds = float(match[1]) * units[match[2]] if match else 0.0
+    if not 0 < seconds < threading.TIMEOUT_MAX:
+        raise ValueError(f"{text!r} is no time; write 90s, 30m, 11.5h or 2d")
+    return seconds
+
+
 def parse_share(text: str) -> tuple[int, int]:
     """A share of some work: "1/2" for the first of two, up to "2/2".
 
@@ -202,6 +217,7 @@ DEVICE = _Parsed("device", parse_device)
 SEED = click.IntRange(0, (1 << 32) - 1)
 SEEDS = _Parsed("seeds", parse_seeds)
 INTERVAL = _Parsed("low,high", parse_interval)
+TIME = _Parsed("time", parse_time)
 SHARE = _Parsed("k/n", parse_share)
 PRECISION = click.Choice(["fp32", "bf16", "fp16"])
 FILE = click.Path(path_type=Path, dir_okay=False)

@@ -1,6 +1,8 @@
 """Training from the command line: the device, Ctrl-C, and the grids of samples that show a run move."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +15,8 @@ from tqdm import tqdm
 from edm2.generation import generate
 from edm2.images import save_grid
 from edm2.networks import Precond, fold
-from edm2.training import Codec, Dataset, Trainer, TrainingConfig
+from edm2.training import CheckpointError, Codec, Dataset, Trainer, TrainingConfig, TrainingError
+from edm2.training.distributed import ALONE, Processes
 from edm2.training.latents import VAEError
 from edm2.training.speed import time_text
 from edm2.training.trainer import DTYPES, SnapshotHook
@@ -38,36 +41,98 @@ def image_bar(total: int, hidden: bool = False) -> tqdm:
     return tqdm(total=total, unit="img", leave=False, disable=True if hidden else None, dynamic_ncols=True)
 
 
-def run_training(config: TrainingConfig, dataset: Dataset, on_snapshot: SnapshotHook | None = None) -> None:
+def run_training(
+    config: TrainingConfig,
+    dataset: Dataset,
+    on_snapshot: SnapshotHook | None = None,
+    processes: Processes = ALONE,
+    max_seconds: float | None = None,
+) -> None:
     """Train as `train_interruptibly` does, and say where the snapshots are."""
-    trainer = train_interruptibly(config, dataset, on_snapshot)
-    click.echo(f"Done: {trainer.images_seen:,} images, snapshots in {Path(config.out) / 'snapshots'}")
+    trainer = train_interruptibly(config, dataset, on_snapshot, processes, max_seconds)
+    if processes.is_first:
+        click.echo(f"Done: {trainer.images_seen:,} images, snapshots in {Path(config.out) / 'snapshots'}")
 
 
-def train_interruptibly(config: TrainingConfig, dataset: Dataset, on_snapshot: SnapshotHook | None = None) -> Trainer:
-    """Train; on the first Ctrl-C finish the step, write a checkpoint and leave with exit code 130.
+def train_interruptibly(
+    config: TrainingConfig,
+    dataset: Dataset,
+    on_snapshot: SnapshotHook | None = None,
+    processes: Processes = ALONE,
+    max_seconds: float | None = None,
+) -> Trainer:
+    """Train; on a signal, or when time is up, finish the step, write a checkpoint and leave with an exit code.
 
-    `on_snapshot` is the trainer's.
+    It is 130 for SIGINT (Ctrl-C), 143 for SIGTERM, 138 for SIGUSR1, and 124 when time is up: in all processes,
+    whichever the signal reached. `on_snapshot` and `processes` are the trainer's.
     """
     draw = partial(draw_samples, dtype=DTYPES[config.precision])
-    trainer = Trainer(config, dataset, on_sample=draw, on_speed=tell_speed, on_snapshot=on_snapshot)
-
-    def stop(signum: int, frame: object) -> None:
-        if trainer.stop_requested:
-            raise KeyboardInterrupt
-        trainer.stop_requested = True
-        click.echo("\nFinishing this step, then writing a checkpoint; press Ctrl-C again to leave at once.", err=True)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        with memory_advice(config):
-            trainer.run()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    trainer = Trainer(config, dataset, draw, tell_speed, on_snapshot, processes)
+    with stopping_on_signals(trainer), stopping_after(max_seconds, trainer), memory_advice(trainer):
+        trainer.run()
     if trainer.images_seen < config.duration:
-        click.echo(f"Stopped at {trainer.images_seen:,} images; run the same command again to go on.", err=True)
-        raise click.exceptions.Exit(130)
+        if processes.is_first:
+            click.echo(f"Stopped at {trainer.images_seen:,} images; run the same command again to go on.", err=True)
+        raise click.exceptions.Exit(trainer.stop_requested)
     return trainer
+
+
+@contextmanager
+def told_once(processes: Processes) -> Iterator[None]:
+    """Errors that all processes meet, or the first one only, are the first one's to tell."""
+    try:
+        yield
+    except (click.UsageError, TrainingError, CheckpointError) as error:
+        if processes.is_first:
+            raise
+        raise click.exceptions.Exit(getattr(error, "exit_code", 1)) from None
+
+
+TIME_IS_UP = 124
+"""Exit code when `--max-time` has passed, as that of `timeout`; of signals it is 128 + their number."""
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+@contextmanager
+def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
+    """Within the context, signals ask `trainer` to stop. Alone, it leaves at once at a second Ctrl-C."""
+    process = os.getpid()
+
+    def stop(number: int, frame: object) -> None:
+        if os.getpid() != process:  # one that reads data
+            return
+        if trainer.stop_requested and number == signal.SIGINT and trainer.processes.count == 1:
+            raise KeyboardInterrupt
+        trainer.stop_requested = 128 + number
+        if trainer.processes.is_first:
+            again = "; press Ctrl-C again to leave at once" if number == signal.SIGINT else ""
+            click.echo(f"\nFinishing this step, then writing a checkpoint{again}.", err=True)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopping_after(seconds: float | None, trainer: Trainer) -> Iterator[None]:
+    """Ask `trainer` to stop after some time; None: never."""
+
+    def stop() -> None:
+        trainer.stop_requested = trainer.stop_requested or TIME_IS_UP
+
+    timer = None if seconds is None else threading.Timer(seconds, stop)
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def tell_speed(images_per_second: float, images_left: int) -> None:
@@ -76,10 +141,11 @@ def tell_speed(images_per_second: float, images_left: int) -> None:
     tqdm.write(f"speed: {images_per_second:,.3g} images/s; the remaining {images_left:,} images will take about {left}")
 
 
-def measure_run(config: TrainingConfig, dataset: Dataset) -> list[tuple[str, str]]:
-    """Speed, time and memory of a run, from some of its steps; nothing is written."""
-    with memory_advice(config):
-        speed, peak_memory = Trainer(config, dataset).measure()
+def measure_run(config: TrainingConfig, dataset: Dataset, processes: Processes = ALONE) -> list[tuple[str, str]]:
+    """Speed, time and memory of a run, from some of its steps; nothing is written. Memory is that of one process."""
+    trainer = Trainer(config, dataset, processes=processes)
+    with memory_advice(trainer):
+        speed, peak_memory = trainer.measure()
     return [
         ("speed", f"{speed:,.3g} images/s"),
         ("time", f"about {time_text(config.duration / speed)} for {config.duration:,} images, pauses not counted"),
@@ -88,14 +154,14 @@ def measure_run(config: TrainingConfig, dataset: Dataset) -> list[tuple[str, str
 
 
 @contextmanager
-def memory_advice(config: TrainingConfig) -> Iterator[None]:
+def memory_advice(trainer: Trainer) -> Iterator[None]:
     """Say what to do when the device's memory runs out."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise click.ClickException(
-            f"{config.device} has too little memory for {config.images_per_forward} images per forward pass; "
-            "lower --micro-batch"
+            f"{trainer.device} has too little memory for {trainer.images_per_forward} images per forward pass; "
+            "lower --micro-batch, or try --recompute"
         ) from None
 
 

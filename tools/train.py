@@ -9,10 +9,11 @@ import click
 
 from edm2.presets import PRESETS
 from edm2.tools.option_groups import GroupedCommand, GroupedOption
-from edm2.tools.parsing import DEVICE, FILE, IMAGES, NUMBER, PRECISION, SEED, SIGMA_RELS
+from edm2.tools.parsing import DEVICE, FILE, IMAGES, NUMBER, PRECISION, SEED, SIGMA_RELS, TIME
 
 if TYPE_CHECKING:
     from edm2.training import Dataset, TrainingConfig
+    from edm2.training.distributed import Processes
 
 WEIGHTINGS = {
     "uncertainty": "learned u(sigma), which evens out all noise levels (EDM2)",
@@ -53,10 +54,13 @@ Examples:
   edm2 train --data digits --config C --out runs/digits-c --diagnostics 16000
   edm2 train --data digits --weighting min-snr --gamma 5 --out runs/digits-min-snr
 \b
+  # On all eight GPUs of a machine (docs/operations.md: several machines, SLURM, Kubernetes)
+  torchrun --nproc-per-node 8 -m edm2 train --data img512-latents.zip --preset edm2-img512-xxl --out runs/xxl --shard
+\b
   # Fine-tune from a snapshot
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
 
-Interrupted? Run the same command again: it goes on from the last checkpoint.
+Interrupted? Run the same command again: it goes on from the last checkpoint. Ctrl-C, SIGTERM and SIGUSR1 write one.
 Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). docs/settings.md says how to choose settings.
 
 \b
@@ -181,6 +185,9 @@ _machine = _choices("Machine")
 @_machine("--precision", "precision", "Precision of activations; default: bf16 on CUDA, else fp32.", PRECISION)
 @_machine("--compile/--no-compile", "compile", "Compile the network: faster, after a minute or more.", None)
 @_machine("--workers", "workers", "Processes that read data; 0: none beside the training process.", int)
+@_machine("--shard/--no-shard", "shard", "Several processes: divide weights among them (FSDP2) to save memory.", None)
+@_machine("--recompute/--no-recompute", "recompute", "Save memory by computing activations twice.", None)
+@_machine("--max-time", "max_seconds", "Save and leave after this time (90s, 30m, 11.5h), with exit code 124.", TIME)
 def train(
     data: str,
     out: str,
@@ -195,6 +202,7 @@ def train(
     eval_detector: str | None,
     eval_data: str | None,
     eval_ref: Path | None,
+    max_seconds: float | None,
     **choices: object,
 ) -> None:
     """Train a network on your images or latents.
@@ -208,23 +216,49 @@ def train(
     if lengths is None and (eval_detector or eval_data or eval_ref):
         raise click.UsageError("which EMA lengths are to be scored? Give --eval, such as 0.05,0.10")
     from edm2.planning import describe_run
-    from edm2.tools.run import measure_run, run_training
+    from edm2.tools.run import measure_run, run_training, told_once
+    from edm2.training.distributed import joined_processes
+
+    with joined_processes() as processes:
+        dataset = _open_in_turn(data, processes)
+        with told_once(processes):
+            config = described(dataset, data, out, preset, letter, conditional, choices)
+            _check_share(config, processes)
+        speed = [("speed", "told after the first steps, with the time left")]
+        if measure:
+            speed = measure_run(config, dataset, processes)
+        if processes.is_first:
+            _print([*describe_run(config, dataset), *speed])
+            click.echo("Dry run: nothing was written." if dry_run else "")
+        if dry_run:
+            return
+        on_snapshot = None
+        if lengths is not None and processes.is_first:
+            from edm2.tools.evaluation import Evaluation
+
+            about = eval_every, eval_samples, eval_detector, eval_data, eval_ref
+            on_snapshot = Evaluation(config, lengths, *about, dataset)
+        with told_once(processes):
+            run_training(config, dataset, on_snapshot, processes, max_seconds)
+
+
+def _open_in_turn(data: str, processes: "Processes") -> "Dataset":
+    """The first process indexes the data, if nobody has; the others find the index."""
     from edm2.training import open_dataset
 
+    if not processes.is_first:
+        processes.wait()
     dataset = open_dataset(data)
-    config = described(dataset, data, out, preset, letter, conditional, choices)
-    _print(describe_run(config, dataset))
-    _print(measure_run(config, dataset) if measure else [("speed", "told after the first steps, with the time left")])
-    if dry_run:
-        click.echo("Dry run: nothing was written.")
-        return
-    on_snapshot = None
-    if lengths is not None:
-        from edm2.tools.evaluation import Evaluation
+    if processes.is_first:
+        processes.wait()
+    return dataset
 
-        on_snapshot = Evaluation(config, lengths, eval_every, eval_samples, eval_detector, eval_data, eval_ref, dataset)
-    click.echo()
-    run_training(config, dataset, on_snapshot)
+
+def _check_share(config: "TrainingConfig", processes: "Processes") -> None:
+    try:
+        config.share(processes.count)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def described(

@@ -1,32 +1,44 @@
 """Checkpoints to resume a run from: tensors by torch.distributed.checkpoint, everything else as JSON beside them.
 
 checkpoints/000000064000/           named after the images seen; complete as soon as it has this name
-    *.distcp, .metadata             the tensors
+    *.distcp, .metadata             the tensors: files of each process, and the index
     state.json                      the rest
 """
 
 import json
 import os
 import shutil
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from edm2.post_hoc_ema.messages import plain_line
+from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.training.codec import codec_from_json
+from edm2.training.distributed import ALONE, Processes
 from edm2.training.safe_metadata import SafeFileSystemReader
 
 Tensors = dict[str, "Tensor | Tensors"]
 STATE_FILE = "state.json"
 
+PATIENCE = timedelta(hours=1)
+"""How long one process waits for what another one writes."""
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in a job of one process it is meant to be
+
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read; the message is one line that names it and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain_line(message))
 
 
 def adam_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
@@ -49,35 +61,142 @@ def _step_device(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.d
     return parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
 
 
+class Checkpoints:
+    """The checkpoints of a run: written while it goes on, one at a time, by all of its processes together.
+
+    Args:
+        folder: Where they are; all processes must see the same.
+        keep: How many; older ones are removed.
+        processes: Who writes.
+    """
+
+    def __init__(self, folder: Path, keep: int, processes: Processes = ALONE) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.processes = processes
+        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE) if processes.count > 1 else None
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> None:
+        """Copy the tensors and return; they are written meanwhile. Waits for the checkpoint before.
+
+        Raises:
+            CheckpointError: that one could not be written.
+        """
+        self.wait()
+        copies = _copied(tensors)
+        self._writer = threading.Thread(target=self._write, args=(images_seen, copies, state), daemon=True)
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Until everything is on the disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        self.check()
+
+    def abandon(self) -> None:
+        """Wait, but say nothing of what goes wrong: there is worse to tell."""
+        if self._writer is not None:
+            self._writer.join()
+
+    def check(self) -> None:
+        """Raise what went wrong while writing, if anything did."""
+        if self._error is not None:
+            reason = _reason(self._error)
+            raise CheckpointError(f"{self.folder}: cannot write a checkpoint ({reason}); the one before is intact")
+
+    def _write(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> None:
+        try:
+            write_checkpoint(self.folder, images_seen, tensors, state, self.keep, self.processes, self._group)
+        except (Exception, CheckpointException) as error:  # told in the main thread; the latter is no Exception
+            self._error = error
+
+
+def _copied(tensors: Tensors) -> Tensors:
+    """Copies on the CPU; of a tensor that is divided among processes, this one's part."""
+    return {
+        name: _copied(value) if isinstance(value, dict) else value.detach().to("cpu", copy=True)
+        for name, value in tensors.items()
+    }
+
+
 def save_checkpoint(folder: Path, images_seen: int, tensors: Tensors, state: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint into `folder`, then remove all but the newest `keep`. For a process that is alone."""
+    return write_checkpoint(folder, images_seen, tensors, state, keep)
+
+
+def write_checkpoint(
+    folder: Path,
+    images_seen: int,
+    tensors: Tensors,
+    state: dict[str, Any],
+    keep: int,
+    processes: Processes = ALONE,
+    group: distributed.ProcessGroup | None = None,
+) -> Path:
     """Write a checkpoint into `folder`, then remove all but the newest `keep`.
 
-    It is written under a temporary name and renamed when every byte is on the disk.
+    It is written under a temporary name and renamed when every byte of every process is on the disk.
+
+    Args:
+        folder: Where checkpoints are.
+        images_seen: The clock.
+        tensors: What to write; of those that all processes hold each writes some, of divided ones its own part.
+        state: What else to write, as JSON; the first process's.
+        keep: Checkpoints to keep, this one included.
+        processes: All of them call this.
+        group: Over which they talk about it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{images_seen:012d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    with _one_process():
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), no_dist=True)
-    with open(temporary / STATE_FILE, "w", encoding="utf-8") as file:
-        json.dump({"images_seen": images_seen, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if final.exists():  # left by a run that was set back to an earlier checkpoint
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    for old in find_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    if processes.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*"):  # by a run that was killed meanwhile
+            shutil.rmtree(left, ignore_errors=True)
+    writer = dcp.FileSystemWriter(temporary, sync_files=True)
+    # Before any of them writes, they all talk about who writes what: by then the folder is empty.
+    dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=processes.count == 1)
+    if processes.is_first:  # the others' files are complete: the index, which dcp writes last, describes them
+        _write_state(temporary / STATE_FILE, {"images_seen": images_seen, **state})
+        _flush(temporary)
+        if final.exists():  # left by a run that was set back to an earlier checkpoint
+            _remove(final)
+        os.replace(temporary, final)
+        _flush(folder)
+        for old in find_checkpoints(folder)[:-keep]:
+            _remove(old)
     return final
 
 
-@contextmanager
-def _one_process() -> Iterator[None]:
-    """Silence the remark that torch.distributed is not in use: it is meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    """Wait until a folder's entries are on the disk, where the system can do so."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(checkpoint: Path) -> None:
+    """It loses its name first: whatever is left of it if this is interrupted, no run will resume from it."""
+    nameless = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(nameless, ignore_errors=True)
+    os.replace(checkpoint, nameless)
+    shutil.rmtree(nameless)
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -87,21 +206,38 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.isdigit() and (path / STATE_FILE).is_file())
 
 
-def load_checkpoint(path: Path, tensors: Tensors) -> dict[str, Any]:
+def _read_state(path: Path) -> dict[str, Any]:
+    """What stands beside the tensors. Raises ValueError unless the trainer can rely on it."""
+    state = parse_json((path / STATE_FILE).read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or type(state.get("images_seen")) is not int or state["images_seen"] < 0:
+        raise ValueError(f"{STATE_FILE} does not say how many images were seen")
+    if "codec" in state:
+        codec_from_json(state["codec"])
+    return state
+
+
+def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ALONE) -> dict[str, Any]:
     """Fill `tensors` in place from the checkpoint at `path`; return the rest of its state.
+
+    How many processes wrote it, and whether tensors were divided among them, makes no difference.
 
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to another network.
     """
     try:
-        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        int(state["images_seen"])  # what the trainer relies on
-        with _one_process():
-            dcp.load(tensors, storage_reader=SafeFileSystemReader(path), no_dist=True)
+        state = _read_state(path)
+        reader = SafeFileSystemReader(path)
+        reader.read_metadata()  # now: if it fails later, torch prints tracebacks before it raises
+        dcp.load(tensors, storage_reader=reader, no_dist=processes.count == 1)
     except (Exception, CheckpointException) as error:  # the latter is no Exception
-        reason = str(error).strip().splitlines()
         raise CheckpointError(
-            f"{path}: cannot resume from this checkpoint ({reason[-1] if reason else type(error).__name__}); "
+            f"{path}: cannot resume from this checkpoint ({_reason(error)}); "
             "delete this folder to resume from an earlier one"
         ) from error
     return state
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of what an error says."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -7,12 +7,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from edm2.networks import NetworkConfig
 from edm2.networks.config import dataclass_from_json
 from edm2.post_hoc_ema import sigma_rel_to_gamma
 from edm2.training.noise import noise_distribution
 from edm2.training.objective import DenoisingLoss
 from edm2.training.weighting_by_name import make_weighting
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by their names here."""
 
 CHANGEABLE = frozenset(
     {
@@ -26,7 +31,9 @@ CHANGEABLE = frozenset(
         "max_nonfinite_steps",
         "micro_batch",
         "out",
+        "recompute",
         "sample_every",
+        "shard",
         "snapshot_every",
         "status_every",
         "workers",
@@ -124,6 +131,10 @@ class TrainingConfig:
     """Device to train on: cpu, cuda or mps."""
     compile: bool = False
     """Compile the network with torch.compile: faster steps after a minute or more of compilation."""
+    shard: bool = False
+    """With several processes, divide weights, gradients, Adam's moments and averages among them (FSDP2)."""
+    recompute: bool = False
+    """Compute activations inside of blocks again in the backward pass: less memory, a third more time."""
     random_block: int = 64
     """Consecutive places whose random numbers are drawn together."""
     max_nonfinite_steps: int = 64
@@ -188,13 +199,38 @@ class TrainingConfig:
         for sigma_rel in self.sigma_rels:
             sigma_rel_to_gamma(sigma_rel)  # refuses lengths that no power function has
         for field in ("precision", "snapshot_precision"):
-            if getattr(self, field) not in ("fp32", "bf16", "fp16"):
+            if getattr(self, field) not in DTYPES:
                 raise ValueError(f"{field}={getattr(self, field)!r} must be fp32, bf16 or fp16")
 
     @property
     def images_per_forward(self) -> int:
-        """Images per forward pass."""
+        """Images per forward pass of a process that trains alone; of several, each takes no more than its share."""
         return self.micro_batch or self.batch_size
+
+    def share(self, processes: int) -> int:
+        """Images that each of several processes sees of a step.
+
+        Raises:
+            ValueError: the step, or this share of it, cannot be split evenly.
+        """
+        share, rest = divmod(self.batch_size, processes)
+        if rest or not share:
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of the {processes} processes")
+        if share % min(self.images_per_forward, share):
+            raise ValueError(
+                f"{share} images per process and step are not a multiple of micro_batch={self.micro_batch}; "
+                f"try micro_batch={math.gcd(share, self.images_per_forward)}"
+            )
+        if self.shard and processes > 1:
+            self._check_shards()
+        return share
+
+    def _check_shards(self) -> None:
+        """Some instruments need the gradient of whole layers."""
+        if self.diagnostics_every is not None:
+            raise ValueError("diagnostics need the whole network in one process; leave out --diagnostics or --shard")
+        if self.weighting == "pareto":
+            raise ValueError("weighting 'pareto' needs the whole network in one process; leave out --shard")
 
     @property
     def num_averages(self) -> int:

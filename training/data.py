@@ -4,24 +4,26 @@ A dataset hands out what is stored (uint8 pixels, or the float moments of latent
 network sees. Dimensions: N images, C channels, H rows, W columns.
 """
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edm2.training.archive import Catalog, check_latents, check_pixel_statistics, read_array, read_catalog
-from edm2.training.files import DatasetError, Files
+from edm2.training.files import DatasetError, Files, StorageError
 from edm2.training.index import open_archive
 from edm2.training.order import permutation
 
 __all__ = [
     "ArchiveDataset",
     "ArrayDataset",
+    "Batch",
     "Dataset",
     "DatasetError",
     "Subset",
@@ -31,6 +33,17 @@ __all__ = [
 ]
 
 Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
+
+
+class Batch(NamedTuple):
+    """Images with their labels: N of them."""
+
+    images: Tensor
+    """[N, C, H, W], as stored."""
+    labels: Tensor
+    """int64 [N], -1 where unlabelled."""
+    broken: tuple[str, ...] = ()
+    """What is wrong with images in whose place others stand (see `edm2.training.tolerance`); a line each."""
 
 
 class Dataset(ABC):
@@ -76,6 +89,14 @@ class Dataset(ABC):
     def labels(self, indices: Indices) -> Tensor:
         """Class indices int64 [N], -1 where unlabelled."""
 
+    def batch(self, indices: Indices) -> Batch:
+        """Images and labels. Raises DatasetError as `images` does."""
+        return Batch(self.images(indices), self.labels(indices))
+
+    def fingerprint(self) -> str | None:
+        """Changes when an image does, as far as can be told without reading files; None if nothing can be told."""
+        return None
+
 
 class ArrayDataset(Dataset):
     """Images in memory.
@@ -111,6 +132,9 @@ class ArrayDataset(Dataset):
     def labels(self, indices: Indices) -> Tensor:
         return self._labels.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
 
+    def fingerprint(self) -> str:
+        return _digest(self._images.contiguous().view(torch.uint8).numpy())
+
 
 class ArchiveDataset(Dataset):
     """Images in the files of a folder or a ZIP, in plain sort order of their names.
@@ -120,14 +144,15 @@ class ArchiveDataset(Dataset):
     Args:
         files: Where they are.
         catalog: What is known of them already.
+        skip_broken: So many broken ones are passed over to find the first.
     """
 
-    def __init__(self, files: Files, catalog: Catalog | None = None) -> None:
+    def __init__(self, files: Files, catalog: Catalog | None = None, skip_broken: int = 0) -> None:
         catalog = catalog or read_catalog(files)
         self._files = files
         self._names = catalog.names
         self._labels = torch.from_numpy(catalog.labels)
-        first = read_array(files, self._names[0])
+        self._first, first = self._first_usable(skip_broken)
         self._dtype = first.dtype
         kind, levels = ("pixels", 256) if first.dtype == np.uint8 else ("moments", 0)
         super().__init__(files.path.stem, first.shape, kind, levels, catalog.class_names)
@@ -144,20 +169,49 @@ class ArchiveDataset(Dataset):
     def images(self, indices: Indices) -> Tensor:
         batch = np.empty((len(indices), *self.shape), dtype=self._dtype)
         for place, index in zip(batch, indices, strict=True):
-            place[...] = self._read(self._names[index])
+            place[...] = self._read(int(index))
         return torch.from_numpy(batch)
 
     def labels(self, indices: Indices) -> Tensor:
         return self._labels.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
 
-    def _read(self, name: str) -> np.ndarray:
-        array = read_array(self._files, name)
+    def fingerprint(self) -> str:
+        """Of names, sizes, and checksums (ZIP) or times (folder)."""
+        digest = hashlib.sha256()
+        for facts in zip(self._names, self._files.stamps(self._names), strict=True):
+            digest.update(repr(facts).encode())
+        return digest.hexdigest()
+
+    def _first_usable(self, skip_broken: int) -> tuple[str, np.ndarray]:
+        """Name and contents of the first image that can be read, after at most so many that cannot."""
+        for index, name in enumerate(self._names):
+            try:
+                return name, self._read_any(index)
+            except DatasetError as error:
+                if isinstance(error, StorageError) or index == min(skip_broken, len(self) - 1):
+                    raise
+        raise AssertionError("a catalog lists at least one image")
+
+    def _read(self, index: int) -> np.ndarray:
+        """An image like the first."""
+        array = self._read_any(index)
         if array.shape != self.shape or array.dtype != self._dtype:
             raise DatasetError(
-                f"{self._files.path}/{name}: {_describe(array.shape, array.dtype)}, but the first image "
-                f"{self._names[0]} has {_describe(self.shape, self._dtype)}; store all alike"
+                f"{self._files.path}/{self._names[index]}: {_describe(array.shape, array.dtype)}, but the first image "
+                f"{self._first} has {_describe(self.shape, self._dtype)}; store all alike (index {index})"
             )
         return array
+
+    def _read_any(self, index: int) -> np.ndarray:
+        """An image of any size."""
+        try:
+            return read_array(self._files, self._names[index])
+        except DatasetError as error:
+            raise type(error)(f"{error} (index {index})") from error
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(array).hexdigest()
 
 
 def _describe(shape: Sequence[int], dtype: np.dtype) -> str:
@@ -185,18 +239,24 @@ class Subset(Dataset):
     def labels(self, indices: Indices) -> Tensor:
         return self.dataset.labels(self.indices[np.asarray(indices, dtype=np.int64)])
 
+    def fingerprint(self) -> str | None:
+        whole = self.dataset.fingerprint()
+        return None if whole is None else f"{whole} {_digest(self.indices)}"
 
-def open_dataset(source: str | Path) -> Dataset:
+
+def open_dataset(source: str | Path, skip_broken: int = 0) -> Dataset:
     """Open a dataset by name or path.
 
     Args:
         source: "digits", the handwritten digits that come with scikit-learn; or a ZIP file or folder, either with a
             `dataset.json` (see `edm2.training.archive`) or just images, whose top-level sub-folders are the classes.
+        skip_broken: The first image, which decides the size of all, may come after so many broken ones; to train with
+            broken ones among the others see `edm2.training.tolerance`.
 
     Raises:
         DatasetError: Nothing usable is there.
     """
-    return _digits() if source == "digits" else ArchiveDataset(*open_archive(Path(source)))
+    return _digits() if source == "digits" else ArchiveDataset(*open_archive(Path(source)), skip_broken)
 
 
 def _digits() -> Dataset:

@@ -16,6 +16,25 @@ PATIENCE = timedelta(days=1)
 """How long processes wait for each other: some have more work than others. torchrun ends them all if one fails."""
 
 
+class OtherProcessError(RuntimeError):
+    """Another process of this job has failed, so this one must end too."""
+
+
+@contextmanager
+def failures_of_others() -> Iterator[None]:
+    """Say in plain words that another process has ended. The libraries speak of sockets.
+
+    Raises:
+        OtherProcessError: it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise OtherProcessError("another process of this job has failed; what it said tells why") from error
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes of a job, as one of them sees them."""
@@ -40,13 +59,24 @@ class Processes:
         """Every `count`-th item, beginning with number `rank`."""
         return items[self.rank :: self.count]
 
+    def agreed(self, value: Item) -> Item:
+        """The first process's value, in all of them; whatever can be pickled."""
+        if self.count == 1:
+            return value
+        values = [value]
+        with failures_of_others():
+            distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
     def wait(self) -> None:
         """Until all processes are here. Raises RuntimeError if one of them has ended."""
         if self.count > 1:
-            try:
+            with failures_of_others():
                 distributed.barrier()
-            except RuntimeError as error:  # which speaks of sockets
-                raise RuntimeError("another process of this job has failed; what it said tells why") from error
+
+
+ALONE = Processes()
+"""A job of one process."""
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """From a dataset to what the network sees: codec, mirroring and label dropout, in the order of places."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor
 from edm2.training.codec import Codec, PixelCodec
 from edm2.training.config import TrainingConfig
 from edm2.training.data import Dataset, DatasetError, pixel_statistics, split_holdout
+from edm2.training.distributed import ALONE, Processes
 from edm2.training.latents import latent_codec_of
 from edm2.training.loader import data_loader
 from edm2.training.order import PlaceBatches, ShuffledOrder
 from edm2.training.randomness import PlaceRandom, Stream
+from edm2.training.tolerance import BrokenFiles, TolerantDataset
 
 Microbatch = tuple[Tensor, "Tensor | None"]
 """Images as the network sees them, [N, C, H, W] float32, and their classes, int64 [N] (-1: none)."""
@@ -24,28 +27,44 @@ class Feed:
         config: The run.
         dataset: Its images; some are set aside if `config.holdout` says so.
         random: Random numbers by place, on the device where the images shall be.
+        broken: How many files may be broken, and those that are known to be; default: none may.
+        processes: Among which the places of every step are shared; this one feeds its own.
 
     Attributes:
         dataset: All images.
         train_set: Those to train on.
         holdout_set: Those set aside, or None.
         codec: Stored pixels <-> what the network sees.
+        broken: Files in whose place others stand.
 
     Raises:
         DatasetError: the images do not fit the network.
     """
 
-    def __init__(self, config: TrainingConfig, dataset: Dataset, random: PlaceRandom) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        dataset: Dataset,
+        random: PlaceRandom,
+        broken: BrokenFiles | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.broken = BrokenFiles() if broken is None else broken
         self.config = config
         self.dataset = dataset
         self.random = random
+        self.processes = processes
         self.device = random.generator.device
-        self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
+        self.train_set, self.holdout_set = map(self._tolerant, split_holdout(dataset, config.holdout, config.seed))
         self.codec = self._choose_codec()
         seen = (self.codec.network_channels(dataset.shape[0]), *dataset.shape[1:])
         expected = (config.network.img_channels, *config.network.size)
         if seen != expected:
             raise DatasetError(f"{config.data}: images are {seen}, but the network is for {expected}")
+
+    def _tolerant(self, dataset: Dataset | None) -> Dataset | None:
+        """After the split: an image that is held out must not stand in for one to train on."""
+        return TolerantDataset(dataset, self.broken.limit) if dataset is not None and self.broken.limit else dataset
 
     def _choose_codec(self) -> Codec:
         """Latents, or pixels to mean 0 and standard deviation sigma_data, or pixels onto [-1, 1]."""
@@ -72,22 +91,23 @@ class Feed:
         return (stored["mean"], stored["std"]) if stored else pixel_statistics(self.train_set)
 
     def steps(self, start: int) -> Iterator[list[Microbatch]]:
-        """The micro-batches of each step, without end, from the place `start` on."""
-        config = self.config
+        """This process's micro-batches of each step, without end; `start` is the place where the first step begins."""
+        config, rank, count = self.config, self.processes.rank, self.processes.count
+        share = config.share(count)
+        size = min(config.images_per_forward, share)
         order = ShuffledOrder(len(self.train_set), config.seed)
-        places = PlaceBatches(order, start, config.batch_size, micro_batch=config.images_per_forward)
-        loader = data_loader(self.train_set, places, config.workers, pin_memory=self.device.type == "cuda")
-        place = start
-        while True:
-            step = []
-            for _ in range(config.batch_size // config.images_per_forward):
-                step.append(self._augment(*self._encode(*next(loader), place), place))
-                place += config.images_per_forward
-            yield step
+        places = PlaceBatches(order, start, config.batch_size, micro_batch=size, rank=rank, world_size=count)
+        pin_memory = self.device.type == "cuda"
+        loader = data_loader(self.train_set, places, config.workers, pin_memory, self.broken.add)
+        for first in itertools.count(start + rank * share, config.batch_size):
+            starts = range(first, first + share, size)
+            yield [self._augment(*self._encode(*next(loader), place), place) for place in starts]
 
     def first_images(self, dataset: Dataset, count: int) -> Microbatch:
         """The first images of a dataset, without augmentation; of latents, the means."""
-        return self._encode(dataset.images(range(count)), dataset.labels(range(count)))
+        images, labels, broken = dataset.batch(range(count))
+        self.broken.add(broken)
+        return self._encode(images, labels)
 
     def _encode(self, data: Tensor, labels: Tensor, place: int | None = None) -> Microbatch:
         """Onto the device, and through the codec; latents are drawn anew at every place."""

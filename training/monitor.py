@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from edm2.post_hoc_ema import atomic_output
+from edm2.post_hoc_ema.plain_json import parse_json
 from edm2.training.speed import time_text
 
 Record = dict[str, Any]
@@ -95,10 +96,11 @@ def read_stats(path: Path) -> list[Record]:
 
 def _parse_record(path: Path, number: int, line: bytes) -> Record:
     try:
-        record = json.loads(line)
-        int(record["images_seen"])  # what every reader relies on
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: line {number} is damaged; mend it or remove it") from None
+        record = parse_json(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or type(record.get("images_seen")) is not int:  # what every reader relies on
+        raise ValueError(f"{path}: line {number} is damaged; mend it or remove it")
     return record
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from edm2.post_hoc_ema import atomic_output
 from edm2.post_hoc_ema.messages import plain_line
+from edm2.post_hoc_ema.plain_json import parse_json
 from edm2.training.checkpoint import find_checkpoints
 from edm2.training.config import TrainingConfig
+from edm2.training.field_types import mistyped_fields
 
 
 class RunFolderError(ValueError):
@@ -71,8 +73,12 @@ def read_run_config(folder: str | Path) -> TrainingConfig:
     """
     path = Path(folder) / "config.json"
     try:
-        return TrainingConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
+        config = TrainingConfig.from_json(parse_json(path.read_text(encoding="utf-8")))
+        wrong = mistyped_fields(config)
     except FileNotFoundError:
         raise RunFolderError(f"{folder}: holds no run (config.json is missing)") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # whatever is in it
         raise RunFolderError(f"{path}: not the configuration of a run ({error})") from None
+    if wrong:
+        raise RunFolderError(f"{path}: not the configuration of a run ({', '.join(wrong)} of a type that cannot be)")
+    return config

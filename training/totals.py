@@ -1,5 +1,6 @@
 """What a run adds up between two reports, on the device: no step has to wait for a number."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ class StepResult(NamedTuple):
     """What one optimizer step was like; 0-dimensional tensors on the device."""
 
     loss: Tensor
-    """Sum over elements of the loss, divided by the images of the step."""
+    """Sum over elements of the loss, divided by the images: those that this process saw of the step."""
     grad_norm: Tensor
     """L2 norm of all gradients, after non-finite entries were set to zero."""
     nonfinite: Tensor
@@ -34,6 +35,10 @@ class Totals:
         self.nonfinite_steps += step.nonfinite
         self.nonfinite_in_a_row.add_(1).mul_(step.nonfinite)
         self.steps += 1
+
+    def share(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Let the loss be the mean over all processes; everything else is the same in all of them anyway."""
+        self.loss.copy_(mean(self.loss))
 
     def averages(self) -> dict[str, float | int]:
         """Averages since the last report, which start anew. Waits for the device."""

@@ -14,6 +14,7 @@ from edm2.tools.parsing import (
     parse_number,
     parse_seeds,
     parse_sigma_rels,
+    parse_time,
 )
 
 
@@ -112,6 +113,17 @@ def test_numbers_are_finite(text: str):
     with pytest.raises(ValueError, match="finite"):
         parse_number(text)
     assert not math.isfinite(float("1e999"))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("11.5h", 41_400), ("2 d", 172_800)])
+def test_times(text: str, seconds: float):
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "90", "h", "0s", "-1h", "1e3s", "12:00:00", "nanh", "9999999999d"])
+def test_times_need_a_unit(text: str):
+    with pytest.raises(ValueError, match="90s, 30m"):
+        parse_time(text)
 
 
 def test_the_processor_is_always_there():

@@ -18,6 +18,7 @@ with joined_processes() as processes:
     time.sleep(0.5 * processes.rank)
     Path(sys.argv[1], f"{processes.rank} of {processes.count}").write_text(str(processes.share(range(5))))
     processes.wait()
+    assert processes.agreed(f"of {processes.rank}") == "of 0"
     if processes.is_first:  # the other one slept, but must be done
         print(sorted(path.name for path in Path(sys.argv[1]).iterdir()))
 """
@@ -28,6 +29,7 @@ def test_without_torchrun_there_is_one_process():
         assert processes == Processes(rank=0, count=1)
         processes.wait()
         assert list(processes.share(range(3))) == [0, 1, 2]
+        assert processes.agreed("mine") == "mine"
 
 
 def test_every_item_belongs_to_one_process():

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_vae import save_tiny_vae
 
 from edm2.networks import NetworkConfig
+from edm2.post_hoc_ema import find_snapshots
 from edm2.training import DatasetError, LatentCodec, Trainer, TrainingConfig, codec_from_json, open_dataset
 from edm2.training import latents as latents_module
 from edm2.training.feed import Feed
@@ -194,9 +195,8 @@ def config(data, out, **changes):
 
 def test_training_on_moments_tells_its_snapshots_the_codec(tmp_path):
     described = {"vae": "my/vae", "mean": [0, 1, 2, 3], "std": [1, 2, 3, 4], "pixel_range": [-1, 1]}
-    trainer = Trainer(config(moments_zip(tmp_path / "a.zip", described), tmp_path / "run", holdout=2))
-    trainer.run()
-    codec = codec_from_json(trainer.metadata()["codec"])
+    Trainer(config(moments_zip(tmp_path / "a.zip", described), tmp_path / "run", holdout=2)).run()
+    codec = codec_from_json(find_snapshots(tmp_path / "run")[-1].metadata["codec"])
     assert codec == LatentCodec("my/vae", (0, 1, 2, 3), (1, 2, 3, 4), 0.5, (-1, 1))
 
 

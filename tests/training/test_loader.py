@@ -1,5 +1,8 @@
 """Reading ahead in worker processes changes when images are read, and nothing else."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -9,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from edm2.training.data import DatasetError, open_dataset
-from edm2.training.loader import data_loader
+from edm2.training import loader
+from edm2.training.data import ArrayDataset, DatasetError, Indices, open_dataset
+from edm2.training.files import StorageError
+from edm2.training.loader import WorkerError, data_loader
 from edm2.training.order import PlaceBatches, ShuffledOrder
 
 WORKERS = [0, 2]
@@ -49,7 +54,7 @@ def test_an_error_arrives_as_its_one_line(folder, workers):
     next(batches)
     with pytest.raises(DatasetError) as failure:
         next(batches)
-    assert str(failure.value) == f"{folder / 'a' / '4.png'}: cannot be read: not an image, or damaged"
+    assert str(failure.value) == f"{folder / 'a' / '4.png'}: cannot be read: not an image, or damaged (index 2)"
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -76,3 +81,59 @@ def test_spawned_workers_read_too(folder):
     """Nothing is inherited: all that a worker needs is pickled, after the archive was opened here."""
     images, _ = next(data_loader(open_dataset(folder), [[0, 9]], workers=1))
     assert images[:, 0, 0, 0].tolist() == [0, 9]
+
+
+# ------------------------------------------------------------------------------------------------ workers that fail
+
+
+class Sleepy(ArrayDataset):
+    """Takes its time, and kills who reads it for the image `deadly`."""
+
+    def __init__(self, seconds: float = 0.0, deadly: int = -1) -> None:
+        super().__init__(torch.zeros(10, 1, 4, 4, dtype=torch.uint8), name="sleepy")
+        self.seconds = seconds
+        self.deadly = deadly
+
+    def images(self, indices: Indices) -> torch.Tensor:
+        time.sleep(self.seconds)
+        if self.deadly in indices:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().images(indices)
+
+
+def test_a_worker_that_is_killed_ends_the_wait_in_one_line():
+    """As the system does when memory has run out."""
+    batches = data_loader(Sleepy(deadly=7), [[index] for index in range(10)], workers=2)
+    start = time.monotonic()
+    with pytest.raises(WorkerError) as failure:
+        list(batches)
+    assert time.monotonic() - start < 10  # torch looks after its workers every 5 seconds if it gets no signal
+    line = str(failure.value)
+    assert line.startswith("sleepy: a process that reads data has died (")
+    assert "lower --workers" in line
+    assert "run the same again" in line
+    assert len(line.splitlines()) == 1
+
+
+def test_a_death_is_told_when_the_next_batch_is_asked_for_and_nowhere_else():
+    """Not in the middle of whatever else this process does: it might be writing a checkpoint."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = data_loader(Sleepy(deadly=2), [[index] for index in range(10)], workers=1)
+    next(batches)  # while number 2 is being read ahead
+    time.sleep(1)
+    assert signal.getsignal(signal.SIGCHLD) is handler
+    with pytest.raises(WorkerError):
+        list(batches)
+
+
+def test_a_storage_that_never_answers_ends_the_wait(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader, "TIMEOUT", 1)
+    batches = data_loader(Sleepy(seconds=20), [[3, 1], [2, 5]], workers=1)
+    with pytest.raises(StorageError, match="sleepy: no answer for 1 seconds while images of indices 3, 1 were read"):
+        next(batches)
+
+
+def test_a_mistake_in_a_program_keeps_its_traceback():
+    """It is nothing that the user could mend."""
+    with pytest.raises(IndexError, match="Traceback"):
+        next(data_loader(Sleepy(), [[99]], workers=1))
