@@ -78,6 +78,10 @@ class WithoutLabels:
         """The denoiser for a solver step that begins at `sigma`."""
         return WithoutLabels(denoiser_at_step(self.denoiser, sigma))
 
+    def changes_between(self, sigma: float, other: float) -> bool:
+        """Whether solver steps that begin at these two levels have different denoisers."""
+        return changes_between(self.denoiser, sigma, other)
+
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """D(x; sigma); `labels` are dropped."""
         return self.denoiser(x, sigma, None)
@@ -106,6 +110,12 @@ class GuidedDenoiser:
             return _blended(_in_one_batch(main), self.weight)
         return _blended(_one_after_the_other(main, denoiser_at_step(self.guide, sigma)), self.weight)
 
+    def changes_between(self, sigma: float, other: float) -> bool:
+        """Whether solver steps that begin at these two levels have different denoisers: one inside the interval."""
+        if self.weight != 1 and self._hears_the_guide(sigma) != self._hears_the_guide(other):
+            return True
+        return any(changes_between(denoiser, sigma, other) for denoiser in (self.main, self.guide))
+
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """D(x; sigma), the weight chosen for this very sigma."""
         return self.at_step(sigma)(x, sigma, labels)
@@ -118,6 +128,11 @@ class GuidedDenoiser:
 def denoiser_at_step(denoiser: Denoiser, sigma: Tensor | float) -> Denoiser:
     """What `denoiser` is within a solver step that begins at `sigma`: what it says itself, if it has a say."""
     return denoiser.at_step(sigma) if hasattr(denoiser, "at_step") else denoiser
+
+
+def changes_between(denoiser: Denoiser, sigma: float, other: float) -> bool:
+    """Whether `denoiser` jumps between steps that begin at these two levels: what it says itself, if it has a say."""
+    return hasattr(denoiser, "changes_between") and denoiser.changes_between(sigma, other)
 
 
 def _blended(evaluate: BothDenoised, weight: float) -> Denoiser:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.generation_presets import GENERATION_PRESETS, describe_presets
+from edm2.solvers import HEUN, SOLVERS, Solver
 from edm2.tools.choice import Choice
 from edm2.tools.option_groups import GroupedOption
 from edm2.tools.parsing import DEVICE, FOLDER, INTERVAL, NUMBER, PRECISION, SEEDS
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
 def options_of(group: str) -> Callable:
     """Makes options that stand under one heading."""
     return partial(click.option, cls=GroupedOption, group=group)
+
+
+def solver_option(group: Callable) -> Callable:
+    """--solver, in this group; the command gets a `Solver`."""
+    return group(
+        "--solver",
+        type=click.Choice(list(SOLVERS)),
+        default=HEUN.name,
+        show_default=True,
+        callback=lambda context, parameter, name: SOLVERS[name],
+        help="Heun's method evaluates the network twice per step, the others once.",
+    )
 
 
 def _list_presets(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -62,6 +75,7 @@ HOW = (
     _guidance("--guidance", type=NUMBER, help="Weight; default: 1, which is none."),
     _guidance("--interval", type=INTERVAL, help="Noise levels with guidance; default: all."),
     _sampling("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps."),
+    solver_option(_sampling),
     _sampling("--churn", "S_churn", type=NUMBER, default=0.0, show_default=True, help="Fresh noise; 0: deterministic."),
     _sampling("--vae", help="VAE to decode with, folder or hub id; default: the one that NETWORK names."),
     _machine("--batch", "batch_size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."),
@@ -107,6 +121,7 @@ class DrawingOptions:
     guidance: float | None
     interval: tuple[float, float] | None
     num_steps: int
+    solver: Solver
     S_churn: float
     vae: str | None
     batch_size: int
@@ -124,6 +139,8 @@ class DrawingOptions:
         """
         if self.class_name is not None and self.balanced:
             raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
+        if self.S_churn and not self.solver.churns:
+            raise click.UsageError(f"--churn needs --solver {HEUN.name}: {self.solver.name} adds no fresh noise")
         choice = Choice(network, self.guide, self.unlabelled_guide, self.guidance, self.interval)
         if self.preset is not None:
             choice = choice.completed_by(GENERATION_PRESETS[self.preset], self.networks)
@@ -171,6 +188,7 @@ class Drawing:
         from edm2.generation import generate
         from edm2.guidance import EVERYWHERE
 
+        churn = {"S_churn": self.options.S_churn} if self.options.S_churn else {}
         return generate(
             self.net,
             seeds,
@@ -179,8 +197,9 @@ class Drawing:
             self.choice.weight,
             self.choice.interval or EVERYWHERE,
             self.options.batch_size,
+            self.options.solver.sample,
             num_steps=self.options.num_steps,
-            S_churn=self.options.S_churn,
+            **churn,
         )
 
     @cached_property
@@ -205,9 +224,10 @@ class Drawing:
         return {
             "network": choice.network, "images_seen": self.metadata.get("images_seen"),
             "sigma_rel": self.metadata.get("sigma_rel"), "class": "balanced" if options.balanced else self.class_index,
-            "steps": options.num_steps, "guide": choice.guide, "unlabelled_guide": choice.unlabelled_guide,
-            "guidance": choice.weight, "interval": choice.interval and list(choice.interval), "churn": options.S_churn,
-            "precision": self.precision, "vae": options.vae, "vae_precision": options.vae_precision,
+            "steps": options.num_steps, "solver": options.solver.name, "churn": options.S_churn, "guide": choice.guide,
+            "unlabelled_guide": choice.unlabelled_guide, "guidance": choice.weight,
+            "interval": choice.interval and list(choice.interval), "precision": self.precision, "vae": options.vae,
+            "vae_precision": options.vae_precision,
         }  # fmt: skip
 
     @staticmethod

@@ -25,6 +25,9 @@ Examples:
   # Sixteen sevens, one file each
   edm2 generate digits8 --seeds 0-15 --class 7 --out sevens/
 \b
+  # With 24 evaluations of the network in place of 63, at the same quality
+  edm2 generate digits8 --seeds 0-79 --solver deis --steps 24 --grid fast.png
+\b
   # Fifty thousand images; interrupted, run it again and it goes on
   edm2 generate best.safetensors --seeds 0-49999 --out images/ --subdirs --batch 256
 \b
@@ -100,7 +103,8 @@ def generate(
             seeds = options.seeds
             labels = None if npz is None else classes_of_seeds(drawing.net, seeds, drawing.classes(seeds))
             targets.finish(store, seeds, labels)
-            click.echo(f"{len(seeds)} {'latents' if latents else 'images'} in {targets}")
+            cost = options.solver.cost(options.num_steps)
+            click.echo(f"{len(seeds)} {'latents' if latents else 'images'} in {targets} ({cost})")
 
 
 def _check_targets(out: Path | None, npz: Path | None, grid: Path | None, latents: bool, count: int) -> None:

@@ -296,7 +296,7 @@ def test_latents_as_they_are_can_be_decoded_elsewhere(latent_network, tmp_path, 
     decoded = LatentCodec(vae=str(vae)).decode(torch.from_numpy(latents))
     assert np.array_equal(decoded.permute(0, 2, 3, 1).numpy(), pixels)
     result = run(latent_network, "--seeds", "0-6", "--latents", "--out", tmp_path / "out")
-    assert result.out == f"7 latents in {tmp_path / 'out'}\n"
+    assert result.out == f"7 latents in {tmp_path / 'out'} (5 evaluations each, heun)\n"
     np.testing.assert_array_equal(np.load(tmp_path / "out/000003.npy"), latents[3])
 
 

@@ -1,0 +1,77 @@
+"""`--solver`: which one drew, at what cost, stands with the images and in the score's key."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from command_line import complaint, edm2, succeed
+
+from edm2.networks import Precond
+
+QUICK = ("--seeds", "0-3", "--steps", 6, "--device", "cpu")
+SCORED = ("--std", 0.1, "--samples", 20, "--steps", 3, "--device", "cpu")
+
+
+@pytest.fixture
+def evaluations(monkeypatch) -> list[int]:
+    """Number of images of every evaluation of a network."""
+    seen = []
+    forward = Precond.forward
+
+    def watched(self, x, *args, **options):
+        seen.append(len(x))
+        return forward(self, x, *args, **options)
+
+    monkeypatch.setattr(Precond, "forward", watched)
+    return seen
+
+
+@pytest.mark.parametrize(("solver", "count"), [("heun", 11), ("deis", 6), ("dpmpp_2m", 6), ("euler", 6)])
+def test_images_are_drawn_by_it_and_say_so(outspoken_network, tmp_path, evaluations, solver, count):
+    shown = succeed("generate", outspoken_network, *QUICK, "--solver", solver, "--out", tmp_path)
+    assert evaluations == [4] * count
+    assert f"({count} evaluations each, {solver})" in shown
+    assert json.loads((tmp_path / "generation.json").read_text())["solver"] == solver
+
+
+def test_heun_is_the_default(outspoken_network, tmp_path, evaluations):
+    succeed("generate", outspoken_network, *QUICK, "--out", tmp_path)
+    assert len(evaluations) == 11
+
+
+def test_images_of_another_solver_are_not_mixed_in(outspoken_network, tmp_path):
+    succeed("generate", outspoken_network, *QUICK, "--out", tmp_path)
+    result = edm2("generate", outspoken_network, *QUICK, "--solver", "deis", "--out", tmp_path)
+    assert result.code == 1
+    assert "solver" in complaint(result.err)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"), [(("deis", "--churn", 10), "--churn needs --solver heun"), (("rk45",), "'rk45' is not one of")]
+)
+def test_mistakes(outspoken_network, tmp_path, options, told):
+    result = edm2("generate", outspoken_network, *QUICK, "--out", tmp_path / "out", "--solver", *options)
+    assert result.code == 2
+    assert told in complaint(result.err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_keeps_scores_of_solvers_apart(tiny_run: Path, tmp_path: Path, evaluations, monkeypatch):
+    sweep = ("sweep", tiny_run, *SCORED, "--out", tmp_path)
+    assert "images (5 evaluations each, heun)" in succeed(*sweep)
+    evaluations.clear()
+    shown = succeed(*sweep, "--solver", "deis")
+    assert "images (3 evaluations each, deis)" in shown
+    assert len(evaluations) == 2 * 3  # the average, and the raw weights
+    evaluations.clear()
+    for options in ((), ("--solver", "deis")):
+        succeed(*sweep, *options)
+    assert evaluations == []  # both are known
+
+    monkeypatch.chdir(tmp_path)
+    *_, reconstruct, draw = [line.strip() for line in shown.splitlines() if line.strip().startswith("edm2 ")]
+    assert "--solver deis" in draw
+    for command in (reconstruct, draw):
+        succeed(*shlex.split(command)[1:])
+    assert evaluations == [64] * 3
