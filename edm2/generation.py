@@ -72,7 +72,7 @@ def generate(
         guidance: Guidance weight; 1 is none, any other needs a guide.
         interval: Noise levels (low, high] with guidance.
         batch_size: Images at a time.
-        sampler: `sample_heun` or another function of its form.
+        sampler: `edm2.sample_heun`, `edm2.sample_deis` (docs/solvers.md), or another function of their form.
         device: Where to compute; default: where `net` is.
         sampler_options: Handed to the sampler, such as num_steps=32; it checks them with the first batch.
 

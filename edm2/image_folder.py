@@ -1,7 +1,8 @@
 """Where images by seed are kept until all are there: in a folder that can be filled in several goes, or in memory."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from edm2.images import save_png
 from edm2.post_hoc_ema import atomic_output
+from edm2.post_hoc_ema.plain_json import parse_json
 
 DESCRIPTION = "generation.json"
 
@@ -53,10 +55,12 @@ class PngFiles:
         save_png(image, path)
 
     def read(self, path: Path) -> Tensor:
-        """Read one image."""
-        with Image.open(path) as image:
+        """Read one image. Raises ValueError if it is damaged."""
+        with _damage_named(path), Image.open(path, formats=["PNG"]) as image:
             pixels = torch.from_numpy(np.array(image))
-        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+            if pixels.dtype != torch.uint8:
+                raise ValueError(f"{pixels.dtype}, not 8 bits")
+            return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 class NpyFiles:
@@ -70,8 +74,19 @@ class NpyFiles:
             np.save(file, image.cpu().numpy())
 
     def read(self, path: Path) -> Tensor:
-        """Read one image."""
-        return torch.from_numpy(np.load(path))
+        """Read one image. Raises ValueError if it is damaged."""
+        with _damage_named(path):
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Whatever damaged bytes make readers raise, in one line with the remedy."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read: {reason}; remove it and run the same again") from error
 
 
 class ImageFolder:
@@ -129,7 +144,14 @@ class ImageFolder:
 
     def read(self, seeds: Sequence[int]) -> Tensor:
         """Images of seeds, [N, C, H, W]."""
-        return torch.stack([self.files.read(self.file(seed)) for seed in seeds])
+        images = [self.files.read(self.file(seed)) for seed in seeds]
+        for seed, image in zip(seeds, images, strict=True):
+            if image.shape != images[0].shape:
+                raise ValueError(
+                    f"{self.file(seed)}: {tuple(image.shape)}, but {self.file(seeds[0])} is {tuple(images[0].shape)}; "
+                    "remove the one that is wrong and run the same again"
+                )
+        return torch.stack(images)
 
 
 @dataclass
@@ -157,7 +179,7 @@ class ImagesInMemory:
 def _differences(description: Path, settings: dict[str, Any]) -> str:
     """Names of settings that a folder's description has otherwise; empty if it is the same."""
     try:
-        found = json.loads(description.read_text(encoding="utf-8"))
+        found = parse_json(description.read_text(encoding="utf-8"))
     except ValueError:
         return "unreadable"
     if not isinstance(found, dict):

@@ -14,6 +14,7 @@ from edm2.networks import NetworkConfig, Precond, build_network, is_folded
 from edm2.pipeline.folder import is_pipeline_folder
 from edm2.post_hoc_ema import SnapshotError, write_snapshot
 from edm2.snapshots import AnySnapshot
+from edm2.training.field_types import mistyped_fields
 
 ASSETS = Path(__file__).parent / "assets"
 """Networks that come with the package."""
@@ -83,6 +84,8 @@ def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> 
     """
     try:
         config = NetworkConfig.from_json(metadata["network"])
+        if wrong := mistyped_fields(config):
+            raise ValueError(f"{', '.join(wrong)} of a type that cannot be")
         if config.num_blocks * len(config.channel_mult) > len(tensors):  # a stranger's file must not build for hours
             raise ValueError(f"num_blocks={config.num_blocks} describes more blocks than there are tensors")
         with torch.device("meta"):

@@ -1,12 +1,58 @@
-"""Many images in one NPZ file, as evaluation suites take them, written one by one: they need not fit into memory."""
+"""NPZ files: many images in one, as evaluation suites take them, written one by one, as they need not fit into memory;
+and the arrays in those of strangers."""
 
+import io
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from zipfile import ZipFile, ZipInfo
+from typing import BinaryIO
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 
 from edm2.post_hoc_ema import atomic_output
+
+MAX_UNPACKED = 1 << 32
+"""Bytes of an array that is compressed, which is read as a whole; others are read from where they lie."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a member of an NPZ file announces."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    by_columns: bool
+
+
+def open_member(archive: ZipFile, name: str) -> tuple[BinaryIO, Header]:
+    """An array in an NPZ file: the file of its numbers, standing at the first, and what they are.
+
+    Memory is asked for what is there, not for what a header announces.
+
+    Raises:
+        Exception: of almost any kind, if the file is damaged, or holds objects, or other numbers than it announces.
+    """
+    info = archive.getinfo(name)
+    member = archive.open(info)
+    if info.compress_type != ZIP_STORED:
+        if info.file_size > MAX_UNPACKED:
+            raise ValueError(f"{info.file_size:,} bytes, compressed; store it as numpy.savez does")
+        member = io.BytesIO(member.read())  # seeking back in compressed data begins anew each time
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, by_columns, dtype = read_header[np.lib.format.read_magic(member)](member)
+    if dtype.hasobject or member.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+        raise ValueError(f"{dtype} {shape} in {info.file_size:,} bytes")
+    return member, Header(shape, dtype, by_columns)
+
+
+def read_member(archive: ZipFile, name: str) -> np.ndarray:
+    """An array in an NPZ file. Raises as `open_member` does."""
+    file, header = open_member(archive, name)
+    with file:
+        numbers = np.frombuffer(bytearray(file.read()), header.dtype)
+    return numbers.reshape(header.shape, order="F" if header.by_columns else "C")
 
 
 def write_npz(path: Path, images: Iterable[np.ndarray], count: int, labels: np.ndarray | None = None) -> None:

@@ -28,6 +28,20 @@ def is_published(path: str | Path) -> bool:
         return file.read(9)[8:] != b"{"  # behind the length of its header, which is JSON
 
 
+ENTRIES: dict[str, type] = {
+    "codec": dict, "data": dict, "half_life": int, "reconstructed_from": list, "sigma_rel_of": dict, "training": dict,
+}  # fmt: skip
+"""What metadata may hold, and readers rely on; what describes the network is looked at where that is built."""
+
+
+def _checked(path: str | Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Raises SnapshotError if an entry is of another type: anybody may have written it."""
+    wrong = [name for name, kind in ENTRIES.items() if not isinstance(metadata.get(name), kind | None)]
+    if wrong:
+        raise SnapshotError(f"{path}: damaged: its entry {wrong[0]} is of another type; copy or write it again")
+    return metadata
+
+
 def open_snapshot(path: str | Path) -> AnySnapshot:
     """A snapshot: metadata, names, and the tensors when asked for.
 
@@ -35,7 +49,9 @@ def open_snapshot(path: str | Path) -> AnySnapshot:
         SnapshotError: not a snapshot, damaged, or a pickle with anything in it that does not belong there.
         OSError: the file cannot be read.
     """
-    return PublishedSnapshot(path) if is_published(path) else SafetensorsSnapshot(path)
+    snapshot = PublishedSnapshot(path) if is_published(path) else SafetensorsSnapshot(path)
+    _checked(path, snapshot.metadata)
+    return snapshot
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -45,12 +61,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         SnapshotError, OSError: as `open_snapshot`.
     """
     if is_pipeline_folder(path):
-        return read_pipeline_metadata(path)
-    return PublishedSnapshot(path).metadata if is_published(path) else read_safetensors_metadata(path)
+        return _checked(path, read_pipeline_metadata(path))
+    return _checked(path, PublishedSnapshot(path).metadata if is_published(path) else read_safetensors_metadata(path))
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor]]]:
-    """Metadata as `read_metadata` gives it, and names and tensors, one read at a time."""
+    """Metadata as the file has it, and names and tensors, one read at a time."""
     if is_pipeline_folder(path):
         return read_pipeline_metadata(path), read_pipeline_tensors(path)
     if is_published(path):
@@ -79,7 +95,10 @@ def open_run(folder: str | Path) -> list[AnySnapshot]:
     """
     pickles = _pickles(Path(folder))
     if not pickles:
-        return find_snapshots(folder)
+        snapshots = find_snapshots(folder)
+        for snapshot in snapshots:
+            _checked(snapshot.path, snapshot.metadata)
+        return snapshots
     return sorted(map(PublishedSnapshot, pickles), key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel))
 
 
@@ -112,7 +131,8 @@ def refuse_different_runs(snapshots: Sequence[AnySnapshot]) -> None:
 
 def _identity(metadata: dict[str, Any]) -> dict[str, Any]:
     """What all snapshots of a run have in common."""
-    network, training = (metadata.get(key) or {} for key in ("network", "training"))
+    network, training = (metadata.get(key) for key in ("network", "training"))
+    network, training = network if isinstance(network, dict) else {"": network}, training or {}
     settings = {f"training.{key}": value for key, value in training.items() if key not in CHANGEABLE}
     others = {key: metadata.get(key) for key in ("codec", "data")}
     return others | settings | {f"network.{key}": value for key, value in network.items()}

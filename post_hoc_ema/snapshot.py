@@ -22,6 +22,7 @@ from torch import Tensor
 
 from edm2.post_hoc_ema.atomic import atomic_output
 from edm2.post_hoc_ema.messages import plain_line
+from edm2.post_hoc_ema.plain_json import parse_json
 from edm2.post_hoc_ema.safetensors_file import TensorLayout, locate_tensors, read_numbers
 
 METADATA_KEY = "edm2"
@@ -83,15 +84,13 @@ class SafetensorsSnapshot(PartialSnapshot):
             self.names = tuple(file.keys())
             self.metadata = _parse_metadata(self.path, file.metadata())
         self._places = locate_tensors(self.path)
-        try:
-            self.images_seen = int(self.metadata["images_seen"])
-            self.sigma_rel = float(self.metadata["sigma_rel"])
-            self.buffers = frozenset(self.metadata.get("buffers", ()))
-        except (KeyError, TypeError, ValueError):
+        self.images_seen, self.sigma_rel = self.metadata.get("images_seen"), self.metadata.get("sigma_rel")
+        self.buffers = frozenset(self.metadata.get("buffers", ()))
+        if not _is_time(self.images_seen) or not _is_length(self.sigma_rel):
             raise SnapshotError(
                 f"{self.path} does not say at how many images_seen and with which sigma_rel it was averaged,"
                 " so it is not a snapshot; move it elsewhere"
-            ) from None
+            )
 
     def read(self, name: str) -> Tensor:
         """One tensor, in the type in which it is stored. The file is open only meanwhile, so that memory is freed."""
@@ -180,14 +179,32 @@ def _opened(path: Path) -> Iterator[safe_open]:
 def _parse_metadata(path: Path, entries: Mapping[str, str] | None) -> dict[str, Any]:
     """The JSON object under the key `edm2`."""
     try:
-        metadata = json.loads((entries or {})[METADATA_KEY])
+        metadata = parse_json((entries or {})[METADATA_KEY])
     except (KeyError, ValueError):
         metadata = None
     if not isinstance(metadata, dict):
         raise SnapshotError(
             f"{path} was not written by edm2 (no '{METADATA_KEY}' metadata); convert it or move it away"
         )
+    check_buffers(path, metadata)
     return metadata
+
+
+def check_buffers(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Raises SnapshotError unless the entry `buffers` is missing or a list of names."""
+    buffers = metadata.get("buffers", [])
+    if not isinstance(buffers, list) or not all(isinstance(name, str) for name in buffers):
+        raise SnapshotError(f"{path} is damaged: buffers must be a list of names; copy or write it again")
+
+
+def _is_time(value: Any) -> bool:
+    """Whether this can be a number of images."""
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is_length(value: Any) -> bool:
+    """Whether this can be the length of a profile."""
+    return type(value) in (int, float) and 0 <= value < 1
 
 
 def _storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, buffers: Collection[str]) -> dict[str, Tensor]:

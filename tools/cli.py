@@ -81,6 +81,8 @@ def main() -> None:
 
 def one_line(error: Exception) -> str:
     """The message of an error without line breaks; the file's name too, where the operating system reports one."""
+    from edm2.post_hoc_ema.messages import plain_line  # here, since torch comes with it, which takes seconds
+
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return plain_line(f"{error.filename}: {error.strerror}")
+    return plain_line(" ".join(str(error).split()), longest=2000) or type(error).__name__

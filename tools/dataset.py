@@ -246,9 +246,10 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
 @click.argument("path")
 def info(path: str) -> None:
     """Say what the dataset PATH is, and how many images each class has."""
+    from edm2.post_hoc_ema.messages import plain_line
     from edm2.tools.description import describe_classes
 
     lines = describe_classes(path)
     width = max(len(subject) for subject, _ in lines) + 2
     for subject, value in lines:
-        click.echo(f"{subject + ':':<{width}}{value}")
+        click.echo(plain_line(f"{subject + ':':<{width}}{value}"))  # names of classes are whatever a stranger wrote

@@ -17,17 +17,20 @@ Examples:
 @click.argument("path")
 def info(path: str) -> None:
     """Say what PATH is: a snapshot, a run folder or a dataset; or a published network pickle, or a folder of them."""
-    from edm2.tools.description import describe_dataset, describe_published_run, describe_run, describe_snapshot
+    from edm2.post_hoc_ema.messages import plain_line
+    from edm2.tools import description
 
     if path == "digits" or path.endswith(".zip"):
-        lines = describe_dataset(path)
+        describe = description.describe_dataset
     elif (Path(path) / "config.json").is_file():
-        lines = describe_run(Path(path))
+        describe = description.describe_run
     elif any(Path(path).glob("*.pkl")):
-        lines = describe_published_run(Path(path))
+        describe = description.describe_published_run
     elif Path(path).is_dir():
-        lines = describe_dataset(path)
+        describe = description.describe_dataset
     else:
-        lines = describe_snapshot(path)
+        describe = description.describe_snapshot
+    with description.nonsense_named(path):
+        lines = describe(path)
     for subject, value in lines:
-        click.echo(f"{subject + ':':<14}{value}")
+        click.echo(plain_line(f"{subject + ':':<14}{value}", longest=10_000))  # whatever a stranger has written into it

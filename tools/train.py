@@ -118,6 +118,7 @@ _machine = _choices("Machine")
     "Scale pixels to the standard deviation that the network expects, or only onto [-1, 1].",
     None,
 )
+@_data("--skip-broken", "skip_broken", "Broken files to tolerate; another image takes the place of each.", int)
 @_data("--holdout", "holdout", "Images to measure the loss on instead of training on them.", int)
 @_network(
     "--config",
@@ -220,7 +221,7 @@ def train(
     from edm2.training.distributed import joined_processes
 
     with joined_processes() as processes:
-        dataset = _open_in_turn(data, processes)
+        dataset = _open_in_turn(data, choices["skip_broken"] or 0, processes)
         with told_once(processes):
             config = described(dataset, data, out, preset, letter, conditional, choices)
             _check_share(config, processes)
@@ -242,13 +243,13 @@ def train(
             run_training(config, dataset, on_snapshot, processes, max_seconds)
 
 
-def _open_in_turn(data: str, processes: "Processes") -> "Dataset":
+def _open_in_turn(data: str, skip_broken: int, processes: "Processes") -> "Dataset":
     """The first process indexes the data, if nobody has; the others find the index."""
     from edm2.training import open_dataset
 
     if not processes.is_first:
         processes.wait()
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, skip_broken)
     if processes.is_first:
         processes.wait()
     return dataset

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,11 +21,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from edm2.training.files import DatasetError, Files, FolderFiles, one_line
+from edm2.training.files import DatasetError, Files, FolderFiles, StorageError, one_line
+from edm2.training.patience import is_passing
 from edm2.training.zip_files import ZipFiles
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""What a file may be, whatever its name: Pillow knows more, and would start another program for some (PostScript)."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # from twice as many pixels on it refuses
 
 DESCRIPTION = "dataset.json"
 
@@ -166,7 +173,7 @@ def _parse_json(files: Files, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where}: not JSON: {one_line(error)}") from error
     except Exception as error:
-        raise DatasetError(f"{where}: cannot be read: {one_line(error)}") from error
+        raise _unreadable(where, error) from error
     if not isinstance(content, dict) or not isinstance(content.get("labels", 0), list | None):
         raise DatasetError(f'{where}: must be of the form {{"labels": [[file name, class index], ...] or null}}')
     return content
@@ -222,30 +229,37 @@ def read_array(files: Files, name: str) -> np.ndarray:
     Moments are float32 or float16, as stored.
 
     Raises:
+        StorageError: The storage gives no answer.
         DatasetError: Missing, damaged, or neither of the two.
     """
     try:
         data = files.read(name)
         return _decode_npy(data) if name.lower().endswith(".npy") else _to_array(_decode_image(data))
     except Exception as error:  # damaged or hostile bytes make ZIP, image and NPY readers raise almost anything
-        raise DatasetError(f"{files.path}/{name}: cannot be read: {one_line(error)}") from error
+        raise _unreadable(f"{files.path}/{name}", error) from error
 
 
 def read_image(files: Files, name: str) -> Image.Image:
     """One image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA.
 
     Raises:
+        StorageError: The storage gives no answer.
         DatasetError: Missing, damaged, or no such image.
     """
     try:
         return _decode_image(files.read(name))
     except Exception as error:  # as above
-        raise DatasetError(f"{files.path}/{name}: cannot be read: {one_line(error)}") from error
+        raise _unreadable(f"{files.path}/{name}", error) from error
+
+
+def _unreadable(where: str, error: Exception) -> DatasetError:
+    kind = StorageError if is_passing(error) else DatasetError
+    return kind(f"{where}: cannot be read: {one_line(error)}")
 
 
 def _decode_image(data: bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError("not an image, or damaged") from None  # Pillow's own text shows the address of a buffer
     if _bits_per_channel(data, image.mode) > 8:

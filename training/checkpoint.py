@@ -213,7 +213,16 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise ValueError(f"{STATE_FILE} does not say how many images were seen")
     if "codec" in state:
         codec_from_json(state["codec"])
+    if not _are_counts(state.get("diagnostics")):
+        raise ValueError(f"{STATE_FILE} does not say how many steps were counted")
     return state
+
+
+def _are_counts(counts: Any) -> bool:
+    """Whether this is what diagnostics keep, or None, which checkpoints without them have."""
+    names = {"steps", "nonfinite_steps"}
+    known = isinstance(counts, dict) and counts.keys() >= names
+    return counts is None or (known and all(type(counts[name]) is int for name in names))
 
 
 def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ALONE) -> dict[str, Any]:

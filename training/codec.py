@@ -115,13 +115,13 @@ def codec_from_json(description: dict[str, Any]) -> Codec:
     from edm2.training.latents import LatentCodec  # which stands on this module
 
     kinds = {"pixels": PixelCodec, "latents": LatentCodec}
-    fields = dict(description)
+    fields = dict(description) if isinstance(description, dict) else {}
     kind = fields.pop("kind", None)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"unknown kind of codec {kind!r}: this version knows {', '.join(kinds)}")
     try:
         return kinds[kind](**fields)
-    except TypeError as error:
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise ValueError(f"codec of kind {kind!r}: {error}") from error
 
 

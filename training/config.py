@@ -32,6 +32,7 @@ CHANGEABLE = frozenset(
         "micro_batch",
         "out",
         "recompute",
+        "skip_broken",
         "sample_every",
         "shard",
         "snapshot_every",
@@ -105,6 +106,8 @@ class TrainingConfig:
     """Shift and scale pixels to mean 0 and standard deviation sigma_data, instead of the range [-1, 1]."""
     holdout: int = 0
     """Images kept from training to measure the loss on."""
+    skip_broken: int = 0
+    """Files of the dataset that may be broken; another image takes the place of each."""
     init: str | None = None
     """Snapshot to start the weights from; the clock starts at zero."""
     precision: str = "fp32"
@@ -171,7 +174,7 @@ class TrainingConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field}={value} must be at least 1")
-        for field in ("seed", "holdout", "workers", "rampup_images", "ref_batches"):
+        for field in ("seed", "holdout", "skip_broken", "workers", "rampup_images", "ref_batches"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative")
         if self.batch_size % self.images_per_forward:

@@ -1,17 +1,26 @@
 """Named byte strings in a folder: what the images of a dataset and its labels are read from."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
+
+from edm2.post_hoc_ema.messages import plain_line
+from edm2.training.patience import Answer, is_passing, patiently
+
+MAX_BYTES = 1 << 30
+"""Of one file, unpacked: far more than any image or table of labels needs, and less than would endanger the machine."""
 
 
 class DatasetError(ValueError):
     """The data cannot be used as they are. The message is one line: the file, what is wrong with it, the remedy."""
 
     def __init__(self, message: str) -> None:
-        # A file name may hold line breaks, escape sequences of a terminal, or bytes that are no text.
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+        super().__init__(plain_line(message))
+
+
+class StorageError(DatasetError):
+    """The storage gave no answer, for longer than anybody's patience; nothing is known of the file itself."""
 
 
 class Files(Protocol):
@@ -22,7 +31,8 @@ class Files(Protocol):
     def names(self) -> list[str]:
         """Names of all files, relative to the root, with forward slashes."""
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """Contents of a file. Raises OSError, or whatever else tells that they cannot be had."""
 
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """What changes when a file does, without reading any; for each of `names`."""
@@ -40,8 +50,9 @@ class FolderFiles:
         return [os.path.join(folder, file)[start:].replace(os.sep, "/") for folder, _, files in walk for file in files]
 
     def read(self, name: str) -> bytes:
-        with open(os.path.join(self.path, name), "rb", buffering=0) as file:
-            return file.read()
+        """Contents of a file. Raises OSError or ValueError if they cannot be had."""
+        path = os.path.join(self.path, name)
+        return patiently(lambda: _read_whole(path), path)
 
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """Size and time."""
@@ -51,6 +62,28 @@ class FolderFiles:
     def _refuse(self, error: OSError) -> None:
         # os.walk would silently leave out what it cannot list.
         raise DatasetError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+
+def _read_whole(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        check_size(os.fstat(file.fileno()).st_size)
+        return file.read()
+
+
+def check_size(size: int) -> None:
+    """Raises ValueError for a file that is larger than any image or table of labels."""
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes are more than any image has; at most {MAX_BYTES:,}")
+
+
+def patiently_from(path: Path, read: Callable[[], Answer]) -> Answer:
+    """What `read` returns, with `patiently`. Raises StorageError if the storage gives no answer."""
+    try:
+        return patiently(read, str(path))
+    except OSError as error:
+        if not is_passing(error):
+            raise
+        raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:

@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from edm2.post_hoc_ema import atomic_output
+from edm2.post_hoc_ema.plain_json import parse_json
 from edm2.training.archive import Catalog, open_files, read_catalog
-from edm2.training.files import Files
+from edm2.training.files import Files, patiently_from
 from edm2.training.zip_files import Members, Names, ZipFiles, opened_zip
 
 LARGE = 10_000
@@ -59,6 +60,10 @@ def open_archive(path: Path) -> tuple[Files, Catalog]:
 
 def _stamp(path: Path) -> str:
     """What changes with the ZIP: size, time, and the end of the directory with its checksums."""
+    return patiently_from(path, lambda: _read_stamp(path))
+
+
+def _read_stamp(path: Path) -> str:
     with opened_zip(path) as file:
         stat = os.fstat(file.fileno())
         file.seek(max(0, stat.st_size - TAIL))
@@ -108,7 +113,7 @@ def _load(place: Path, stamp: str) -> tuple[Members, Catalog] | None:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         if metadata["checksum"] != _checksum(arrays, metadata["facts"]):
             return None
-        return _from_arrays(arrays, **json.loads(metadata["facts"]))
+        return _from_arrays(arrays, **parse_json(metadata["facts"]))
     except Exception:  # damage can raise almost anything
         return None
 
@@ -125,9 +130,30 @@ def _to_arrays(members: Members, catalog: Catalog) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(arrays: dict[str, np.ndarray], class_names: list[str], **entries: Any) -> tuple[Members, Catalog]:
+    """Raises ValueError, or whatever else nonsense leads to, if these are not what `_to_arrays` makes."""
+    _check_arrays(arrays, class_names)
     names = Names.laid_end_to_end(arrays["names"].tobytes(), arrays["ends"])
     members = Members(names, **{column: arrays[column] for column in COLUMNS})
     return members, Catalog(names.take(arrays["rows"]), arrays["labels"], tuple(class_names), **entries)
+
+
+def _check_arrays(arrays: dict[str, np.ndarray], class_names: list[str]) -> None:
+    """The checksum tells of damage; this, of what a stranger has put there."""
+    names, ends, rows, labels = (arrays[name] for name in ("names", "ends", "rows", "labels"))
+    names.tobytes().decode()
+    starts = ends[:-1][np.diff(ends) > 0]  # of all names but the first, unless they are empty
+    parted = (names[starts[starts < len(names)]] & 0xC0) == 0x80  # a character's bytes, in two names
+    lowest, highest = (0, len(class_names) - 1) if class_names else (-1, -1)
+    sound = (
+        all(array.ndim == 1 and array.dtype.kind in "iu" for array in arrays.values())
+        and all(len(arrays[column]) == len(ends) for column in COLUMNS)
+        and (np.diff(ends, prepend=0) >= 0).all() and ends[-1] == len(names) and not parted.any()
+        and len(rows) == len(labels) > 0 and rows.min() >= 0 and rows.max() < len(ends)
+        and lowest <= labels.min() and labels.max() <= highest
+        and all(isinstance(name, str) for name in class_names)
+    )  # fmt: skip
+    if not sound:
+        raise ValueError("not an index")
 
 
 def _checksum(arrays: dict[str, np.ndarray], facts: str) -> str:

@@ -1,5 +1,6 @@
 """From dataset indices to batches of tensors, read ahead by worker processes."""
 
+import os
 import signal
 import threading
 from collections import deque
@@ -90,9 +91,19 @@ def _read_ahead(dataset: Dataset, batches: Iterable[list[int]], workers: int, pi
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     """What stops a job reaches all of its processes at once, but a step must be finished, and it needs its images."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_if_the_trainer_says_so, daemon=True).start()
+
+
+def _end_if_the_trainer_says_so() -> None:
+    """SIGTERM from the process that started this one ends it, from others it does not."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)  # the main thread may wait for a lock that another worker died with
 
 
 def _noted(batches: Iterable[list[int]], asked: deque[list[int]]) -> Iterator[list[int]]:

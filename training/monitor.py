@@ -15,6 +15,9 @@ from edm2.training.speed import time_text
 
 Record = dict[str, Any]
 
+NUMBERS = ("images_seen", "loss", "lr", "grad_norm", "seconds", "images_per_second", "holdout_loss", "train_loss")
+"""What is one number in every record that has it."""
+
 
 class StatusLine:
     """A tqdm bar on a terminal, a plain line per report in a log.
@@ -99,9 +102,30 @@ def _parse_record(path: Path, number: int, line: bytes) -> Record:
         record = parse_json(line)
     except ValueError:
         record = None
-    if not isinstance(record, dict) or type(record.get("images_seen")) is not int:  # what every reader relies on
+    if not _is_record(record):
         raise ValueError(f"{path}: line {number} is damaged; mend it or remove it")
     return record
+
+
+def _is_record(record: Any) -> bool:
+    """Whether this is what every reader relies on."""
+    if not isinstance(record, dict) or type(record.get("images_seen")) is not int or record["images_seen"] < 0:
+        return False
+    return all(_is_number(record.get(name)) for name in NUMBERS) and _is_plain(record)
+
+
+def _is_number(value: Any) -> bool:
+    """A number, be it NaN or infinite, or None; bool is an int for isinstance."""
+    return value is None or type(value) is float or (type(value) is int and abs(value) < 1 << 62)
+
+
+def _is_plain(value: Any) -> bool:
+    """Numbers and texts, lists of numbers, and dicts of these."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return (
+        all(map(_is_number, value)) if isinstance(value, list) else isinstance(value, str | bool) or _is_number(value)
+    )
 
 
 class TensorBoard:

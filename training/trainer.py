@@ -24,6 +24,7 @@ from edm2.training.run_folder import RunFolder
 from edm2.training.schedule import is_due
 from edm2.training.speed import Measurement, Speedometer
 from edm2.training.stopping import Votes
+from edm2.training.tolerance import BrokenFiles
 from edm2.training.totals import Totals
 
 __all__ = ["DTYPES", "SampleHook", "SnapshotHook", "SpeedHook", "Trainer", "TrainingError"]
@@ -92,7 +93,7 @@ class Trainer(Learner):
             DatasetError, RunFolderError, CheckpointError, TrainingError: each in one line, with the remedy.
         """
         with failures_of_others():
-            self._open_feed()
+            self._open_feed(BrokenFiles(self.config.skip_broken, self.folder.broken))
             if self.processes.is_first:
                 self.folder.claim(self.config)
             self._resume()
@@ -142,7 +143,7 @@ class Trainer(Learner):
         Raises:
             DatasetError: as `run` does.
         """
-        self._open_feed()
+        self._open_feed(BrokenFiles(self.config.skip_broken))
         for microbatches in self.feed.steps(start=0):
             self.totals.add(self.step(microbatches))
             if (speed := self.processes.agreed(self.speedometer.step_done())) is not None:
@@ -153,9 +154,10 @@ class Trainer(Learner):
         if speed is not None and self.on_speed is not None and self.processes.is_first:
             self.on_speed(speed, self.config.duration - self.images_seen)
 
-    def _open_feed(self) -> None:
-        dataset = open_dataset(self.config.data) if self.dataset is None else self.dataset
-        self.feed = Feed(self.config, dataset, self.random, processes=self.processes)
+    def _open_feed(self, broken: BrokenFiles) -> None:
+        data, limit = self.config.data, self.config.skip_broken
+        dataset = open_dataset(data, limit) if self.dataset is None else self.dataset
+        self.feed = Feed(self.config, dataset, self.random, broken, self.processes)
 
     def _give_up_if_nonfinite(self) -> None:
         steps = self.images_seen // self.config.batch_size

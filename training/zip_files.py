@@ -16,7 +16,8 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 
-from edm2.training.files import DatasetError, one_line
+from edm2.training.files import DatasetError, check_size, one_line, patiently_from
+from edm2.training.patience import patiently
 
 LOCAL_HEADER = 30
 """Bytes before a member's name, extra field and contents; the lengths of the first two are its last four bytes."""
@@ -99,21 +100,26 @@ def read_members(path: Path) -> Members:
     Raises:
         DatasetError: No ZIP, damaged, or a name stands there twice.
     """
-    with opened_zip(path) as file:
-        try:
-            with ZipFile(file) as archive:
-                members = _to_columns(archive)
-        except Exception as error:  # mostly BadZipFile, but a damaged directory can raise almost anything
-            reason = one_line(error)
-            raise DatasetError(f"{path}: not a ZIP file, or cut short ({reason}); copy or write it anew") from error
+    try:
+        members = patiently_from(path, lambda: _list_members(path))
+    except DatasetError:
+        raise
+    except Exception as error:  # mostly BadZipFile, but a damaged directory can raise almost anything
+        reason = one_line(error)
+        raise DatasetError(f"{path}: not a ZIP file, or cut short ({reason}); copy or write it anew") from error
     _check_unique(path, members.names)
     return members
+
+
+def _list_members(path: Path) -> Members:
+    with opened_zip(path) as file, ZipFile(file) as archive:
+        return _to_columns(archive)
 
 
 def opened_zip(path: Path) -> BinaryIO:
     """A file to read. Raises DatasetError if it cannot be opened."""
     try:
-        return open(path, "rb")
+        return patiently_from(path, lambda: open(path, "rb"))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be opened: {error.strerror or error}") from error
 
@@ -167,9 +173,12 @@ class ZipFiles:
         return [*self.members.names]
 
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
-        """Size and checksum."""
+        """Size and checksum. Raises DatasetError for a name that is not there."""
         members = self.members
-        rows = [members.row(name) for name in names]
+        try:
+            rows = [members.row(name) for name in names]
+        except KeyError as error:
+            raise DatasetError(f"{self.path}/{error.args[0]}: not in the ZIP; copy or write it anew") from None
         return list(zip(members.size[rows].tolist(), members.crc[rows].tolist(), strict=True))
 
     def read(self, name: str) -> bytes:
@@ -178,7 +187,8 @@ class ZipFiles:
         row = members.row(name)
         if members.flags[row] & ENCRYPTED or members.method[row] not in (ZIP_STORED, ZIP_DEFLATED):
             raise ValueError("encrypted, or compressed in an unusual way; write the ZIP anew, stored or deflated")
-        data = self._read_packed(int(members.offset[row]), int(members.packed[row]))
+        check_size(max(int(members.packed[row]), int(members.size[row])))  # a small file can unpack to any size
+        data = patiently(lambda: self._read_packed(row), f"{self.path}/{name}")
         if members.method[row] == ZIP_DEFLATED:
             data = _inflate(data, int(members.size[row]))
         # The checksum says all: the name in the local header, which may be a damaged one, decides nothing.
@@ -186,7 +196,14 @@ class ZipFiles:
             raise ValueError("Bad CRC-32: damaged, copy or write the ZIP anew")
         return data
 
-    def _read_packed(self, offset: int, count: int) -> bytes:
+    def _read_packed(self, row: int) -> bytes:
+        try:
+            return self._read_member(int(self.members.offset[row]), int(self.members.packed[row]))
+        except OSError:
+            self._file = None  # the next attempt opens it anew: what is open may be a stale handle of a network file
+            raise
+
+    def _read_member(self, offset: int, count: int) -> bytes:
         header = self._read_at(offset, LOCAL_HEADER)
         if not header.startswith(b"PK\3\4"):
             raise ValueError("not where the directory says: damaged, copy or write the ZIP anew")

@@ -1,6 +1,5 @@
 """Images to be judged, wherever they are: a folder of PNG files, a dataset, or an NPZ file."""
 
-import io
 import zipfile
 from pathlib import Path
 from threading import Lock
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edm2.npz import open_member
 from edm2.training import Dataset, DatasetError, open_dataset
 from edm2.training.data import Indices
 
@@ -41,7 +41,7 @@ class NpzImages(Dataset):
             self._file, (count, *shape) = _open_images(path)
         except FileNotFoundError:
             raise DatasetError(f"{path}: no such file") from None
-        except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # damaged or hostile bytes make readers raise almost anything
             raise DatasetError(f"{path}: holds no images; expected arr_0, uint8 [N, H, W, C]") from error
         self._lock = Lock()
         self._start = self._file.tell()
@@ -69,12 +69,7 @@ class NpzImages(Dataset):
 
 def _open_images(path: Path) -> tuple[BinaryIO, tuple[int, ...]]:
     """`arr_0.npy`, standing where its numbers begin, and its shape."""
-    archive = zipfile.ZipFile(path)
-    member = archive.open("arr_0.npy")
-    if archive.getinfo("arr_0.npy").compress_type != zipfile.ZIP_STORED:
-        member = io.BytesIO(member.read())  # seeking back in compressed data begins anew each time
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, by_columns, dtype = read_header[np.lib.format.read_magic(member)](member)
-    if dtype != np.uint8 or by_columns or len(shape) != 4:
-        raise ValueError(f"{dtype} {shape}")
-    return member, shape
+    member, header = open_member(zipfile.ZipFile(path), "arr_0.npy")
+    if header.dtype != np.uint8 or header.by_columns or len(header.shape) != 4 or 0 in header.shape:
+        raise ValueError(f"{header.dtype} {header.shape}")
+    return member, header.shape

@@ -26,6 +26,7 @@ from torch import Tensor
 from edm2.metrics.detectors import Detector
 from edm2.metrics.features import ALONE, Report, features_of
 from edm2.metrics.frechet import FeatureStatistics, FeatureSums
+from edm2.npz import read_member
 from edm2.post_hoc_ema import atomic_output
 from edm2.published.arrays import ArrayReader, NumpyArray
 from edm2.published.inert_pickle import Budget, PickleReader, PickleRefused
@@ -166,7 +167,7 @@ def read_features(path: str | Path, detector: str) -> npt.NDArray[np.float32]:
     """
     key = f"{detector}/features"
     arrays = {} if Path(path).suffix == ".pkl" else _read_npz(Path(path), ("features",))
-    if key not in arrays or arrays[key].ndim != 2:
+    if key not in arrays or arrays[key].ndim != 2 or not _are_finite_floats(arrays[key]):
         raise ValueError(
             f"{path}: holds no features of single images by {detector}, which this metric compares with; make one with "
             f"edm2 metrics ref DATA OUT.npz --detector {detector}"
@@ -174,14 +175,22 @@ def read_features(path: str | Path, detector: str) -> npt.NDArray[np.float32]:
     return arrays[key]
 
 
+def _are_finite_floats(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" and bool(np.isfinite(array).all())
+
+
 def _read_npz(path: Path, parts: Sequence[str]) -> dict[str, np.ndarray]:
     """Those arrays of a file whose names end in one of `parts`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if name.rpartition("/")[2] in parts}
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            wanted = [name for name in names if name.rpartition("/")[2] in parts]
+            return {name: read_member(archive, f"{name}.npy") for name in wanted}
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; make one with edm2 metrics ref DATA {path}") from None
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:  # AttributeError: a lone .npy
+    except Exception as error:  # damaged or hostile bytes make readers raise almost anything
+        if isinstance(error, OSError) and error.filename:
+            raise
         raise ValueError(f"{path}: is no reference file (.npz, or .pkl as published), or damaged") from error
 
 
@@ -223,7 +232,6 @@ def _checked(mu: np.ndarray, sigma: np.ndarray, num_images: int) -> FeatureStati
         raise ValueError(f"mu of shape {mu.shape} and sigma of shape {sigma.shape}, not [D] and [D, D]")
     if mu.dtype.kind != "f" or sigma.dtype.kind != "f" or num_images < 2:
         raise ValueError("statistics that are no floats, or of fewer than two images")
-    trace = sigma.trace()
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all() and math.isfinite(trace)):
+    if not (_are_finite_floats(mu) and _are_finite_floats(sigma) and math.isfinite(sigma.trace())):
         raise ValueError("statistics with NaN or infinity")
     return FeatureStatistics(mu.astype(np.float64), sigma.astype(np.float64), num_images)

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from edm2.metrics.detectors import Detector
+from edm2.metrics.detectors import DETECTORS, Detector
 from edm2.metrics.features import ALONE, Report, features_of_batches
 from edm2.metrics.frechet import FeatureStatistics, frechet_distance
 from edm2.metrics.inception_score import inception_score
 from edm2.metrics.kernel import kernel_distance
 from edm2.metrics.precision_recall import precision_recall
 from edm2.metrics.reference import KEPT, Collection, evenly, read_features, read_reference
+from edm2.post_hoc_ema.messages import plain_line
 from edm2.training.distributed import Processes
 
 FEW = 10_000
@@ -143,7 +144,7 @@ def metrics_from(reference: str | Path | None, names: Sequence[str], detector: s
         ValueError: the reference has not what a metric needs.
         OSError: it cannot be read.
     """
-    statistics = {} if reference is None else read_reference(reference)
+    statistics = {} if reference is None else _trusted(read_reference(reference), [*names, detector], reference)
     names = list(dict.fromkeys(names or statistics))
     detectors = [name for name in names if name not in ("kid", "pr", "is")] or list(statistics)
     through = detector or next(iter(detectors), None)
@@ -165,6 +166,17 @@ def metrics_from(reference: str | Path | None, names: Sequence[str], detector: s
         else:
             made.append(FrechetMetric(name, statistics[name]))
     return made
+
+
+def _trusted(
+    statistics: dict[str, FeatureStatistics], asked: Sequence[str | None], reference: str | Path
+) -> dict[str, FeatureStatistics]:
+    """Those by detectors of this program, or that were asked for: a file must not name other programs to be run."""
+    trusted = {name: found for name, found in statistics.items() if name in DETECTORS or name in asked}
+    if statistics and not trusted:
+        found = plain_line(", ".join(statistics), 500)
+        raise ValueError(f"{reference}: holds statistics by {found}, a program; if you trust it, name it (--metrics)")
+    return trusted
 
 
 def score(

@@ -1,6 +1,5 @@
 """Folders that `EDM2Pipeline.save_pretrained` wrote, read without diffusers: JSON and .safetensors."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edm2.post_hoc_ema import SnapshotError
+from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.post_hoc_ema.snapshot import check_buffers
 
 INDEX = "model_index.json"
 """What makes a folder a pipeline; written last."""
@@ -38,6 +39,7 @@ def read_pipeline_metadata(folder: str | Path) -> dict[str, Any]:
     metadata = index.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise SnapshotError(f"{folder / INDEX}: damaged: its metadata are no JSON object; write the folder again")
+    check_buffers(folder / INDEX, metadata)
     return metadata | {"network": fields, "codec": _with_own_vae(index.get("codec"), folder)}
 
 
@@ -82,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
         SnapshotError: there is none, or it is damaged.
     """
     try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
+        contents = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SnapshotError(
             f"{path.parent}: no {path.name} in it; give a folder that EDM2Pipeline.save_pretrained wrote"

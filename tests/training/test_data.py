@@ -441,6 +441,67 @@ def images_with_labels(path: Path) -> set[tuple[bytes, int]]:
     return set()
 
 
+@pytest.mark.parametrize("compress_level", [0, 6])
+def test_a_png_with_one_wrong_bit_reads_right_or_is_named(tmp_path, compress_level):
+    """Anywhere: in a folder too, where no checksum of an archive tells, PNG's own do."""
+    buffer = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(
+        buffer, "PNG", compress_level=compress_level
+    )
+    path = write_folder(tmp_path / "data", {"1.png": buffer.getvalue()})
+    intact, outcomes = images_with_labels(path), []
+    for place in range(len(buffer.getvalue())):
+        damaged = bytearray(buffer.getvalue())
+        damaged[place] ^= 1 << int(RNG.integers(8))
+        (path / "1.png").write_bytes(damaged)
+        outcomes.append(images_with_labels(path))
+    assert all(outcome in (intact, set()) for outcome in outcomes)
+    assert outcomes.count(set()) > 0.9 * len(outcomes)
+
+
+def test_a_member_that_claims_to_be_huge_is_named_before_it_is_unpacked(tmp_path):
+    path = write_zip(tmp_path / "data.zip", ONE)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"PK\1\2") + 24, 0xF0000000)
+    path.write_bytes(data)
+    assert_unusable(path, r"1\.png: cannot be read: 4,026,531,840 bytes are more than any image has")
+
+
+def test_a_huge_file_is_named_before_it_is_read(tmp_path):
+    """A file with a hole takes no space on the disk, but all of it in memory."""
+    path = write_folder(tmp_path / "data", {"1.png": b""})
+    os.truncate(path / "1.png", 1 << 40)
+    assert_unusable(path, r"1\.png: cannot be read: 1,099,511,627,776 bytes are more than any image has")
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n", "EPS"), (b"P6 1 1 255\n\0\0\0", "PPM")],
+)
+def test_formats_that_nobody_trains_on_are_not_even_looked_at(write, start, kind):
+    """Pillow knows an image by its contents; for PostScript it would start Ghostscript with a stranger's program."""
+    Image.init()
+    assert kind in Image.OPEN
+    assert_unusable(write({"1.png": start}), r"1\.png: cannot be read: not an image")
+
+
+def test_a_png_that_would_fill_the_memory_is_named(write):
+    """A hundred bytes that announce 60,000 x 60,000 pixels."""
+    data = bytearray(png())
+    struct.pack_into(">II", data, 16, 60_000, 60_000)
+    struct.pack_into(">I", data, 29, zlib.crc32(bytes(data[12:29])))
+    assert_unusable(
+        write({"1.png": bytes(data)}), r"1\.png: cannot be read: Image size \(3600000000 pixels\) exceeds limit"
+    )
+
+
+def test_a_file_name_of_any_length_makes_a_short_message(tmp_path):
+    path = write_zip(tmp_path / "data.zip", {f"{'x' * 60_000}.png": b"damaged"})
+    with pytest.raises(DatasetError) as failure:
+        open_dataset(path)
+    assert len(str(failure.value)) <= 1000
+
+
 def test_odd_file_names_are_shown_in_print(write):
     """Line breaks, terminal escapes and bytes that are no text can stand in a name, and must not reach the screen."""
     path = write({"a\n\x1b[31m\u2028b.png": b"damaged"})

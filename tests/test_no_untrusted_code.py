@@ -1,0 +1,150 @@
+"""No code of a stranger runs: every use of what could run it is listed here, with the reason why it is safe.
+
+Found in the syntax trees of all sources, so that neither an alias of a module nor a line break hides one. A use that is
+new fails this test until somebody has written down why it is safe; a reason without a use fails it too.
+"""
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("edm2", "networks", "training", "post_hoc_ema", "tools")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+MODULES = (
+    *("pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"),
+    *("subprocess", "pty", "ctypes", "runpy", "imp", "code", "codeop"),
+)
+"""Whose import alone is worth a look."""
+
+CALLS = (
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.startfile", "importlib.import_module"),
+    *("torch.load", "torch.jit.load", "torch.hub.load", "torch.export.load", "torch.package.PackageImporter"),
+    *("numpy.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "safetensors.torch.load_model"),
+    *("sys.setrecursionlimit", "shutil.unpack_archive"),
+)
+PREFIXES = ("os.exec", "os.spawn", "os.posix_spawn", "subprocess.", "pickle.", "marshal.", "shelve.")
+METHODS = ("extractall", "extract", "from_pretrained", "run_module")
+"""Called on anything."""
+
+WORDS = {"allow_pickle": False, "shell": False, "weights_only": True, "trust_remote_code": False}
+"""Arguments that may have no other value, wherever they are."""
+
+SAFE: dict[tuple[str, str], str] = {
+    ("training/safe_metadata.py", "import pickle"): "for the unpickler below",
+    ("training/safe_metadata.py", "pickle._Unpickler"): "admits a list of dataclasses and of harmless instructions",
+    ("training/safe_metadata.py", "pickle._Unpickler.dispatch.items"): "of which only those instructions are taken",
+    ("training/safe_metadata.py", "pickle.UnpicklingError"): "an exception",
+    ("edm2/datasets/huggingface.py", "import pickle"): "for the two below",
+    ("edm2/datasets/huggingface.py", "pickle.dumps"): "writes",
+    ("edm2/datasets/huggingface.py", "pickle.loads"): "of bytes that this process, or the one that forked it, wrote",
+    ("edm2/metrics/efficientnet.py", "torch.load"): "weights_only: tensors, and nothing that is called",
+    ("edm2/metrics/dinov2.py", "torch.load"): "weights_only: tensors, and nothing that is called",
+    ("edm2/metrics/dinov2.py", "torch.hub.load"): "the program of one repository, if the user asks for this detector",
+    ("edm2/metrics/weights.py", "torch.jit.load"): "a program of tensors, which the user names as a detector's weights",
+    ("edm2/metrics/inception.py", "importlib.import_module"): "cleanfid, a package that the user installed",
+    (
+        "edm2/metrics/detectors.py",
+        "importlib.import_module",
+    ): "a module that the user names; never one that a file names",
+    ("edm2/image_folder.py", "numpy.load"): "allow_pickle=False",
+    ("edm2/__init__.py", "importlib.import_module"): "one of our own modules, from a table",
+    ("edm2/pipeline/__init__.py", "importlib.import_module"): "one of our own modules, from a table",
+    ("tools/cli.py", "importlib.import_module"): "one of our own commands, from a table",
+    ("edm2/solvers/registry.py", "importlib.import_module"): "one of our own modules, from a table",
+    ("edm2/pipeline/denoiser.py", "?.from_pretrained"): "use_safetensors, whatever the caller asks for",
+    ("edm2/pipeline/storing.py", "?.from_pretrained"): "use_safetensors, whatever the caller asks for",
+    ("training/latents.py", "diffusers.AutoencoderKL.from_pretrained"): "use_safetensors: weights, in no other form",
+}
+
+
+def dotted(node: ast.expr, aliases: dict[str, str]) -> str:
+    """ "np.linalg.norm" for that expression, by the real names of modules; "" for what is no name."""
+    if isinstance(node, ast.Name):
+        return aliases.get(node.id, node.id)
+    if isinstance(node, ast.Attribute):
+        inner = dotted(node.value, aliases)
+        return f"{inner}.{node.attr}" if inner else f"?.{node.attr}"
+    return ""
+
+
+def imports(tree: ast.AST) -> dict[str, str]:
+    """What the names mean that a file imports."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def uses(path: Path) -> Counter[str]:
+    """Everything in a file that the lists above name, and how often."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    aliases, found = imports(tree), Counter()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            found.update(f"import {name}" for name in modules if name.partition(".")[0] in MODULES)
+        if isinstance(node, ast.Call):
+            name = dotted(node.func, aliases)
+            suspicious = name in CALLS or name.startswith(PREFIXES) or name.rpartition(".")[2] in METHODS
+            found.update([name] if suspicious else [])
+            found.update(f"{word.arg}={ast.unparse(word.value)}" for word in node.keywords if _is_unsafe(word))
+        if isinstance(node, ast.ClassDef):
+            bases = [dotted(base, aliases) for base in node.bases]
+            found.update(base for base in bases if base.startswith(PREFIXES))
+    return found
+
+
+def _is_unsafe(word: ast.keyword) -> bool:
+    if word.arg not in WORDS:
+        return False
+    return not (isinstance(word.value, ast.Constant) and word.value.value is WORDS[word.arg])
+
+
+def test_every_use_has_a_reason():
+    found = {(path.relative_to(ROOT).as_posix(), use) for path in SOURCES for use in uses(path)}
+    assert not found - SAFE.keys(), "write down why it is safe, or do without it"
+    assert not SAFE.keys() - found, "a reason for what is not there any more"
+
+
+def test_what_is_loaded_by_torch_and_numpy_says_that_it_is_only_data():
+    """The defaults of torch have changed once; these do not depend on them."""
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            name = dotted(node.func, imports(tree)) if isinstance(node, ast.Call) else ""
+            words = {word.arg for word in node.keywords} if isinstance(node, ast.Call) else set()
+            assert name != "torch.load" or "weights_only" in words, path
+            assert name != "numpy.load" or "allow_pickle" in words, path
+            assert not name.endswith("AutoencoderKL.from_pretrained") or "use_safetensors" in words, path
+
+
+@pytest.mark.parametrize(
+    ("line", "use"),
+    [
+        ("import pickle as p\np.load(f)", "pickle.load"),
+        ("from pickle import loads as l\nl(b)", "pickle.loads"),
+        ("import torch\ntorch.load(f)", "torch.load"),
+        ("from torch import load\nload(f)", "torch.load"),
+        ("import numpy as np\nnp.load(f)", "numpy.load"),
+        ("np.load(\n  f, allow_pickle = True)", "allow_pickle=True"),
+        ("np.load(f, allow_pickle=flag)", "allow_pickle=flag"),
+        ("import subprocess\nsubprocess.run(x, shell=True)", "shell=True"),
+        ("import os\nos.execvp(x, y)", "os.execvp"),
+        ("eval(x)", "eval"),
+        ("zipfile.ZipFile(f).extractall(x)", "?.extractall"),
+        ("archive.extractall(x)", "archive.extractall"),
+        ("import marshal", "import marshal"),
+        ("class U(pickle.Unpickler): pass", "pickle.Unpickler"),
+    ],
+)
+def test_uses_are_found(line: str, use: str, tmp_path: Path):
+    """Else the tests above could not fail."""
+    (tmp_path / "x.py").write_text(line)
+    assert use in uses(tmp_path / "x.py")

@@ -1,0 +1,332 @@
+"""Files made by somebody who means harm, or does not care: one line that names them, and nothing else happens.
+
+Each of these was a traceback, a hang, or worse, before it was refused; `tests/fuzz.py` looks for more of them.
+"""
+
+import io
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import TINY, complaint, edm2, succeed, write_images
+from hostile_mutations import DEEP, dumped, objects_npy
+from PIL import Image
+from safetensors.numpy import save_file
+
+from edm2.training.archive import read_catalog
+from edm2.training.data import open_dataset
+from edm2.training.index import _checksum, _stamp, _to_arrays
+from edm2.training.zip_files import ZipFiles
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def refused(*words: object) -> str:
+    """The one line of a command that must fail."""
+    result = edm2(*words)
+    line = complaint(result.err)
+    assert result.code == 1, line
+    assert line.isprintable()
+    assert len(line) < 2500
+    return line
+
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+def with_metadata(network: Path, path: Path, change: Callable[[dict], Any]) -> Path:
+    """The network with other metadata: what `change` returns, as JSON."""
+    data = network.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"]["edm2"] = dumped(change(json.loads(header["__metadata__"]["edm2"]))).decode()
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    return path
+
+
+def entry(**entries: Any) -> Callable[[dict], dict]:
+    """Metadata with these entries."""
+    return lambda metadata: metadata | entries
+
+
+METADATA = {
+    "a text": lambda metadata: "x",
+    "nested too deep": entry(codec=DEEP),
+    "no time": entry(images_seen=None),
+    "an infinite time": entry(images_seen=float("inf")),
+    "a time beyond numbers": entry(images_seen=10**400),
+    "no length": entry(sigma_rel=float("nan")),
+    "a negative length": entry(sigma_rel=-1),
+    "buffers that are lists": entry(buffers=[["a"]]),
+    "buffers that are a number": entry(buffers=1),
+    "training that is a text": entry(training="long"),
+    "training without a batch": entry(training={"seed": 1}),
+    "groups that are a list": entry(sigma_rel_of=[1]),
+    "a half-life that is a text": entry(half_life="long"),
+    "snapshots that are a number": entry(reconstructed_from=3),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_nonsense_in_metadata_is_refused(name: str, network: Path, tmp_path: Path):
+    path = with_metadata(network, tmp_path / "network.safetensors", METADATA[name])
+    assert "network.safetensors" in refused("info", path)
+
+
+CODECS = [3, {"kind": []}, {"kind": "pixels", "mean": ""}, {"kind": "pixels", "mean": 3}, {"kind": "pixels", "x": 1},
+          {"kind": "pixels", "std": [10**400]}, {"kind": "pixels", "levels": "many"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=str)
+def test_nonsense_in_a_codec_is_refused_by_name(codec: Any, network: Path, tmp_path: Path):
+    path = with_metadata(network, tmp_path / "network.safetensors", entry(codec=codec))
+    line = refused("generate", path, "--seeds", "0", "--steps", "1", "--device", "cpu", "--grid", tmp_path / "x.png")
+    assert "network.safetensors" in line
+
+
+@pytest.mark.parametrize(
+    "field", [{"concat_balance": {}}, {"concat_balance": "0.5"}, {"num_blocks": 1.0}, {"dropout": None}]
+)
+def test_nonsense_in_the_description_of_a_network_is_refused(field: dict, network: Path, tmp_path: Path):
+    path = with_metadata(network, tmp_path / "network.safetensors", lambda m: m | {"network": m["network"] | field})
+    line = refused("generate", path, "--seeds", "0", "--steps", "1", "--device", "cpu", "--grid", tmp_path / "x.png")
+    assert "network.safetensors: does not describe a network" in line
+
+
+def test_what_a_terminal_would_obey_is_not_shown(network: Path, tmp_path: Path):
+    path = with_metadata(network, tmp_path / "network.safetensors", entry(license="\x1b[2J\x1b]0;title\x07\u202e"))
+    assert "\\x1b[2J" in (shown := succeed("info", path))
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+CONFIGS: dict[str, Any] = {
+    "a list": lambda config: [config],
+    "nested too deep": entry(data=DEEP),
+    "a batch of text": entry(batch_size="64"),
+    "half an image": entry(batch_size=64.5),
+    "a truth for a number": entry(workers=True),
+    "not finite": entry(ref_lr=float("inf")),
+    "beyond numbers": entry(ref_lr=10**400),
+    "lengths that are texts": entry(sigma_rels=["0.1"]),
+    "a network of texts": lambda config: config | {"network": dict.fromkeys(config["network"], "x")},
+    "no name": entry(data=3),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nonsense_in_a_configuration_is_refused(name: str, tiny_run: Path, tmp_path: Path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "config.json").write_bytes(dumped(CONFIGS[name](json.loads((run / "config.json").read_text()))))
+    assert "run/config.json: not the configuration of a run" in refused("info", run)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [1],
+        "x",
+        {},
+        {"images_seen": "64"},
+        {"images_seen": 64.5},
+        {"images_seen": DEEP},
+        {"images_seen": 10**400},
+        {"images_seen": 64, "loss": {}},
+        {"images_seen": 64, "sigmas": [{}]},
+        {"images_seen": 64, "sigmas": [10**400]},
+    ],
+)
+def test_nonsense_in_a_record_is_refused(record: Any, tiny_run: Path, tmp_path: Path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "stats.jsonl").write_bytes(dumped(record) + b"\n")
+    assert "stats.jsonl: line 1 is damaged" in refused("info", run)
+
+
+def test_a_record_without_a_loss_is_refused_by_name(tiny_run: Path, tmp_path: Path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "stats.jsonl").write_text('{"images_seen": 64}\n')
+    assert str(run) in refused("info", run)
+
+
+@pytest.mark.parametrize("state", [{}, {"images_seen": "64"}, {"images_seen": -1}, {"images_seen": 64, "codec": {}},
+                                   {"images_seen": 64, "diagnostics": {}}, {"images_seen": 64, "diagnostics": [1]},
+                                   {"images_seen": 64, "codec": {"kind": "pixels", "std": [""]}}], ids=str)  # fmt: skip
+def test_nonsense_beside_a_checkpoint_is_refused_by_name(state: Any, tiny_run: Path, tmp_path: Path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    last = max((run / "checkpoints").iterdir())
+    (last / "state.json").write_text(json.dumps(state))
+    assert str(last) in refused("train", "--data", "digits", "--duration", 576, *TINY, "--out", run)
+
+
+def test_a_begun_folder_with_a_damaged_image_is_refused_by_name(network: Path, tmp_path: Path):
+    words = ("generate", network, "--seeds", "0-1", "--steps", "1", "--device", "cpu", "--out", tmp_path / "drawn")
+    succeed(*words)
+    image = tmp_path / "drawn" / "000001.png"
+    image.write_bytes(image.read_bytes()[:40])
+    assert "000001.png: cannot be read" in (line := refused(*words, "--grid", tmp_path / "grid.png"))
+    assert "remove it and run the same again" in line
+
+
+@pytest.mark.parametrize("image", [Image.new("L", (4, 8)), Image.new("I;16", (8, 8)), Image.new("RGB", (8, 8))])
+def test_a_begun_folder_with_another_image_is_refused_by_name(image: Image.Image, network: Path, tmp_path: Path):
+    words = ("generate", network, "--seeds", "0-1", "--steps", "1", "--device", "cpu", "--out", tmp_path / "drawn")
+    succeed(*words)
+    image.save(tmp_path / "drawn" / "000001.png")
+    assert "000001.png: " in refused(*words, "--grid", tmp_path / "grid.png")
+
+
+def test_a_begun_folder_of_another_program_is_refused(network: Path, tmp_path: Path):
+    words = ("generate", network, "--seeds", "0-1", "--steps", "1", "--device", "cpu", "--out", tmp_path / "drawn")
+    succeed(*words)
+    (tmp_path / "drawn" / "generation.json").write_bytes(dumped({"steps": DEEP}))
+    assert "images made with other settings (unreadable" in refused(*words)
+
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+def npz(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return path
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def huge_npy(shape: str = "(1000000, 1000000)", dtype: str = "<f8") -> bytes:
+    """A header that announces more than any memory."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(64)
+
+
+STATISTICS = {"mu": npy(np.zeros(64)), "sigma": npy(np.eye(64)), "num_images": npy(np.int64(9))}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images", (8, 8), count=4)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"sigma": huge_npy()},
+        {"mu": huge_npy("(4611686018427387904,)")},
+        {"mu": b"no array"},
+        {"mu": b"\x93NUMPY\1\0\x05\0" + b"[" * 5},
+        {"sigma": objects_npy()},
+        {"num_images": npy(np.array("many"))},
+        {"mu": npy(np.full(64, np.nan))},
+        {"sigma": npy(np.eye(63))},
+        {"mu": npy(np.zeros(64))[:-8]},
+        {"mu": npy(np.zeros(64)) + bytes(8)},
+    ],
+)
+def test_statistics_that_are_none_are_refused(members: dict, images: Path, tmp_path: Path):
+    content = {f"pixels/{name}": data for name, data in (STATISTICS | members).items()}
+    line = refused("metrics", "calc", images, "--ref", npz(tmp_path / "ref.npz", content), "--device", "cpu")
+    assert "ref.npz: " in line
+
+
+@pytest.mark.parametrize("features", [huge_npy("(4, 4)", "<i4"), npy(np.full((4, 64), np.nan)), objects_npy(), b"x"])
+def test_features_that_are_none_are_refused(features: bytes, images: Path, tmp_path: Path):
+    content = {f"pixels/{name}": data for name, data in STATISTICS.items()} | {"pixels/features": features}
+    ref = npz(tmp_path / "ref.npz", content)
+    assert "ref.npz" in refused("metrics", "calc", images, "--ref", ref, "--metrics", "kid", "--device", "cpu")
+
+
+def test_a_reference_does_not_name_programs_to_be_run(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Detectors may be functions of the user's own, `module:callable`; but it is the user who says which."""
+    monkeypatch.chdir(tmp_path)
+    Path("evil_detector.py").write_text("open('PWNED', 'w').close()\n")
+    content = {f"evil_detector:features/{name}": data for name, data in STATISTICS.items()}
+    line = refused("metrics", "calc", images, "--ref", npz(tmp_path / "ref.npz", content), "--device", "cpu")
+    assert "evil_detector:features" in line
+    assert "if you trust it, name it (--metrics)" in line
+    assert not Path("PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    "array", [huge_npy("(1000000000, 8, 8, 1)", "|u1"), huge_npy("(64, 0, 1, 1)", "|u1"), objects_npy(), b""]
+)
+def test_samples_that_are_none_are_refused(array: bytes, tmp_path: Path):
+    samples = npz(tmp_path / "samples.npz", {"arr_0": array})
+    content = {f"pixels/{name}": data for name, data in STATISTICS.items()}
+    line = refused("metrics", "calc", samples, "--ref", npz(tmp_path / "ref.npz", content), "--device", "cpu")
+    assert "samples.npz: holds no images" in line
+
+
+# ------------------------------------------------------------------------------------------------ the index of a ZIP
+
+
+def columns(**changed: list[int]) -> Callable[[dict], None]:
+    def mischief(arrays: dict[str, np.ndarray]) -> None:
+        arrays |= {name: np.array(values, dtype=arrays[name].dtype) for name, values in changed.items()}
+
+    return mischief
+
+
+@pytest.mark.parametrize(
+    "mischief",
+    [
+        columns(rows=[5, 6]),
+        columns(rows=[-1, 0]),
+        columns(rows=[]),
+        columns(labels=[7, 0]),
+        columns(labels=[-1, 0]),
+        columns(labels=[0]),
+        columns(ends=[3, 1]),
+        columns(ends=[1, 1000]),
+        columns(size=[1]),
+        columns(names=[0xFF] * 14),
+        lambda arrays: arrays.clear(),
+    ],
+)
+def test_an_index_that_lies_is_made_anew(mischief: Callable[[dict], None], tmp_path: Path):
+    """It lies beside a ZIP, with checksums that fit, and says other things than the ZIP."""
+    path = tmp_path / "data.zip"
+    write_images(tmp_path / "images", (4, 4), count=2, classes=2)
+    with zipfile.ZipFile(path, "w") as archive:
+        for image in sorted((tmp_path / "images").rglob("*.png")):
+            archive.write(image, image.relative_to(tmp_path / "images"))
+    intact = open_dataset(path)
+    files = ZipFiles(path)
+    catalog = read_catalog(files)
+    arrays = _to_arrays(files.members, catalog)
+    mischief(arrays)
+    facts = json.dumps({"class_names": catalog.class_names, "latents": None, "pixels": None})
+    metadata = {"stamp": _stamp(path), "facts": facts, "checksum": _checksum(arrays, facts)}
+    save_file(arrays, tmp_path / ".data.zip.index", metadata)
+    opened = open_dataset(path)
+    assert opened.images([0, 1]).equal(intact.images([0, 1]))
+    assert opened.labels([0, 1]).tolist() == intact.labels([0, 1]).tolist()
+
+
+# ------------------------------------------------------------------------------------------------ all kinds
+
+
+def test_five_hundred_hostile_files(tmp_path: Path):
+    """The same on every machine. More of them, and what they are: python tests/fuzz.py --help"""
+    pytest.importorskip("resource", reason="limits of memory are those of Unix")
+    command = [sys.executable, str(ROOT / "fuzz.py"), "--count", "500", "--seed", "1", "--keep", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    together = next(line.split() for line in done.stdout.splitlines() if line.startswith("together"))
+    inputs, done_well, refused_well, surprises = (int(number.replace(",", "")) for number in together[1:])
+    assert (inputs, surprises) == (500, 0)
+    assert min(done_well, refused_well) > 100  # both happen, or nothing was tried
