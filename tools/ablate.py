@@ -105,8 +105,9 @@ def ablate(
     """Train variants with the same seeds and budget, sweep the EMA length of each, and compare them.
 
     Writes ablation.csv and ablation.md (distances of each at its best EMA length, at one length for all, without
-    averaging), ablation.png (distance against EMA length), losses.csv and losses.png (loss on held-out images against
-    noise level). Variants are compared with the first one.
+    averaging; of runs with --diagnostics also how activations, weights and gradients grew), ablation.png (distance
+    against EMA length), losses.csv and losses.png (loss on held-out images against noise level). Variants are compared
+    with the first one.
     """
     common = (*(("--config", letter) if letter else ()), *options)
     chosen = _chosen(configs, weightings, varied, common)

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from edm2.ablation import Failure, Outcome, Scoring, Trial
-from edm2.ablation_summary import Spread, Summary, best_common_length, differing_settings, summarize
+from edm2.ablation_summary import Spread, Summary, best_common_length, differing_settings, spread, summarize
+from edm2.instruments import Readings, geometric_means, read_readings, unevenness
 from edm2.post_hoc_ema import atomic_output
 from edm2.tools.ablation_figure import draw_distances, draw_losses
 from edm2.tools.plots import save_figure
@@ -55,6 +56,14 @@ class Report:
     def common_length(self) -> float:
         """The one length for all variants."""
         return best_common_length(self.scored) if self.fixed is None else self.fixed
+
+    @cached_property
+    def readings(self) -> dict[str, list[Readings]]:
+        """By variant, of its runs that recorded diagnostics."""
+        done = {(outcome.label, outcome.seed) for outcome in self.outcomes}
+        finished = [trial for trial in self.trials if (trial.label, trial.seed) in done]
+        found = [(trial.label, read_readings(trial.folder.path)) for trial in finished]
+        return {s.label: [r for label, r in found if label == s.label and r is not None] for s in self.summaries}
 
     @property
     def floor(self) -> float | None:
@@ -139,6 +148,8 @@ def write_table(path: Path, report: Report) -> None:
     parts = [_heading(report)]
     if report.scored:
         parts += [_markdown(_columns(report), report.summaries), _how_to_read(report)]
+    if any(report.readings.values()):
+        parts += ["## Diagnostics", _markdown(_diagnostics(report), report.summaries), HOW_TO_READ_DIAGNOSTICS]
     parts += [f"{failure.label}, seed {failure.seed}, failed: {failure.message}" for failure in _failures(report)]
     settings = {name: _setting(report, name) for name in next(iter(report.settings.values()))}
     parts.append("## Settings that differ\n\n" + _markdown(settings, report.summaries))
@@ -171,6 +182,32 @@ def _columns(report: Report) -> dict[str, Column]:
         "seeds": lambda s: str(len(s.outcomes)) + (f" ({len(s.failures)} failed)" if s.failures else ""),
     }
     return {name: cell for name, cell in columns.items() if any(map(cell, report.summaries))}
+
+
+def _diagnostics(report: Report) -> dict[str, Column]:
+    """What the instruments of the runs recorded."""
+
+    def over_runs(quantity: Callable[[Readings], float]) -> Column:
+        return lambda summary: _spread(spread(map(quantity, report.readings[summary.label])), ".3g")
+
+    def uneven(summary: Summary) -> str:
+        curves = [readings.gradients for readings in report.readings[summary.label]]
+        return f"{unevenness(geometric_means(curves)):.3g}" if curves else ""
+
+    return {
+        "largest activation": over_runs(lambda r: r.activation),
+        "its growth in the second half": over_runs(lambda r: r.activation_growth),
+        "growth of raw weights": over_runs(lambda r: r.weight_growth),
+        "relative update": over_runs(lambda r: r.update),
+        "gradient, strongest to weakest bin": uneven,
+    }
+
+
+HOW_TO_READ_DIAGNOSTICS = """\
+- Activation: root of the mean square of one feature, of the averaged network; growth from the middle of the run.
+- Raw weights: mean magnitude at the end over that at the start. Relative update: of one step, mean over the blocks.
+- Gradient: norm of the gradient of the loss by bin of noise levels, geometric mean of the second half and all seeds;
+  the largest over the smallest. 1 would be flat."""
 
 
 def _setting(report: Report, name: str) -> Column:

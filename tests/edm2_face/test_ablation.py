@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from edm2.ablation import SIGMAS, Failure, Outcome, Scoring, Trial
 from edm2.ablation_summary import Summary, best_common_length, differing_settings, spread
+from edm2.instruments import read_readings
 from edm2.metrics import feature_statistics, load_detector
 from edm2.planning import plan_run
 from edm2.scoring import Drawing, Judge
@@ -122,9 +124,10 @@ def report(tmp_path: Path, scoring: Scoring) -> Report:
     return Report(trials, results, scoring, "edm2 train --data digits")
 
 
-def table(path: Path) -> dict[str, dict[str, str]]:
-    """The first table of a Markdown file, by its first column."""
-    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in path.open() if line.startswith("|")]
+def table(path: Path, heading: str = "") -> dict[str, dict[str, str]]:
+    """The first table of a Markdown file after a heading, by its first column."""
+    lines = path.read_text().partition(heading)[2].splitlines() if heading else path.read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     names = rows[0]
     return {row[0]: dict(zip(names, row, strict=True)) for row in rows[2:] if len(row) == len(names)}
 
@@ -144,6 +147,44 @@ def test_one_row_per_variant(report: Report, tmp_path: Path):
     assert "2 of 6 runs are missing" in text
     assert "wild, seed 0, failed: diverged" in text
     assert "rises by 300% with the best EMA length of each, by 600% at one length" in text
+
+
+def record(images: int, activation: float, weight: float, *gradients: float) -> dict:
+    """A measurement with two buckets and bins of noise levels."""
+    return {
+        "images_seen": images,
+        "activations": {"max": {"Enc": activation / 2, "Dec": activation}},
+        "weights": {"raw": {"mean": {"Enc": weight, "Dec": 3 * weight}}},
+        "updates": {"relative": {"Enc": 0.1, "Dec": 0.3}},
+        "noise_levels": {"gradient_norm": {str(k): norm for k, norm in enumerate(gradients)}},
+    }
+
+
+def test_diagnostics_are_compared_if_there_are_any(report: Report, tmp_path: Path):
+    report.write(tmp_path)
+    assert "## Diagnostics" not in (tmp_path / "ablation.md").read_text()
+    for run, factor in ((report.trials[0], 1.0), (report.trials[3], 4.0)):
+        lines = [record(64, 1, 1, 9, 9), record(500, 2, 1.5, 1, 8), record(1000, 3 * factor, 2, 4, 2)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (Path(run.config.out) / "diagnostics.jsonl").write_text(text)
+    dataclasses.replace(report).write(tmp_path)
+    rows = table(tmp_path / "ablation.md", "## Diagnostics")
+    assert list(rows) == ["A", "G", "wild"]
+    assert rows["A"]["largest activation"] == "7.5 ± 6.4"  # 3 and 12
+    assert rows["A"]["its growth in the second half"] == "3.75 ± 3.2"  # 1.5 and 6
+    assert rows["A"]["growth of raw weights"] == "2 ± 0"
+    assert rows["A"]["relative update"] == "0.2 ± 0"
+    assert rows["A"]["gradient, strongest to weakest bin"] == "2"  # sqrt(1 * 4) and sqrt(8 * 2)
+    assert set(rows["G"].values()) == {"G", ""}
+
+
+@pytest.mark.parametrize("wrong", [None, 0.0])
+def test_diagnostics_that_are_no_numbers_are_left_out(wrong: float | None, tmp_path: Path):
+    (tmp_path / "diagnostics.jsonl").write_text("")
+    assert read_readings(tmp_path) is None
+    lines = [json.dumps(record(images, 1, 1, 1, wrong)) + "\n" for images in (64, 500)]
+    (tmp_path / "diagnostics.jsonl").write_text("".join(lines))
+    assert read_readings(tmp_path) is None
 
 
 def test_one_row_per_run(report: Report, tmp_path: Path):
