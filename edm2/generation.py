@@ -10,6 +10,7 @@ from torch import Tensor
 from edm2.guidance import EVERYWHERE, Interval, guided
 from edm2.networks import Precond
 from edm2.sampling import Denoiser, sample_heun
+from edm2.training.heap import keep_freed_memory
 
 Sampler = Callable[..., Tensor]
 
@@ -90,6 +91,8 @@ def generate(
     chosen = _chosen_classes(classes, len(seeds), net.config.label_dim)
     denoise = net if guide is None else guided(net, guide, guidance, interval)
     device = next(net.buffers()).device if device is None else torch.device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
 
     def drawn() -> Iterator[Batch]:
         for start in range(0, len(seeds), batch_size):

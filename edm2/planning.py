@@ -5,15 +5,26 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
-from edm2.costs import TRAINING_FLOPS, count_flops, count_parameters, estimate_memory, largest_micro_batch
+from edm2.costs import (
+    TRAINING_FLOPS,
+    count_flops,
+    count_parameters,
+    disk_forecast,
+    estimate_memory,
+    largest_micro_batch,
+)
 from edm2.ladder import ladder_settings
 from edm2.networks import NetworkConfig
+from edm2.post_hoc_ema import reconstruction_error
+from edm2.post_hoc_ema.storage_plan import MOST_SNAPSHOTS
 from edm2.presets import PRESETS, Settings
 from edm2.training import Dataset, TrainingConfig
+from edm2.training.disk import DiskForecast, free_space, used_space
+from edm2.training.units import with_unit
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 FAR_OFF = 0.2
 """Relative difference between the data's standard deviation and the network's sigma_data that deserves a warning."""
 
@@ -120,28 +131,67 @@ def describe_run(config: TrainingConfig, dataset: Dataset) -> Lines:
         ("device", f"{config.device}, {config.precision}, {config.images_per_forward} images per forward pass"),
         ("compute", _compute(config)),
         *_memory(config),
-        *_files(config, parameters),
+        *_files(config),
     ]
 
 
-def _files(config: TrainingConfig, parameters: int) -> Lines:
-    times = _snapshot_times(config)
-    snapshots = times * len(config.sigma_rels)
-    disk = snapshots * parameters * BYTES[config.snapshot_precision]
-    disk += (config.keep_checkpoints + 1) * parameters * 4 * (3 + config.num_averages)
+def _files(config: TrainingConfig) -> Lines:
+    """Snapshots, what averages of other lengths they are good for, and the disk that a run takes."""
+    forecast = disk_forecast(config)
+    times = len(forecast.kept_times)
+    kept = f", kept of {len(forecast.all_times)}" if config.keep_snapshots else ""
     lengths = " and ".join(f"{s:g}" for s in config.sigma_rels)
-    return [
-        ("snapshots", f"{snapshots} ({times} times, EMA lengths {lengths}), {config.snapshot_precision}"),
-        ("disk", f"about {_size(disk)} in {config.out}, with the last {config.keep_checkpoints} checkpoints"),
+    count = times * len(config.sigma_rels)
+    lines = [
+        ("snapshots", f"{count} ({times} times{kept}, EMA lengths {lengths}), {config.snapshot_precision}"),
+        ("any EMA", _reconstruction(config, forecast)),
+        (
+            "disk",
+            f"about {_size(forecast.final)} in {config.out}, with the last {config.keep_checkpoints} checkpoints; "
+            f"up to {_size(forecast.peak)} on the way",
+        ),
     ]
+    free, missing = free_space(config.out), forecast.peak - used_space(config.out)
+    if free is not None and missing > free:
+        lines.append(
+            ("WARNING", f"{_size(missing)} more are to be written and {_size(free)} are free; {_room(config)}")
+        )
+    return lines
 
 
-def _snapshot_times(config: TrainingConfig) -> int:
-    """Snapshots come with the first step that reaches a multiple of `snapshot_every`, and with the last step."""
-    every = max(config.snapshot_every, config.batch_size)
-    due = config.duration // every
-    last_due = math.ceil(due * every / config.batch_size) * config.batch_size
-    return due + (last_due < config.duration)
+def _room(config: TrainingConfig) -> str:
+    """How to need less disk."""
+    halved = "" if config.snapshot_precision != "fp32" else " or --snapshot-precision bf16"
+    return f"make room meanwhile, or try --keep-snapshots 64{halved}"
+
+
+WANTED = (0.02, 0.03, 0.05, 0.075, 0.1, 0.13, 0.16, 0.2, 0.25)
+"""EMA lengths for which the error of reconstruction is told before a run."""
+
+
+def _reconstruction(config: TrainingConfig, forecast: DiskForecast) -> str:
+    """The largest error of an EMA length that somebody may want at the end."""
+    kept = _worst_error(forecast.kept_times, config.sigma_rels)
+    if kept is None:
+        return "no other lengths: reconstruction needs two snapshots or more"
+    text = f"lengths {WANTED[0]:g} to {WANTED[-1]:g} at the end with errors up to {_percent(kept)}"
+    if config.keep_snapshots is None:
+        return text
+    return f"{text}, {_percent(_worst_error(forecast.all_times, config.sigma_rels))} with all snapshots kept"
+
+
+def _worst_error(times: list[int], stored: tuple[float, ...]) -> float | None:
+    """Of averages of the wanted lengths, reconstructed from snapshots of these times; None: impossible."""
+    every = -(-len(times) // MOST_SNAPSHOTS)
+    times = times[::-every][::-1]  # more would be solved no better
+    t, widths = np.meshgrid(times, stored)
+    if t.size < 2:
+        return None
+    return reconstruction_error(t.ravel(), widths.ravel(), times[-1], WANTED).profile_error.max().item()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def _held_out(config: TrainingConfig) -> str:
@@ -212,7 +262,7 @@ def _compute(config: TrainingConfig) -> str:
     """A multiply-accumulate is one FLOP, as in the paper."""
     evaluation = count_flops(config.network)
     training = TRAINING_FLOPS * evaluation
-    once, step, run = (_with_unit(n, "FLOPs") for n in (evaluation, training, training * config.duration))
+    once, step, run = (with_unit(n, "FLOPs") for n in (evaluation, training, training * config.duration))
     return f"{once} to evaluate an image, {step} to train on it, {run} in all"
 
 
@@ -242,11 +292,4 @@ def device_memory(device: str) -> int | None:
 
 
 def _size(num_bytes: float) -> str:
-    return _with_unit(num_bytes, "B")
-
-
-def _with_unit(value: float, unit: str) -> str:
-    """Three digits and a prefix: 1.52 GB."""
-    prefixes = ["", "k", "M", "G", "T", "P", "E", "Z", "Y"]
-    thousands = min((len(f"{value:.0f}") - 1) // 3, len(prefixes) - 1)
-    return f"{value / 1000**thousands:.3g} {prefixes[thousands]}{unit}"
+    return with_unit(num_bytes, "B")

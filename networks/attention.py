@@ -1,7 +1,9 @@
 """Self-attention over the pixels, without its weights: from queries, keys and values to their blend.
 
-Shapes: N images, C channels in heads of d, H by W pixels. The 3 C channels in are ordered (head, channel, q/k/v).
+Shapes: N images, C channels in heads of d, H by W pixels.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +15,11 @@ from edm2.networks.magnitude import normalize
 def dot_product_attention(qkv: Tensor, num_heads: int) -> Tensor:
     """softmax(q·k / sqrt(d)) v, computed in at least float32: the logits may be of any size (Section B.1).
 
-    [N, 3 C, H, W] -> [N, C, H, W] in the dtype of `qkv`.
+    [N, 3 C, H, W] -> [N, C, H, W] in the dtype of `qkv`. The channels in are ordered (head, channel, q/k/v).
     """
     wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
-    return _join_heads(_blend(_split_heads(wide, num_heads)), qkv).to(qkv.dtype)
+    q, k, v = _by_pixel(sorted_by_kind(wide, num_heads)).unflatten(2, (3, num_heads, -1)).unbind(2)
+    return _as_image(blend(q, k, v), qkv).to(qkv.dtype)
 
 
 def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
@@ -24,24 +27,36 @@ def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
     The logits q·k / sqrt(d) = sqrt(d) cos(q, k) cannot exceed sqrt(d), whatever the weights do, so any dtype will do.
 
-    [N, 3 C, H, W] -> [N, C, H, W] in the dtype of `qkv`.
+    [N, 3 C, H, W] -> [N, C, H, W] in the dtype of `qkv`. The channels in are ordered (head, channel, q/k/v).
     """
-    return _join_heads(_blend(normalize(_split_heads(qkv, num_heads), dim=2)), qkv)
+    return sorted_cosine_attention(sorted_by_kind(qkv, num_heads), num_heads)
 
 
-def _split_heads(qkv: Tensor, num_heads: int) -> Tensor:
-    """[N, 3 C, H, W] -> [N, heads, d, 3, pixels]."""
-    n, c, h, w = qkv.shape
-    return qkv.reshape(n, num_heads, c // (3 * num_heads), 3, h * w)
+def sorted_cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    """`cosine_attention` for channels ordered (q/k/v, head, channel): what is normalized lies in one piece."""
+    q, k, v = normalize(_by_pixel(qkv).unflatten(2, (3, num_heads, -1)), dim=4).unbind(2)
+    return _as_image(blend(q, k, v), qkv)
 
 
-def _blend(qkv: Tensor) -> Tensor:
-    """[N, heads, d, 3, pixels] -> [N, heads, pixels, d]: values in proportion to the softmax over the keys."""
-    q, k, v = qkv.permute(3, 0, 1, 4, 2).unbind(0)
-    return F.scaled_dot_product_attention(q, k, v)
+def sorted_by_kind(qkv: Tensor, num_heads: int, dim: int = 1) -> Tensor:
+    """Channels (head, channel, q/k/v), along `dim`, in the order (q/k/v, head, channel)."""
+    return qkv.unflatten(dim, (num_heads, -1, 3)).movedim(dim + 2, dim).flatten(dim, dim + 2)
 
 
-def _join_heads(y: Tensor, qkv: Tensor) -> Tensor:
-    """[N, heads, pixels, d] -> [N, C, H, W] of the image that `qkv` is of."""
-    n, c, h, w = qkv.shape
-    return y.transpose(2, 3).reshape(n, c // 3, h, w)
+def blend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Values in proportion to the softmax over the keys: softmax(q·k / sqrt(d)) v. All [N, pixels, heads, d]."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    logits = q @ (k * (1 / math.sqrt(q.shape[-1]))).mT  # plain products: on CPUs torch's fused kernel is slower
+    return (logits.softmax(dim=-1) @ v).transpose(1, 2)
+
+
+def _by_pixel(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, pixels, C]; a view where channels lie together in memory."""
+    return x.flatten(2).mT
+
+
+def _as_image(y: Tensor, like: Tensor) -> Tensor:
+    """[N, pixels, heads, d] -> [N, C, H, W] with the pixels of `like`."""
+    return y.flatten(2).mT.unflatten(2, like.shape[2:])

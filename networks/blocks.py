@@ -5,25 +5,58 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edm2.networks.attention import cosine_attention
+from edm2.networks.attention import sorted_by_kind, sorted_cosine_attention
 from edm2.networks.layers import MPConv
-from edm2.networks.magnitude import ResampleMode, mp_cat, mp_silu, mp_sum, normalize
+from edm2.networks.magnitude import (
+    SILU_MAGNITUDE,
+    ResampleMode,
+    modulated_silu,
+    mp_cat,
+    mp_sum_weights,
+    normalize,
+)
 from edm2.networks.skeleton import BlockSkeleton
 
 
 class MagnitudePreserving:
-    """The fixed functions between the layers of config G (Section 2.5); `ladder/config_f.py` has their plain form."""
+    """The constants between the layers of config G (Section 2.5); `ladder/config_f.py` has their plain form.
 
-    silu = staticmethod(mp_silu)
-    sum = staticmethod(mp_sum)
+    A constant factor on what a layer gets or gives moves into its weights: activations, which are many more, are then
+    read and written once less. So MP-SiLU is SiLU, with `silu_gain` in the layer that follows, and MP-sum an addition.
+    """
+
+    silu_gain: ClassVar[float] = 1 / SILU_MAGNITUDE
+    """mp_silu(x) = silu_gain silu(x) (Eq. 81)."""
+    sum_weights = staticmethod(mp_sum_weights)
+    """mp_sum(a, b, t) = w_a a + w_b b (Eq. 88)."""
     cat = staticmethod(mp_cat)
 
     @staticmethod
     def gain() -> nn.Parameter | int:
         """A factor on the output of a layer; it starts at zero (B.7), where a network without it starts at one."""
         return nn.Parameter(torch.zeros([]))
+
+
+class QueriesKeysValues(MPConv):
+    """1x1 convolution to queries, keys and values, which sorts its weights where others would sort its output.
+
+    Rows of the parameter are ordered (head, channel, q/k/v), as published; channels out (q/k/v, head, channel).
+
+    Args:
+        channels: C in; 3 C out.
+        heads: Number of heads.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__(channels, 3 * channels, kernel=(1, 1))
+        self.heads = heads
+
+    def effective_weight(self, gain: Tensor | float = 1) -> Tensor:
+        """See `WeightNormConv`; rows in the order of the channels out."""
+        return sorted_by_kind(super().effective_weight(gain), self.heads, dim=0)
 
 
 class Block(BlockSkeleton):
@@ -60,15 +93,16 @@ class Block(BlockSkeleton):
         clip_act: float | None = 256.0,
     ) -> None:
         super().__init__(out_channels, resample_mode, resample_filter, attention, channels_per_head, dropout, clip_act)
-        self.res_balance = res_balance
-        self.attn_balance = attn_balance
         self.emb_gain = self.fixed.gain()
-        self.conv_res0 = MPConv(self.residual_channels(in_channels, out_channels), out_channels, kernel=(3, 3))
+        self.main, share = self.fixed.sum_weights(res_balance)
+        silu, kernel = self.fixed.silu_gain, (3, 3)
+        self.conv_res0 = MPConv(self.residual_channels(in_channels, out_channels), out_channels, kernel, factor=silu)
         self.emb_linear = MPConv(emb_channels, out_channels)
-        self.conv_res1 = MPConv(out_channels, out_channels, kernel=(3, 3))
+        self.conv_res1 = MPConv(out_channels, out_channels, kernel, factor=silu * share)
         self.conv_skip = MPConv(in_channels, out_channels, kernel=(1, 1)) if in_channels != out_channels else None
-        self.attn_qkv = MPConv(out_channels, 3 * out_channels, kernel=(1, 1)) if self.num_heads else None
-        self.attn_proj = MPConv(out_channels, out_channels, kernel=(1, 1)) if self.num_heads else None
+        self.attn_main, share = self.fixed.sum_weights(attn_balance)
+        self.attn_qkv = QueriesKeysValues(out_channels, self.num_heads) if self.num_heads else None
+        self.attn_proj = MPConv(out_channels, out_channels, (1, 1), factor=share) if self.num_heads else None
 
     @staticmethod
     @abstractmethod
@@ -76,20 +110,20 @@ class Block(BlockSkeleton):
         """Channels that enter the residual branch."""
 
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The residual branch: [N, C, H, W] and [N, E] -> [N, out_channels, H, W]."""
-        y = self.conv_res0(self.fixed.silu(x))
+        """The residual branch, in its share of the sum: [N, C, H, W] and [N, E] -> [N, out_channels, H, W]."""
+        y = self.conv_res0(F.silu(x))
         scale = 1 + self.emb_linear(emb, gain=self.emb_gain)  # in float32 like the embedding itself
-        y = self.fixed.silu(y * scale[:, :, None, None].to(y.dtype))
+        y = modulated_silu(y, scale[:, :, None, None].to(y.dtype))
         return self.conv_res1(self.drop(y))
 
     def attend(self, x: Tensor) -> Tensor:
-        """Cosine attention over the pixels: [N, C, H, W] -> [N, C, H, W]."""
-        return self.attn_proj(cosine_attention(self.attn_qkv(x), self.num_heads))
+        """Cosine attention over the pixels, in its share of the sum: [N, C, H, W] -> [N, C, H, W]."""
+        return self.attn_proj(sorted_cosine_attention(self.attn_qkv(x), self.num_heads))
 
     def finish(self, x: Tensor) -> Tensor:
         """Attention, if the block has it, then the bound on the activations."""
         if self.num_heads:
-            x = self.fixed.sum(x, self.attend(x), t=self.attn_balance)
+            x = self.attend(x).add_(x, alpha=self.attn_main)
         return self.clip(x)
 
 
@@ -106,8 +140,7 @@ class EncoderBlock(Block):
         x = self.resample(x)
         x = x if self.conv_skip is None else self.conv_skip(x)
         x = normalize(x, dim=1)
-        x = self.fixed.sum(x, self.residual(x, emb), t=self.res_balance)
-        return self.finish(x)
+        return self.finish(self.residual(x, emb).add_(x, alpha=self.main))
 
 
 class DecoderBlock(Block):
@@ -123,5 +156,4 @@ class DecoderBlock(Block):
         x = self.resample(x)
         y = self.residual(x, emb)
         x = x if self.conv_skip is None else self.conv_skip(x)
-        x = self.fixed.sum(x, y, t=self.res_balance)
-        return self.finish(x)
+        return self.finish(y.add_(x, alpha=self.main))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from edm2.networks.layers import Conv, apply_weight
+from edm2.networks.skeleton import UNetSkeleton
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -23,7 +24,7 @@ class FoldedConv(nn.Module):
         """As the layer's forward pass."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         y = apply_weight(x, self.weight.to(x.dtype), bias)
-        return y if isinstance(gain, int) else y * gain
+        return y * gain if isinstance(gain, Tensor) else y
 
     def train(self, mode: bool = True) -> "FoldedConv":
         """Stay in evaluation mode.
@@ -58,6 +59,9 @@ def fold(net: Module, dtype: torch.dtype | None = None) -> Module:
                 if dtype is not None and weight.ndim > 2:
                     weight = weight.to(dtype)
                 setattr(module, name, FoldedConv(weight, None if layer.bias is None else layer.bias.detach()))
+    layouts = {module.memory_format for module in folded.modules() if isinstance(module, UNetSkeleton)}
+    for layout in layouts:
+        folded.to(memory_format=layout)
     return folded.eval().requires_grad_(False)
 
 

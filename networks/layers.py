@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edm2.networks.magnitude import normalize
+from edm2.networks.magnitude import EPS, euclidean_norm, normalize
 
 
 class Fourier(nn.Module):
@@ -76,11 +76,19 @@ class Conv(nn.Module, ABC):
 class WeightNormConv(Conv):
     """Layer without bias whose weights have unit magnitude per output unit where they are used (Eqs. 47 and 66).
 
-        y = x * w',    w' = normalize(w) gain / sqrt(fan_in)
+        y = x * w',    w' = normalize(w) factor gain / sqrt(fan_in)
 
     Only the direction of each output unit's weights matters. The normalization is part of the forward pass because the
     gradient must see it; `forward` never changes the parameter.
+
+    Args:
+        in_channels, out_channels, kernel: See `Conv`.
+        factor: A constant that the input or the output would otherwise have to be multiplied by.
     """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int] = (), factor: float = 1.0) -> None:
+        super().__init__(in_channels, out_channels, kernel)
+        self.factor = factor
 
     def initial_values(self, shape: Sequence[int], fan_in: int) -> Tensor:
         """N(0, 1)."""
@@ -88,8 +96,12 @@ class WeightNormConv(Conv):
 
     def effective_weight(self, gain: Tensor | float = 1) -> Tensor:
         """w' above, in at least float32; shaped like the parameter."""
-        w = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        return normalize(w) * (gain / math.sqrt(w[0].numel()))
+        w = self.weight
+        w = w if w.dtype.itemsize >= 4 else w.float()
+        root = math.sqrt(w[0].numel())
+        if isinstance(gain, Tensor) or not self.factor * gain:
+            return normalize(w) * (gain / root * self.factor)
+        return normalize(w, magnitude=self.factor * gain / root)
 
     def forward(self, x: Tensor, gain: Tensor | float = 1) -> Tensor:
         """[N, in] -> [N, out], or [N, in, H, W] -> [N, out, H, W]; computed in the dtype of `x`."""
@@ -118,6 +130,15 @@ def force_weight_normalization_(module: nn.Module) -> None:
     the control of the schedule: weights cannot grow, and their updates stay as large as Adam made them. It happens
     outside autograd and in place, so the optimizer's reference to the parameter stays valid.
     """
-    for layer in module.modules():
-        if isinstance(layer, MPConv):
-            layer.weight.copy_(normalize(layer.weight))
+    weights = [_local(layer.weight) for layer in module.modules() if isinstance(layer, MPConv)]
+    if not weights:  # configs A to D
+        return
+    magnitudes = [euclidean_norm(w, range(1, w.ndim)) for w in weights]
+    torch._foreach_mul_(magnitudes, [math.sqrt(1 / math.prod(w.shape[1:])) for w in weights])
+    torch._foreach_add_(magnitudes, EPS)
+    torch._foreach_div_(weights, magnitudes)
+
+
+def _local(w: Tensor) -> Tensor:
+    """This process's rows of a weight that torch shards (DTensor), else the weight itself."""
+    return w.to_local() if hasattr(w, "to_local") else w

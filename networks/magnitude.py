@@ -10,12 +10,17 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 SILU_MAGNITUDE = 0.596
 """Magnitude of silu(x) for x ~ N(0, 1), rounded as in Eq. 81 (exactly 0.59647), so mp_silu has magnitude 1.0008."""
 
 
-def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = 1e-4) -> Tensor:
+EPS = 1e-4
+"""What is added to a magnitude before something is divided by it."""
+
+
+def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = EPS, magnitude: float = 1.0) -> Tensor:
     """Scale `x` to unit magnitude over `dim` (Eqs. 30 and 47).
 
         y = x / (eps + rms(x)),    rms over `dim`
@@ -26,21 +31,75 @@ def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = 1e
         x: Any shape. Half-precision inputs have their root-mean-square summed in float32.
         dim: Dimensions that share one scale; default all but the first (one scale per output unit of a weight).
         eps: Keeps zeros finite.
+        magnitude: Multiplies y, at no cost; any number but 0.
 
     Returns:
         Same shape and dtype as `x`.
     """
     if dim is None:
-        dim = tuple(range(1, x.ndim))
-    accumulate = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=accumulate)
-    scale = eps + norm * math.sqrt(norm.numel() / x.numel())
-    return x / scale.to(x.dtype)
+        dim = range(1, x.ndim)
+    return Normalize.apply(x, [dim] if isinstance(dim, int) else list(dim), eps, magnitude)
+
+
+class Normalize(torch.autograd.Function):
+    """`normalize` with its gradient by hand: four passes over memory, where autograd would make ten.
+
+        y = x / s,    s = (eps + r) / m,    r = rms(x)
+        dL/dx = (g - y <g, y> / (n m (m - eps / s))) / s,    g = dL/dy
+
+    for sums <,> over n elements and magnitude m: it takes away what points along y, all of it but for eps.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, dims: list[int], eps: float, m: float) -> Tensor:
+        norm = euclidean_norm(x, dims)
+        ctx.n = x.numel() // norm.numel()
+        s = norm.mul_(math.sqrt(1 / ctx.n) / m).add_(eps / m)
+        y = x / s.to(x.dtype)
+        ctx.save_for_backward(y, s)
+        ctx.dims, ctx.eps, ctx.m = dims, eps, m
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor, None, None, None]:
+        y, s = ctx.saved_tensors
+        along = (g * y).sum(ctx.dims, keepdim=True, dtype=s.dtype)
+        square = (ctx.m**2 - ctx.m * ctx.eps / s).clamp_min_(TINY)  # zeros have no direction: there, `along` is 0, too
+        share = along.div_(square.mul_(ctx.n))
+        return torch.addcmul(g, y, share.to(g.dtype), value=-1).div_(s.to(g.dtype)), None, None, None
+
+
+def euclidean_norm(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """sqrt(sum of x² over `dims`), which keep length 1; summed and returned in at least float32."""
+    wide = torch.float32 if x.dtype.itemsize < 4 else x.dtype
+    return torch.linalg.vector_norm(x, dim=list(dims), keepdim=True, dtype=wide)
+
+
+TINY = 1e-30
+"""Less than any square of a magnitude but zero."""
 
 
 def mp_silu(x: Tensor) -> Tensor:
     """SiLU that keeps the magnitude of a unit Gaussian (Eq. 81): silu(x) / 0.596. Same shape and dtype as `x`."""
     return F.silu(x) / SILU_MAGNITUDE
+
+
+def modulated_silu(x: Tensor, scale: Tensor) -> Tensor:
+    """silu(x scale), in the memory of `x` where no gradient will be asked for.
+
+    Args:
+        x: [N, C, H, W]; nobody else may need it.
+        scale: Broadcasts to the shape of `x`.
+    """
+    if torch.is_grad_enabled():
+        return F.silu(x * scale)
+    return F.silu(x.mul_(scale), inplace=True)
+
+
+def mp_sum_weights(t: float = 0.5) -> tuple[float, float]:
+    """What `mp_sum` multiplies its branches by: (1 - t) / hypot(1 - t, t) and t / hypot(1 - t, t)."""
+    return (1 - t) / math.hypot(1 - t, t), t / math.hypot(1 - t, t)
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
@@ -59,6 +118,12 @@ def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     return torch.lerp(a, b, t) / math.hypot(1 - t, t)
 
 
+def mp_cat_weights(n_a: int, n_b: int, t: float = 0.5) -> tuple[float, float]:
+    """w_a and w_b of `mp_cat`. Branches of equally many channels have equal ones, and at t = 0.5 they are 1."""
+    k = math.sqrt((n_a + n_b) / ((1 - t) ** 2 + t**2))
+    return k * (1 - t) / math.sqrt(n_a), k * t / math.sqrt(n_b)
+
+
 def mp_cat(a: Tensor, b: Tensor, dim: int = 1, t: float = 0.5) -> Tensor:
     """Concatenate two branches so that their contributions to the squared norm stand in a chosen ratio (Eq. 103).
 
@@ -74,9 +139,13 @@ def mp_cat(a: Tensor, b: Tensor, dim: int = 1, t: float = 0.5) -> Tensor:
     Returns:
         N_a + N_b channels along `dim`; magnitude 1 if both inputs have magnitude 1.
     """
-    n_a, n_b = a.shape[dim], b.shape[dim]
-    k = math.sqrt((n_a + n_b) / ((1 - t) ** 2 + t**2))
-    return torch.cat([a * (k * (1 - t) / math.sqrt(n_a)), b * (k * t / math.sqrt(n_b))], dim=dim)
+    w_a, w_b = mp_cat_weights(a.shape[dim], b.shape[dim], t)
+    return torch.cat([_times(a, w_a), _times(b, w_b)], dim=dim)
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    """x times a constant; a constant of 1, up to rounding, costs nothing."""
+    return x if math.isclose(factor, 1, rel_tol=1e-12) else x * factor
 
 
 ResampleMode = Literal["keep", "down", "up"]

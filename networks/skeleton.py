@@ -66,7 +66,10 @@ class BlockSkeleton(nn.Module, ABC):
 
     def clip(self, x: Tensor) -> Tensor:
         """Bound the activations, if they are to be."""
-        return x if self.clip_act is None else x.clamp(-self.clip_act, self.clip_act)
+        if self.clip_act is None:
+            return x
+        in_place = not torch.is_grad_enabled()  # `x` is a sum that the block has made
+        return nn.functional.hardtanh(x, -self.clip_act, self.clip_act, inplace=in_place)
 
 
 class UNetSkeleton(nn.Module, ABC):
@@ -92,6 +95,8 @@ class UNetSkeleton(nn.Module, ABC):
     decoder_block: ClassVar[type[BlockSkeleton]]
     constant_channels: ClassVar[int]
     """Channels of ones appended to the image, in place of biases."""
+    memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
+    """How activations lie in memory; it pays if convolution weights lie alike."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -187,7 +192,8 @@ class UNetSkeleton(nn.Module, ABC):
 
     def enter(self, x: Tensor) -> Tensor:
         """Append the constant channels: [N, img_channels, H, W] -> [N, img_channels + constant_channels, H, W]."""
-        return torch.cat([x, torch.ones_like(x[:, : self.constant_channels])], dim=1)
+        x = torch.cat([x, torch.ones_like(x[:, : self.constant_channels])], dim=1)
+        return x.contiguous(memory_format=self.memory_format)
 
     def forward(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
         """Raw output F.

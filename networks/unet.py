@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edm2.networks.blocks import DecoderBlock, EncoderBlock, MagnitudePreserving
@@ -20,6 +22,7 @@ class UNet(UNetSkeleton):
     encoder_block = EncoderBlock
     decoder_block = DecoderBlock
     constant_channels = 1
+    memory_format = torch.channels_last  # faster convolutions and sums over channels; group norms would lose
     fixed: ClassVar[type[MagnitudePreserving]] = MagnitudePreserving
     """Functions without weights, here and in the blocks."""
 
@@ -29,10 +32,13 @@ class UNet(UNetSkeleton):
         return super().block_options() | balances
 
     def build_embedding(self, noise_channels: int, emb_channels: int) -> None:
-        """One linear layer for the noise level, one for the label."""
+        """One linear layer for the noise level, one for the label; `factor` makes their sum an MP-sum."""
+        label_dim = self.config.label_dim
+        noise, label = self.fixed.sum_weights(self.config.label_balance) if label_dim else (1.0, 0.0)
+        unit = label_dim**0.5  # gives a one-hot vector unit magnitude
         self.emb_fourier = self.fourier(noise_channels)
-        self.emb_noise = MPConv(noise_channels, emb_channels)
-        self.emb_label = MPConv(self.config.label_dim, emb_channels) if self.config.label_dim else None
+        self.emb_noise = MPConv(noise_channels, emb_channels, factor=noise)
+        self.emb_label = MPConv(label_dim, emb_channels, factor=label * unit) if label_dim else None
 
     def build_output(self, channels: int) -> None:
         """A convolution, and its gain."""
@@ -43,9 +49,8 @@ class UNet(UNetSkeleton):
         """Noise level [N] and one-hot labels [N, label_dim] -> embedding [N, E]."""
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
-            one_hot = class_labels * self.config.label_dim**0.5  # unit magnitude for a one-hot vector
-            emb = self.fixed.sum(emb, self.emb_label(one_hot), t=self.config.label_balance)
-        return self.fixed.silu(emb)
+            emb = emb + self.emb_label(class_labels)
+        return F.silu(emb) * self.fixed.silu_gain
 
     def concat(self, x: Tensor, skip: Tensor) -> Tensor:
         """MP-cat (Eq. 103)."""

@@ -13,6 +13,7 @@ snapshots of two averages, stored along the run, rebuild the average of any widt
     reconstruction  snapshots and a width -> weights
     combination     the sums of it, in parts, by several threads
     storage_plan    how many snapshots to keep, in which precision
+    thinning        which snapshots to keep of too many
     conversions     other ways to name an EMA's length
     safetensors_file    parts of files, read and written
     dtypes          the precision in which averages are computed
@@ -67,6 +68,7 @@ from edm2.post_hoc_ema.storage_plan import (
     snapshots_needed,
     storage_dtype,
 )
+from edm2.post_hoc_ema.thinning import thin, thin_along
 from edm2.post_hoc_ema.tracker import PowerFunctionEMA
 from edm2.post_hoc_ema.traditional import TraditionalEMA
 
@@ -110,5 +112,7 @@ __all__ = [
     "snapshots_needed",
     "solve_coefficients",
     "storage_dtype",
+    "thin",
+    "thin_along",
     "write_snapshot",
 ]

@@ -141,15 +141,20 @@ def select_snapshots(snapshots: Sequence[Snapshot], at: int | None = None) -> li
     return sorted(inputs, key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel), reverse=True)
 
 
-def missing_snapshots(snapshots: Sequence[Snapshot]) -> list[tuple[int, float]]:
+def missing_snapshots(snapshots: Sequence[Snapshot], regular: bool = True) -> list[tuple[int, float]]:
     """Times and widths that are likely to be missing: others of that time or width are there at regular intervals.
+
+    Args:
+        snapshots: Those of a run.
+        regular: Whether there are no regular intervals because some times were removed on purpose (`thin`): False
+            tells of widths only.
 
     Reconstruction does without them, less exactly (`reconstruction_error` tells how much).
     """
     there = {(snapshot.images_seen, snapshot.sigma_rel) for snapshot in snapshots if snapshot.images_seen > 0}
     times = sorted({t for t, _ in there})
     gaps = [b - a for a, b in pairwise(times)]
-    if gaps:
+    if gaps and regular:
         usual = max(gaps, key=gaps.count)
         times = sorted({*times, *(t for a, b in pairwise(times) for t in range(a, b, usual))})
     return sorted({(t, s) for t in times for s in {s for _, s in there}} - there)

@@ -19,6 +19,8 @@ COMMANDS = {
     "metrics": "Score samples, or look for training images among them.",
     "convert": "Published checkpoints to snapshots; snapshots to diffusers.",
     "info": "Say what a snapshot, a run or a dataset is.",
+    "plan": "Forecast training on a cluster: memory, days, disk.",
+    "bench": "Measure how fast this machine trains and samples.",
     "demo": "Train, sweep and sample on handwritten digits, in minutes.",
 }
 

@@ -180,7 +180,8 @@ def warn_of_missing(snapshots: "Sequence[AnySnapshot]", consequence: str) -> Non
     """A word about snapshots that one would expect among these, and what comes of it."""
     from edm2.post_hoc_ema import missing_snapshots
 
-    if missing := missing_snapshots(snapshots):
+    thinned = any((snapshot.metadata.get("training") or {}).get("keep_snapshots") for snapshot in snapshots)
+    if missing := missing_snapshots(snapshots, regular=not thinned):
         (t, s), more = missing[0], f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         click.echo(f"Warning: no snapshot of {t} images at length {s:g}{more}; {consequence}.", err=True)
 

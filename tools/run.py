@@ -19,7 +19,7 @@ from edm2.training import CheckpointError, Codec, Dataset, Trainer, TrainingConf
 from edm2.training.distributed import ALONE, Processes
 from edm2.training.latents import VAEError
 from edm2.training.speed import time_text
-from edm2.training.trainer import DTYPES, SnapshotHook
+from edm2.training.trainer import DTYPES, OwnTrainingError, SnapshotHook
 
 COLUMNS = 10
 
@@ -83,7 +83,7 @@ def told_once(processes: Processes) -> Iterator[None]:
     try:
         yield
     except (click.UsageError, TrainingError, CheckpointError) as error:
-        if processes.is_first:
+        if processes.is_first or isinstance(error, OwnTrainingError):
             raise
         raise click.exceptions.Exit(getattr(error, "exit_code", 1)) from None
 

@@ -19,10 +19,14 @@ The files in the order of a datum's way through them:
     trainer.py            the loop: one step, and what happens between steps
     speed.py              images per second on the first steps
     totals.py             what is added up between two reports
+    explosion.py          telling a loss that explodes from one that is merely high
+    anomaly.py            the layer in which the first NaN or infinity appears
     diagnostics/          instruments: activations, weights, updates, gradients
     holdout.py            the loss per noise level on images not trained on
     monitor.py            status line, stats.jsonl, TensorBoard
     checkpoint.py         complete state, to resume from
+    disk.py               what a run will write, and whether there is room
+    trouble.py            what ends a run, and the line that says so
     run_folder.py         where a run keeps its files
     config.py             the description of a run
 """

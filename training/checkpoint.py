@@ -100,10 +100,10 @@ class Checkpoints:
             self._writer = None
         self.check()
 
-    def abandon(self) -> None:
-        """Wait, but say nothing of what goes wrong: there is worse to tell."""
+    def abandon(self, seconds: float) -> None:
+        """Wait for so long at most, and say nothing of what goes wrong: there is worse to tell."""
         if self._writer is not None:
-            self._writer.join()
+            self._writer.join(seconds)
 
     def check(self) -> None:
         """Raise what went wrong while writing, if anything did."""
@@ -127,7 +127,7 @@ def _copied(tensors: Tensors) -> Tensors:
 
 
 def save_checkpoint(folder: Path, images_seen: int, tensors: Tensors, state: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint into `folder`, then remove all but the newest `keep`. For a process that is alone."""
+    """Write a checkpoint into `folder`, then remove old ones. For a process that is alone."""
     return write_checkpoint(folder, images_seen, tensors, state, keep)
 
 
@@ -140,7 +140,7 @@ def write_checkpoint(
     processes: Processes = ALONE,
     group: distributed.ProcessGroup | None = None,
 ) -> Path:
-    """Write a checkpoint into `folder`, then remove all but the newest `keep`.
+    """Write a checkpoint into `folder`, then remove all but the newest `keep`, and the newest good one.
 
     It is written under a temporary name and renamed when every byte of every process is on the disk.
 
@@ -169,8 +169,10 @@ def write_checkpoint(
             _remove(final)
         os.replace(temporary, final)
         _flush(folder)
-        for old in find_checkpoints(folder)[:-keep]:
-            _remove(old)
+        kept = {last_good_checkpoint(folder), *find_checkpoints(folder)[-keep:]}
+        for old in find_checkpoints(folder):
+            if old not in kept:
+                _remove(old)
     return final
 
 
@@ -206,6 +208,19 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.isdigit() and (path / STATE_FILE).is_file())
 
 
+def last_good_checkpoint(folder: Path) -> Path | None:
+    """The newest of before the loss exploded, as it seemed when they were written; None: there is none."""
+    return next((path for path in reversed(find_checkpoints(folder)) if _is_good(path)), None)
+
+
+def _is_good(checkpoint: Path) -> bool:
+    """Whether the loss was as low as ever; checkpoints of earlier versions do not say."""
+    try:
+        return (_read_state(checkpoint).get("explosion") or {}).get("good", True)
+    except (OSError, ValueError):
+        return False
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     """What stands beside the tensors. Raises ValueError unless the trainer can rely on it."""
     state = parse_json((path / STATE_FILE).read_text(encoding="utf-8"))
@@ -213,9 +228,30 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise ValueError(f"{STATE_FILE} does not say how many images were seen")
     if "codec" in state:
         codec_from_json(state["codec"])
+    if not _are_times(state.get("snapshot_times", [])):
+        raise ValueError(f"{STATE_FILE} does not say when snapshots were made")
+    if not _is_explosion(state.get("explosion")):
+        raise ValueError(f"{STATE_FILE} does not say how the loss was")
     if not _are_counts(state.get("diagnostics")):
         raise ValueError(f"{STATE_FILE} does not say how many steps were counted")
     return state
+
+
+def _are_times(times: Any) -> bool:
+    """Whether these are images seen, ascending."""
+    return (
+        isinstance(times, list)
+        and all(type(t) is int and 0 < t < 1 << 62 for t in times)
+        and times == sorted(set(times))
+    )
+
+
+def _is_explosion(state: Any) -> bool:
+    """Whether this is what `Explosion` keeps, or None, which earlier versions have."""
+    kinds = {"steps": float, "usual": float, "good": bool}
+    return state is None or (
+        isinstance(state, dict) and all(type(state.get(name)) is kind for name, kind in kinds.items())
+    )
 
 
 def _are_counts(counts: Any) -> bool:

@@ -23,14 +23,17 @@ CHANGEABLE = frozenset(
     {
         "checkpoint_every",
         "compile",
+        "detect_anomaly",
         "device",
         "diagnostics_every",
         "duration",
         "holdout_every",
         "keep_checkpoints",
+        "keep_snapshots",
         "max_nonfinite_steps",
         "micro_batch",
         "out",
+        "patience",
         "recompute",
         "skip_broken",
         "sample_every",
@@ -118,6 +121,8 @@ class TrainingConfig:
     """Images between status lines."""
     snapshot_every: int = 8 << 20
     """Images between EMA snapshots."""
+    keep_snapshots: int | None = None
+    """Times to keep snapshots of; see `edm2.post_hoc_ema.thinning`. None: all."""
     checkpoint_every: int = 128 << 20
     """Images between checkpoints."""
     sample_every: int | None = None
@@ -138,6 +143,10 @@ class TrainingConfig:
     """With several processes, divide weights, gradients, Adam's moments and averages among them (FSDP2)."""
     recompute: bool = False
     """Compute activations inside of blocks again in the backward pass: less memory, a third more time."""
+    patience: float = 1800.0
+    """Seconds that a step of several processes waits for one that does not answer, before all of them end."""
+    detect_anomaly: bool = False
+    """Look for NaN and infinities in every layer, and stop at the first: for a run that has them. Slow."""
     random_block: int = 64
     """Consecutive places whose random numbers are drawn together."""
     max_nonfinite_steps: int = 64
@@ -168,8 +177,8 @@ class TrainingConfig:
     def _check_counts(self) -> None:
         for field in (
             "duration", "batch_size", "micro_batch", "status_every", "snapshot_every", "checkpoint_every",
-            "sample_every", "holdout_every", "diagnostics_every", "keep_checkpoints", "random_block",
-            "max_nonfinite_steps", "traditional_ema",
+            "sample_every", "holdout_every", "diagnostics_every", "keep_checkpoints", "keep_snapshots",
+            "random_block", "max_nonfinite_steps", "traditional_ema",
         ):  # fmt: skip
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -195,6 +204,10 @@ class TrainingConfig:
             raise ValueError(f"loss_scale={self.loss_scale} must be positive")
         if not self.P_std > 0:
             raise ValueError(f"P_std={self.P_std} must be positive")
+        if self.detect_anomaly and self.compile:
+            raise ValueError("anomalies are found in layers, which a compiled network has none of: leave out --compile")
+        if not self.patience > 0:
+            raise ValueError(f"patience={self.patience} must be positive")
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout={self.label_dropout} must lie between 0 and 1")
         if not self.sigma_rels or len(set(self.sigma_rels)) < len(self.sigma_rels):

@@ -1,6 +1,8 @@
 """The processes that torchrun started for one job; without torchrun, this one alone."""
 
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 Item = TypeVar("Item")
 
@@ -32,6 +35,11 @@ def failures_of_others() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
+        if "timed out" in str(error).lower():
+            raise OtherProcessError(
+                "another process of this job does not answer: look at what it said last, and at its machine; "
+                "--patience sets how long to wait for it"
+            ) from error
         raise OtherProcessError("another process of this job has failed; what it said tells why") from error
 
 
@@ -88,9 +96,34 @@ def joined_processes() -> Iterator[Processes]:
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield Processes()
         return
-    distributed.init_process_group("gloo", timeout=PATIENCE)
+    store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
+    fresh = _fresh(store, rank, count)
+    distributed.init_process_group("gloo", store=fresh, rank=rank, world_size=count, timeout=PATIENCE)
     try:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        yield Processes(distributed.get_rank(), distributed.get_world_size(), local_rank)
+        yield Processes(rank, count, local_rank)
     finally:
         distributed.destroy_process_group()
+
+
+def _fresh(store: distributed.Store, rank: int, count: int) -> distributed.Store:
+    """A part of a store that no earlier processes of this job have written to.
+
+    If torchrun starts processes again, they find addresses of those before in its store (seen with PyTorch 2.13), and
+    how often they were started again is not the same on all machines. So each process says hello with a name of its
+    own; the first one answers every hello with the name of this attempt, until all others have thanked for that.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"hello {rank}", own)
+        attempt = store.get(f"answer to {own}").decode()  # waits for it
+        store.set(f"{attempt} thanks {rank}", "")
+        return distributed.PrefixStore(attempt, store)
+    answered = set()
+    while not all(store.check([f"{own} thanks {other}"]) for other in range(1, count)):
+        for hello in (f"hello {other}" for other in range(1, count)):
+            if store.check([hello]) and (name := store.get(hello).decode()) not in answered:
+                store.set(f"answer to {name}", own)
+                answered.add(name)
+        time.sleep(0.01)
+    return distributed.PrefixStore(own, store)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edm2.training.codec import Codec, PixelCodec
 from edm2.training.config import TrainingConfig
-from edm2.training.data import Dataset, DatasetError, pixel_statistics, split_holdout
+from edm2.training.data import Dataset, DatasetError, Subset, pixel_statistics, split_holdout
 from edm2.training.distributed import ALONE, Processes
 from edm2.training.latents import latent_codec_of
 from edm2.training.loader import data_loader
@@ -102,6 +102,15 @@ class Feed:
         for first in itertools.count(start + rank * share, config.batch_size):
             starts = range(first, first + share, size)
             yield [self._augment(*self._encode(*next(loader), place), place) for place in starts]
+
+    def indices(self, places: Sequence[int]) -> list[int]:
+        """Which images of the dataset stand at some places of the run, broken ones not replaced."""
+        order, dataset = ShuffledOrder(len(self.train_set), self.config.seed), self.train_set
+        found = [int(order.indices(place, place + 1)[0]) for place in places]
+        while isinstance(dataset, Subset | TolerantDataset):
+            found = dataset.indices[found].tolist() if isinstance(dataset, Subset) else found
+            dataset = dataset.dataset
+        return found
 
     def first_images(self, dataset: Dataset, count: int) -> Microbatch:
         """The first images of a dataset, without augmentation; of latents, the means."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from edm2.training.bins import x0_gradients
 from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.distributed import ALONE, Processes
 from edm2.training.feed import Microbatch
+from edm2.training.heap import keep_freed_memory
 from edm2.training.objective import stratified_normal
 from edm2.training.parallel import parallel
 from edm2.training.pareto import Pareto
@@ -44,6 +46,7 @@ class Learner:
         net: The network as the optimizer sees it.
         ema: Its power-function averages.
         images_seen: The clock.
+        place: Of the first image that went through the network last.
 
     Raises:
         ValueError: the processes cannot share a step.
@@ -56,15 +59,19 @@ class Learner:
         self.images_per_forward = min(config.images_per_forward, self.share)
         self.device = processes.device(config.device)
         self.images_seen = 0
+        self.place = 0
         self.loss = config.objective()
-        self.net = net.to(self.device).train()
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        layout = torch.contiguous_format if config.shard else net.unet.memory_format  # FSDP2 takes no other
+        self.net = net.to(self.device, memory_format=layout).train()
         self.net.compute_dtype = DTYPES[config.precision]
         self.buffers = [name for name, _ in net.named_buffers()]
         if not self.loss.weighting.uses_uncertainty:
             self.net.logvar_linear.requires_grad_(False)  # it gets no gradient, and other processes would wait for one
         if config.recompute:
             recompute_blocks_(self.net)
-        self.parallel = parallel(processes, self.device, config.shard)
+        self.parallel = parallel(processes, self.device, config.shard, timedelta(seconds=config.patience))
         self.denoiser = self.parallel.wrap(self.net, config.compile)
         self.optimizer = self._optimizer()
         self.ema = PowerFunctionEMA(self.net, config.sigma_rels)
@@ -100,7 +107,7 @@ class Learner:
         config = self.config
         force_weight_normalization_(self.net)  # once: all rounds of a step see the same weights
         self._learn_weights(microbatches)
-        loss = self._gradients(microbatches, sigma, noise)
+        loss, error = self._gradients(microbatches, sigma, noise)
         grad_norm, nonfinite = self.parallel.clean_gradients_(self.net)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -108,12 +115,12 @@ class Learner:
         self.images_seen += config.batch_size
         for ema in self._trackers().values():
             ema.update(self.images_seen)
-        return StepResult(loss, grad_norm / config.loss_scale, nonfinite)
+        return StepResult(loss, grad_norm / config.loss_scale, nonfinite, error)
 
     def _gradients(
         self, microbatches: Sequence[Microbatch], sigma: Sequence[Tensor] | None, noise: Sequence[Tensor] | None
-    ) -> Tensor:
-        """Those of the mean loss over the images of all processes; returns the mean over this one's.
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the mean loss over the images of all processes; returns mean loss and error of this one's.
 
         If memory runs out, in smaller parts.
         """
@@ -125,19 +132,24 @@ class Learner:
                     raise
             self._lower_images_per_forward()
 
-    def _add_up(self, parts: Sequence[Part], sigma: Sequence[Tensor] | None, noise: Sequence[Tensor] | None) -> Tensor:
+    def _add_up(
+        self, parts: Sequence[Part], sigma: Sequence[Tensor] | None, noise: Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum = torch.zeros((), device=self.device)
+        loss_sum, error_sum = torch.zeros(2, device=self.device)
         for i, (place, images, labels) in enumerate(parts):
             here = slice(place - parts[0].place, place - parts[0].place + len(images))
             level = self._draw_sigma(place, len(images)) if sigma is None else torch.cat(list(sigma))[here]
             unit = self._draw_noise(place, images.shape) if noise is None else torch.cat(list(noise))[here]
             self._seed_dropout(place)
+            self.place = place
             with self.parallel.accumulating() if i + 1 < len(parts) else nullcontext():
-                loss = self.loss(self.denoiser, images, labels, sigma=level, noise=unit).sum() / self.share
+                losses, error = self.loss.judged(self.denoiser, images, labels, level, unit)
+                loss = losses.sum() / self.share
                 (loss * self.config.loss_scale).backward()
             loss_sum += loss.detach()
-        return loss_sum
+            error_sum += error * (len(images) / self.share)
+        return loss_sum, error_sum
 
     def _parts(self, microbatches: Sequence[Microbatch]) -> list[Part]:
         """Micro-batches with their places, none larger than memory suffices for."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edm2.training.noise import LnNormal, NoiseDistribution
-from edm2.training.weighting import Uncertainty, Weighting
+from edm2.training.weighting import Uncertainty, Weighting, edm_weight
 
 UNCERTAINTY = Uncertainty()
 """The default weighting."""
@@ -61,9 +61,29 @@ class DenoisingLoss:
             sigma = self.sigma_from_normal(torch.randn(len(images), device=images.device, dtype=images.dtype))
         if noise is None:
             noise = torch.randn_like(images)
+        return self.judged(net, images, labels, sigma, noise)[0]
+
+    def judged(
+        self,
+        net: Callable[..., tuple[Tensor, Tensor]],
+        images: Tensor,
+        labels: Tensor | None,
+        sigma: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and how good the network is whatever the weighting; arguments as above.
+
+        Returns:
+            (loss per element [N, C, H, W], `relative_error` of all images).
+        """
         sigma = sigma.reshape(-1, 1, 1, 1)
-        denoised, u = net(images + sigma * noise, sigma, labels, return_logvar=True)
-        return self.weighting((denoised - images) ** 2, sigma, u, self.sigma_data)
+        noisy = images + sigma * noise
+        denoised, u = net(noisy, sigma, labels, return_logvar=True)
+        squared_error = (denoised - images) ** 2
+        return (
+            self.weighting(squared_error, sigma, u, self.sigma_data),
+            relative_error(squared_error.detach(), noisy, images, sigma, self.sigma_data),
+        )
 
 
 class EDM2Loss(DenoisingLoss):
@@ -84,6 +104,28 @@ class EDM2Loss(DenoisingLoss):
         weighting: Weighting = UNCERTAINTY,
     ) -> None:
         super().__init__(LnNormal(P_mean, P_std), sigma_data, weighting)
+
+
+def relative_error(squared_error: Tensor, noisy: Tensor, images: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """Error on the raw output F, as a multiple of that of a network whose output is F = 0.
+
+        sum lambda (D - y)² / sum lambda (c_skip x - y)²
+
+    with EDM's lambda (Eq. 16): 1 for a network that has learned nothing, whatever the data and the noise levels.
+
+    Args:
+        squared_error: (D - y)², [N, C, H, W].
+        noisy: x, shaped like it.
+        images: y, likewise.
+        sigma: Noise levels, [N, 1, 1, 1].
+        sigma_data: Standard deviation of the data y.
+
+    Returns:
+        0-dimensional.
+    """
+    weight = edm_weight(sigma, sigma_data)
+    c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)
+    return (weight * squared_error).sum() / (weight * (c_skip * noisy - images) ** 2).sum()
 
 
 def stratified_normal(first_place: int, uniform: Tensor, strata: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,12 @@ class Output:
         path = self.folder.snapshots / snapshot_name(images_seen, sigma_rel)
         metadata = self._metadata(images_seen) | {"sigma_rel": sigma_rel}
         self._write(path, average, metadata, DTYPES[self.config.snapshot_precision])
+
+    def remove_snapshots(self, times: Collection[int]) -> None:
+        """Those of all lengths; what a run that was killed has removed already is no matter."""
+        for images_seen in times if self.writes else ():
+            for sigma_rel in self.config.sigma_rels:
+                (self.folder.snapshots / snapshot_name(images_seen, sigma_rel)).unlink(missing_ok=True)
 
     def save_traditional(self, images_seen: int, ema: TraditionalEMA) -> None:
         """The average of a fixed half-life."""

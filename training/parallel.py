@@ -21,9 +21,6 @@ from edm2.training.distributed import Processes
 
 Denoiser = Callable[..., "Tensor | tuple[Tensor, Tensor]"]
 
-PATIENCE = timedelta(minutes=30)
-"""How long a step waits for another process: longer than data loading, or compilation, may take."""
-
 
 class Parallel(ABC):
     """What depends on how processes train together.
@@ -65,7 +62,7 @@ class Alone(Parallel):
     """One process."""
 
     def wrap(self, net: Precond, compile: bool) -> Denoiser:
-        return torch.compile(net) if compile else net
+        return compiled(net) if compile else net
 
     def accumulating(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -86,14 +83,15 @@ class Several(Parallel):
     Args:
         processes: The processes.
         device: Where this one computes.
+        patience: How long a step waits for another process.
     """
 
-    def __init__(self, processes: Processes, device: torch.device) -> None:
+    def __init__(self, processes: Processes, device: torch.device, patience: timedelta) -> None:
         super().__init__(processes)
         self.device = device
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        self.group = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        self.group = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=patience)
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
@@ -112,7 +110,7 @@ class Replicated(Several):
             broadcast_buffers=False,  # they never change
             gradient_as_bucket_view=True,
         )
-        return torch.compile(self._ddp) if compile else self._ddp
+        return compiled(self._ddp) if compile else self._ddp
 
     def accumulating(self) -> AbstractContextManager[None]:
         return self._ddp.no_sync()
@@ -145,7 +143,7 @@ class Sharded(Several):
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         for module in (*blocks(net), net):
             if compile and module is not net:
-                module.compile()
+                module.compile(dynamic=False)
             fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=set(self._scalars))
         return net
 
@@ -179,11 +177,16 @@ class Sharded(Several):
             yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def parallel(processes: Processes, device: torch.device, shard: bool) -> Parallel:
+def parallel(processes: Processes, device: torch.device, shard: bool, patience: timedelta) -> Parallel:
     """How `processes` train together; one process needs no shares."""
     if processes.count == 1:
         return Alone(processes)
-    return Sharded(processes, device) if shard else Replicated(processes, device)
+    return (Sharded if shard else Replicated)(processes, device, patience)
+
+
+def compiled(net: nn.Module) -> nn.Module:
+    """`net` compiled for the shapes that it meets."""
+    return torch.compile(net, dynamic=False)
 
 
 def clean_(grads: Sequence[Tensor], norm: Callable[[Sequence[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:

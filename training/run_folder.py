@@ -2,6 +2,7 @@
 raw-weights.safetensors; traditional-ema.safetensors where such an average was asked for."""
 
 import json
+import re
 from pathlib import Path
 
 from edm2.post_hoc_ema import atomic_output
@@ -56,6 +57,11 @@ class RunFolder:
         self.snapshots.mkdir(parents=True, exist_ok=True)
         with atomic_output(self.config) as temporary:
             Path(temporary).write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+
+    def snapshot_times(self, until: int) -> list[int]:
+        """Images seen at the snapshots up to `until`, by the names of their files."""
+        names = (re.fullmatch(r"snapshot-(\d+)-[\d.]+", path.stem) for path in self.snapshots.glob("*.safetensors"))
+        return sorted({time for name in names if name and 0 < (time := int(name[1])) <= until})
 
     def _refuse_to_go_back(self, config: TrainingConfig) -> None:
         checkpoints = find_checkpoints(self.checkpoints)

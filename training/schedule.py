@@ -25,6 +25,13 @@ def inverse_sqrt_lr(
     return lr
 
 
+def due_times(interval: int, batch_size: int, duration: int) -> list[int]:
+    """Images seen whenever `is_due` in a run from 0 to `duration`, and at its end."""
+    interval = max(interval, batch_size)  # never twice within a step
+    due = {math.ceil(multiple / batch_size) * batch_size for multiple in range(interval, duration + 1, interval)}
+    return sorted(due | {duration})
+
+
 def is_due(interval: int | None, before: int, after: int) -> bool:
     """Whether a step from `before` to `after` images seen crosses a multiple of `interval` (None: never)."""
     return interval is not None and before // interval != after // interval

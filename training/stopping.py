@@ -7,9 +7,6 @@ from torch import Tensor, distributed
 
 from edm2.training.distributed import Processes
 
-PATIENCE = timedelta(minutes=30)
-"""How long to wait for the vote of another process: as long as a step may last."""
-
 
 class Votes:
     """Whether any of the processes wants to stop. All of them hear the same answer in the same step.
@@ -19,11 +16,12 @@ class Votes:
 
     Args:
         processes: Who votes.
+        patience: How long to wait for the vote of another process: as long as a step may last.
     """
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, processes: Processes, patience: timedelta) -> None:
         self.several = processes.count > 1
-        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE) if self.several else None
+        self._group = distributed.new_group(backend="gloo", timeout=patience) if self.several else None
         self._ballot: tuple[distributed.Work, Tensor] | None = None
 
     def cast(self, wish: int) -> int:

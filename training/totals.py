@@ -16,6 +16,8 @@ class StepResult(NamedTuple):
     """L2 norm of all gradients, after non-finite entries were set to zero."""
     nonfinite: Tensor
     """1 if any gradient entry was NaN or infinite, else 0 (int64)."""
+    error: Tensor
+    """Error of the images that this process saw, relative to that of a network whose output is zero."""
 
 
 class Totals:

@@ -1,20 +1,25 @@
 """The training loop. The clock is images seen."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from edm2.networks import Precond
+from edm2.post_hoc_ema import thin
+from edm2.training.anomaly import SHOWN, AnomalyError, finding_anomalies
 from edm2.training.checkpoint import Checkpoints, adam_state, find_checkpoints, load_checkpoint
 from edm2.training.codec import codec_from_json
 from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.data import Dataset, open_dataset
 from edm2.training.diagnostics import Diagnostics
+from edm2.training.disk import file_sizes
 from edm2.training.distributed import ALONE, Processes, failures_of_others
+from edm2.training.explosion import STEPS, Explosion
 from edm2.training.feed import Feed
 from edm2.training.initialization import fresh_network, load_snapshot_
 from edm2.training.learner import Learner
@@ -26,18 +31,15 @@ from edm2.training.speed import Measurement, Speedometer
 from edm2.training.stopping import Votes
 from edm2.training.tolerance import BrokenFiles
 from edm2.training.totals import Totals
+from edm2.training.trouble import OwnTrainingError, TrainingError, Trouble
 
-__all__ = ["DTYPES", "SampleHook", "SnapshotHook", "SpeedHook", "Trainer", "TrainingError"]
+__all__ = ["DTYPES", "OwnTrainingError", "SampleHook", "SnapshotHook", "SpeedHook", "Trainer", "TrainingError"]
 
 SpeedHook = Callable[[float, int], None]
 """Hears once how many images per second are trained on, and how many images are left."""
 
 SnapshotHook = Callable[[int], dict[str, float]]
 """Hears of images seen when the snapshots of that time are written; returns numbers for TensorBoard, by name."""
-
-
-class TrainingError(RuntimeError):
-    """A run cannot go on; the message is one line that says why and what to do."""
 
 
 class Trainer(Learner):
@@ -77,12 +79,16 @@ class Trainer(Learner):
         net = fresh_network(config.network, config.seed)
         if config.init is not None and not find_checkpoints(self.folder.checkpoints):
             load_snapshot_(net, config.init)
+        self.sizes = file_sizes(config, net)
+        self.snapshot_times: list[int] = []
         super().__init__(config, net, processes)
         self.diagnostics = Diagnostics(replace(config, micro_batch=self.images_per_forward), self.loss.distribution)
         self.totals = Totals(self.device)
+        self.explosion = Explosion(self.device)
         self.speedometer = Speedometer(config.batch_size, wait=self.totals.loss.item)  # reading waits for the device
-        self.votes = Votes(processes)
+        self.votes = Votes(processes, timedelta(seconds=config.patience))
         self.checkpoints = Checkpoints(self.folder.checkpoints, config.keep_checkpoints, processes)
+        self.trouble = Trouble(config, self.folder, self.checkpoints, processes)
 
     # ------------------------------------------------------------------------------------------------- the run
 
@@ -97,11 +103,15 @@ class Trainer(Learner):
             if self.processes.is_first:
                 self.folder.claim(self.config)
             self._resume()
+            if self.images_seen < self.config.duration:
+                self.trouble.require_space(
+                    self.sizes.snapshots + self.sizes.checkpoint, "the next snapshots and checkpoint"
+                )
             self.output = Output(self.config, self.folder, self.feed, self.parallel, self.buffers, self.images_seen)
             try:
                 self._train()
             except Exception:
-                self.checkpoints.abandon()
+                self.checkpoints.abandon(self.config.patience)
                 raise
             finally:
                 self.output.close()
@@ -110,12 +120,13 @@ class Trainer(Learner):
         batches = self.feed.steps(self.images_seen)
         while self.images_seen < self.config.duration and not self._is_stopped():
             before = self.images_seen
-            with self._watching():
+            with self._watching(), self._looking_for_anomalies():
                 step = self.step(next(batches))
             self.totals.add(step)
+            self.explosion.add(step.error)
             self.diagnostics.add(step)
             self.output.advance()
-            self._give_up_if_nonfinite()
+            self._give_up_if_hopeless()
             self._do_what_is_due(before)
             self._tell_speed()
         if self.stop_requested and self.images_seen < self.config.duration:
@@ -136,6 +147,30 @@ class Trainer(Learner):
         if not self.processes.is_first:
             return nullcontext()
         return self.diagnostics.watching(self.net, self.optimizer, self.images_seen)
+
+    @contextmanager
+    def _looking_for_anomalies(self) -> Iterator[None]:
+        """If asked to: the first NaN or infinity ends the run, with the layer and the images where it appeared."""
+        if not self.config.detect_anomaly:
+            yield
+            return
+        try:
+            with finding_anomalies(self.net):
+                yield
+        except AnomalyError as found:
+            raise OwnTrainingError(
+                f"{self.folder.path}: NaN or infinity in the step after {self.images_seen} images: {found.where}; "
+                f"{self._images_at([self.place + row for row in found.rows])}; {self.trouble.last_checkpoint()}"
+            ) from None
+
+    def _images_at(self, places: list[int]) -> str:
+        """Some places of the run, and the images that stand there."""
+        if not places:
+            return "which images, it does not tell"
+        shown = places[:SHOWN]
+        where, which = (", ".join(map(str, numbers)) for numbers in (shown, self.feed.indices(shown)))
+        more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
+        return f"places {where}{more} of the run (images {which} of {self.config.data})"
 
     def measure(self) -> Measurement:
         """Train for some steps, which leave nothing behind but this trainer's changed weights.
@@ -159,20 +194,11 @@ class Trainer(Learner):
         dataset = open_dataset(data, limit) if self.dataset is None else self.dataset
         self.feed = Feed(self.config, dataset, self.random, broken, self.processes)
 
-    def _give_up_if_nonfinite(self) -> None:
-        steps = self.images_seen // self.config.batch_size
-        last = self.images_seen >= self.config.duration
-        limit = min(self.config.max_nonfinite_steps, steps) if last else self.config.max_nonfinite_steps
-        if not last and steps % limit:  # asks the device only now and then
-            return
-        if int(self.totals.nonfinite_in_a_row) >= limit:
-            self.checkpoints.wait()
-            checkpoints = find_checkpoints(self.folder.checkpoints)
-            remedy = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
-            raise TrainingError(
-                f"{self.folder.path}: {limit} steps up to image {self.images_seen} had non-finite gradients; "
-                f"look for NaN in the data or lower the learning rate ({self.config.ref_lr:g}); {remedy}"
-            )
+    def _give_up_if_hopeless(self) -> None:
+        now, totals = self.images_seen, self.totals
+        most = self.config.max_nonfinite_steps
+        self.trouble.give_up_if(lambda: int(totals.nonfinite_in_a_row), most, now, self.trouble.nonfinite)
+        self.trouble.give_up_if(lambda: float(self._mean(self.explosion.steps)), STEPS, now, self.trouble.exploded)
 
     def _do_what_is_due(self, before: int) -> None:
         """All processes come here; those that have nothing to do wait for the first."""
@@ -227,14 +253,26 @@ class Trainer(Learner):
             self.output.monitor.report_diagnostics(record)
 
     def save_snapshots(self) -> None:
-        """One file per average, complete or not there."""
+        """One file per average, complete or not there; then older ones that are too many are removed."""
         now = self.images_seen
-        for sigma_rel in self.config.sigma_rels:
-            self.output.save_snapshot(now, sigma_rel, self.ema.average(sigma_rel))
-        if self.traditional_ema is not None:
-            self.output.save_traditional(now, self.traditional_ema)
+        self.trouble.require_space(self.sizes.snapshots, "the snapshots")
+        with self.trouble.writing("snapshots"):
+            for sigma_rel in self.config.sigma_rels:
+                self.output.save_snapshot(now, sigma_rel, self.ema.average(sigma_rel))
+            if self.traditional_ema is not None:
+                self.output.save_traditional(now, self.traditional_ema)
+        self.snapshot_times = sorted({*self.snapshot_times, now})
+        self._thin_snapshots()
         if self.on_snapshot is not None and self.processes.is_first:
             self.output.monitor.tensorboard.append({"images_seen": now, **self.on_snapshot(now)})
+
+    def _thin_snapshots(self) -> None:
+        """Keep those of so many times as `config.keep_snapshots` says."""
+        keep = self.config.keep_snapshots
+        if keep is not None and not self.processes.agreed(self.explosion.is_suspect()):  # the new ones may be bad
+            kept = thin(self.snapshot_times, keep)
+            self.output.remove_snapshots(set(self.snapshot_times) - set(kept))
+            self.snapshot_times = kept
 
     # ------------------------------------------------------------------------------------------ stop and resume
 
@@ -250,8 +288,14 @@ class Trainer(Learner):
 
     def save_checkpoint(self) -> None:
         """Write everything that a resumed run needs, while training goes on."""
+        self.trouble.require_space(self.sizes.checkpoint, "a checkpoint")
         self.totals.share(self._mean)
-        state = {"codec": self.feed.codec.to_json(), "diagnostics": self.diagnostics.state()}
+        state = {
+            "codec": self.feed.codec.to_json(),
+            "diagnostics": self.diagnostics.state(),
+            "explosion": self.explosion.state(),
+            "snapshot_times": self.snapshot_times,
+        }
         self.checkpoints.save(self.images_seen, self._state(), state)
 
     def _resume(self) -> None:
@@ -269,6 +313,8 @@ class Trainer(Learner):
         if "codec" in state:  # checkpoints of earlier versions have none
             self.feed.codec = codec_from_json(state["codec"])
         self.diagnostics.load_state(state.get("diagnostics"))
+        self.explosion.load_state(state.get("explosion"))
+        self.snapshot_times = state.get("snapshot_times", self.folder.snapshot_times(self.images_seen))
         for name, ema in self._trackers().items():
             ema.load_state_dict({"images_seen": self.images_seen, **tensors[name]})
 

@@ -1,11 +1,9 @@
-"""What a run costs is known before it starts: FLOPs as published, memory as a process really takes."""
+"""What a run costs is known before it starts: FLOPs as published, memory as tensors take it.
 
-import json
-import os
-import subprocess
-import sys
+That processes really take so much, `tests/training/test_forecast_of_processes.py` shows.
+"""
+
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +12,6 @@ from golden_data import table
 from edm2.costs import LiveTensors, count_flops, count_parameters, estimate_memory, largest_micro_batch
 from edm2.networks import NetworkConfig
 from edm2.training import TrainingConfig
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def network_of(values: dict) -> NetworkConfig:
@@ -66,6 +62,15 @@ def test_living_tensors_are_counted_once_and_until_they_die():
     assert (live.now, live.peak) == (4000, 8000)
 
 
+def test_what_was_there_before_is_not_counted():
+    before = torch.zeros(1000, device="meta")
+    with LiveTensors() as live:
+        part = before[:10]
+        part.add_(1)
+        result = part + before[10:20]
+    assert live.peak == result.untyped_storage().nbytes() == 40
+
+
 SMALL = NetworkConfig(32, 3, 0, model_channels=32, channel_mult=(1, 2), num_blocks=2)
 
 
@@ -94,47 +99,3 @@ def test_the_proposed_micro_batch_fits(memory):
 
 def test_too_little_memory_for_one_image():
     assert largest_micro_batch(run_of(SMALL, batch_size=64), 1e6) is None
-
-
-STEP = r"""
-import json, re, sys
-import torch
-from edm2.training import Trainer, TrainingConfig
-
-def memory(entry):  # getrusage would begin with the peak of the process that started this one
-    return 1024 * int(re.search(entry + r":\s+(\d+) kB", open("/proc/self/status").read())[1])
-
-def step(values):
-    config = TrainingConfig.from_json(values)
-    images = torch.zeros(config.images_per_forward, 3, *config.network.size)
-    trainer = Trainer(config)
-    for _ in range(2):
-        trainer.step([(images, None)] * (config.batch_size // len(images)))
-
-config = json.loads(sys.argv[1])
-tiny = {**config, "network": {**config["network"], "model_channels": 8, "img_resolution": 8}, "batch_size": 2}
-step({**tiny, "micro_batch": 1, "duration": 2})  # libraries
-open("/proc/self/clear_refs", "w").write("5")  # forget the peak of importing
-before = memory("VmRSS")
-step(config)
-print(memory("VmHWM") - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and tells glibc how to allocate")
-@pytest.mark.parametrize(("width", "images"), [(96, 2), (32, 16)])
-def test_the_estimate_is_what_a_process_takes(width, images):
-    """Its growth over two steps. 10 %: what libraries keep for themselves, and attention, whose matrix is not kept.
-
-    Every tensor has memory of its own from the system here. Otherwise glibc's malloc leaves gaps, which is what the
-    allowance is for.
-    """
-    network = replace(SMALL, model_channels=width)
-    config = run_of(network, batch_size=2 * images, micro_batch=images, duration=4 * images)
-    done = subprocess.run(
-        [sys.executable, "-c", STEP, json.dumps(config.to_json())],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    estimate = estimate_memory(config)
-    assert int(done.stdout) == pytest.approx(estimate.kept + estimate.step, rel=0.1)

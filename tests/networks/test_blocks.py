@@ -110,10 +110,11 @@ def test_channels_that_do_not_split_into_heads_are_refused():
 
 
 def test_attention_equals_its_formula():
-    """Written out with einsum: heads, channel order (head, channel, q/k/v), softmax(q·k / sqrt(d)) over the keys."""
+    """Written out with einsum: heads, order of weights (head, channel, q/k/v), softmax(q·k / sqrt(d)) over the keys."""
     block = a_block(DecoderBlock, attention=True, channels_per_head=4, clip_act=None).double()
     x = torch.randn(2, 12, 3, 5, dtype=torch.float64)
-    q, k, v = normalize(block.attn_qkv(x).reshape(2, 3, 4, 3, 15), dim=2).unbind(3)
+    qkv = torch.einsum("oc,nchw->nohw", normalize(block.attn_qkv.weight)[:, :, 0, 0] / math.sqrt(12), x)
+    q, k, v = normalize(qkv.reshape(2, 3, 4, 3, 15), dim=2).unbind(3)
     weights = torch.einsum("nhcq,nhck->nhqk", q, k / 2).softmax(dim=3)  # d = 4
     expected = block.attn_proj(torch.einsum("nhqk,nhck->nhcq", weights, v).reshape(2, 12, 3, 5))
     torch.testing.assert_close(block.attend(x), expected, rtol=1e-10, atol=1e-12)

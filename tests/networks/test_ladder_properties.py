@@ -9,7 +9,7 @@ from golden_data import max_rel
 from ladder_networks import LETTERS, a_network, an_input, new_network, raw_output
 from torch import Tensor
 
-from edm2.networks import Conv, Precond, fold, is_folded
+from edm2.networks import Conv, Precond, attention, fold, is_folded
 
 every_letter = pytest.mark.parametrize("letter", LETTERS)
 
@@ -189,13 +189,13 @@ def test_gradients_are_orthogonal_to_the_weights_from_d_on():
 def test_logits_are_bounded_by_sqrt_d_from_c_on(letter, monkeypatch):
     """Queries and keys 100-fold, 10,000-fold the logits of dot products. With d = 16: |q·k| / sqrt(d) <= 4."""
     net, largest = a_network(letter), []
-    attention = F.scaled_dot_product_attention
+    blend = attention.blend
 
     def observed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        largest.append((q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).abs().max().item())
-        return attention(q, k, v)
+        largest.append((torch.einsum("nqhc,nkhc->nhqk", q, k) / math.sqrt(q.shape[-1])).abs().max().item())
+        return blend(q, k, v)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", observed)
+    monkeypatch.setattr(attention, "blend", observed)
     for name, layer in net.named_modules():
         if name.endswith("qkv"):
             layer.weight.mul_(100)
@@ -209,8 +209,8 @@ def test_logits_are_bounded_by_sqrt_d_from_c_on(letter, monkeypatch):
 def test_attention_is_in_float32_in_a_and_b(letter, monkeypatch):
     """Its values too have unit magnitude per head and pixel from C on."""
     net, seen = a_network(letter), []
-    attention = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: seen.append((q, k, v)) or attention(q, k, v))
+    blend = attention.blend
+    monkeypatch.setattr(attention, "blend", lambda q, k, v: seen.append((q, k, v)) or blend(q, k, v))
     net.compute_dtype = torch.bfloat16
     net(*an_input(net))
     assert seen

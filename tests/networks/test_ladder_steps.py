@@ -12,17 +12,20 @@ from torch import nn
 
 from edm2.networks import (
     Conv,
+    DecoderBlock,
+    EncoderBlock,
     Fourier,
     MPConv,
     NetworkConfig,
     Precond,
+    UNet,
     WeightNormConv,
     force_weight_normalization_,
     normalize,
     resample,
 )
 from edm2.networks.attention import cosine_attention
-from edm2.networks.blocks import Block
+from edm2.networks.blocks import Block, MagnitudePreserving
 from edm2.networks.ladder import BlockA, BlockE, DecoderBlockF, EncoderBlockF, UNetB
 from edm2.networks.ladder.config_a import GroupNorm, PositionalEmbedding
 from edm2.networks.ladder.config_c import ScalingGroupNorm
@@ -242,7 +245,7 @@ def test_forced_normalization_keeps_weights_and_function_from_e_on(letter):
     """Weights of 30 times the magnitude come back to 1; the function only loses the eps of each layer, 1e-4."""
     net = a_network(letter)
     layers = [layer for layer in net.modules() if isinstance(layer, Conv)]
-    assert all(type(layer) is MPConv for layer in layers)
+    assert all(isinstance(layer, MPConv) for layer in layers)
     before = raw_output(net, *an_input(net))
     for layer in layers:
         layer.weight.mul_(30)
@@ -325,7 +328,8 @@ def test_embedding_and_output_of_f_have_one_layer_less():
     f = a_network("F")
     c_noise, one_hot = torch.tensor([-0.3, 0.8]), torch.eye(5)[:2]
     unet = f.unet
-    expected = F.silu(unet.emb_noise(unet.emb_fourier(c_noise)) + unet.emb_label(one_hot * math.sqrt(5)))
+    label = one_hot @ normalize(unet.emb_label.weight).T  # times the root of 5 classes, over the root of 5 inputs
+    expected = F.silu(unet.emb_noise(unet.emb_fourier(c_noise)) + label)
     torch.testing.assert_close(unet.embed(c_noise, one_hot), expected)
     x = torch.randn(2, 16, 4, 4)
     assert torch.equal(unet.leave(x), unet.out_conv(x))
@@ -358,12 +362,19 @@ def test_g_has_gained_gains():
     assert {name: g[name] for name in f} == f
 
 
-def g_taken_to_f(f: Precond) -> Precond:
+class PlainWithGains(Plain):
+    gain = staticmethod(MagnitudePreserving.gain)
+
+
+def g_taken_to_f(f: Precond, fixed: type[MagnitudePreserving] = PlainWithGains) -> Precond:
     """A network of config G with plain functions and all gains at one."""
-    g = new_network("G", seed=7)
+    kinds = {
+        "encoder_block": type("Encoder", (EncoderBlock,), {"fixed": fixed}),
+        "decoder_block": type("Decoder", (DecoderBlock,), {"fixed": fixed}),
+    }
+    unet = type("Changed", (UNet,), {"fixed": fixed, **kinds})(new_network("G").config).eval()
+    g = Precond(unet, f.sigma_data, unet.uncertainty_head())
     g.load_state_dict(f.state_dict(), strict=False)
-    for _, part in [("", g.unet), *blocks(g)]:
-        part.fixed = Plain
     for name, parameter in g.named_parameters():
         if name.endswith("gain"):
             nn.init.ones_(parameter)
@@ -376,20 +387,17 @@ def test_f_is_g_with_plain_functions():
     assert_same(f, g_taken_to_f(f), ROUNDING)
 
 
-@pytest.mark.parametrize("function", ["silu", "sum", "cat", "amplitude", "emb_gain", "out_gain"])
+@pytest.mark.parametrize("function", ["silu_gain", "sum_weights", "cat", "amplitude", "emb_gain", "out_gain"])
 def test_each_fixed_function_matters(function):
-    f, fixed = a_network("F"), {"silu": Plain.silu, "sum": Plain.sum, "cat": Plain.cat}
-    g = g_taken_to_f(f)
-    if function in fixed:
-        del fixed[function]
-        mixed = type("Mixed", (new_network("G").unet.fixed,), {name: staticmethod(x) for name, x in fixed.items()})
-        for _, part in [("", g.unet), *blocks(g)]:
-            part.fixed = mixed
-    elif function == "amplitude":
+    f, mixed = a_network("F"), PlainWithGains
+    if hasattr(mixed, function):  # that of config G again
+        mixed = type("Mixed", (mixed,), {function: MagnitudePreserving.__dict__[function]})
+    g = g_taken_to_f(f, mixed)
+    if function == "amplitude":
         del g.unet.emb_fourier.amplitude
     elif function == "out_gain":
         nn.init.constant_(g.unet.out_gain, 0.5)
-    else:
+    elif function == "emb_gain":
         nn.init.constant_(g.unet.enc["8x8_block0"].emb_gain, 0.5)
     assert_different(f, g)
 

@@ -188,3 +188,17 @@ def test_initial_weights_have_unit_variance(kernel):
 @pytest.mark.parametrize("shape", [(3, 3), (1, 1)])
 def test_convolution_keeps_the_size_of_the_image(shape):
     assert MPConv(2, 3, shape)(torch.zeros(1, 2, 5, 9)).shape == (1, 3, 5, 9)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("factor", [0.7, -2.0, 0.0])
+def test_a_constant_factor_multiplies_the_output(kernel, factor):
+    """Values, and gradients for the weight; with and without a gain."""
+    plain, layer, x = double_conv(kernel), double_conv(kernel), an_input(kernel)
+    layer.factor = factor
+    for gain in (1, torch.tensor(0.3, dtype=torch.float64)):
+        expected, y = factor * plain(x, gain), layer(x, gain)
+        torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-14)
+        upstream = gaussian(*y.shape, seed=9)
+        (theirs,), (ours,) = (torch.autograd.grad(z, m.weight, upstream) for z, m in ((expected, plain), (y, layer)))
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-14)

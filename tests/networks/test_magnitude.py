@@ -8,6 +8,7 @@ from golden_data import max_rel, ops_cases
 from torch import Tensor
 
 from edm2.networks import mp_cat, mp_silu, mp_sum, normalize, resample
+from edm2.networks.magnitude import mp_cat_weights, mp_sum_weights
 
 # Rounding of the dtype times a few operations; the golden README states them.
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14, "float16": 2e-3, "bfloat16": 1e-2}
@@ -157,3 +158,48 @@ def test_up_is_four_times_the_adjoint_of_down(filter):
     x, y = gaussian(2, 3, 6, 4, dtype=torch.float64), gaussian(2, 3, 12, 8, seed=1, dtype=torch.float64)
     left, right = (resample(x, "up", filter) * y).sum(), 4 * (x * resample(y, "down", filter)).sum()
     torch.testing.assert_close(left, right)
+
+
+# Gradients by hand
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((5, 4, 3, 3), None), ((2, 6, 3, 4), 1), ((2, 5, 3, 4), -1), ((7, 9), (1,))]
+)
+@pytest.mark.parametrize("magnitude", [1.0, 0.3, -2.0])
+def test_gradient_of_normalize_is_that_of_its_formula(shape, dim, magnitude):
+    """By central differences (gradcheck), with an eps that counts; and as autograd has it, of the formula as such."""
+    x = differentiable(gaussian(*shape, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda x: normalize(x, dim, 0.2, magnitude), x)
+    dims = tuple(range(1, x.ndim)) if dim is None else dim
+    written_out = magnitude * x / (1e-4 + x.square().mean(dim=dims, keepdim=True).sqrt())
+    g = gaussian(*shape, seed=1, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(written_out, x, g)
+    y = normalize(x, dim, magnitude=magnitude)
+    torch.testing.assert_close(y, written_out, rtol=1e-13, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(y, x, g)[0], expected, rtol=1e-10, atol=1e-13)
+
+
+def test_gradient_of_normalize_at_zero_is_that_of_a_division_by_eps():
+    """A row of zeros has no direction, so nothing is taken away; its neighbours do not notice."""
+    x = gaussian(3, 8)
+    x[1] = 0
+    x, g = differentiable(x), gaussian(3, 8, seed=1)
+    (grad,) = torch.autograd.grad(normalize(x), x, g)
+    torch.testing.assert_close(grad[1], g[1] / 1e-4)
+    torch.testing.assert_close(grad[::2], torch.autograd.grad(normalize(x[::2]), x, g[::2])[0][::2])
+
+
+def test_normalize_has_one_derivative_and_says_so():
+    x = differentiable(gaussian(3, 8))
+    (grad,) = torch.autograd.grad(normalize(x).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_weights_of_sum_and_cat_are_those_of_the_functions():
+    """What layers and additions are given in place of mp_sum; in float64, so to rounding."""
+    a, b = gaussian(2, 4, 6, dtype=torch.float64)
+    w_a, w_b = mp_sum_weights(0.3)
+    torch.testing.assert_close(w_a * a + w_b * b, mp_sum(a, b, 0.3), rtol=1e-14, atol=1e-15)
+    assert mp_cat_weights(32, 32) == pytest.approx((1, 1), rel=1e-12)  # then mp_cat multiplies by nothing

@@ -1,5 +1,6 @@
 """`edm2 train` says what a run will be before it begins, how long it will take soon after, and measures on request."""
 
+import math
 import re
 from pathlib import Path
 
@@ -47,8 +48,10 @@ def test_measure_is_for_dry_runs():
     assert "--dry-run" in complaint(result.err)
 
 
-def test_a_run_tells_its_speed_and_the_time_left(tmp_path: Path):
-    """After 53 steps of 8 images; a shorter run is over before."""
+def test_a_run_tells_its_speed_and_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """After 53 steps of 8 images, unless they take long; a shorter run is over before."""
+    monkeypatch.setattr("edm2.training.speed.SHORT_SECONDS", math.inf)
+    monkeypatch.setattr("edm2.training.speed.LONG_SECONDS", math.inf)
     shown = succeed("train", "--data", "digits", *TINY, "--batch", 8, "--duration", 480, "--out", tmp_path / "run")
     said = re.findall(r"^speed: (.*) images/s; the remaining 56 images will take about (.*)$", shown, re.MULTILINE)
     assert len(said) == 1, shown
@@ -90,3 +93,12 @@ def test_options_stand_under_headings():
     assert all(isinstance(parameter, GroupedOption) for parameter in train.params)
     for parameter in train.params:
         assert shown.count(f" {parameter.opts[-1]} ") >= 1, parameter.opts
+
+
+def test_options_for_trouble_are_taken(tmp_path: Path):
+    """Layers are looked at one by one, which a compiled network does not have."""
+    run = (*DIGITS, "--out", tmp_path / "run", "--dry-run", "--patience", "5m", "--detect-anomaly")
+    succeed(*run)
+    result = edm2(*run, "--compile")
+    assert result.code == 2
+    assert "leave out --compile" in complaint(result.err)

@@ -34,7 +34,7 @@ class Job:
     """
 
     def __init__(self, count: int, folder: Path, target: Callable[..., None], *words: Any) -> None:
-        _start_server()
+        start_server()
         folder.mkdir(parents=True, exist_ok=True)
         self.said = [folder / f"{rank}.log" for rank in range(count)]
         port = _free_port()
@@ -60,7 +60,7 @@ class Job:
         return self.said[rank].read_text()
 
 
-def _start_server() -> None:
+def start_server() -> None:
     """Where it looks for modules to import ahead, it knows from its environment only."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from edm2.post_hoc_ema import find_snapshots
 
-SETTINGS = {"checkpoint_every": 16, "snapshot_every": 24, "status_every": 16}
-"""Of `tiny_config`: twelve steps, six checkpoints, four times two snapshots."""
+SETTINGS = {"checkpoint_every": 16, "snapshot_every": 16, "status_every": 16, "keep_snapshots": 4, "channel_mult": (1,)}
+"""Of `tiny_config`, with one level only: twelve steps, six checkpoints, six times two snapshots, of which four stay."""
+
+WRITES = 114
+"""Waits for the disk, renamings and removals in such a run, about."""
 
 
 def train_until_killed(changes: dict[str, Any], final: Path, writes: int | None) -> None:
@@ -27,7 +30,7 @@ def train_until_killed(changes: dict[str, Any], final: Path, writes: int | None)
 
 
 def _die_after(writes: int) -> None:
-    """Just before the n-th wait for the disk, or renaming."""
+    """Just before the n-th wait for the disk, renaming or removal."""
     left = [writes]
 
     def counted(name: str) -> None:
@@ -41,7 +44,7 @@ def _die_after(writes: int) -> None:
 
         setattr(os, name, counting)
 
-    for name in ("fsync", "replace", "rename"):
+    for name in ("fsync", "replace", "rename", "unlink", "rmdir"):
         counted(name)
 
 
@@ -65,6 +68,7 @@ class Killer:
         self.killed = 0
         self.random = random.Random(seed)
         self.settings = {**SETTINGS, "shard": processes > 1, "dropout": dropout}
+        Job(1, folder / "server", print).wait()  # which has to start first
         start = time.monotonic()
         self.whole = self.finish(folder / "whole", processes)
         self.seconds = time.monotonic() - start
@@ -72,7 +76,7 @@ class Killer:
     def check(self, number: int) -> None:
         """Kill a run, let it go on. Raises AssertionError unless it ends as one that nobody touched."""
         out = self.folder / f"run{number}"
-        self.kill(out, self.random.randrange(1, 60) if number % 2 else None)
+        self.kill(out, self.random.randrange(1, WRITES) if number % 2 else None)
         assert_same_bits(self.finish(out, self.processes), self.whole)
         assert stats(out) == stats(self.folder / "whole")
         for ours, theirs in zip(find_snapshots(out), find_snapshots(self.folder / "whole"), strict=True):

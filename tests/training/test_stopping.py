@@ -89,7 +89,7 @@ def test_out_of_memory_halves_the_images_per_forward_pass(tmp_path, monkeypatch,
     """From 8 to 4 to 2. The batch stays: sums are taken in another order, as with --micro-batch 2 from the start."""
     config = tiny_config(tmp_path / "small", duration=40)
     with monkeypatch.context() as patch:
-        patch.setattr("edm2.training.learner.parallel", lambda processes, device, shard: SmallMemory(processes))
+        patch.setattr("edm2.training.learner.parallel", lambda processes, *how: SmallMemory(processes))
         small = Trainer(config, tiny_data())
         small.run()
     assert "from now on 2 images per forward pass" in capsys.readouterr().out

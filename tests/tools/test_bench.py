@@ -1,0 +1,383 @@
+"""`edm2 bench`: what it measures, what it writes, what it refuses. No test looks at how long anything takes."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from command_line import complaint, edm2, half_written, succeed
+from tiny_vae import save_tiny_vae
+from torch import nn
+
+from edm2.costs import count_flops, count_parameters
+from edm2.networks import NetworkConfig
+from edm2.tools.bench import karras
+from edm2.tools.bench.clock import Clock, Duration, Timing
+from edm2.tools.bench.peak import convolutions
+from edm2.tools.bench.results import Comparison, Measurement
+from edm2.tools.bench.workload import Workload, settings_for
+
+TINY = ("bench", "--quick", "--preset", "digits8", "--channels", 8, "--batch", 4, "--device", "cpu")
+LATENTS = ("bench", "--quick", "--preset", "edm2-img512-xs", "--channels", 8, "--batch", 1, "--device", "cpu")
+
+FAKE_KARRAS_UNET = """
+import torch
+from torch import nn
+from denoising_diffusion_pytorch.attend import Attend
+
+class KarrasUnet(nn.Module):
+    def __init__(self, *, image_size, dim, dim_max, num_classes, channels, num_downsamples, num_blocks_per_stage,
+                 attn_res, attn_dim_head, dropout):
+        super().__init__()
+        self.inside = nn.Conv2d(channels, dim, 3, padding=1)
+        self.first = nn.Sequential(*(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(10)))
+        self.between = nn.Conv2d(dim, dim_max, 1)
+        self.last = nn.Sequential(*(nn.Conv2d(dim_max, dim_max, 3, padding=1) for _ in range(15)))
+        self.outside = nn.Conv2d(dim_max, channels, 3, padding=1)
+        self.gain = nn.Parameter(torch.zeros([]))
+
+    def forward(self, x, time, class_labels=None):
+        return self.outside(self.last(self.between(self.first(self.inside(x))))) * self.gain
+"""
+
+
+@pytest.fixture
+def fake_rival(tmp_path, monkeypatch):
+    """A package of that name whose own __init__ cannot run, as without torchvision."""
+    folder = tmp_path / "site" / karras.PACKAGE
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('this must not run')\n")
+    (folder / "attend.py").write_text("Attend = object\n")
+    (folder / "karras_unet.py").write_text(FAKE_KARRAS_UNET)
+    monkeypatch.syspath_prepend(folder.parent)
+
+
+@pytest.fixture
+def no_rival(monkeypatch):
+    """As if nobody had installed it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+def table_rows(markdown: str) -> list[list[str]]:
+    """Cells of all lines of tables, heads included, rules left out."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|") and not line.startswith("|--")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> tuple[str, dict, str]:
+    """What a run of everything says, and the JSON and the Markdown that it writes."""
+    folder = tmp_path_factory.mktemp("bench")
+    said = succeed(*TINY, "--against", "plain", "--out", folder / "new" / "b.json", "--markdown", folder / "b.md")
+    assert not half_written(folder)
+    return said, json.loads((folder / "new" / "b.json").read_text()), (folder / "b.md").read_text()
+
+
+def test_everything_is_measured(measured):
+    """Each part has a time by every clock; those that compute also what share of the device they use."""
+    _, found, _ = measured
+    parts = {(m["section"], m["part"]): m for m in found["measurements"]}
+    assert {part for section, part in parts if section == "training"} == {
+        "whole step", "data", "forward", "backward",
+        "forced weight normalization", "gradients' norm", "Adam", "averages",
+    }  # fmt: skip
+    assert {part for section, part in parts if section == "sampling"} == {"evaluation", "Heun", "Heun with guidance"}
+    assert {part for section, part in parts if section == "ema"} == {
+        "update of two averages", "reconstruction of one average",
+    }  # fmt: skip
+    for measurement in parts.values():
+        timing = measurement["timing"]
+        assert 0 < timing["low"] <= timing["seconds"] <= timing["high"]
+        assert timing["wall"] > 0
+        assert timing["processor"] > 0
+        if measurement["flops"]:
+            assert measurement["flops_per_second"] == pytest.approx(measurement["flops"] / timing["seconds"])
+            peaks = [peak["flops_per_second"] for peak in found["peaks"]]
+            assert measurement["shares"] == pytest.approx([measurement["flops_per_second"] / peak for peak in peaks])
+    step = parts["training", "whole step"]
+    assert step["images_per_second"] == pytest.approx(4 / step["timing"]["seconds"])
+    assert step["peak_memory"] > 4 * found["network"]["parameters"]  # at least the gradients
+
+
+def test_it_says_what_where_and_how(measured):
+    """Enough to repeat it."""
+    _, found, _ = measured
+    assert found["settings"]["preset"] == "digits8"
+    assert found["settings"]["batch"] == 4
+    assert found["settings"]["clock"] in ("processor time", "wall time")
+    assert found["machine"]["torch"] == torch.__version__
+    assert found["machine"]["threads"] == torch.get_num_threads()
+    assert {"date", "processor", "cores", "device", "edm2"} <= found["machine"].keys()
+    network = NetworkConfig(
+        8, 1, 10, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), channels_per_head=32,
+        logvar_channels=32,
+    )  # fmt: skip
+    assert found["network"]["parameters"] == count_parameters(network)
+    assert found["network"]["flops_per_image"] == 2 * count_flops(network)
+
+
+def test_what_needs_no_decoder_is_skipped_in_words(measured):
+    said, found, markdown = measured
+    assert found["skipped"] == [
+        {"section": "vae", "why": "networks of preset digits8 draw pixels, which need none"}
+    ]  # fmt: skip
+    assert "vae: skipped, networks of preset digits8 draw pixels" in said
+    assert "vae was skipped" in markdown
+
+
+def test_the_markdown_is_tables_of_the_same_numbers(measured):
+    said, found, markdown = measured
+    rows = table_rows(markdown)
+    measurements, comparisons = found["measurements"], found["comparisons"]
+    assert len(rows) == 2 + len(measurements) + len(comparisons)
+    assert {len(row) for row in rows[: 1 + len(measurements)]} == {7}
+    assert {len(row) for row in rows[1 + len(measurements) :]} == {6}
+    titles = [f"{m['section']}: {m['part']}" for m in measurements]
+    assert [row[0] for row in rows[1 : 1 + len(measurements)]] == titles
+    assert all(title in said for title in titles)
+    for row, comparison in zip(rows[2 + len(measurements) :], comparisons, strict=True):
+        assert row[4] == f"{comparison['ratio']:.2f}"
+
+
+def test_the_plain_form_is_compared_in_all_that_it_has(measured):
+    _, found, _ = measured
+    compared = {(c["section"], c["part"]) for c in found["comparisons"]}
+    assert compared == {
+        ("training", "forward and backward"), ("training", "whole step"), ("training", "averages"),
+        ("sampling", "Heun"), ("sampling", "Heun with guidance"),
+    }  # fmt: skip
+    for comparison in found["comparisons"]:
+        assert comparison["rival"] == "plain"
+        assert comparison["what"]
+        assert comparison["precisions"] == ["fp32", "fp32"]
+        assert len(comparison["ratios"]) == found["settings"]["repeats"]
+
+
+def test_half_precision_and_a_choice_of_sections(tmp_path):
+    out = tmp_path / "b.json"
+    succeed(*TINY, "--only", "sampling", "--precision", "bf16", "--against", "plain", "--out", out)
+    found = json.loads(out.read_text())
+    assert {m["section"] for m in found["measurements"]} == {"sampling"}
+    assert {c["section"] for c in found["comparisons"]} == {"sampling"}
+    assert found["comparisons"][0]["precisions"] == ["bf16", "fp32"]
+    assert all("bfloat16" in peak["name"] for peak in found["peaks"])
+
+
+def test_a_vae_decodes_latents(tmp_path):
+    vae, out = save_tiny_vae(tmp_path / "vae"), tmp_path / "b.json"
+    succeed(*LATENTS, "--only", "vae", "--vae", vae, "--out", out)
+    [decoding] = json.loads(out.read_text())["measurements"]
+    assert decoding["section"] == "vae"
+    assert decoding["images_per_second"] == pytest.approx(1 / decoding["timing"]["seconds"])
+    assert str(vae) in decoding["note"]
+
+
+def test_without_diffusers_decoding_is_skipped(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert "vae: skipped, diffusers is not installed: pip install diffusers" in succeed(*LATENTS, "--only", "vae")
+
+
+def test_a_reconstruction_that_the_disk_cannot_hold_is_skipped(monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    said = succeed(*TINY, "--only", "ema")
+    assert "ema: update of two averages" in said
+    assert "ema: skipped, reconstruction needs" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--only", "train"), 2, "--only train is unknown; there are training, sampling, vae, ema"),
+        (("--only", ","), 2, "nothing to measure; there are training, sampling, vae, ema"),
+        (("--against", "plain,speed"), 2, "--against speed is unknown; there are plain, karras-unet"),
+        (("--only", "ema", "--against", "plain"), 2, "--against compares training and sampling"),
+        (("--preset", "edm3"), 2, "'edm3' is not one of"),
+        (("--batch", "0"), 2, "--batch"),
+    ],
+)
+def test_unknown_names_are_refused_in_one_line(tmp_path, words, code, message):
+    out = tmp_path / "b.json"
+    result = edm2(*TINY, *words, "--out", out)
+    assert result.code == code
+    assert message in complaint(result.err)
+    assert result.out == ""
+    assert not out.exists()
+
+
+def test_a_vae_that_is_not_there_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "vae").mkdir()
+    result = edm2(*LATENTS, "--vae", tmp_path / "vae")
+    assert result.code == 1
+    assert f"VAE {tmp_path / 'vae'}: cannot be read" in complaint(result.err)
+    assert result.out == ""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Another implementation
+
+
+def test_where_it_is_not_installed_it_says_how_to_get_it(no_rival):
+    """Before anything is measured."""
+    result = edm2(*TINY, "--against", "karras-unet")
+    assert result.code == 1
+    assert "pip install --no-deps --target DIR denoising-diffusion-pytorch einops" in complaint(result.err)
+    assert result.out == ""
+
+
+def test_it_is_compared_without_running_its_package(fake_rival, tmp_path):
+    out = tmp_path / "b.json"
+    succeed(*TINY, "--only", "training,sampling", "--against", "karras-unet", "--out", out)
+    passes, evaluation = json.loads(out.read_text())["comparisons"]
+    assert (passes["part"], evaluation["part"]) == ("forward and backward", "evaluation")
+    assert "times the parameters" in passes["what"]
+    assert karras.PACKAGE not in sys.modules  # an import of the real one still works
+
+
+def test_it_gets_as_many_parameters(fake_rival):
+    network = NetworkConfig(16, 3, 5, model_channels=32, channel_mult=(1, 2), num_blocks=1)
+    theirs = karras.equal_karras_unet(network)
+    count = sum(p.numel() for p in theirs.parameters())
+    assert count == pytest.approx(count_parameters(network), rel=0.02)
+    assert theirs.gain == 1  # zeros would be quick to compute with
+
+
+def test_the_real_one_fits_too():
+    """Where it can be imported: sizes of the digits and of the paper's XS."""
+    try:
+        karras.load_karras_unet()
+    except karras.MissingRival as error:
+        pytest.skip(str(error))
+    digits = Workload(settings_for("cpu", {}, quick=True)).network
+    theirs = karras.equal_karras_unet(digits)
+    count = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
+    assert count == pytest.approx(count_parameters(digits), rel=0.02)
+    assert karras.count_karras_flops(theirs, digits) == pytest.approx(2 * count_flops(digits), rel=1)  # same order
+
+
+def test_other_shapes_than_its_are_refused(fake_rival):
+    with pytest.raises(ValueError, match="KarrasUnet is for square images, not 8x16"):
+        karras.check_karras_unet(NetworkConfig((8, 16), 1, 0, model_channels=8, channel_mult=(1,)))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def test_a_timing_is_the_median_and_the_extremes():
+    durations = [Duration(s, 10 * s, 5 * s) for s in (3.0, 1.0, 2.0, 100.0, 2.5)]
+    assert Timing.of(durations) == Timing(2.5, 1.0, 100.0, wall=25.0, processor=12.5)
+
+
+class FakeTime:
+    """A module `time` in which work takes as long as it says."""
+
+    def __init__(self) -> None:
+        self.wall = self.processor = 0.0
+
+    def perf_counter(self) -> float:
+        return self.wall
+
+    def process_time(self) -> float:
+        return self.processor
+
+    def spend(self, wall: float, processor: float) -> None:
+        self.wall += wall
+        self.processor += processor
+
+
+@pytest.fixture
+def fake_time(monkeypatch) -> FakeTime:
+    """In place of the clocks."""
+    fake = FakeTime()
+    monkeypatch.setattr("edm2.tools.bench.clock.time", fake)
+    return fake
+
+
+def test_with_one_thread_processor_time_counts(fake_time, monkeypatch):
+    """Others at work on the machine make this process wait, which is none of its own slowness."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    clock = Clock(torch.device("cpu"), repeats=3)
+    timing = clock.time(lambda: fake_time.spend(wall=5, processor=2))
+    assert clock.kind == "processor time"
+    assert (timing.seconds, timing.wall, timing.processor) == (2, 5, 2)
+
+
+def test_with_several_threads_the_walls_clock_counts(fake_time, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    timing = Clock(torch.device("cpu"), repeats=3).time(lambda: fake_time.spend(wall=5, processor=20))
+    assert (timing.seconds, timing.wall, timing.processor) == (5, 5, 20)
+
+
+def test_preparations_are_off_the_clock(fake_time):
+    order: list[str] = []
+
+    def spend(name: str, seconds: float) -> None:
+        order.append(name)
+        fake_time.spend(seconds, seconds)
+
+    clock = Clock(torch.device("cpu"), repeats=2, warmup=1)
+    assert clock.time(lambda: spend("work", 1), lambda: spend("before", 10)).seconds == 1
+    assert order == ["before", "work"] * 4  # to warm up, to see how long it takes, and twice
+
+
+def test_works_take_turns_in_alternating_order(fake_time):
+    """So that a machine that grows slower or faster favours none of them."""
+    order: list[str] = []
+
+    def spend(name: str) -> None:
+        order.append(name)
+        fake_time.spend(1, 1)
+
+    durations = Clock(torch.device("cpu"), repeats=4, warmup=0).alternate(
+        {name: lambda n=name: spend(n) for name in "ab"}
+    )
+    assert "".join(order) == "ab" + "abba" * 2  # once each to see how long it takes
+    assert durations == {name: [Duration(1, 1, 1)] * 4 for name in "ab"}
+
+
+def test_short_work_is_done_many_times(fake_time):
+    """So that a clock's resolution does not matter; the time is still that of one."""
+    calls: list[None] = []
+
+    def work() -> None:
+        calls.append(None)
+        fake_time.spend(0.001, 0.001)
+
+    timing = Clock(torch.device("cpu"), repeats=1, warmup=0).time(work)
+    assert len(calls) == 1 + 20
+    assert timing.seconds == pytest.approx(0.001)
+
+
+def test_twice_as_slow_is_a_ratio_of_two():
+    ours, theirs = ([Duration(s, s, s)] * 3 for s in (1.0, 2.0))
+    assert Comparison.of("training", "step", "plain", ("fp32", "fp32"), "", ours, theirs).ratio == 2
+
+
+def test_rates_follow_from_times():
+    measurement = Measurement("sampling", "Heun", Timing(0.5, 0.5, 0.5, 0.5, 0.5), images=8, flops=1e9)
+    assert measurement.images_per_second == 16
+    assert measurement.flops_per_second == 2e9
+
+
+def test_the_largest_convolution_is_the_networks():
+    """Convolutions are nearly all of the operations; the largest is a 3x3 one."""
+    network = NetworkConfig(16, 4, 10, model_channels=64, channel_mult=(1, 2), num_blocks=1)
+    found = list(convolutions(network, batch=3))
+    total = sum(flops for flops, _, _ in found) / 3
+    assert 0.8 * 2 * count_flops(network) < total <= 2 * count_flops(network)
+    _, x_shape, w_shape = max(found)
+    assert x_shape[0] == 3
+    assert w_shape[2:] == (3, 3)
+    assert w_shape[1] == x_shape[1]
+
+
+def test_gains_are_open():
+    """A fresh network's are zero; it would compute zeros, which may be quicker."""
+    net = Workload(settings_for("cpu", {"channels": 8}, quick=True)).net()
+    assert all(p.item() == 1 for p in net.parameters() if p.ndim == 0)
+    assert isinstance(net, nn.Module)

@@ -1,0 +1,150 @@
+"""`edm2 plan` answers what somebody would ask before renting a cluster, and refuses what makes no sense."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from command_line import complaint, edm2, parse, succeed, write_images
+
+from edm2.hardware import GPUS
+from edm2.throughput import WHOLE_STEP
+from edm2.tools.bench.results import Measurement
+from edm2.tools.plan import EPILOG, KINDS
+
+SMALL = ("plan", "--preset", "edm2-small-32", "--shape", "3x32x32", "--channels", 32, "--gpus", 4, "--gpu", "h100")
+
+
+def rows(shown: str) -> dict[str, list[str]]:
+    """Cells of the table by the words before them."""
+    found = {}
+    for line in shown.splitlines():
+        if len(line) > 40 and line[40] == " " and not line[:40].rstrip().endswith(":"):
+            found.setdefault(line[:40].strip(), line[40:].split())
+    return found
+
+
+def test_the_table_adds_up():
+    table = rows(succeed(*SMALL))
+    assert table["edm2 train --shard"] == ["no", "no", "yes", "yes"]
+    assert table["edm2 train --recompute"] == ["no", "yes", "no", "yes"]
+    parts = [list(map(float, cells)) for words, cells in table.items() if words.startswith("GB per GPU: ")]
+    assert len(parts) == 7
+    for total, *column in zip(map(float, table["GB per GPU"]), *parts, strict=True):
+        assert sum(column) == pytest.approx(total, abs=0.04)  # each is rounded to 0.01
+
+
+def test_the_json_says_the_same(tmp_path):
+    shown = succeed(*SMALL, "--efficiency", 0.3, "--json", tmp_path / "plan.json")
+    table, written = rows(shown), json.loads((tmp_path / "plan.json").read_text())
+    assert [f"{v['memory']['total'] / 1e9:.2f}" for v in written["variants"]] == table["GB per GPU"]
+    speeds = written["variants"][0]["speeds"]
+    assert list(speeds) == [line[:-1] for line in shown.splitlines() if re.match(r"(published|measured),.*:$", line)]
+    assert len(speeds) == 3
+    assert table["images/s"][0] == f"{next(iter(speeds.values()))['images_per_second']:,.0f}"
+    for speed in speeds.values():
+        assert speed["gpu_hours"] == pytest.approx(4 * 24 * speed["days"])
+        assert speed["days"] == pytest.approx(written["config"]["duration"] / speed["images_per_second"] / 86_400)
+
+
+def test_every_number_says_how_sure_it_is():
+    shown = succeed(*SMALL)
+    assert re.findall(r"^  (\w+): ", shown.partition("How sure")[2], re.MULTILINE) == [
+        "memory", "sent", "speed", "days", "disk"
+    ]  # fmt: skip
+
+
+def test_the_run_is_the_one_that_train_would_make():
+    shown = succeed(*SMALL, "--batch", 64, "--duration", 6400, "--classes", 7, "--micro-batch", 8, "--images", 100)
+    assert "6,400 images in 100 steps of 64, 16 per GPU" in shown
+    assert "images of 3x32x32, 7 classes" in shown
+    assert "each visited 64 times" in shown
+    assert rows(shown)["micro-batch x rounds per step"] == ["8", "x", "2"] * 4
+
+
+def test_keeping_fewer_snapshots_takes_less_disk(tmp_path):
+    def disk(*options: object) -> dict[str, int]:
+        succeed(*SMALL, *options, "--json", tmp_path / "plan.json")
+        return json.loads((tmp_path / "plan.json").read_text())["disk"]
+
+    everything = disk()
+    assert disk("--keep-snapshots", 8)["final"] < everything["final"]
+    assert disk("--snapshot-precision", "fp32")["final"] > everything["final"]
+
+
+def test_one_gpu_has_nothing_to_share():
+    shown = succeed(*SMALL, "--gpus", 1)
+    assert rows(shown)["edm2 train --shard"] == ["no", "no"]
+    assert "links:" not in shown
+
+
+def test_a_dataset_says_its_size_itself(tmp_path: Path):
+    data = write_images(tmp_path / "photos", (32, 32, 3), count=20, classes=2)
+    shown = succeed("plan", "--preset", "edm2-small-32", "--data", data, "--channels", 32, "--gpus", 1, "--gpu", "a10")
+    assert "images of 3x32x32, 2 classes" in shown
+    assert "20 images, 61.4 kB" in shown
+
+
+def test_gpus_that_are_not_listed_are_described_by_numbers():
+    options = ("--memory", 96, "--peak", 800, "--link", 100, "--network", 400, "--per-node", 2)
+    shown = succeed(*SMALL[:-2], *options)
+    assert "4 x GPU (96 GB, 800 TFLOP/s in bf16), 2 per machine" in shown
+    assert "100 GB/s within a machine, 400 Gbit/s between machines" in shown
+    assert "memory bandwidth" not in shown
+    assert "4 x h100 (94 GB, 989 TFLOP/s" in succeed(*SMALL, "--memory", 94)
+
+
+def test_what_does_not_fit_is_shown_and_said():
+    table = rows(succeed(*SMALL, "--memory", 0.3))
+    assert table["largest --micro-batch that fits"] == ["none"] * 4
+    assert table["fits"] == ["no"] * 4
+
+
+def test_efficiency_from_a_benchmark(tmp_path: Path):
+    section, part = WHOLE_STEP
+    assert {"section", "part"} <= set(Measurement.__dataclass_fields__)
+    step = {"section": section, "part": part, "flops_per_second": 0.4 * 989e12}
+    (tmp_path / "bench.json").write_text(json.dumps({"measurements": [step]}))
+    assert "measured, 40.0% of the peak:" in succeed(*SMALL, "--efficiency", tmp_path / "bench.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "mentions"),
+    [
+        ("--preset nonsense --gpus 4 --gpu h100", ("nonsense",)),
+        ("--preset edm2-img512-s --gpus 4 --gpu h1000", ("h1000", "'h100'")),
+        ("--preset edm2-img512-s --gpus 4", ("--gpu", "h100", "--memory and --peak")),
+        ("--preset edm2-img512-s --gpus 4 --peak 100", ("--memory and --peak",)),
+        ("--preset edm2-img512-s --gpus 0 --gpu h100", ("--gpus",)),
+        ("--preset edm2-img512-s --gpus 12 --gpu h100", ("12 GPUs do not fill nodes of 8", "--per-node")),
+        ("--preset edm2-img512-s --gpus 24 --gpu h100", ("2048 is not a multiple of the 24 processes",)),
+        ("--preset edm2-img512-s --gpus 4 --gpu h100 --micro-batch 3", ("micro_batch=3", "try")),
+        ("--preset edm2-img512-s --gpus 4 --gpu h100 --shape 3x64x64", ("--shape 3x64x64", "(4, 64, 64)")),
+        ("--preset edm2-small-64 --gpus 4 --gpu h100", ("edm2-small-64", "--shape")),
+        ("--preset edm2-small-64 --gpus 4 --gpu h100 --shape 64x64", ("64x64", "3x64x64")),
+        ("--preset edm2-small-64 --gpus 4 --gpu h100 --shape 3x63x64", ("63x64", "halved")),
+        ("--preset edm2-small-64 --gpus 4 --gpu h100 --data digits --shape 1x8x8", ("--data", "--shape")),
+        ("--preset edm2-img512-s --gpus 4 --gpu h100 --memory -1", ("--memory must be positive",)),
+        ("--preset edm2-img512-s --gpus 4 --gpu h100 --efficiency 1.5", ("1.5", "0.45")),
+        ("--preset edm2-img512-s --gpus 4 --gpu h100 --channels 200", ("attention heads",)),
+    ],
+)  # fmt: skip
+def test_slips_are_one_line(options: str, mentions: tuple[str, ...]):
+    result = edm2("plan", *options.split())
+    line = complaint(result.err)
+    assert result.code == 2, line
+    for mention in mentions:
+        assert mention in line
+    assert not result.out
+
+
+def test_a_missing_benchmark_is_one_line():
+    result = edm2(*SMALL, "--efficiency", "nowhere.json")
+    assert (result.code, "nowhere.json" in complaint(result.err)) == (1, True)
+
+
+def test_the_help_knows_all_gpus_and_its_examples_parse(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tuple(GPUS) == KINDS
+    for line in re.findall(r"^  (edm2 plan .*)$", EPILOG, re.MULTILINE):
+        parse(line)
