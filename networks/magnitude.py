@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SILU_MAGNITUDE = 0.596
@@ -45,9 +45,10 @@ class Normalize(torch.autograd.Function):
     """`normalize` with its gradient by hand: four passes over memory, where autograd would make ten.
 
         y = x / s,    s = (eps + r) / m,    r = rms(x)
-        dL/dx = (g - y <g, y> / (n m (m - eps / s))) / s,    g = dL/dy
+        dL/dx = (g - x <g, x> / (n r m s)) / s,    g = dL/dy,    r m s = s² m (m - eps / s)
 
-    for sums <,> over n elements and magnitude m: it takes away what points along y, all of it but for eps.
+    for sums <,> over n elements and magnitude m: it takes away what points along x, all of it but for eps. Of
+    parameters x is kept, which is there anyway; of activations y, which the next layer keeps.
     """
 
     @staticmethod
@@ -56,18 +57,21 @@ class Normalize(torch.autograd.Function):
         ctx.n = x.numel() // norm.numel()
         s = norm.mul_(math.sqrt(1 / ctx.n) / m).add_(eps / m)
         y = x / s.to(x.dtype)
-        ctx.save_for_backward(y, s)
+        ctx.keeps_input = isinstance(x, nn.Parameter)
+        ctx.save_for_backward(x if ctx.keeps_input else y, s)
         ctx.dims, ctx.eps, ctx.m = dims, eps, m
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor, None, None, None]:
-        y, s = ctx.saved_tensors
-        along = (g * y).sum(ctx.dims, keepdim=True, dtype=s.dtype)
-        square = (ctx.m**2 - ctx.m * ctx.eps / s).clamp_min_(TINY)  # zeros have no direction: there, `along` is 0, too
-        share = along.div_(square.mul_(ctx.n))
-        return torch.addcmul(g, y, share.to(g.dtype), value=-1).div_(s.to(g.dtype)), None, None, None
+        kept, s = ctx.saved_tensors
+        along = (g * kept).sum(ctx.dims, keepdim=True, dtype=s.dtype)
+        square = ctx.m**2 - ctx.m * ctx.eps / s
+        if ctx.keeps_input:
+            square.mul_(s).mul_(s)
+        share = along.div_(square.clamp_min_(TINY).mul_(ctx.n))  # zeros have no direction: there, `along` is 0, too
+        return torch.addcmul(g, kept, share.to(g.dtype), value=-1).div_(s.to(g.dtype)), None, None, None
 
 
 def euclidean_norm(x: Tensor, dims: Sequence[int]) -> Tensor:

@@ -180,6 +180,29 @@ def test_gradient_of_normalize_is_that_of_its_formula(shape, dim, magnitude):
     torch.testing.assert_close(torch.autograd.grad(y, x, g)[0], expected, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("magnitude", [1.0, -0.05])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 0.0])
+def test_parameters_have_the_gradient_that_activations_have(scale: float, magnitude: float):
+    """Parameters are kept for the backward pass as they are, activations normalized: only rounding may differ."""
+    x, g = scale * gaussian(4, 3, 3, 3), gaussian(4, 3, 3, 3, seed=1)
+    of_activation, of_parameter = differentiable(x), torch.nn.Parameter(x.clone())
+    for leaf in (of_activation, of_parameter):
+        normalize(leaf, magnitude=magnitude).backward(g)
+    torch.testing.assert_close(
+        of_parameter.grad, of_activation.grad, rtol=1e-5, atol=1e-6 * of_activation.grad.abs().max()
+    )
+
+
+def test_a_parameter_that_is_normalized_is_not_kept_twice():
+    """In half precision nobody else keeps the normalized weight of a layer."""
+    layer = torch.nn.Parameter(gaussian(4, 3, 3, 3))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        y = normalize(layer)
+    assert layer.data_ptr() in kept
+    assert y.data_ptr() not in kept
+
+
 def test_gradient_of_normalize_at_zero_is_that_of_a_division_by_eps():
     """A row of zeros has no direction, so nothing is taken away; its neighbours do not notice."""
     x = gaussian(3, 8)
