@@ -115,8 +115,8 @@ def _fitted(proposed: Settings, images: int, choices: Mapping[str, Any]) -> Sett
     return fitted
 
 
-def describe_run(config: TrainingConfig, dataset: Dataset) -> Lines:
-    """What a run will be, as pairs of a subject and a phrase, before anything is written."""
+def describe_run(config: TrainingConfig, dataset: Dataset, processes: int = 1) -> Lines:
+    """What a run of so many processes will be, as pairs of a subject and a phrase, before anything is written."""
     height, width = config.network.size
     parameters = count_parameters(config.network)
     return [
@@ -128,9 +128,9 @@ def describe_run(config: TrainingConfig, dataset: Dataset) -> Lines:
         ("learning rate", _schedule(config)),
         ("noise levels", _noise_levels(config)),
         ("weighting", _weighting(config)),
-        ("device", f"{config.device}, {config.precision}, {config.images_per_forward} images per forward pass"),
+        ("device", _device(config, processes)),
         ("compute", _compute(config)),
-        *_memory(config),
+        *_memory(config, processes),
         *_files(config),
     ]
 
@@ -266,16 +266,23 @@ def _compute(config: TrainingConfig) -> str:
     return f"{once} to evaluate an image, {step} to train on it, {run} in all"
 
 
-def _memory(config: TrainingConfig) -> Lines:
-    memory = estimate_memory(config)
+def _device(config: TrainingConfig, processes: int) -> str:
+    several = f"{processes} x " if processes > 1 else ""
+    images = min(config.images_per_forward, config.share(processes))
+    return f"{several}{config.device}, {config.precision}, {images} images per forward pass"
+
+
+def _memory(config: TrainingConfig, processes: int) -> Lines:
+    memory = estimate_memory(config, processes)
+    each = " in each process" if processes > 1 else ""
     phrase = (
-        f"about {_size(memory.total)}: {_size(memory.kept)} for weights, Adam and {config.num_averages} averages, "
-        f"{_size(memory.step)} for gradients and activations, allowance {_size(memory.spare)}"
+        f"about {_size(memory.total)}{each}: {_size(memory.kept)} for weights, Adam and {config.num_averages} averages"
+        f", {_size(memory.step)} for gradients and activations, allowance {_size(memory.spare)}"
     )
     lines = [("memory", phrase)]
     available = device_memory(config.device)
     if available and memory.total > available:
-        fits = largest_micro_batch(config, available)
+        fits = largest_micro_batch(config, available, processes)
         remedy = f"try --micro-batch {fits}" if fits else "choose a smaller network"
         lines.append(("WARNING", f"{config.device} has {_size(available)}; {remedy}"))
     return lines

@@ -246,7 +246,7 @@ def train(
         if measure:
             speed = measure_run(config, dataset, processes)
         if processes.is_first:
-            _print([*describe_run(config, dataset), *speed])
+            _print([*describe_run(config, dataset, processes.count), *speed])
             click.echo("Dry run: nothing was written." if dry_run else "")
         if dry_run:
             return

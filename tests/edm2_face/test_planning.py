@@ -193,6 +193,17 @@ def test_the_plan_tells_what_a_run_costs():
     assert "each visited 44 times" in told["training"]  # 1600 / (40 - 4)
 
 
+def test_of_several_processes_the_plan_tells_what_each_takes():
+    dataset = images()
+    config = plan(dataset, batch_size=32, shard=True)
+    alone, four = dict(describe_run(config, dataset)), dict(describe_run(config, dataset, processes=4))
+    assert "cpu, fp32, 32 images per forward pass" in alone["device"]
+    assert "4 x cpu, fp32, 8 images per forward pass" in four["device"]
+    assert "in each process" in four["memory"]
+    assert f"{estimate_memory(config, 4).kept / 1e6:.3g} MB for weights" in four["memory"]  # a share of them
+    assert estimate_memory(config, 4).kept < estimate_memory(config).kept / 3
+
+
 def test_too_much_for_the_device_is_warned_of_with_what_would_fit(monkeypatch):
     dataset = images()
     config = plan(dataset, "edm2-small-32", model_channels=16, channels_per_head=16)
@@ -223,10 +234,3 @@ def test_stratified_noise_is_told():
 def test_data_choose_their_preset(dataset, data, preset):
     assert default_preset(dataset, data) == preset
     assert plan(dataset, preset).preset == preset
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_520_000_000, "1.52 GB"), (3e23, "300 ZB")]
-)
-def test_numbers_of_any_size_are_readable(value, text):
-    assert planning._with_unit(value, "B") == text
