@@ -281,8 +281,13 @@ def test_an_unusable_image_stops_the_run_by_name(
 
 
 def test_a_loss_that_is_never_finite_stops_the_run(tmp_path: Path, monkeypatch):
-    loss = DenoisingLoss.__call__
-    monkeypatch.setattr(DenoisingLoss, "__call__", lambda *args, **options: loss(*args, **options) * torch.nan)
+    judged = DenoisingLoss.judged
+
+    def never_finite(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, error = judged(*arguments)
+        return loss * torch.nan, error
+
+    monkeypatch.setattr(DenoisingLoss, "judged", never_finite)
     out = tmp_path / "out"
     result = edm2("train", *TINY, "--data", "digits", "--batch", 2, "--duration", 2048, "--lr", 0.5, "--out", out)
     message = complaint(result.err)
