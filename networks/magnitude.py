@@ -45,7 +45,7 @@ class Normalize(torch.autograd.Function):
     """`normalize` with its gradient by hand: four passes over memory, where autograd would make ten.
 
         y = x / s,    s = (eps + r) / m,    r = rms(x)
-        dL/dx = (g - x <g, x> / (n r m s)) / s,    g = dL/dy,    r m s = s² m (m - eps / s)
+        dL/dx = (g - x <g, x> / (n r m s)) / s,    g = dL/dy
 
     for sums <,> over n elements and magnitude m: it takes away what points along x, all of it but for eps. Of
     parameters x is kept, which is there anyway; of activations y, which the next layer keeps.
@@ -67,9 +67,11 @@ class Normalize(torch.autograd.Function):
     def backward(ctx, g: Tensor) -> tuple[Tensor, None, None, None]:
         kept, s = ctx.saved_tensors
         along = (g * kept).sum(ctx.dims, keepdim=True, dtype=s.dtype)
-        square = ctx.m**2 - ctx.m * ctx.eps / s
         if ctx.keeps_input:
-            square.mul_(s).mul_(s)
+            a = s * ctx.m
+            square = (a - ctx.eps).mul_(a)  # r m s, above
+        else:
+            square = ctx.m**2 - ctx.m * ctx.eps / s  # r m / s
         share = along.div_(square.clamp_min_(TINY).mul_(ctx.n))  # zeros have no direction: there, `along` is 0, too
         return torch.addcmul(g, kept, share.to(g.dtype), value=-1).div_(s.to(g.dtype)), None, None, None
 
