@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from edm2.sampling import Denoiser, sigma_steps
+from edm2.sampling import Denoiser, denoiser_at_step, sigma_steps
 
 ROUNDING = 1 + 1e-5
 """Levels this close are the same one: float32 rounds the solver's by 1e-6, those of 1000 steps are 5e-3 apart."""
@@ -123,11 +123,6 @@ class GuidedDenoiser:
     def _hears_the_guide(self, sigma: float) -> bool:
         low, high = self.interval
         return low * ROUNDING < sigma <= high * ROUNDING
-
-
-def denoiser_at_step(denoiser: Denoiser, sigma: Tensor | float) -> Denoiser:
-    """What `denoiser` is within a solver step that begins at `sigma`: what it says itself, if it has a say."""
-    return denoiser.at_step(sigma) if hasattr(denoiser, "at_step") else denoiser
 
 
 def changes_between(denoiser: Denoiser, sigma: float, other: float) -> bool:

@@ -47,6 +47,11 @@ def sigma_steps(
     return steps
 
 
+def denoiser_at_step(denoiser: Denoiser, sigma: Tensor | float) -> Denoiser:
+    """What `denoiser` is within a solver step that begins at `sigma`: what it says itself, if it has a say."""
+    return denoiser.at_step(sigma) if hasattr(denoiser, "at_step") else denoiser
+
+
 @torch.no_grad()
 def sample_heun(
     denoise: Denoiser,
@@ -85,7 +90,7 @@ def sample_heun(
     t_steps = sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype, noise.device)
     x = noise.to(dtype) * t_steps[0]
     for i, (t, t_next) in enumerate(pairwise(t_steps)):
-        step_denoiser = denoise.at_step(t) if hasattr(denoise, "at_step") else denoise
+        step_denoiser = denoiser_at_step(denoise, t)
 
         if S_churn > 0 and S_min <= t <= S_max:  # raise the noise level a little
             gamma = min(S_churn / num_steps, math.sqrt(2) - 1)

@@ -1,4 +1,4 @@
-"""Denoisers of known data, whose ODE has a known solution, and one that notes what it is asked."""
+"""Denoisers of known data, whose ODE has a known solution, and two that note what they are asked."""
 
 from dataclasses import dataclass, field
 
@@ -34,6 +34,20 @@ class Recorder:
         for place, value in ((self.x, x), (self.sigma, sigma), (self.D, D)):
             place.append(value)
         return D
+
+
+@dataclass
+class Stepped:
+    """Another denoiser within each step, and none outside of one; notes the levels it is asked for."""
+
+    asked: list[float] = field(default_factory=list)
+
+    def at_step(self, sigma: Tensor) -> Denoiser:
+        self.asked.append(float(sigma))
+        return gaussian_denoiser
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        raise AssertionError("a sampler must use the step's denoiser")
 
 
 def mixture(parameters: dict[str, Tensor]) -> Denoiser:

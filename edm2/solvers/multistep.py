@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edm2.guidance import changes_between, denoiser_at_step
-from edm2.sampling import Denoiser
+from edm2.guidance import changes_between
+from edm2.sampling import Denoiser, denoiser_at_step
 
 Past = Sequence[tuple[float, Tensor]]
 """Noise levels and what is remembered of them, the latest first."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from golden_data import arrays, max_rel, present, select, table
-from known_denoisers import MEAN, STD, Recorder, gaussian_denoiser, gaussian_solution, mixture
+from known_denoisers import MEAN, STD, Recorder, Stepped, gaussian_denoiser, gaussian_solution, mixture
 from torch import Tensor
 
 import edm2
@@ -274,17 +274,6 @@ def test_gradients_are_not_recorded(noise):
 
 
 def test_at_step_is_asked_once_per_step_with_the_level_where_it_begins(noise):
-    class Stepped:
-        def __init__(self) -> None:
-            self.asked = []
-
-        def at_step(self, sigma: Tensor) -> Denoiser:
-            self.asked.append(float(sigma))
-            return gaussian_denoiser
-
-        def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-            raise AssertionError("a sampler must use the step's denoiser")
-
     denoise = Stepped()
     edm2.sample_heun(denoise, noise, num_steps=5, S_churn=3)  # churn raises the level, but not what is asked
     assert denoise.asked == edm2.sigma_steps(5)[:-1].tolist()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import DEISMultistepScheduler, EDMDPMSolverMultistepScheduler
 from golden_data import arrays, select
-from known_denoisers import STD, Recorder, gaussian_denoiser, gaussian_solution, mixture
+from known_denoisers import STD, Recorder, Stepped, gaussian_denoiser, gaussian_solution, mixture
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -300,17 +300,6 @@ def test_levels_are_those_of_sigma_steps(noise, sample):
 
 @every_solver
 def test_at_step_is_asked_once_per_step_with_the_level_where_it_begins(noise, sample):
-    class Stepped:
-        def __init__(self) -> None:
-            self.asked = []
-
-        def at_step(self, sigma: Tensor) -> Denoiser:
-            self.asked.append(float(sigma))
-            return gaussian_denoiser
-
-        def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-            raise AssertionError("a sampler must use the step's denoiser")
-
     denoise = Stepped()
     sample(denoise, noise, num_steps=5)
     assert denoise.asked == edm2.sigma_steps(5)[:-1].tolist()

@@ -27,10 +27,10 @@ from torch.nn.functional import one_hot
 
 import edm2
 from edm2.generation import SeedRandom
-from edm2.guidance import EVERYWHERE, Interval, denoiser_at_step
+from edm2.guidance import EVERYWHERE, Interval
 from edm2.metrics import load_detector, reference_of
 from edm2.networks import fold
-from edm2.sampling import Denoiser, sample_heun, sigma_steps
+from edm2.sampling import Denoiser, denoiser_at_step, sample_heun, sigma_steps
 from edm2.scoring import Drawing, judge_by, score_network
 from edm2.solvers import HEUN, SOLVERS, Solver
 from edm2.tools.judges import codec_of
