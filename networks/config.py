@@ -118,6 +118,21 @@ class NetworkConfig:
         side = self.img_resolution
         return (side, side) if isinstance(side, int) else (side[0], side[1])
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, the full resolution first."""
+        return tuple(self.model_channels * mult for mult in self.channel_mult)
+
+    @property
+    def noise_channels(self) -> int:
+        """Fourier features of the noise level."""
+        return self.model_channels * (self.channel_mult_noise or self.channel_mult[0])
+
+    @property
+    def emb_channels(self) -> int:
+        """Width of the embedding."""
+        return self.model_channels * (self.channel_mult_emb or max(self.channel_mult))
+
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
         return dataclasses.asdict(self)

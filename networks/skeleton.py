@@ -101,15 +101,11 @@ class UNetSkeleton(nn.Module, ABC):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        widths = [config.model_channels * mult for mult in config.channel_mult]
-        noise_channels = config.model_channels * (config.channel_mult_noise or config.channel_mult[0])
-        emb_channels = config.model_channels * (config.channel_mult_emb or max(config.channel_mult))
-        self.build_embedding(noise_channels, emb_channels)
+        self.build_embedding(config.noise_channels, config.emb_channels)
         self.enc = nn.ModuleDict()
         self.dec = nn.ModuleDict()
-        skip_channels = self._build_encoder(widths, emb_channels)
-        self._takes_skip = self._build_decoder(widths, emb_channels, skip_channels)
-        self.build_output(widths[0])
+        self._takes_skip = self._build_decoder(self._build_encoder())
+        self.build_output(config.widths[0])
 
     @abstractmethod
     def build_embedding(self, noise_channels: int, emb_channels: int) -> None:
@@ -140,6 +136,7 @@ class UNetSkeleton(nn.Module, ABC):
         """Options that all blocks have in common."""
         config = self.config
         return {
+            "emb_channels": config.emb_channels,
             "resample_filter": config.resample_filter,
             "channels_per_head": config.channels_per_head,
             "dropout": config.dropout,
@@ -153,11 +150,11 @@ class UNetSkeleton(nn.Module, ABC):
     def _has_attention(self, level: int) -> bool:
         return max(self.config.size) >> level in self.config.attn_resolutions
 
-    def _build_encoder(self, widths: list[int], emb_channels: int) -> list[int]:
+    def _build_encoder(self) -> list[int]:
         """Fill `enc`; return the channels of each of its outputs, in order."""
-        block = partial(self.encoder_block, emb_channels=emb_channels, **self.block_options())
+        block = partial(self.encoder_block, **self.block_options())
         outputs = []
-        for level, width in enumerate(widths):
+        for level, width in enumerate(self.config.widths):
             name = self._level_name(level)
             if level == 0:
                 channels = self.config.img_channels + self.constant_channels
@@ -171,15 +168,15 @@ class UNetSkeleton(nn.Module, ABC):
                 outputs.append(width)
         return outputs
 
-    def _build_decoder(self, widths: list[int], emb_channels: int, skip_channels: list[int]) -> frozenset[str]:
+    def _build_decoder(self, skip_channels: list[int]) -> frozenset[str]:
         """Fill `dec`; return the names of the blocks that take a skip connection."""
-        block = partial(self.decoder_block, emb_channels=emb_channels, **self.block_options())
+        block = partial(self.decoder_block, **self.block_options())
         skips = list(skip_channels)
         channels = skips[-1]
         takes_skip = []
-        for level, width in reversed(list(enumerate(widths))):
+        for level, width in reversed(list(enumerate(self.config.widths))):
             name = self._level_name(level)
-            if level == len(widths) - 1:
+            if level == len(self.config.widths) - 1:
                 self.dec[f"{name}_in0"] = block(channels, channels, attention=True)
                 self.dec[f"{name}_in1"] = block(channels, channels)
             else:

@@ -114,7 +114,6 @@ class PlainBlock(nn.Module):
         config: NetworkConfig,
         in_channels: int,
         out_channels: int,
-        emb_channels: int,
         *,
         encoder: bool,
         resample: str | None = None,
@@ -127,7 +126,7 @@ class PlainBlock(nn.Module):
         self.num_heads = out_channels // config.channels_per_head if attention else 0
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = PlainConv(out_channels if encoder else in_channels, out_channels, (3, 3))
-        self.emb_linear = PlainConv(emb_channels, out_channels)
+        self.emb_linear = PlainConv(config.emb_channels, out_channels)
         self.conv_res1 = PlainConv(out_channels, out_channels, (3, 3))
         self.conv_skip = PlainConv(in_channels, out_channels, (1, 1)) if in_channels != out_channels else None
         self.attn_qkv = PlainConv(out_channels, 3 * out_channels, (1, 1)) if self.num_heads else None
@@ -170,51 +169,48 @@ class PlainUNet(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        widths = [config.model_channels * mult for mult in config.channel_mult]
-        noise_channels = config.model_channels * (config.channel_mult_noise or config.channel_mult[0])
-        emb_channels = config.model_channels * (config.channel_mult_emb or max(config.channel_mult))
         self.out_gain = nn.Parameter(torch.zeros([]))
-        self.emb_fourier = PlainFourier(noise_channels)
-        self.emb_noise = PlainConv(noise_channels, emb_channels)
-        self.emb_label = PlainConv(config.label_dim, emb_channels) if config.label_dim else None
+        self.emb_fourier = PlainFourier(config.noise_channels)
+        self.emb_noise = PlainConv(config.noise_channels, config.emb_channels)
+        self.emb_label = PlainConv(config.label_dim, config.emb_channels) if config.label_dim else None
         self.enc = nn.ModuleDict()
         self.dec = nn.ModuleDict()
-        self._build_decoder(widths, emb_channels, self._build_encoder(widths, emb_channels))
-        self.out_conv = PlainConv(widths[0], config.img_channels, (3, 3))
+        self._build_decoder(self._build_encoder())
+        self.out_conv = PlainConv(config.widths[0], config.img_channels, (3, 3))
 
-    def _build_encoder(self, widths: list[int], emb_channels: int) -> list[int]:
+    def _build_encoder(self) -> list[int]:
         """Fill `enc`; return the channels of each of its outputs."""
         config, outputs = self.config, []
-        for level, width in enumerate(widths):
+        for level, width in enumerate(config.widths):
             name, attention = self._level(level)
             if level == 0:
                 self.enc[f"{name}_conv"] = PlainConv(config.img_channels + 1, width, (3, 3))
                 outputs.append(width)
             else:
-                block = PlainBlock(config, outputs[-1], outputs[-1], emb_channels, encoder=True, resample="down")
+                block = PlainBlock(config, outputs[-1], outputs[-1], encoder=True, resample="down")
                 self.enc[f"{name}_down"] = block
                 outputs.append(outputs[-1])
             for i in range(config.num_blocks):
-                block = PlainBlock(config, outputs[-1], width, emb_channels, encoder=True, attention=attention)
+                block = PlainBlock(config, outputs[-1], width, encoder=True, attention=attention)
                 self.enc[f"{name}_block{i}"] = block
                 outputs.append(width)
         return outputs
 
-    def _build_decoder(self, widths: list[int], emb_channels: int, skips: list[int]) -> None:
+    def _build_decoder(self, skips: list[int]) -> None:
         """Fill `dec`; `skips` are the channels of the encoder's outputs."""
         config, channels = self.config, skips[-1]
-        for level, width in reversed(list(enumerate(widths))):
+        for level, width in reversed(list(enumerate(config.widths))):
             name, attention = self._level(level)
-            if level == len(widths) - 1:
-                block = PlainBlock(config, channels, channels, emb_channels, encoder=False, attention=True)
+            if level == len(config.widths) - 1:
+                block = PlainBlock(config, channels, channels, encoder=False, attention=True)
                 self.dec[f"{name}_in0"] = block
-                self.dec[f"{name}_in1"] = PlainBlock(config, channels, channels, emb_channels, encoder=False)
+                self.dec[f"{name}_in1"] = PlainBlock(config, channels, channels, encoder=False)
             else:
-                block = PlainBlock(config, channels, channels, emb_channels, encoder=False, resample="up")
+                block = PlainBlock(config, channels, channels, encoder=False, resample="up")
                 self.dec[f"{name}_up"] = block
             for i in range(config.num_blocks + 1):
                 inputs = channels + skips.pop()
-                block = PlainBlock(config, inputs, width, emb_channels, encoder=False, attention=attention)
+                block = PlainBlock(config, inputs, width, encoder=False, attention=attention)
                 self.dec[f"{name}_block{i}"] = block
                 channels = width
 
