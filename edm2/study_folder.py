@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edm2.post_hoc_ema import atomic_output
+from edm2.post_hoc_ema.atomic import atomic_output, is_unfinished
 
 Facts = Mapping[str, Any]
 
@@ -39,10 +39,14 @@ class StudyFolder:
         if self.description.exists():
             self._compare(facts)
             return
-        if self.path.exists() and (not self.path.is_dir() or any(_is_foreign(path) for path in self.path.iterdir())):
+        if self.path.exists() and not (self.path.is_dir() and self._is_free()):
             raise StudyFolderError(f"{self.path}: is no empty folder and holds no study; choose another --out")
         with atomic_output(self.description) as temporary:
             temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    def _is_free(self) -> bool:
+        """Whether nothing is there, or only a description that another process has begun."""
+        return all(is_unfinished(path, self.description) for path in self.path.iterdir())
 
     def _compare(self, facts: Facts) -> None:
         try:
@@ -55,11 +59,6 @@ class StudyFolder:
             raise StudyFolderError(
                 f"{self.path}: holds another study ({told}); choose another --out, or repeat that one"
             )
-
-
-def _is_foreign(path: Path) -> bool:
-    """Not the half-written description of another process."""
-    return not path.name.startswith(".study.json")
 
 
 def _text(facts: Facts, name: str) -> str:

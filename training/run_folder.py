@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from edm2.post_hoc_ema import atomic_output
+from edm2.post_hoc_ema.atomic import atomic_output, is_unfinished
 from edm2.post_hoc_ema.messages import plain_line
 from edm2.post_hoc_ema.plain_json import parse_json
 from edm2.training.checkpoint import find_checkpoints
@@ -50,13 +50,13 @@ class RunFolder:
                     "choose another --out, or repeat that run's settings to resume it"
                 )
             self._refuse_to_go_back(config)
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and not all(is_unfinished(path, self.config) for path in self.path.iterdir()):
             raise RunFolderError(f"{self.path}: is not empty and holds no run; choose another --out")
         elif self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path}: is a file; choose another --out")
-        self.snapshots.mkdir(parents=True, exist_ok=True)
         with atomic_output(self.config) as temporary:
             Path(temporary).write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+        self.snapshots.mkdir(exist_ok=True)
 
     def snapshot_times(self, until: int) -> list[int]:
         """Images seen at the snapshots up to `until`, by the names of their files."""

@@ -287,6 +287,11 @@ def test_foreign_files_are_not_touched(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_that_was_killed_while_it_claimed_its_folder_begins_anew(tmp_path):
+    (tmp_path / ".config.json.4711.tmp").write_text('{"half')
+    assert run(tiny_config(tmp_path, duration=24)).images_seen == 24
+
+
 def test_damaged_checkpoint_is_named(tmp_path):
     run(tiny_config(tmp_path))
     checkpoint = find_checkpoints(tmp_path / "checkpoints")[-1]
