@@ -24,7 +24,8 @@ def sigma_steps(
         t_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho    for i < N
 
     Returns:
-        [N + 1], computed in `dtype`; a single step goes from sigma_max straight to 0.
+        [N + 1], computed in `dtype`, on the CPU and then sent to `device`: all devices get the same, and none is waited
+        for. A single step goes from sigma_max straight to 0.
 
     Raises:
         ValueError: fewer than one step, or levels that do not descend (in `dtype`).
@@ -35,7 +36,7 @@ def sigma_steps(
         raise ValueError(f"sigma_min={sigma_min} and sigma_max={sigma_max} must satisfy 0 < sigma_min < sigma_max")
     if not rho > 0:
         raise ValueError(f"rho={rho} must be positive")
-    index = torch.arange(num_steps, dtype=dtype, device=device)
+    index = torch.arange(num_steps, dtype=dtype, device="cpu")
     start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     levels = (start + index / max(num_steps - 1, 1) * (end - start)) ** rho
     steps = torch.cat([levels, levels.new_zeros(1)])
@@ -44,7 +45,7 @@ def sigma_steps(
             f"{num_steps} noise levels from {sigma_max} to {sigma_min} with rho={rho} do not descend in {dtype}; "
             "change rho, or take fewer steps or float64"
         )
-    return steps
+    return steps if device is None else steps.to(device)
 
 
 def denoiser_at_step(denoiser: Denoiser, sigma: Tensor | float) -> Denoiser:
@@ -87,12 +88,14 @@ def sample_heun(
         Samples like `noise`, in `dtype`.
     """
     randn_like = torch.randn_like if randn_like is None else randn_like
-    t_steps = sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype, noise.device)
+    t_steps = sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype)
+    levels = t_steps.tolist()  # from the CPU: no step waits for another device
+    t_steps = t_steps.to(noise.device)
     x = noise.to(dtype) * t_steps[0]
     for i, (t, t_next) in enumerate(pairwise(t_steps)):
-        step_denoiser = denoiser_at_step(denoise, t)
+        step_denoiser = denoiser_at_step(denoise, levels[i])
 
-        if S_churn > 0 and S_min <= t <= S_max:  # raise the noise level a little
+        if S_churn > 0 and S_min <= levels[i] <= S_max:  # raise the noise level a little
             gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
             t_hat = t + gamma * t
             x = x + (t_hat**2 - t**2).sqrt() * S_noise * randn_like(x)

@@ -53,7 +53,7 @@ def sample_deis(
     if order not in ORDERS:
         raise ValueError(f"order={order} must be 1, 2 or 3")
     method = Multistep(slope, _advance, order, _corrected if order > 2 else None)
-    return method.sample(denoise, noise, labels, sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype, noise.device))
+    return method.sample(denoise, noise, labels, sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype))
 
 
 def deis_weights(levels: Sequence[float], t_next: float) -> list[float]:

@@ -39,7 +39,7 @@ def sample_dpmpp_2m(
         ValueError: noise levels that `edm2.sigma_steps` refuses.
     """
     method = Multistep(lambda x, D, t: D, _advance, order=2)
-    return method.sample(denoise, noise, labels, sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype, noise.device))
+    return method.sample(denoise, noise, labels, sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype))
 
 
 def _advance(x: Tensor, t_next: float, past: Past) -> Tensor:

@@ -40,27 +40,29 @@ class Multistep:
                 which begin at these levels have different denoisers.
             noise: Unit Gaussian noise [N, C, H, W].
             labels: Handed to `denoise` as they are.
-            t_steps: Noise levels t_0 > ... > t_N = 0 (`edm2.sigma_steps`), in the dtype of the integration.
+            t_steps: Noise levels t_0 > ... > t_N = 0 (`edm2.sigma_steps`), in the dtype of the integration, on the CPU.
 
         Returns:
             Samples like `noise`, in that dtype.
         """
 
-        def denoised(x: Tensor, t: Tensor) -> Tensor:
-            return denoiser_at_step(denoise, t)(x, t, labels).to(x.dtype)
+        levels = t_steps.tolist()  # from the CPU: no step waits for another device
+        t_steps = t_steps.to(noise.device)
 
-        levels = t_steps.tolist()  # all at once: a device is waited for here, and not in the steps
+        def denoised(x: Tensor, i: int) -> Tensor:
+            return denoiser_at_step(denoise, levels[i])(x, t_steps[i], labels).to(x.dtype)
+
         x = x_before = noise.to(t_steps.dtype) * t_steps[0]
         past: Past = []
         for i, t in enumerate(levels[:-2]):
-            said = self.recalled(x, denoised(x, t_steps[i]), t)
+            said = self.recalled(x, denoised(x, i), t)
             if i > 0 and changes_between(denoise, levels[i - 1], t):
                 past = []
             past = [(t, said), *past[: self.order - 1]]
             if self.corrected is not None and len(past) == 2:
                 x = self.corrected(x_before, past)
             x_before, x = x, self.advance(x, levels[i + 1], past)
-        return denoised(x, t_steps[-2])
+        return denoised(x, -2)
 
 
 def slope(x: Tensor, D: Tensor, t: float) -> Tensor:

@@ -15,8 +15,10 @@ from jobs import Job
 from operations import Operations, operations_of
 from test_trainer import tiny_config, tiny_data
 
+from edm2.guidance import guided, without_labels
 from edm2.networks import MPConv, NetworkConfig, build_network, fold, force_weight_normalization_
 from edm2.post_hoc_ema import PowerFunctionEMA
+from edm2.solvers import SOLVERS
 from edm2.tools.bench.plain import PlainPrecond, plain_loss
 from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig
 from edm2.training.diagnostics.layers import blocks
@@ -159,6 +161,19 @@ def test_an_evaluation_waits_for_no_number():
         ):
             operations = operations_of(lambda n=evaluated, c=labels: n(x, sigma, c))
             assert operations.copied == {}
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda solver: solver.name)
+def test_sampling_waits_for_no_number(solver):
+    """Guidance within an interval included: whether a step has it is decided on the host."""
+    with torch.device("meta"):
+        net = fold(build_network(network()))
+    noise, labels = torch.ones(BATCH, 4, 16, 16, device="meta"), torch.zeros(BATCH, dtype=torch.int64, device="meta")
+    options = {"num_steps": 6, "S_churn": 3} if solver.churns else {"num_steps": 6}
+    for guide in (without_labels(net), fold(net)):
+        denoise = guided(net, guide, 1.5, interval=(0.1, 10))
+        operations = operations_of(lambda d=denoise: solver.sample(d, noise, labels, **options))
+        assert [read for read in operations.reads if read[1] != "cpu"] == []
 
 
 class Watched(Trainer):
