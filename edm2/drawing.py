@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from edm2.generation import Batch
+from edm2.generation import Batch, require_finite
 from edm2.image_folder import ImageStore
 from edm2.training import Codec
 
@@ -63,10 +63,13 @@ def keep_all(
         decode: See `decoder`.
         store: Where images go.
         report: Called with the number of images of each batch.
+
+    Raises:
+        SamplingError: samples that are not finite; what was drawn before is kept.
     """
     with ThreadPoolExecutor(WRITERS) as pool:
         writing: list[Future] = []
-        for batch in batches:
+        for batch in require_finite(batches):
             images = decode(batch.samples)
             _wait_for(writing)  # at most one batch is on its way while the next one is drawn
             store.claim()

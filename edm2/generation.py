@@ -1,6 +1,6 @@
 """Images by seed. An image depends on its seed and class alone, not on the batch or the device count."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -25,6 +25,10 @@ class Batch:
     """Class of each image, int64 [N]; None for an unconditional network."""
     samples: Tensor
     """What the network draws, [N, C, H, W] float32; a codec turns it into pixels."""
+
+
+class SamplingError(ValueError):
+    """A network draws numbers that are not finite; the message is one line."""
 
 
 class SeedRandom:
@@ -108,6 +112,24 @@ def generate(
             yield Batch(tuple(seeds[part]), labels, samples)
 
     return drawn()
+
+
+def require_finite(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches, up to one that is no image: a decoder would make black pixels of it.
+
+    Raises:
+        SamplingError: samples that are not finite.
+    """
+    for batch in batches:
+        finite = batch.samples.flatten(1).isfinite().all(dim=1).tolist()
+        if not all(finite):
+            broken = [str(seed) for seed, fine in zip(batch.seeds, finite, strict=True) if not fine]
+            shown = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
+            raise SamplingError(
+                f"what the network draws from seed{'s' if len(broken) > 1 else ''} {shown} is not finite: "
+                "draw with --precision fp32 or bf16; if that does not help, its weights are broken"
+            )
+        yield batch
 
 
 def classes_of_seeds(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm2.generation import generate
+from edm2.generation import generate, require_finite
 from edm2.guidance import EVERYWHERE, Interval
 from edm2.metrics import ClassAccuracy, Detector, FeatureStatistics, feature_statistics, frechet_distance
 from edm2.metrics.features import BATCH, Report, displayed, features_of_batches, read_ahead
@@ -101,13 +101,17 @@ class Drawing:
     def images(
         self, net: Precond, codec: Codec, guide: Denoiser | None, guidance: float, parts: Sequence[Sequence[int]]
     ) -> Iterator[Tensor]:
-        """Images of the seeds of each part: uint8 [N, C, H, W] in 0..255."""
+        """Images of the seeds of each part: uint8 [N, C, H, W] in 0..255.
+
+        Raises:
+            SamplingError: samples that are not finite.
+        """
         for seeds in parts:
             classes = self.classes(net.config.label_dim, seeds)
             batches = generate(
                 net, seeds, classes, guide, guidance, self.interval, BATCH, self.solver.sample, num_steps=self.num_steps
             )
-            for batch in batches:
+            for batch in require_finite(batches):
                 yield codec.to_display(codec.decode(batch.samples))
 
     def to_json(self) -> dict[str, Any]:

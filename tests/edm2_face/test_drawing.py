@@ -9,6 +9,7 @@ from torch import Tensor
 
 import edm2
 from edm2.drawing import batches_of, decoder, keep_all, undecoded, unfinished
+from edm2.generation import SamplingError
 from edm2.image_folder import DESCRIPTION, ImageFolder, ImagesInMemory, ImageStore, NpyFiles
 from edm2.training import PixelCodec
 from edm2.training.distributed import Processes
@@ -67,6 +68,16 @@ def test_what_was_lost_is_drawn_in_its_old_company(net, tmp_path, reference):
     assert torch.equal(again.read(SEEDS), reference)
     assert again.file(8).stat().st_mtime_ns == kept
     assert fill(again, net, SEEDS) == []
+
+
+@torch.no_grad()
+def test_what_is_no_image_is_not_kept_as_a_black_one(make_net, tmp_path):
+    store, net = ImageFolder(tmp_path, SETTINGS, files=NpyFiles()), make_net()
+    fill(store, net, SEEDS[:3])
+    net.unet.out_gain.fill_(torch.nan)
+    with pytest.raises(SamplingError, match=r"seeds 11, 5, 7 is not finite.*--precision"):
+        fill(store, net, SEEDS)
+    assert store.missing(SEEDS) == [11, 5, 7, 1, 2]
 
 
 def test_a_failure_to_write_is_told_and_what_is_there_is_complete(net, tmp_path, reference, monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from edm2.generation import SamplingError
 from edm2.metrics import ClassAccuracy, feature_statistics, frechet_distance, load_detector, reference_of
 from edm2.metrics.features import displayed
 from edm2.networks import fold
@@ -69,6 +70,14 @@ def test_a_score_is_what_its_images_say(judge, make_net):
     assert score.distance == frechet_distance(feature_statistics(features), judge.reference)
     assert score.accuracy == judge.accuracy(features, np.arange(30) % 10)
     assert 0 < score.deviation < score.distance
+
+
+@torch.no_grad()
+def test_what_is_no_image_gets_no_score(judge, make_net):
+    net = make_net(img_channels=1)
+    net.unet.out_gain.fill_(torch.nan)
+    with pytest.raises(SamplingError, match="not finite"):
+        score_network(fold(net), CODEC, judge, DRAWING)
 
 
 def test_sets_of_seeds_have_nothing_in_common(judge, make_net):

@@ -53,7 +53,10 @@ def truncate(source: Path, target: Path) -> None:
 
 
 def other_networks(network: Path, folder: Path) -> None:
-    """Networks that are fine, but for RGB images, for three classes, and for none."""
+    """Networks that are fine, but for RGB images, for three classes, and for none; and one that draws NaN."""
+    broken = load(network)
+    torch.nn.init.constant_(broken.unet.out_gain, torch.nan)
+    save(broken, folder / "nan.safetensors", {"codec": read_metadata(network)["codec"]})
     config = load(network).config.to_json()
     for name, change in {"rgb": {"img_channels": 3}, "three": {"label_dim": 3}, "uncond": {"label_dim": 0}}.items():
         net = build_network(NetworkConfig.from_json(config | change))
@@ -197,6 +200,7 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "class of a network without": ("GENERATE @uncond.safetensors --class 0", FAILURE, ("no classes", "without labels")),
     "bad seeds": ("GENERATE @network.safetensors --seeds 1;2", USAGE, ("--seeds", "'1;2'", "0-63")),
     "seeds upside down": ("GENERATE @network.safetensors --seeds 9-3", USAGE, ("9-3", "write 3-9")),
+    "broken weights": ("GENERATE @nan.safetensors", FAILURE, ("seeds 0, 1, ", "not finite", "--precision")),
     "no steps": ("GENERATE @network.safetensors --steps 0", USAGE, ("--steps", "x>=1")),
     "class of no such name": ("GENERATE @network.safetensors --class cat", FAILURE, ("'cat'", "number")),
     "interval upside down": ("GENERATE @network.safetensors --interval 2,1", USAGE, ("'2,1'", "LOW,HIGH")),
