@@ -22,7 +22,7 @@ from edm2.networks.config import NetworkConfig
 from edm2.networks.fold import fold, is_folded
 from edm2.networks.ladder import load_edm_state_dict
 from edm2.networks.layers import Conv, Fourier, MPConv, MPFourier, WeightNormConv, force_weight_normalization_
-from edm2.networks.magnitude import mp_cat, mp_silu, mp_sum, normalize, resample
+from edm2.networks.magnitude import higher_derivatives, mp_cat, mp_silu, mp_sum, normalize, resample
 from edm2.networks.precond import Precond, UncertaintyHead
 from edm2.networks.unet import UNet
 
@@ -41,6 +41,7 @@ __all__ = [
     "build_network",
     "fold",
     "force_weight_normalization_",
+    "higher_derivatives",
     "is_folded",
     "load_edm_state_dict",
     "mp_cat",

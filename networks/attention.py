@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edm2.networks.magnitude import normalize
+from edm2.networks.magnitude import normalize, takes_higher_derivatives
 
 
 def dot_product_attention(qkv: Tensor, num_heads: int) -> Tensor:
@@ -46,7 +46,7 @@ def sorted_by_kind(qkv: Tensor, num_heads: int, dim: int = 1) -> Tensor:
 def blend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Values in proportion to the softmax over the keys: softmax(q·k / sqrt(d)) v. All [N, pixels, heads, d]."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" and not takes_higher_derivatives():  # the fused kernel has one, backward
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     logits = q @ (k * (1 / math.sqrt(q.shape[-1]))).mT  # plain products: on CPUs torch's fused kernel is slower
     return (logits.softmax(dim=-1) @ v).transpose(1, 2)

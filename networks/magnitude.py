@@ -4,7 +4,8 @@ Magnitude means the root-mean-square of a tensor's elements. Shapes: N images, C
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -34,11 +35,44 @@ def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = EP
         magnitude: Multiplies y, at no cost; any number but 0.
 
     Returns:
-        Same shape and dtype as `x`.
+        Same shape and dtype as `x`. It can be differentiated once; see `higher_derivatives`.
     """
     if dim is None:
         dim = range(1, x.ndim)
-    return Normalize.apply(x, [dim] if isinstance(dim, int) else list(dim), eps, magnitude)
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    if takes_higher_derivatives():
+        return x / _divisor(x, dims, eps, magnitude).to(x.dtype)
+    return Normalize.apply(x, dims, eps, magnitude)
+
+
+def _divisor(x: Tensor, dims: Sequence[int], eps: float, magnitude: float) -> Tensor:
+    """s of `Normalize`, in at least float32; `dims` keep length 1."""
+    norm = euclidean_norm(x, dims)
+    n = x.numel() // norm.numel()
+    return norm * (math.sqrt(1 / n) / magnitude) + eps / magnitude
+
+
+_higher_derivatives = False
+
+
+@contextmanager
+def higher_derivatives() -> Iterator[None]:
+    """Inside, networks of this package take more than one derivative, and forward ones.
+
+    So a Jacobian-vector product (`torch.func.jvp`, forward-mode AD), as consistency models and mean flows need, or a
+    penalty on a gradient can be computed; passes take longer and keep more. Outputs stay the same up to rounding.
+    """
+    global _higher_derivatives
+    before, _higher_derivatives = _higher_derivatives, True
+    try:
+        yield
+    finally:
+        _higher_derivatives = before
+
+
+def takes_higher_derivatives() -> bool:
+    """Whether this is inside `higher_derivatives`."""
+    return _higher_derivatives
 
 
 class Normalize(torch.autograd.Function):
@@ -53,9 +87,8 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, dims: list[int], eps: float, m: float) -> Tensor:
-        norm = euclidean_norm(x, dims)
-        ctx.n = x.numel() // norm.numel()
-        s = norm.mul_(math.sqrt(1 / ctx.n) / m).add_(eps / m)
+        s = _divisor(x, dims, eps, m)
+        ctx.n = x.numel() // s.numel()
         y = x / s.to(x.dtype)
         ctx.keeps_input = isinstance(x, nn.Parameter)
         ctx.save_for_backward(x if ctx.keeps_input else y, s)

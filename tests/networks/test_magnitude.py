@@ -7,7 +7,7 @@ import torch
 from golden_data import max_rel, ops_cases
 from torch import Tensor
 
-from edm2.networks import mp_cat, mp_silu, mp_sum, normalize, resample
+from edm2.networks import higher_derivatives, mp_cat, mp_silu, mp_sum, normalize, resample
 from edm2.networks.magnitude import mp_cat_weights, mp_sum_weights
 
 # Rounding of the dtype times a few operations; the golden README states them.
@@ -211,6 +211,17 @@ def test_gradient_of_normalize_at_zero_is_that_of_a_division_by_eps():
     (grad,) = torch.autograd.grad(normalize(x), x, g)
     torch.testing.assert_close(grad[1], g[1] / 1e-4)
     torch.testing.assert_close(grad[::2], torch.autograd.grad(normalize(x[::2]), x, g[::2])[0][::2])
+
+
+@pytest.mark.parametrize("dim", [None, 1, -1])
+def test_normalize_has_further_derivatives_where_they_are_asked_for(dim):
+    """The second one, and forward ones, by differences; the first is that by hand."""
+    x, g = differentiable(gaussian(2, 3, 4, dtype=torch.float64)), gaussian(2, 3, 4, seed=1, dtype=torch.float64)
+    by_hand = torch.autograd.grad(normalize(x, dim), x, g)
+    with higher_derivatives():
+        torch.testing.assert_close(torch.autograd.grad(normalize(x, dim), x, g), by_hand)
+        assert torch.autograd.gradcheck(lambda x: normalize(x, dim, 0.2), x, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(lambda x: normalize(x, dim, 0.2), x)
 
 
 def test_normalize_has_one_derivative_and_says_so():

@@ -9,7 +9,15 @@ import torch
 from golden_data import max_rel
 from torch import Tensor
 
-from edm2.networks import MPConv, NetworkConfig, Precond, build_network, fold, force_weight_normalization_
+from edm2.networks import (
+    MPConv,
+    NetworkConfig,
+    Precond,
+    build_network,
+    fold,
+    force_weight_normalization_,
+    higher_derivatives,
+)
 
 SMALL = NetworkConfig(
     img_resolution=16,
@@ -314,6 +322,31 @@ def test_the_denoiser_can_be_differentiated_by_noise_level_and_image():
         by_image = (value(at[0], at[1] + h) - value(at[0], at[1] - h)) / (2 * h)
     assert gradients[0].item() == pytest.approx(by_sigma.item(), rel=1e-5)
     assert gradients[1].item() == pytest.approx(by_image.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("config", ["B", "D", "G"])
+def test_directional_and_second_derivatives_where_they_are_asked_for(config):
+    """dD/dt along a path through noise, forward (torch.func.jvp) and by differences; its gradient by the weights, too.
+
+    This is what consistency models and mean flows train with.
+    """
+    net = a_network(config=config).double()
+    x, sigma, labels = an_input(net)
+    x, sigma, h = x.double(), sigma.double(), 1e-6
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
+
+    def denoised(t: Tensor) -> Tensor:
+        return net(x + t * sigma[:, None, None, None] * direction, sigma * (1 + t), labels)
+
+    zero, one = torch.zeros((), dtype=x.dtype), torch.ones((), dtype=x.dtype)
+    with higher_derivatives():
+        output, slope = torch.func.jvp(denoised, (zero,), (one,))
+        assert max_rel(output, denoised(zero)) < 1e-13
+        assert max_rel(slope, (denoised(zero + h) - denoised(zero - h)) / (2 * h)) < 1e-6
+        slope.square().sum().backward()
+    gradients = [parameter.grad for parameter in net.unet.parameters()]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.norm() > 0 for gradient in gradients)  # those before a convolution of zeros have none
 
 
 @torch.no_grad()
