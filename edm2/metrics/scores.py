@@ -81,8 +81,8 @@ class FrechetMetric:
 
 
 @dataclass(frozen=True)
-class KernelMetric:
-    """Kernel distance to features of real images."""
+class FeaturesMetric:
+    """What compares with features of real images, not with their statistics."""
 
     detector: str
     real: Features
@@ -92,6 +92,10 @@ class KernelMetric:
     def width(self) -> int:
         """D of the reference."""
         return self.real.shape[1]
+
+
+class KernelMetric(FeaturesMetric):
+    """Kernel distance."""
 
     def __call__(self, samples: Collection, title: str) -> list[Value]:
         found = kernel_distance(samples.features, self.real)
@@ -99,18 +103,8 @@ class KernelMetric:
         return [Value("kernel", title, self.detector, found.mean, found.error)]
 
 
-@dataclass(frozen=True)
-class PrecisionRecallMetric:
-    """Precision and recall, against features of real images."""
-
-    detector: str
-    real: Features
-    keep: int = KEPT
-
-    @property
-    def width(self) -> int:
-        """D of the reference."""
-        return self.real.shape[1]
+class PrecisionRecallMetric(FeaturesMetric):
+    """Precision and recall."""
 
     def __call__(self, samples: Collection, title: str) -> list[Value]:
         n = min(len(samples.features), len(self.real))  # balls shrink as their number grows: as many of each
