@@ -250,13 +250,14 @@ def train(
             click.echo("Dry run: nothing was written." if dry_run else "")
         if dry_run:
             return
-        on_snapshot = None
-        if lengths is not None and processes.is_first:
-            from edm2.tools.evaluation import Evaluation
-
-            about = eval_every, eval_samples, eval_detector, eval_data, eval_ref
-            on_snapshot = Evaluation(config, lengths, *about, dataset)
         with told_once(processes):
+            on_snapshot = None
+            if lengths is not None and processes.is_first:
+                from edm2.tools.evaluation import Evaluation
+
+                about = eval_every, eval_samples, eval_detector, eval_data, eval_ref
+                on_snapshot = Evaluation(config, lengths, *about, dataset)
+            processes.wait()  # statistics of many real images take longer than a step has patience for
             run_training(config, dataset, on_snapshot, processes, max_seconds)
 
 

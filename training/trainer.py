@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ class Trainer(Learner):
         self.sizes = file_sizes(config, net)
         self.snapshot_times: list[int] = []
         super().__init__(config, net, processes)
-        self.diagnostics = Diagnostics(replace(config, micro_batch=self.images_per_forward), self.loss.distribution)
+        self.diagnostics = Diagnostics(config, self.loss.distribution)
         self.totals = Totals(self.device)
         self.explosion = Explosion(self.device)
         self.speedometer = Speedometer(config.batch_size, wait=self.totals.loss.item)  # reading waits for the device
@@ -201,7 +200,11 @@ class Trainer(Learner):
         self.trouble.give_up_if(lambda: float(self._mean(self.explosion.steps)), STEPS, now, self.trouble.exploded)
 
     def _do_what_is_due(self, before: int) -> None:
-        """All processes come here; those that have nothing to do wait for the first."""
+        """All processes come here.
+
+        What the first one does alone may take long. The others wait for it right after, with more patience than they
+        have for the exchange of tensors that comes next.
+        """
         config, now = self.config, self.images_seen
         done = now >= config.duration
 
@@ -211,14 +214,16 @@ class Trainer(Learner):
         measure = self.feed.holdout_set is not None and due(config.holdout_every or config.snapshot_every)
         if measure or due(config.status_every):
             self.report(measure)
+            self.processes.wait()
         if due(config.snapshot_every):
             self.save_snapshots()
+            self.processes.wait()
         if due(config.sample_every) and self.on_sample is not None:
             self.output.save_samples(now, self.averaged(max(config.sigma_rels)), self.on_sample)
-        if diagnose := self.diagnostics.due(before, now):
+            self.processes.wait()
+        if self.diagnostics.due(before, now):
             self._diagnose()
-        if measure or diagnose or due(config.snapshot_every) or due(config.sample_every):
-            self.processes.wait()  # for the first one, with more patience than a step has
+            self.processes.wait()
         if done:
             self.output.save_raw_weights(now, self.net.state_dict())  # before the checkpoint that ends the run for good
         if due(config.checkpoint_every):
@@ -249,7 +254,9 @@ class Trainer(Learner):
 
     def _diagnose(self) -> None:
         if self.processes.is_first:
-            record = self.diagnostics.measure(self.images_seen, self.net, self.averaged, self.loss, self.feed)
+            record = self.diagnostics.measure(
+                self.images_seen, self.net, self.averaged, self.loss, self.feed, self.images_per_forward
+            )
             self.output.monitor.report_diagnostics(record)
 
     def save_snapshots(self) -> None:

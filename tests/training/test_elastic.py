@@ -66,6 +66,22 @@ def test_a_process_that_hangs_ends_the_others_when_their_patience_does(tmp_path)
         assert "Traceback" not in job.words(rank)
 
 
+class Slow(Trainer):
+    """The first process scores and draws for longer than a step has patience."""
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.on_snapshot = lambda images_seen: time.sleep(4) or {}
+        self.on_sample = lambda *arguments: time.sleep(4)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_processes_wait_for_what_the_first_does_alone(tmp_path, shard):
+    changes = {"out": str(tmp_path / "run"), "duration": 16, "sample_every": 16, "patience": 2.0, "shard": shard}
+    job = Job(2, tmp_path / "said", train, changes, None, Slow)
+    assert job.wait(seconds=60) == [0, 0], job.words(1)
+
+
 def try_again(kind: type[Trainer], changes: dict, final: Path) -> None:
     """As torchrun starts it; only the first time is something wrong."""
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from golden_data import rms_rel
 from jobs import Job
 from test_trainer import assert_same_bits, final_state, run, tiny_config, tiny_data
 
+from edm2.networks import Precond
 from edm2.tools.run import train_interruptibly
 from edm2.training import Trainer, TrainingConfig
 from edm2.training.checkpoint import find_checkpoints
@@ -97,6 +98,22 @@ def test_out_of_memory_halves_the_images_per_forward_pass(tmp_path, monkeypatch,
     whole = final_state(run(tiny_config(tmp_path / "whole", duration=40)))
     weight = "unet.enc.8x8_block0.conv_res0.weight"
     assert rms_rel(final_state(small)[weight], whole[weight]) < 1e-5
+
+
+def test_instruments_keep_to_what_the_memory_holds(tmp_path, monkeypatch):
+    """Diagnostics and held-out losses show no more images at once than training found to fit."""
+    forward, sizes = Precond.forward, []
+
+    def small(self, x, *arguments, **options):
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x, *arguments, **options)
+
+    monkeypatch.setattr(Precond, "forward", small)
+    run(tiny_config(tmp_path, duration=24, diagnostics_every=16, holdout=8))
+    assert sizes[:3] == [8, 4, 2]
+    assert max(sizes[2:]) == 2
 
 
 def test_recomputed_activations_give_the_same_gradients_to_the_bit(tmp_path):

@@ -87,7 +87,13 @@ class Diagnostics:
         self.nonfinite_steps = self.nonfinite_steps + step.nonfinite  # on the device: no step waits for it
 
     def measure(
-        self, images_seen: int, net: Precond, averaged: Callable[[float], Precond], loss: DenoisingLoss, feed: Feed
+        self,
+        images_seen: int,
+        net: Precond,
+        averaged: Callable[[float], Precond],
+        loss: DenoisingLoss,
+        feed: Feed,
+        images_per_forward: int,
     ) -> Record:
         """Everything that is measured at one time.
 
@@ -98,6 +104,7 @@ class Diagnostics:
                 training most closely.
             loss: The training objective.
             feed: Where images come from.
+            images_per_forward: How many the memory holds, as far as is known.
 
         Returns:
             A record for diagnostics.jsonl: `docs/diagnostics.md` says what is in it.
@@ -106,24 +113,24 @@ class Diagnostics:
         sigma_rel = min(self.config.sigma_rels)
         average = averaged(sigma_rel)
         record: Record = {"images_seen": images_seen}
-        record["activations"] = self._activations(average, feed) | {"sigma_rel": sigma_rel}
+        record["activations"] = self._activations(average, feed, images_per_forward) | {"sigma_rel": sigma_rel}
         watch, self._watch = self._watch or UpdateWatch(net), None
         record["weights"] = {"ema": measure_weights(average), "raw": watch.weights or measure_weights(net)}
         record["updates"] = watch.updates
-        record |= self._noise_levels(net, loss, feed)
+        record |= self._noise_levels(net, loss, feed, images_per_forward)
         record["nonfinite"] |= self._count_of_steps()
         record["diagnostics_seconds"] = number(time.perf_counter() - start + watch.seconds)
         return record
 
-    def _activations(self, average: Precond, feed: Feed) -> dict[str, Any]:
+    def _activations(self, average: Precond, feed: Feed, images_per_forward: int) -> dict[str, Any]:
         images, labels = spaced_images(feed, self.activation_images)
         batch = over_all_levels(images, labels, self.distribution)
-        return measure_activations(average, batch.split(self.config.images_per_forward))
+        return measure_activations(average, batch.split(images_per_forward))
 
-    def _noise_levels(self, net: Precond, loss: DenoisingLoss, feed: Feed) -> dict[str, Any]:
+    def _noise_levels(self, net: Precond, loss: DenoisingLoss, feed: Feed, images_per_forward: int) -> dict[str, Any]:
         images, labels = spaced_images(feed, self.images_per_bin)
         bins = by_bin(images, labels, self.distribution, BINS)
-        return measure_noise_levels(net, loss, bins, self.config.images_per_forward)
+        return measure_noise_levels(net, loss, bins, images_per_forward)
 
     def _count_of_steps(self) -> dict[str, int]:
         counts = self.state()
