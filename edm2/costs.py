@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm2.networks import NetworkConfig, Precond, build_network
+from edm2.networks.skeleton import blocks
 from edm2.training import EDM2Loss, TrainingConfig
-from edm2.training.diagnostics.layers import blocks
+from edm2.training.config import DTYPES
 from edm2.training.disk import DiskForecast, file_sizes
 from edm2.training.recompute import recompute_blocks_
-from edm2.training.trainer import DTYPES
 
 TRAINING_FLOPS = 3
 """Evaluations that a training step is worth: the backward pass takes two gradients, of activations and of weights."""

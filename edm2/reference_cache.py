@@ -10,10 +10,10 @@ from typing import Any
 import edm2
 from edm2.metrics import Detector, FeatureStatistics, read_reference, reference_of, write_reference
 from edm2.metrics.detectors import OwnDetector
-from edm2.metrics.features import ALONE, Report
+from edm2.metrics.features import Report
 from edm2.score_cache import key_of
 from edm2.training import Dataset
-from edm2.training.distributed import Processes
+from edm2.training.distributed import ALONE, Processes
 
 
 def cached_reference(

@@ -18,10 +18,7 @@ from edm2.resampling import frechet_deviation
 from edm2.sampling import Denoiser
 from edm2.solvers import HEUN, Solver
 from edm2.training import Codec, Dataset
-from edm2.training.distributed import Processes
-
-ALONE = Processes()
-"""This process, and no other."""
+from edm2.training.distributed import ALONE, Processes
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 Which one a file is, is told by its contents; a pipeline is a folder. A folder of pickles serves as a run folder does.
 """
 
+import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from edm2.networks import NetworkConfig
 from edm2.pipeline.folder import is_pipeline_folder, read_pipeline_metadata, read_pipeline_tensors
 from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError, find_snapshots
 from edm2.post_hoc_ema import read_metadata as read_safetensors_metadata
 from edm2.published import PublishedSnapshot, is_reconstruction
-from edm2.training.config import CHANGEABLE
+from edm2.training.config import CHANGEABLE, TrainingConfig
 
 AnySnapshot = SafetensorsSnapshot | PublishedSnapshot
 
@@ -122,11 +125,22 @@ def refuse_different_runs(snapshots: Sequence[AnySnapshot]) -> None:
     for other in others:
         found = _identity(other.metadata)
         for key in sorted(expected.keys() | found.keys()):
-            if expected.get(key) != found.get(key):
+            default = DEFAULTS.get(key)  # of a setting that older versions did not have yet
+            if expected.get(key, default) != found.get(key, default):
                 raise SnapshotError(
                     f"{first.path} and {other.path} are of different runs: {key} is {expected.get(key)} in one and "
                     f"{found.get(key)} in the other; keep one run's snapshots in a folder"
                 )
+
+
+def _defaults(prefix: str, configuration: type) -> dict[str, Any]:
+    fields = {field.name: field.default for field in dataclasses.fields(configuration)}
+    known = {name: value for name, value in fields.items() if value is not dataclasses.MISSING}
+    return {f"{prefix}.{name}": value for name, value in json.loads(json.dumps(known)).items()}
+
+
+DEFAULTS = _defaults("training", TrainingConfig) | _defaults("network", NetworkConfig)
+"""Settings that nobody chose, by their names in `_identity`, as JSON has them."""
 
 
 def _identity(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from edm2.averages import RAW, Averages
 from edm2.guides import Guide
 from edm2.networks import Precond, fold
 from edm2.score_cache import ScoreCache
-from edm2.scoring import ALONE, Drawing, Judge, Score, score_network
+from edm2.scoring import Drawing, Judge, Score, score_network
 from edm2.searching import Axis, Place, search
 from edm2.training import Codec, Dataset
-from edm2.training.distributed import Processes
+from edm2.training.distributed import ALONE, Processes
 
 LENGTH_STEP, WEIGHT_STEP = 0.001, 0.05
 """What a search tells apart: EMA lengths and guidance weights."""

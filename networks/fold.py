@@ -24,7 +24,7 @@ class FoldedConv(nn.Module):
         """As the layer's forward pass."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         y = apply_weight(x, self.weight.to(x.dtype), bias)
-        return y * gain if isinstance(gain, Tensor) else y
+        return y * gain if isinstance(gain, Tensor) or gain != 1 else y
 
     def train(self, mode: bool = True) -> "FoldedConv":
         """Stay in evaluation mode.

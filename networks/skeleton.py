@@ -214,3 +214,9 @@ class UNetSkeleton(nn.Module, ABC):
                 x = self.concat(x, skips.pop())
             x = block(x, emb)
         return self.leave(x)
+
+
+def blocks(net: nn.Module) -> list[nn.Module]:
+    """The blocks of encoder and decoder of a `Precond`, in their order."""
+    children = [*net.unet.enc.children(), *net.unet.dec.children()]
+    return [module for module in children if isinstance(module, BlockSkeleton)]  # the input convolution is no block

@@ -8,3 +8,8 @@ def plain_line(text: str, longest: int = 1000) -> str:
     """
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return line if len(line) <= longest else f"{line[: longest - 400]} ... {line[-395:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; some go on for pages."""
+    return plain_line(str(error).partition("\n")[0])

@@ -32,7 +32,7 @@ from published_lookalike import contents_of, dump
 import edm2 as project
 from edm2.metrics.reference import read_features, read_reference
 from edm2.score_cache import ScoreCache
-from edm2.training.checkpoint import load_checkpoint, save_checkpoint
+from edm2.training.checkpoint import load_checkpoint, write_checkpoint
 from edm2.training.index import _checksum, _stamp, open_archive
 
 STEPS = ("--seeds", "0-1", "--steps", "1", "--device", "cpu")
@@ -87,7 +87,7 @@ def build(sandbox: Sandbox) -> None:
     (base / "ref.pkl").write_bytes(pickle.dumps(content))
     succeed("generate", base / "network.safetensors", "--out", base / "drawn", *STEPS)
     np.savez(base / "samples.npz", np.zeros((6, 8, 8, 1), dtype=np.uint8), np.zeros(6, dtype=np.int64))
-    save_checkpoint(base / "checkpoints", 64, checkpoint_tensors(), {"codec": {"kind": "pixels"}}, keep=1)
+    write_checkpoint(base / "checkpoints", 64, checkpoint_tensors(), {"codec": {"kind": "pixels"}}, keep=1)
     _build_pipeline(base)
     _build_members(base)
 

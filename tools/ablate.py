@@ -171,9 +171,9 @@ def _judge(
     trial: "Trial", dataset: "Dataset", detector: str | None, weights: Path | None, ref: Path | None, out: Path
 ) -> "Judge":
     """The same for all trials; statistics of the data are kept in the study's folder."""
-    from edm2.scoring import ALONE
     from edm2.tools.judges import check_pixels, default_detector, load_judge
     from edm2.tools.run import image_bar
+    from edm2.training.distributed import ALONE
 
     if ref is None:
         check_pixels(dataset)
@@ -184,7 +184,7 @@ def _judge(
 
 def _drawing(trial: "Trial", count: int, num_steps: int, precision: str | None) -> "Drawing":
     from edm2.scoring import Drawing
-    from edm2.training.trainer import DTYPES
+    from edm2.training.config import DTYPES
 
     dtype = DTYPES[precision or ("fp16" if trial.config.device.startswith("cuda") else "fp32")]
     return Drawing(count, num_steps, dtype=dtype)

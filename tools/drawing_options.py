@@ -232,6 +232,6 @@ class Drawing:
 
     @staticmethod
     def _dtype(precision: str) -> "torch.dtype":
-        from edm2.training.trainer import DTYPES
+        from edm2.training.config import DTYPES
 
         return DTYPES[precision]

@@ -7,14 +7,15 @@ import torch
 from tqdm import tqdm
 
 from edm2.averages import Averages
+from edm2.post_hoc_ema.messages import first_line
 from edm2.score_cache import ScoreCache
-from edm2.scoring import ALONE, Drawing
+from edm2.scoring import Drawing
 from edm2.sweeping import Range, Result, Sweeper
 from edm2.tools.judges import check_pixels, codec_of, default_detector, load_judge
 from edm2.tools.run import image_bar
 from edm2.training import Dataset, RunFolder, TrainingConfig, open_dataset
-from edm2.training.latents import VAEError
-from edm2.training.trainer import DTYPES
+from edm2.training.config import DTYPES
+from edm2.training.distributed import ALONE
 
 
 class Evaluation:
@@ -68,8 +69,8 @@ class Evaluation:
             return {}
         try:
             results = self._results(images_seen)
-        except (VAEError, ValueError, torch.OutOfMemoryError) as error:
-            tqdm.write(f"not scored at {images_seen:,} images: {str(error).splitlines()[0]}")
+        except (ValueError, OSError, RuntimeError) as error:
+            tqdm.write(f"not scored at {images_seen:,} images: {first_line(error)}")
             return {}
         title = self.judge.detector.title
         told = ", ".join(f"{result.distance:.4f} at EMA {result.point.sigma_rel:g}" for result in results)

@@ -213,7 +213,7 @@ def _write(
     from edm2.model import reconstructed_metadata
     from edm2.post_hoc_ema import reconstruct_files
     from edm2.post_hoc_ema.reconstruction import THREADS
-    from edm2.training.trainer import DTYPES
+    from edm2.training.config import DTYPES
 
     at, ordered = used[0].images_seen, used[::-1]
     lengths = {"sigma_rel_of": groups} if groups else {}
@@ -272,7 +272,7 @@ def print_storage_plan(sigma_rels: Sequence[float], interval: int, duration: int
 
 def _name(dtype: object) -> str:
     """As options call it."""
-    from edm2.training.trainer import DTYPES
+    from edm2.training.config import DTYPES
 
     return next(name for name, known in DTYPES.items() if known == dtype)
 

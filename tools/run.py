@@ -15,11 +15,12 @@ from tqdm import tqdm
 from edm2.generation import generate
 from edm2.images import save_grid
 from edm2.networks import Precond, fold
+from edm2.post_hoc_ema.messages import first_line
 from edm2.training import CheckpointError, Codec, Dataset, Trainer, TrainingConfig, TrainingError
+from edm2.training.config import DTYPES
 from edm2.training.distributed import ALONE, Processes
-from edm2.training.latents import VAEError
 from edm2.training.speed import time_text
-from edm2.training.trainer import DTYPES, OwnTrainingError, SnapshotHook
+from edm2.training.trainer import OwnTrainingError, SnapshotHook
 
 COLUMNS = 10
 
@@ -182,10 +183,8 @@ def draw_samples(
     count = rows * columns
     classes = [i % columns for i in range(count)] if net.config.label_dim else None
     batches = generate(fold(net, dtype), range(count), classes, batch_size=count, num_steps=num_steps)
-    samples = torch.cat([batch.samples for batch in batches])
     try:
-        pixels = codec.to_display(codec.decode(samples))
-    except VAEError as error:  # a run that lasts days must not end over a picture
-        click.echo(f"No samples drawn: {error}", err=True)
-        return
-    save_grid(pixels, path, columns)
+        samples = torch.cat([batch.samples for batch in batches])
+        save_grid(codec.to_display(codec.decode(samples)), path, columns)
+    except (OSError, RuntimeError) as error:  # a run that lasts days must not end over a picture
+        click.echo(f"No samples drawn: {first_line(error)}", err=True)

@@ -133,8 +133,8 @@ def sweep(
     from edm2.tools.run import default_device, image_bar
     from edm2.tools.sweep_plot import plot_sweep
     from edm2.tools.tables import print_sweep, read_sweep, write_sweep
+    from edm2.training.config import DTYPES
     from edm2.training.distributed import joined_processes
-    from edm2.training.trainer import DTYPES
 
     compared = {folder.name: read_sweep(folder / "sweep.csv") for folder in others}
     dataset = None if ref else _dataset(run, data)
@@ -159,6 +159,7 @@ def sweep(
         dtype = DTYPES[precision or ("fp16" if place.type == "cuda" else "fp32")]
         drawing = Drawing(count, num_steps, interval or EVERYWHERE, dtype, solver)
         cache = ScoreCache(out / "sweep.jsonl")
+        averages.max_bytes //= processes.local_count  # each reconstructs for itself
         sweeper = Sweeper(averages, codec, judge, drawing, guides, repeats, cache, processes, place)
         if processes.is_first:
             _warn_of_snapshots(averages, area)

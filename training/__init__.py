@@ -5,6 +5,7 @@ The files in the order of a datum's way through them:
     files.py, zip_files.py   the files of a folder or a ZIP
     archive.py, index.py  what they mean: images, latents, labels; kept for the next time
     data.py               images and labels by index, from files or memory
+    patience.py, tolerance.py   reads that fail: tried again; broken files: skipped, up to a number
     order.py, loader.py   which image stands at which place of the run; batches read ahead
     codec.py, latents.py  stored pixels or latents <-> what the network sees
     randomness.py         noise, noise level, label dropout and mirroring, by place
@@ -16,7 +17,14 @@ The files in the order of a datum's way through them:
     weighting_by_name.py  the choice among all of these
     objective.py          the loss (Eqs. 14-15)
     schedule.py           the learning rate (Eq. 67), and when things are due
-    trainer.py            the loop: one step, and what happens between steps
+    learner.py            one step: Algorithm 1, Adam and the averages
+    trainer.py            the loop, and what happens between steps
+    initialization.py     the first weights: fresh ones, or those of a snapshot
+    distributed.py        the processes of a job, and how they wait for each other
+    parallel.py           one process, copies (DDP) or shares (FSDP2) of the weights
+    recompute.py          activations computed twice instead of kept
+    heap.py               memory of the CPU, kept for the next tensor
+    stopping.py           signals and time limits: all processes stop together
     speed.py              images per second on the first steps
     totals.py             what is added up between two reports
     explosion.py          telling a loss that explodes from one that is merely high
@@ -24,11 +32,13 @@ The files in the order of a datum's way through them:
     diagnostics/          instruments: activations, weights, updates, gradients
     holdout.py            the loss per noise level on images not trained on
     monitor.py            status line, stats.jsonl, TensorBoard
-    checkpoint.py         complete state, to resume from
+    output.py             reports, samples, snapshots, raw weights
+    checkpoint.py, safe_metadata.py   complete state, to resume from; read without executing anything
     disk.py               what a run will write, and whether there is room
     trouble.py            what ends a run, and the line that says so
     run_folder.py         where a run keeps its files
-    config.py             the description of a run
+    config.py, field_types.py   the description of a run, checked
+    units.py              large numbers for people
 """
 
 from edm2.training.bins import NoiseBins, bin_gradients, equal_bins, x0_gradients

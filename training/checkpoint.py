@@ -126,11 +126,6 @@ def _copied(tensors: Tensors) -> Tensors:
     }
 
 
-def save_checkpoint(folder: Path, images_seen: int, tensors: Tensors, state: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint into `folder`, then remove old ones. For a process that is alone."""
-    return write_checkpoint(folder, images_seen, tensors, state, keep)
-
-
 def write_checkpoint(
     folder: Path,
     images_seen: int,

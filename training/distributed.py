@@ -53,6 +53,8 @@ class Processes:
     """How many there are."""
     local_rank: int = 0
     """Number of this process on its machine."""
+    local_count: int = 1
+    """How many there are on its machine."""
 
     @property
     def is_first(self) -> bool:
@@ -60,7 +62,11 @@ class Processes:
         return self.rank == 0
 
     def device(self, device: str) -> torch.device:
-        """The device of this process: "cuda" becomes the GPU of its number, anything else stays."""
+        """The device of this process: "cuda" becomes the GPU of its number, anything else stays.
+
+        From here on, convolutions in float32 are that on CUDA, too; torch rounds them to TF32 unless told not to.
+        """
+        torch.backends.cudnn.allow_tf32 = False
         return torch.device("cuda", self.local_rank) if device == "cuda" else torch.device(device)
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
@@ -100,8 +106,8 @@ def joined_processes() -> Iterator[Processes]:
     fresh = _fresh(store, rank, count)
     distributed.init_process_group("gloo", store=fresh, rank=rank, world_size=count, timeout=PATIENCE)
     try:
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        yield Processes(rank, count, local_rank)
+        local_rank, local_count = os.environ.get("LOCAL_RANK", "0"), os.environ.get("LOCAL_WORLD_SIZE", "1")
+        yield Processes(rank, count, int(local_rank), int(local_count))
     finally:
         distributed.destroy_process_group()
 

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from edm2.networks import Precond
-from edm2.training.diagnostics.layers import blocks
+from edm2.networks.skeleton import blocks
 from edm2.training.distributed import Processes
 
 Denoiser = Callable[..., "Tensor | tuple[Tensor, Tensor]"]
@@ -103,13 +103,15 @@ class Replicated(Several):
     """Every process holds the whole network; gradients are averaged while they are computed (DDP)."""
 
     def wrap(self, net: Precond, compile: bool) -> Denoiser:
-        self._ddp = DistributedDataParallel(
-            net,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            process_group=self.group,
-            broadcast_buffers=False,  # they never change
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():  # the option that newer versions have in its place does not say "never"
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            self._ddp = DistributedDataParallel(
+                net,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                process_group=self.group,
+                broadcast_buffers=False,  # they never change
+                gradient_as_bucket_view=True,
+            )
         return compiled(self._ddp) if compile else self._ddp
 
     def accumulating(self) -> AbstractContextManager[None]:

@@ -5,7 +5,7 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from edm2.training.diagnostics.layers import blocks
+from edm2.networks.skeleton import blocks
 
 
 def recompute_blocks_(net: nn.Module) -> None:

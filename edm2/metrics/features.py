@@ -14,13 +14,10 @@ from torch import Tensor, distributed
 
 from edm2.metrics.detectors import Detector
 from edm2.training import Dataset, PixelCodec
-from edm2.training.distributed import Processes
+from edm2.training.distributed import ALONE, Processes
 
 BATCH = 64
 """Images whose features are computed together."""
-
-ALONE = Processes()
-"""A job of this process only."""
 
 READERS = 4
 """Threads that read and decode images: a PNG of 512x512 pixels takes 10 ms."""

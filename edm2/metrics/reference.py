@@ -24,14 +24,15 @@ import numpy.typing as npt
 from torch import Tensor
 
 from edm2.metrics.detectors import Detector
-from edm2.metrics.features import ALONE, Report, features_of
+from edm2.metrics.features import Report, features_of
 from edm2.metrics.frechet import FeatureStatistics, FeatureSums
 from edm2.npz import read_member
 from edm2.post_hoc_ema import atomic_output
 from edm2.published.arrays import ArrayReader, NumpyArray
 from edm2.published.inert_pickle import Budget, PickleReader, PickleRefused
 from edm2.training import Dataset
-from edm2.training.distributed import Processes
+from edm2.training.data import evenly_spaced_indices
+from edm2.training.distributed import ALONE, Processes
 
 KEPT = 10_000
 """Images whose features a reference keeps, unless it is told otherwise."""
@@ -47,7 +48,7 @@ class Collection:
 
     def __init__(self, count: int, keep: int = 0) -> None:
         self.sums = FeatureSums()
-        self._wanted = evenly(np.arange(count), min(keep, count))
+        self._wanted = evenly_spaced_indices(count, keep)
         self._kept: list[np.ndarray] = []
 
     def add(self, features: Tensor) -> None:
@@ -71,7 +72,7 @@ class Collection:
 
 def evenly(rows: np.ndarray, count: int) -> np.ndarray:
     """`count` of the rows, evenly spaced; no more than there are."""
-    return rows[np.arange(count) * len(rows) // max(count, 1)]
+    return rows[evenly_spaced_indices(len(rows), count)]
 
 
 def reference_of(

@@ -15,14 +15,14 @@ import numpy.typing as npt
 from torch import Tensor
 
 from edm2.metrics.detectors import DETECTORS, Detector
-from edm2.metrics.features import ALONE, Report, features_of_batches
+from edm2.metrics.features import Report, features_of_batches
 from edm2.metrics.frechet import FeatureStatistics, frechet_distance
 from edm2.metrics.inception_score import inception_score
 from edm2.metrics.kernel import kernel_distance
 from edm2.metrics.precision_recall import precision_recall
 from edm2.metrics.reference import KEPT, Collection, evenly, read_features, read_reference
 from edm2.post_hoc_ema.messages import plain_line
-from edm2.training.distributed import Processes
+from edm2.training.distributed import ALONE, Processes
 
 FEW = 10_000
 """Images below which a Frechet distance says more about their number than about their quality."""

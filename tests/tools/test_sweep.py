@@ -183,6 +183,18 @@ def test_snapshots_that_do_not_belong_together_are_refused(harm, told: str, tiny
     assert not known(tmp_path / "out")
 
 
+def of_an_earlier_version(snapshots: list[Path]) -> None:
+    """It had no such setting yet."""
+    metadata = read_metadata(snapshots[0])
+    del metadata["training"]["relative_weighting"], metadata["network"]["attn_balance"]
+    write_snapshot(snapshots[0], load_file(snapshots[0]), metadata)
+
+
+def test_a_run_may_go_on_with_a_later_version(tiny_run: Path, tmp_path: Path):
+    run = harmed(tiny_run, tmp_path, of_an_earlier_version)
+    succeed("sweep", run, "--std", "0.05,0.08", *FAST, "--out", tmp_path / "out")
+
+
 def test_a_snapshot_missing_in_the_middle_is_told(tiny_run: Path, tmp_path: Path):
     run = harmed(tiny_run, tmp_path, lambda snapshots: snapshots[2].unlink())
     result = edm2("sweep", run, "--std", "0.05,0.08", *FAST, "--out", tmp_path / "out")
@@ -293,6 +305,23 @@ def test_scoring_changes_nothing_in_training(tmp_path: Path):
     plain, scored = (load(tmp_path / name / "raw-weights.safetensors").state_dict() for name in ("plain", "scored"))
     assert all(torch.equal(plain[name], scored[name]) for name in plain)
     assert len(find_snapshots(tmp_path / "scored")) == len(find_snapshots(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory\nat length"), OSError("disk"), RuntimeError("")]
+)
+def test_a_run_does_not_end_over_a_picture_or_a_score(error: Exception, tmp_path: Path, monkeypatch):
+    def fail(*arguments, **options) -> None:
+        raise error
+
+    monkeypatch.setattr("edm2.tools.run.save_grid", fail)
+    monkeypatch.setattr("edm2.sweeping.score_network", fail)
+    result = edm2("train", "--data", "digits", "--duration", 128, *TINY, "--out", tmp_path, "--eval", "0.1")
+    assert result.code == 0, result.err
+    assert f"No samples drawn: {str(error).splitlines()[0] if str(error) else ''}" in result.err
+    assert "not scored at 128 images" in result.out + result.err
+    assert "at length" not in result.out + result.err
+    assert (tmp_path / "raw-weights.safetensors").exists()
 
 
 def test_what_cannot_be_scored_shows_before_training(tmp_path: Path):

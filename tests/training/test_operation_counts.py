@@ -17,11 +17,11 @@ from test_trainer import tiny_config, tiny_data
 
 from edm2.guidance import guided, without_labels
 from edm2.networks import MPConv, NetworkConfig, build_network, fold, force_weight_normalization_
+from edm2.networks.skeleton import blocks
 from edm2.post_hoc_ema import PowerFunctionEMA
 from edm2.solvers import SOLVERS
 from edm2.tools.bench.plain import PlainPrecond, plain_loss
 from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig
-from edm2.training.diagnostics.layers import blocks
 from edm2.training.distributed import joined_processes
 from edm2.training.feed import Feed
 from edm2.training.initialization import fresh_network

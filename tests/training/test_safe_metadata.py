@@ -14,7 +14,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
-from edm2.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from edm2.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
 
 
 def tensors() -> dict[str, Any]:
@@ -24,7 +24,7 @@ def tensors() -> dict[str, Any]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return save_checkpoint(tmp_path / "checkpoints", 64, tensors(), {}, keep=1)
+    return write_checkpoint(tmp_path / "checkpoints", 64, tensors(), {}, keep=1)
 
 
 def load(checkpoint: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Where this is."""
     cuda = device.type == "cuda"
     return {
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
         "memory": device_memory(str(device)),
         "processor": processor_name(),

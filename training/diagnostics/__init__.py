@@ -10,6 +10,6 @@ noise_levels.py   gradient norm, loss and u(sigma) per noise level; shares of cl
 diagnostics.py    when all that is measured, on how much, and the record
 """
 
-from edm2.training.diagnostics.diagnostics import Diagnostics, default_interval
+from edm2.training.diagnostics.diagnostics import Diagnostics
 
-__all__ = ["Diagnostics", "default_interval"]
+__all__ = ["Diagnostics"]

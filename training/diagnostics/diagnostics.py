@@ -29,11 +29,6 @@ PAPER_IMAGES = 4096
 """Images whose activations the paper measures (Appendix A.6)."""
 
 
-def default_interval(duration: int) -> int:
-    """Images between measurements: a twentieth of the run, and no less than it takes for them to cost under 2 %."""
-    return max(duration // 20, 16_000)
-
-
 class Diagnostics:
     """The instruments of a run. They change nothing about it: neither weights, nor gradients, nor random numbers.
 

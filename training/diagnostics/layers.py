@@ -40,12 +40,6 @@ def block_layers(net: nn.Module) -> list[WeightLayer]:
     return [layer for layer in weight_layers(net) if layer.bucket is not None]
 
 
-def blocks(net: nn.Module) -> list[nn.Module]:
-    """The blocks of encoder and decoder, in their order."""
-    children = [module for side in SIDES for module in net.get_submodule(side).children()]
-    return [module for module in children if list(module.children())]  # the input convolution is no block
-
-
 def _bucket(name: str) -> str | None:
     """ "unet.enc.8x8_block0.conv_res0" -> "Enc 8x8"."""
     side, _, rest = name.removeprefix("unet.").partition(".")

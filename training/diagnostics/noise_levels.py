@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from edm2.networks import Precond
+from edm2.networks.skeleton import blocks
 from edm2.training.diagnostics.batches import Batch
 from edm2.training.diagnostics.clipping import ClippedShare
 from edm2.training.diagnostics.gradients import BinGradient
-from edm2.training.diagnostics.layers import blocks, listening
+from edm2.training.diagnostics.layers import listening
 from edm2.training.diagnostics.losses import DenoiserError
 from edm2.training.diagnostics.magnitudes import number
 from edm2.training.objective import DenoisingLoss
