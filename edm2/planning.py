@@ -79,6 +79,8 @@ def plan_run(
     proposed = measured | preset.network | preset.training | preset.rules(len(dataset), choices)
     proposed = ladder_settings(letter, proposed)
     network, training = _divided(_fitted(proposed, len(dataset), choices) | choices)
+    if dataset.kind != "moments":
+        _check_sides(data, height, width, len(network.get("channel_mult", NetworkConfig.channel_mult)) - 1)
     config = TrainingConfig(
         data=data,
         out=out,
@@ -94,6 +96,17 @@ def plan_run(
     if config.holdout >= len(dataset):
         raise ValueError(f"holdout={config.holdout} leaves none of the {len(dataset)} images of {data} to train on")
     return config
+
+
+def _check_sides(data: str, height: int, width: int, halvings: int) -> None:
+    """What everybody's own photos fail at first."""
+    unit = 1 << halvings
+    if height % unit or width % unit:
+        near = max(unit, round(min(height, width) / unit) * unit)
+        raise ValueError(
+            f"{data}: its first image has {height}x{width} pixels, which cannot be halved {halvings} times, as this "
+            f"network does; make all images alike with edm2 dataset convert {data} OUT.zip --resolution {near}"
+        )
 
 
 def _divided(settings: Mapping[str, Any]) -> tuple[Settings, Settings]:

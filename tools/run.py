@@ -16,7 +16,7 @@ from edm2.generation import generate
 from edm2.images import save_grid
 from edm2.networks import Precond, fold
 from edm2.post_hoc_ema.messages import first_line
-from edm2.training import CheckpointError, Codec, Dataset, Trainer, TrainingConfig, TrainingError
+from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
 from edm2.training.config import DTYPES
 from edm2.training.distributed import ALONE, Processes
 from edm2.training.speed import time_text
@@ -83,7 +83,7 @@ def told_once(processes: Processes) -> Iterator[None]:
     """Errors that all processes meet, or the first one only, are the first one's to tell."""
     try:
         yield
-    except (click.UsageError, TrainingError, CheckpointError) as error:
+    except (click.UsageError, TrainingError, CheckpointError, RunFolderError) as error:
         if processes.is_first or isinstance(error, OwnTrainingError):
             raise
         raise click.exceptions.Exit(getattr(error, "exit_code", 1)) from None

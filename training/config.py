@@ -269,10 +269,11 @@ class TrainingConfig:
         network = NetworkConfig.from_json(values["network"])
         return dataclass_from_json(cls, {**values, "network": network}, "training configuration")
 
-    def differences(self, other: TrainingConfig) -> list[str]:
-        """Fields that differ from `other` and may not change within a run; `network.x` for the network's."""
+    def differences(self, other: TrainingConfig) -> list[tuple[str, Any, Any]]:
+        """(name, ours, theirs) of what may not change within a run, but differs; `network.x` for the network's."""
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())
-        return [name for name in mine if name not in CHANGEABLE and mine[name] != theirs[name]]
+        changed = [name for name in mine if name not in CHANGEABLE and mine[name] != theirs[name]]
+        return [(name, mine[name], theirs[name]) for name in changed]
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

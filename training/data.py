@@ -27,6 +27,7 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "Subset",
+    "evenly_spaced_indices",
     "open_dataset",
     "pixel_statistics",
     "split_holdout",
@@ -198,7 +199,8 @@ class ArchiveDataset(Dataset):
         if array.shape != self.shape or array.dtype != self._dtype:
             raise DatasetError(
                 f"{self._files.path}/{self._names[index]}: {_describe(array.shape, array.dtype)}, but the first image "
-                f"{self._first} has {_describe(self.shape, self._dtype)}; store all alike (index {index})"
+                f"{self._first} has {_describe(self.shape, self._dtype)}; edm2 dataset convert makes all alike "
+                f"(index {index})"
             )
         return array
 
@@ -238,6 +240,10 @@ class Subset(Dataset):
 
     def labels(self, indices: Indices) -> Tensor:
         return self.dataset.labels(self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def batch(self, indices: Indices) -> Batch:
+        """As `dataset` has it: what stands in for a broken image has a label of its own."""
+        return self.dataset.batch(self.indices[np.asarray(indices, dtype=np.int64)])
 
     def fingerprint(self) -> str | None:
         whole = self.dataset.fingerprint()
@@ -282,6 +288,13 @@ def split_holdout(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, Dat
     return Subset(dataset, np.sort(shuffled[count:])), Subset(dataset, np.sort(shuffled[:count]))
 
 
+def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
+    """At most `count` of the indices 0 .. length - 1, evenly spaced and ascending: int64."""
+    count = min(count, length)
+    # The product takes 64 bits, and numpy 1 has 32 by default on Windows.
+    return np.arange(count, dtype=np.int64) * length // max(count, 1)
+
+
 def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the pixels of every channel, in levels.
 
@@ -289,9 +302,8 @@ def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[
     """
     if dataset.kind != "pixels":
         raise ValueError(f"{dataset.name} holds {dataset.kind}, not pixels: it has no pixel statistics")
-    count = min(len(dataset), max_images)
-    chosen = np.arange(count) * len(dataset) // count
-    histogram = sum(_count_levels(dataset.images(part)) for part in np.array_split(chosen, -(-count // 64)))
+    chosen = evenly_spaced_indices(len(dataset), max_images)
+    histogram = sum(_count_levels(dataset.images(part)) for part in np.array_split(chosen, -(-len(chosen) // 64)))
     moments = [_mean_and_std(channel) for channel in histogram]
     return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
 

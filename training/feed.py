@@ -80,8 +80,9 @@ class Feed:
         if not self.config.standardize:
             half = (levels - 1) / 2
             return PixelCodec((half,), (half,), levels)
+        statistics = self._pixel_statistics()
         try:
-            return PixelCodec.standardized(*self._pixel_statistics(), levels, sigma_data)
+            return PixelCodec.standardized(*statistics, levels, sigma_data)
         except ValueError as error:
             raise DatasetError(f"{self.config.data}: {error}; train with --no-standardize") from None
 

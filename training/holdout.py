@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edm2.networks import Precond
-from edm2.training.data import Dataset, Subset
+from edm2.training.data import Dataset, Subset, evenly_spaced_indices
 from edm2.training.noise import NoiseDistribution
 from edm2.training.weighting import edm_weight
 
@@ -34,8 +34,7 @@ class LossPerLevel:
 
 def evenly_spaced(dataset: Dataset, count: int) -> Subset:
     """At most `count` images spread over a dataset, which may be sorted by class."""
-    count = min(count, len(dataset))
-    return Subset(dataset, np.arange(count) * len(dataset) // count)
+    return Subset(dataset, evenly_spaced_indices(len(dataset), count))
 
 
 def measure_loss(

@@ -15,7 +15,7 @@ from edm2.post_hoc_ema import TraditionalEMA, snapshot_name, write_snapshot
 from edm2.training.codec import Codec
 from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.feed import Feed
-from edm2.training.holdout import measure_loss
+from edm2.training.holdout import evenly_spaced, measure_loss
 from edm2.training.monitor import Monitor, Record
 from edm2.training.noise import NoiseDistribution
 from edm2.training.parallel import Parallel
@@ -103,14 +103,17 @@ class Output:
     def measured_losses(
         self, net: Precond | None, distribution: NoiseDistribution, images_per_forward: int
     ) -> dict[str, Any]:
-        """Loss per noise level on held-out images, and on as many training images; nothing without a network."""
+        """Loss per noise level on held-out images, and on as many training images; nothing without a network.
+
+        The training images are evenly spaced, as a dataset may be sorted by class.
+        """
         if net is None:
             return {}
         feed = self.feed
         count = min(len(feed.holdout_set), len(feed.train_set))
         measured: dict[str, Any] = {}
         for name, dataset in (("holdout", feed.holdout_set), ("train", feed.train_set)):
-            images, labels = feed.first_images(dataset, count)
+            images, labels = feed.first_images(evenly_spaced(dataset, count), count)
             levels = measure_loss(net, images, labels, distribution, images_per_forward)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
         return measured

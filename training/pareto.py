@@ -142,12 +142,13 @@ class Pareto:
                 micro-batches or processes, their sum.
             images: Images in each bin, int64 [bins].
         """
-        mean = gradients.double() / images.clamp(min=1)[:, None]
-        gram = (mean @ mean.T).cpu()
+        gradients, images = gradients.cpu().double(), images.cpu()  # in this order: MPS has no float64
+        mean = gradients / images.clamp(min=1)[:, None]
+        gram = mean @ mean.T
         if not gram.isfinite().all():
             return
         self._gram.lerp_(gram, 1 - self.decay)
-        self._seen.lerp_((images > 0).double().cpu(), 1 - self.decay)
+        self._seen.lerp_((images > 0).double(), 1 - self.decay)
         if self._seen.all() and self._gram.any():  # no gradient passes an output gain that is still zero
             self._weights.copy_(pareto_weights(self.gram, self.strength))
 

@@ -5,13 +5,14 @@ dropout, mirroring) is drawn for blocks of consecutive places, each from a gener
 Neither the number of devices, nor the split into micro-batches, nor a restart changes it.
 """
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+@unique
 class Stream(IntEnum):
     """What a random number is used for; the streams are independent."""
 

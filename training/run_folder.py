@@ -3,6 +3,7 @@ raw-weights.safetensors; traditional-ema.safetensors where such an average was a
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from edm2.post_hoc_ema.atomic import atomic_output, is_unfinished
@@ -37,23 +38,34 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
 
-    def claim(self, config: TrainingConfig) -> None:
-        """Make this folder the run described by `config`, or check that it is already.
+    def check(self, config: TrainingConfig, names: Mapping[str, str] | None = None) -> None:
+        """Whether this folder may become the run described by `config`, or is it already; nothing is written.
+
+        A folder whose run has left neither a checkpoint nor a snapshot may become another one.
+
+        Args:
+            config: The run.
+            names: What to call settings in a complaint, such as {"ref_lr": "--lr"}.
 
         Raises:
             RunFolderError: it belongs to another run, or holds something else.
         """
         if self.config.exists():
-            if changed := config.differences(read_run_config(self.path)):
-                raise RunFolderError(
-                    f"{self.path}: belongs to another run ({', '.join(changed)} differ from its config.json); "
-                    "choose another --out, or repeat that run's settings to resume it"
-                )
-            self._refuse_to_go_back(config)
+            if self._has_begun():
+                self._refuse_another(config, names or {})
+                self._refuse_to_go_back(config)
         elif self.path.is_dir() and not all(is_unfinished(path, self.config) for path in self.path.iterdir()):
             raise RunFolderError(f"{self.path}: is not empty and holds no run; choose another --out")
         elif self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path}: is a file; choose another --out")
+
+    def claim(self, config: TrainingConfig) -> None:
+        """Make this folder the run described by `config`, if it is not already.
+
+        Raises:
+            RunFolderError: as `check`.
+        """
+        self.check(config)
         with atomic_output(self.config) as temporary:
             Path(temporary).write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
         self.snapshots.mkdir(exist_ok=True)
@@ -63,9 +75,27 @@ class RunFolder:
         names = (re.fullmatch(r"snapshot-(\d+)-[\d.]+", path.stem) for path in self.snapshots.glob("*.safetensors"))
         return sorted({time for name in names if name and 0 < (time := int(name[1])) <= until})
 
-    def _refuse_to_go_back(self, config: TrainingConfig) -> None:
+    def images_seen(self) -> int:
+        """Where a run would go on: at its last checkpoint."""
         checkpoints = find_checkpoints(self.checkpoints)
-        if checkpoints and (seen := int(checkpoints[-1].name)) > config.duration:
+        return int(checkpoints[-1].name) if checkpoints else 0
+
+    def _has_begun(self) -> bool:
+        return self.images_seen() > 0 or any(self.snapshots.glob("*.safetensors"))
+
+    def _refuse_another(self, config: TrainingConfig, names: Mapping[str, str]) -> None:
+        found = config.differences(read_run_config(self.path))
+        if found:
+            told = ", ".join(
+                f"{names.get(name, name)} is {theirs} there and {mine} here" for name, mine, theirs in found
+            )
+            raise RunFolderError(
+                f"{self.path}: belongs to another run ({told}); choose another --out, or repeat that run's settings to "
+                "resume it"
+            )
+
+    def _refuse_to_go_back(self, config: TrainingConfig) -> None:
+        if (seen := self.images_seen()) > config.duration:
             raise RunFolderError(
                 f"{self.path}: has seen {seen} images already, more than the duration {config.duration}; "
                 "choose a longer one, or reconstruct at an earlier time"

@@ -100,7 +100,7 @@ def _load(where: str, name: str, config: str | None, split: str) -> "Dataset":
     try:
         import datasets
     except ImportError:
-        raise DatasetError(f"{where}: the package datasets is missing; pip install 'edm2[datasets]'") from None
+        raise DatasetError(f"{where}: the package is missing; pip install datasets") from None
     _speak_only_to_people(datasets)
     try:
         if not any((Path(name) / file).exists() for file in SAVED):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from edm2.datasets.parts import ahead
 from edm2.training import Dataset
+from edm2.training.data import evenly_spaced_indices
 
 CHUNK = 16
 """Images that a thread adds up at a time."""
@@ -103,7 +104,7 @@ def measure(
     if workers < 1 or (max_images is not None and max_images < 1):
         raise ValueError(f"max_images={max_images} and workers={workers} must be at least 1")
     total = min(len(dataset), max_images or len(dataset))
-    chosen = np.arange(total) * len(dataset) // total
+    chosen = evenly_spaced_indices(len(dataset), total)
     chunks = [chosen[first : first + CHUNK] for first in range(0, total, CHUNK)]
     sums: list[Sums] = []
     with ThreadPoolExecutor(workers) as pool:

@@ -70,5 +70,5 @@ def _from_hub(pretrained: bool) -> torch.nn.Module:
     except Exception as error:  # the program behind it may fail in any way
         raise OSError(
             f"{MODEL}: cannot be fetched by torch.hub ({type(error).__name__}: {error}); give a TorchScript file of "
-            "the network (--dinov2 FILE), or take another detector"
+            "the network (--dinov2 FILE; in edm2 sweep and ablate --weights FILE), or take another detector"
         ) from error

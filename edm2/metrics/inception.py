@@ -97,7 +97,8 @@ class InceptionProbabilities:
 def _load(weights: str | Path | None, device: torch.device | str, resize_inside: bool) -> torch.nn.Module:
     """clean-fid's network from a file of any name."""
     clean_fid = _module("inception_torchscript")
-    path = Path(weights) if weights is not None else fetch_weights(clean_fid.inception_url, "--inception FILE")
+    option = "--inception FILE; in edm2 sweep and ablate --weights FILE"
+    path = Path(weights) if weights is not None else fetch_weights(clean_fid.inception_url, option)
     script = load_torchscript(path, "cpu")  # for its errors: clean-fid's say less
     if not hasattr(script, "layers"):
         raise ValueError(f"{path}: is TorchScript, but not of clean-fid's Inception ({FILE_NAME})")

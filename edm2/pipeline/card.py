@@ -43,7 +43,7 @@ A diffusion model of the EDM2 family ([Karras et al. 2024](https://arxiv.org/abs
 
 ## Use
 
-With the open implementation, `pip install edm2`:
+With the open implementation, the package `edm2`:
 
 ```python
 from edm2.pipeline import EDM2Pipeline

@@ -1,13 +1,15 @@
 """Metrics of features: what the mathematics say of them, and what a set of samples is told."""
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
 from edm2.metrics import FeatureStatistics, feature_statistics, frechet_distance, load_detector
-from edm2.metrics.distances import nearest, nearest_other
+from edm2.metrics import distances as distances_module
+from edm2.metrics.distances import distance_blocks, nearest, nearest_other
 from edm2.metrics.features import parts_of
 from edm2.metrics.inception_score import inception_score
 from edm2.metrics.kernel import kernel_distance
@@ -138,8 +140,11 @@ def test_the_inception_score_of_extremes():
 # ------------------------------------------------------------------------------------------------ neighbours
 
 
-def test_neighbours_are_those_of_a_search_one_by_one(rng):
-    x, y = rng.normal(size=(30, 5)), rng.normal(size=(2000, 5))  # two blocks
+@pytest.mark.parametrize("block", [40, 300, 4000, distances_module.BLOCK])
+def test_neighbours_are_those_of_a_search_one_by_one(rng, monkeypatch, block):
+    """Whatever fits into a block: a few rows, many, or all."""
+    monkeypatch.setattr(distances_module, "BLOCK", block)
+    x, y = rng.normal(size=(30, 5)), rng.normal(size=(2000, 5))
     distances = np.linalg.norm(x[:, None] - y, axis=-1)
     indices, found = nearest(x, y, 4)
     assert np.array_equal(indices, np.argsort(distances, axis=1)[:, :4])
@@ -147,6 +152,40 @@ def test_neighbours_are_those_of_a_search_one_by_one(rng):
     assert nearest(x, y[:2], 4)[0].shape == (30, 2)
     own = np.linalg.norm(y[[7, 1500], None] - y, axis=-1)
     np.testing.assert_allclose(nearest_other(y, np.array([7, 1500]), 3), np.sort(own, axis=1)[:, 3], rtol=1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 7, distances_module.BLOCK])
+def test_a_row_is_no_neighbour_of_itself_but_its_copies_are(monkeypatch, block):
+    monkeypatch.setattr(distances_module, "BLOCK", block)
+    x = np.array([[0.0], [5.0], [5.0], [5.0], [7.0]])
+    assert [nearest_other(x, np.arange(5), k).tolist() for k in (1, 2, 3)] == [
+        [5, 0, 0, 0, 2],
+        [5, 0, 0, 0, 2],
+        [5, 2, 2, 2, 2],
+    ]
+
+
+COMPARISONS = {
+    "blocks": lambda x, y: sum(distances.shape[0] for _, distances in distance_blocks(x, y)),
+    "nearest": lambda x, y: nearest(x, y, 5),
+    "nearest other": lambda x, y: nearest_other(y, np.arange(len(x)), 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "width"),
+    [("blocks", 200_000, 4), ("nearest", 200_000, 4), ("nearest other", 200_000, 4),
+     ("nearest", 20_000, 1024), ("nearest other", 20_000, 1024)],
+)  # fmt: skip
+def test_memory_does_not_grow_with_the_number_of_others(rng, name, others, width):
+    """128 rows have 205 MB of distances to 200,000 others, and 20,000 of 1,024 features are 164 MB in float64. Five
+    arrays of a block at most: distances, their order, either side in float64, and the block before."""
+    x, y = (rng.random((count, width), dtype=np.float32) for count in (128, others))
+    tracemalloc.start()
+    COMPARISONS[name](x, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * 8 * distances_module.BLOCK
 
 
 def test_copies_of_training_images_are_found(rng):

@@ -13,12 +13,21 @@ from golden_data import arrays, max_rel, table
 from safetensors.torch import load_file, save_file
 from tiny_vae import save_tiny_vae
 
-from edm2.networks import NetworkConfig
+from edm2.networks import NetworkConfig, build_network
 from edm2.post_hoc_ema import find_snapshots
-from edm2.training import DatasetError, LatentCodec, Trainer, TrainingConfig, codec_from_json, open_dataset
+from edm2.training import (
+    ArrayDataset,
+    DatasetError,
+    LatentCodec,
+    Trainer,
+    TrainingConfig,
+    codec_from_json,
+    open_dataset,
+)
 from edm2.training import latents as latents_module
 from edm2.training.feed import Feed
 from edm2.training.latents import VAEError, latent_codec_of, load_vae
+from edm2.training.learner import Learner
 from edm2.training.randomness import PlaceRandom
 
 
@@ -211,6 +220,22 @@ def test_every_visit_draws_a_new_latent_that_belongs_to_its_place(tmp_path):
     assert labels.shape == (12,)
     again = next(Feed(settings, dataset, PlaceRandom(0, 64, torch.device("cpu"))).steps(12))[0][0]
     assert torch.equal(again, second)
+
+
+def test_latents_are_drawn_apart_from_the_noise_of_diffusion(tmp_path):
+    """Of mean 0 and standard deviation 1, each is the noise it is drawn with: 12,288 numbers at places 0 to 191, to
+    which those that the learner adds there must not be related. Five standard deviations of their correlation."""
+    moments = torch.cat([torch.zeros(12, 1, 8, 8), torch.ones(12, 1, 8, 8)], dim=1)
+    dataset = ArrayDataset(moments)
+    dataset.latents = {"mean": [0], "std": [1]}
+    network = NetworkConfig(8, 1, 0, model_channels=8, channel_mult=(1,), num_blocks=1)
+    settings = TrainingConfig(data="", out=str(tmp_path), network=network, batch_size=192, duration=192, workers=0)
+    learner = Learner(settings, build_network(network))
+    feed = Feed(settings, dataset, learner.random)
+    latents = torch.cat([images for images, _ in next(feed.steps(0))])
+    assert latents.std().item() == pytest.approx(0.5, rel=5 / (2 * 12_288) ** 0.5)
+    noise = learner._draw_noise(0, latents.shape)
+    assert abs(torch.corrcoef(torch.stack([latents.flatten(), noise.flatten()]))[0, 1]) < 5 / 12_288**0.5
 
 
 @pytest.mark.parametrize(

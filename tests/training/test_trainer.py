@@ -16,11 +16,13 @@ from edm2.training import (
     CheckpointError,
     DatasetError,
     PixelCodec,
+    RunFolder,
     RunFolderError,
     Trainer,
     TrainingConfig,
     TrainingError,
     codec_from_json,
+    read_run_config,
     speed,
 )
 from edm2.training.checkpoint import adam_state, find_checkpoints
@@ -262,16 +264,24 @@ def test_snapshots_hold_the_averages(tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"ref_lr": 0.02}, "ref_lr"),
-        ({"batch_size": 4}, "batch_size"),
-        ({"seed": 1}, "seed"),
-        ({"dropout": 0.1}, "network.dropout"),
+        ({"ref_lr": 0.02}, "ref_lr is 0.01 there and 0.02 here"),
+        ({"batch_size": 4}, "batch_size is 8 there and 4 here"),
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+        ({"dropout": 0.1}, "network.dropout is 0.0 there and 0.1 here"),
     ],
 )
 def test_folder_of_another_run_is_refused_by_field(tmp_path, change, named):
     run(tiny_config(tmp_path, duration=24))
     with pytest.raises(RunFolderError, match=named):
         run(tiny_config(tmp_path, duration=24, **change))
+
+
+def test_a_run_that_left_nothing_may_become_another_one(tmp_path):
+    """It failed before its first checkpoint: what was wrong with it must not stick to the folder."""
+    RunFolder(tmp_path).claim(tiny_config(tmp_path, ref_lr=1.0))
+    trainer = run(tiny_config(tmp_path, duration=24))
+    assert trainer.images_seen == 24
+    assert read_run_config(tmp_path).ref_lr == tiny_config(tmp_path).ref_lr
 
 
 def test_harmless_changes_are_accepted_on_resume(tmp_path):

@@ -6,12 +6,11 @@ So a curve moves because the network has moved. The random numbers come from gen
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from edm2.training.data import Subset
 from edm2.training.feed import Feed, Microbatch
+from edm2.training.holdout import evenly_spaced
 from edm2.training.noise import NoiseDistribution, levels
 
 
@@ -39,9 +38,8 @@ class Batch:
 
 def spaced_images(feed: Feed, count: int) -> Microbatch:
     """Training images evenly spaced over the dataset, which may be sorted by class; at most `count`."""
-    count = min(count, len(feed.train_set))
-    chosen = np.arange(count) * len(feed.train_set) // count
-    return feed.first_images(Subset(feed.train_set, chosen), count)
+    chosen = evenly_spaced(feed.train_set, count)
+    return feed.first_images(chosen, len(chosen))
 
 
 def over_all_levels(images: Tensor, labels: Tensor | None, distribution: NoiseDistribution) -> Batch:

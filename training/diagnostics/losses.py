@@ -23,7 +23,8 @@ class DenoiserError:
         with listening([self.net], lambda net, output: heard.append(output)):
             elements = loss(self.net, batch.images, batch.labels, sigma=batch.sigma, noise=batch.noise)
         (denoised, u), *_ = heard
-        weight = edm_weight(batch.sigma.reshape(-1, 1, 1, 1).double().cpu(), self.net.sigma_data).to(denoised)
+        sigma = batch.sigma.reshape(-1, 1, 1, 1).cpu().double()  # in this order: MPS has no float64
+        weight = edm_weight(sigma, self.net.sigma_data).to(denoised)
         error = (weight * (denoised.detach() - batch.images) ** 2).mean(dim=(1, 2, 3)).sum()
         self.sums += torch.stack([error, u.detach().exp().sum()]).cpu()
         return elements
