@@ -154,9 +154,9 @@ def _files(config: TrainingConfig) -> Lines:
     times = len(forecast.kept_times)
     kept = f", kept of {len(forecast.all_times)}" if config.keep_snapshots else ""
     lengths = " and ".join(f"{s:g}" for s in config.sigma_rels)
-    count = times * len(config.sigma_rels)
+    count, word = times * len(config.sigma_rels), "time" if times == 1 else "times"
     lines = [
-        ("snapshots", f"{count} ({times} times{kept}, EMA lengths {lengths}), {config.snapshot_precision}"),
+        ("snapshots", f"{count} ({times} {word}{kept}, EMA lengths {lengths}), {config.snapshot_precision}"),
         ("any EMA", _reconstruction(config, forecast)),
         (
             "disk",
@@ -204,7 +204,7 @@ def _worst_error(times: list[int], stored: tuple[float, ...]) -> float | None:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"
 
 
 def _held_out(config: TrainingConfig) -> str:

@@ -178,5 +178,5 @@ def _compact(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}={_compact(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
-        return "(" + ", ".join(map(_compact, value)) + ")"
+        return "(" + ", ".join(map(_compact, value)) + ("," if len(value) == 1 else "") + ")"
     return str(value)

@@ -109,7 +109,7 @@ def test_it_foretells_the_number_of_snapshots(tmp_path, every):
     )  # fmt: skip
     Trainer(config, dataset).run()
     written = len(list(RunFolder(config.out).snapshots.iterdir()))
-    assert f"{written} ({written // 2} times" in dict(describe_run(config, dataset))["snapshots"]
+    assert f"{written} ({written // 2} time" in dict(describe_run(config, dataset))["snapshots"]
 
 
 def test_digits_fit_their_preset():
