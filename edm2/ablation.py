@@ -16,6 +16,7 @@ import torch
 
 from edm2.averages import RAW, Averages
 from edm2.costs import count_parameters
+from edm2.generation import SamplingError
 from edm2.model import load, read_metadata
 from edm2.networks import Precond, fold
 from edm2.post_hoc_ema import atomic_output
@@ -67,6 +68,11 @@ class Trial:
         """Whether the run is finished."""
         path = self.folder.raw_weights
         return path.is_file() and read_metadata(path)["images_seen"] == self.config.duration
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it came to anything, however that was scored."""
+        return self._result.is_file()
 
     @cached_property
     def key(self) -> str:
@@ -195,6 +201,12 @@ class Scoring:
             ValueError: an EMA length cannot be had.
             OSError: snapshots are missing.
         """
+        try:
+            return self._outcome(trial, report)
+        except SamplingError:
+            raise self._not_finite(trial.config) from None
+
+    def _outcome(self, trial: Trial, report: Callable[[int], object]) -> Outcome:
         averages = Averages(trial.folder.path)
         codec, device = codec_from_json(averages.metadata["codec"]), trial.config.device
         known = ScoreCache(trial.folder.path / "sweep.jsonl")
@@ -228,9 +240,12 @@ class Scoring:
         labels = chosen.labels(indices).to(config.device) if config.network.label_dim else None
         levels = loss_at_levels(net, images, labels, SIGMAS, config.images_per_forward)
         if not all(map(math.isfinite, levels.losses)):
-            remedy = "lower the learning rate" if self.drawing.dtype == torch.float32 else "score with --precision fp32"
-            raise TrainingError(f"{config.out}: the network's output is not finite; {remedy}")
+            raise self._not_finite(config)
         return levels
+
+    def _not_finite(self, config: TrainingConfig) -> TrainingError:
+        remedy = "lower the learning rate" if self.drawing.dtype == torch.float32 else "score with --precision fp32"
+        return TrainingError(f"{config.out}: the network's output is not finite; {remedy}")
 
 
 def _distance(results: list[Result]) -> float | None:

@@ -65,7 +65,11 @@ class Cluster:
         if self.gpus < 1 or self.per_node < 1:
             raise ValueError(f"{self.gpus} GPUs, {self.per_node} per node: there must be at least one")
         if self.gpus % self.per_node:
-            raise ValueError(f"{self.gpus} GPUs do not fill nodes of {self.per_node}; give --per-node")
+            fitting = max(count for count in range(1, self.per_node) if self.gpus % count == 0)
+            raise ValueError(
+                f"{self.gpus} GPUs do not fill nodes of {self.per_node}; "
+                f"give --per-node {fitting}, or another number that divides {self.gpus}"
+            )
 
     @property
     def nodes(self) -> int:

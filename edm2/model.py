@@ -35,6 +35,8 @@ def resolve(name: str | Path) -> Path:
         return included
     if is_hub_id(str(name)) and not path.parent.exists():  # else it is a path with a slip in it
         return Path(fetch(str(name)))
+    if (path / "snapshots").is_dir():
+        raise FileNotFoundError(f"{name}: is a run; edm2 reconstruct {name} --std 0.10 makes a network of it")
     names = ", ".join(sorted(file.stem for file in ASSETS.glob("*.safetensors"))) or "there are none"
     what = "a folder, not a file or a pipeline of diffusers" if path.is_dir() else "no such file"
     raise FileNotFoundError(f"{name}: {what}, and not the name of an included network ({names})")

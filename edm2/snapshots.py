@@ -96,6 +96,8 @@ def open_run(folder: str | Path) -> list[AnySnapshot]:
         FileNotFoundError: no such folder, or no snapshots in it.
         SnapshotError: a file is damaged or of another kind.
     """
+    if not Path(folder).exists():
+        raise FileNotFoundError(f"{folder}: no such folder; give a run folder, or a folder of snapshots")
     pickles = _pickles(Path(folder))
     if not pickles:
         snapshots = find_snapshots(folder)

@@ -121,10 +121,14 @@ def ablate(
     dataset = open_dataset(data)
     folder = StudyFolder(out)
     trials = _trials(chosen, list(dict.fromkeys(seeds)), dataset, data, folder, common)
+    if report:
+        _check_finished(out, any(trial.is_finished for trial in trials))
     folder.claim(_facts(data, dataset, common))
     judge = _judge(trials[0], dataset, detector, weights, ref, out)
     drawing = _drawing(trials[0], count, num_steps, precision)
     scoring = Scoring(tuple(sigma_rels), judge, drawing, dataset, real_images=ref is None)
+    if report:
+        _check_finished(out, bool(_finished(trials, scoring)))
     number, shares = share or (1, 1)
     mine = [] if report else range(number - 1, len(trials), shares)
     _announce(trials, mine, scoring)
@@ -188,6 +192,12 @@ def _drawing(trial: "Trial", count: int, num_steps: int, precision: str | None) 
 
     dtype = DTYPES[precision or ("fp16" if trial.config.device.startswith("cuda") else "fp32")]
     return Drawing(count, num_steps, dtype=dtype)
+
+
+def _check_finished(out: Path, finished: bool) -> None:
+    """Raises click.ClickException if there is nothing to report."""
+    if not finished:
+        raise click.ClickException(f"{out}: none of these runs is finished; leave --report out to train and score them")
 
 
 def _announce(trials: Sequence["Trial"], mine: Sequence[int], scoring: "Scoring") -> None:

@@ -8,7 +8,7 @@ import click
 from edm2.generation_presets import FAMILIES
 from edm2.tools.drawing_options import Drawing, DrawingOptions, how_it_is_drawn, options_of, what_is_drawn
 from edm2.tools.option_groups import GroupedCommand
-from edm2.tools.parsing import FILE, FOLDER
+from edm2.tools.parsing import FILE, FOLDER, PNG_FILE
 
 if TYPE_CHECKING:
     from edm2.drawing import Decoder
@@ -60,7 +60,7 @@ _where = options_of("Where it goes; one or more")
 @_where("--out", type=FOLDER, help="Folder for one PNG per seed, named by it.")
 @_where("--subdirs", is_flag=True, help="In --out, one sub-folder per thousand seeds.")
 @_where("--npz", type=FILE, help="NPZ file with all images (arr_0) and their classes (arr_1).")
-@_where("--grid", type=FILE, help="PNG file with all images side by side.")
+@_where("--grid", type=PNG_FILE, help="PNG file with all images side by side.")
 @_where("--latents", is_flag=True, help="What the network draws, not decoded: NPY files in --out, or an NPZ file.")
 @how_it_is_drawn
 def generate(

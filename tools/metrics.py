@@ -8,7 +8,7 @@ import click
 
 from edm2.tools.drawing_options import Drawing, DrawingOptions, how_it_is_drawn, what_is_drawn, with_options
 from edm2.tools.option_groups import GroupedCommand
-from edm2.tools.parsing import DEVICE, FILE
+from edm2.tools.parsing import DEVICE, FILE, PNG_FILE
 from edm2.tools.scoring_options import SCORES, WEIGHTS, ScoringOptions, Weights, images_bar
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def gen(network: str | None, **given: Any) -> None:
 @click.argument("images")
 @click.option("--data", required=True, help="Training images.")
 @click.option(
-    "--out", type=FILE, required=True, help="PNG file: on each row a sample, then its closest training images."
+    "--out", type=PNG_FILE, required=True, help="PNG file: on each row a sample, then its closest training images."
 )
 @click.option("--detector", "name", metavar="NAME",
               help=f"{NAMES}; default: pixels up to {SMALL} values per image, else efficientnet-lite0.")  # fmt: skip

@@ -10,6 +10,9 @@ import click
 
 UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
+LETTERS = tuple("ABCDEFG")
+"""Steps of the paper's ladder."""
+
 
 def parse_image_count(text: str) -> int:
     """A number of images: "1000", "128Ki", "8Mi", "2Gi" (Ki = 1024).
@@ -164,6 +167,35 @@ def parse_interval(text: str) -> tuple[float, float]:
     return interval
 
 
+def parse_letter(text: str) -> str:
+    """A step of the paper's ladder, "A" to "G", in either case.
+
+    Raises:
+        ValueError: anything else.
+    """
+    letter = text.strip().upper()
+    if letter not in LETTERS:
+        raise ValueError(f"{text!r} is not one of {', '.join(LETTERS)}")
+    return letter
+
+
+def parse_initial_network(text: str) -> str:
+    """Where the network lies that training starts from: a file, or an included network, such as "digits8".
+
+    Raises:
+        ValueError: there is nothing of this name.
+    """
+    if Path(text).exists():
+        return text
+    from edm2.model import ASSETS  # here, because it brings torch along
+
+    included = ASSETS / f"{text}.safetensors"
+    if Path(text).name != text or not included.is_file():
+        names = ", ".join(sorted(file.stem for file in ASSETS.glob("*.safetensors")))
+        raise ValueError(f"{text}: no such file, and not the name of an included network ({names})")
+    return str(included)
+
+
 def parse_time(text: str) -> float:
     """Seconds: "90s", "30m", "11.5h" or "2d".
 
@@ -207,6 +239,16 @@ class _Parsed(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class _PNGFile(click.Path):
+    """A file to write a picture to; its name has to say what it will be."""
+
+    def convert(self, value, param, ctx):
+        path = super().convert(value, param, ctx)
+        if path.suffix.lower() != ".png":
+            self.fail(f"{path}: pictures are written as PNG files; write {path.with_suffix('.png')}", param, ctx)
+        return path
+
+
 IMAGES = _Parsed("images", parse_image_count)
 SIGMA_RELS = _Parsed("lengths", parse_sigma_rels)
 TIMES = _Parsed("images,...", parse_times)
@@ -219,6 +261,9 @@ SEEDS = _Parsed("seeds", parse_seeds)
 INTERVAL = _Parsed("low,high", parse_interval)
 TIME = _Parsed("time", parse_time)
 SHARE = _Parsed("k/n", parse_share)
+LETTER = _Parsed("letter", parse_letter)
+INITIAL_NETWORK = _Parsed("snapshot", parse_initial_network)
 PRECISION = click.Choice(["fp32", "bf16", "fp16"])
 FILE = click.Path(path_type=Path, dir_okay=False)
+PNG_FILE = _PNGFile(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)

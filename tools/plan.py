@@ -10,7 +10,7 @@ import click
 
 from edm2.presets import PRESETS
 from edm2.tools.option_groups import GroupedCommand, GroupedOption
-from edm2.tools.parsing import FILE, IMAGES, NUMBER, PRECISION
+from edm2.tools.parsing import FILE, IMAGES, LETTER, NUMBER, PRECISION
 
 if TYPE_CHECKING:
     from edm2.hardware import Cluster
@@ -95,7 +95,7 @@ _data = _options("The data, where the preset does not say")
 @_run(
     "--config",
     "letter",
-    type=click.Choice(list("ABCDEFG"), case_sensitive=False),
+    type=LETTER,
     metavar="LETTER",
     default="G",
     help="Step of the paper's ladder; default: G.",

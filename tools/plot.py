@@ -67,6 +67,8 @@ def plot(runs: tuple[str, ...], out: Path | None, only: list[str] | None) -> Non
     from edm2.tools.plots import save_figure
 
     places = [name_and_folder(text) for text in runs]
+    if missing := [folder for _, folder in places if not folder.exists()]:
+        raise click.ClickException(f"{missing[0]}: no such folder; give the folder of a run")
     opened = open_runs(places)
     folder = out or (places[0][1] / "plots" if len(places) == 1 else Path("plots"))
     left_out: dict[str, list[str]] = {}

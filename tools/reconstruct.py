@@ -152,6 +152,7 @@ def reconstruct(
             raise click.UsageError("Missing argument 'RUN'.")
         print_storage_plan(sigma_rels, interval, duration, parameters)
         return
+    from edm2.post_hoc_ema.reconstruction import Problem
     from edm2.snapshots import open_run, refuse_different_runs
 
     snapshots = open_run(run)
@@ -159,6 +160,7 @@ def reconstruct(
         used = _select(snapshots, at)
         refuse_different_runs(used)
         paths = [(out or run / "reconstructed") / reconstructed_name(used[0].images_seen, s) for s in sigma_rels]
+        Problem(used, sigma_rels, groups=dict(groups))  # what cannot be combined shows before anything is printed
         print_forecast(used, sigma_rels, paths)
         if not plan:
             _write(used, sigma_rels, paths, dict(groups), dtype, memory, threads)

@@ -137,8 +137,8 @@ def sweep(
     from edm2.training.distributed import joined_processes
 
     compared = {folder.name: read_sweep(folder / "sweep.csv") for folder in others}
-    dataset = None if ref else _dataset(run, data)
     averages = Averages(run)
+    dataset = None if ref else _dataset(run, data)
     if dataset is not None:
         _check_shape(averages, dataset, data)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_lengths or [None])

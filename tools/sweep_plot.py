@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_rgba
 
 from edm2.sweeping import Point, Result, Sweep
 from edm2.tools.plots import BLUE, GRAY, ORANGE, save_figure, styled
@@ -16,6 +17,10 @@ MAX_NAMED = 8
 
 BESIDE = 4
 """Lines of a legend up to which it has room beside the curves; a longer one goes below the picture."""
+
+
+NEAR_END = 0.15
+"""Share of a curve's width at both ends where a centred text beside a point would leave the picture."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +53,17 @@ def plot_sweep(path: Path, sweep: Sweep, others: dict[str, Sequence[Result]] | N
     Args:
         path: PNG file.
         sweep: The results.
-        others: Results of other sweeps, such as of other configurations, by name; one curve for each.
+        others: Results of other sweeps, such as of other configurations, by name; their curves are in one colour each.
     """
-    varied = [q for q in (LENGTH, GUIDANCE, GUIDE_LENGTH, TIME) if len({q.of(r.point) for r in sweep.averages}) > 1]
-    chosen = [q for q in varied if q is not TIME and (q is not GUIDE_LENGTH or _guide_is_chosen(sweep))]
-    x = (chosen or varied or [LENGTH])[0]
-    rest = [q for q in [*chosen, *varied] if q is not x and (q in chosen or q is TIME)]
+    varied = _varied(sweep.averages)
+    chosen = [q for q in varied if q is not TIME]
+    x = (varied or [LENGTH])[0]
     moving = TIME in varied and x is LENGTH
     has_map = len(chosen) > 1
     columns = 1 + (has_map or moving)
     figure, panels = plt.subplots(1, columns, figsize=(6.4 + 5.2 * (columns - 1), 4), layout="constrained")
     panels = np.atleast_1d(panels)
-    _draw_curves(panels[0], sweep, x, list(dict.fromkeys(rest)), others or {})
+    _draw_curves(panels[0], sweep, x, [q for q in varied if q is not x], others or {})
     if has_map:
         _draw_map(panels[1], sweep, *chosen[:2], varied)
     elif moving:
@@ -67,8 +71,11 @@ def plot_sweep(path: Path, sweep: Sweep, others: dict[str, Sequence[Result]] | N
     save_figure(figure, path)
 
 
-def _guide_is_chosen(sweep: Sweep) -> bool:
-    return any(result.point.guide_sigma_rel is not None for result in sweep.averages)
+def _varied(results: Sequence[Result]) -> list[Quantity]:
+    """What results differ in; the guide's length only if it was chosen, else it is that of the network."""
+    chosen = any(result.point.guide_sigma_rel is not None for result in results)
+    quantities = (LENGTH, GUIDANCE, GUIDE_LENGTH, TIME) if chosen else (LENGTH, GUIDANCE, TIME)
+    return [q for q in quantities if len({q.of(result.point) for result in results}) > 1]
 
 
 # ------------------------------------------------------------------------------------------------------- curves
@@ -88,16 +95,31 @@ def _draw_curves(
         best = sweep.best
         _mark(axes, x.of(best.point), best.distance, "black")
     for number, (name, results) in enumerate(others.items()):
-        _draw_curve(axes, results, x, plt.get_cmap("tab10")(number + 1), name, with_value=False)
+        _draw_other(axes, name, results, x, plt.get_cmap("tab10")(number + 1))
     _draw_levels(axes, sweep)
     axes.set_xlabel(x.label)
     axes.set_ylabel(sweep.title)
     axes.set_title("Quality against EMA length, chosen after training" if x is LENGTH else f"Quality against {x.label}")
-    names = len(axes.get_legend_handles_labels()[0])
-    if names > BESIDE:
-        axes.get_figure().legend(frameon=False, fontsize="small", loc="outside lower left", ncols=5)
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) > BESIDE:
+        columns = _columns(names, axes.get_figure().get_figwidth())
+        axes.get_figure().legend(frameon=False, fontsize="small", loc="outside lower left", ncols=columns)
     elif names:
         axes.legend(frameon=False, fontsize="small")
+
+
+def _columns(names: Sequence[str], inches: float) -> int:
+    """Columns of a legend that stay within the picture: 15 letters take an inch, the sample of a line as much as 8."""
+    return max(1, min(5, int(15 * inches / (max(map(len, names)) + 8))))
+
+
+def _draw_other(axes: plt.Axes, name: str, results: Sequence[Result], x: Quantity, color: object) -> None:
+    """Curves of another sweep in one colour, from pale to full; of many, only the last has a line in the legend."""
+    curves = _curves(results, [q for q in _varied(results) if q is not x])
+    for (which, curve), alpha in zip(curves.items(), np.linspace(1, 0.3, len(curves))[::-1], strict=True):
+        label = f"{name}, {which}" if which else name
+        named = len(curves) <= MAX_NAMED or alpha == 1
+        _draw_curve(axes, curve, x, to_rgba(color, alpha), label if named else None, with_value=False)
 
 
 def _draw_levels(axes: plt.Axes, sweep: Sweep) -> None:
@@ -138,8 +160,16 @@ def _draw_curve(
     _mark(axes, places[lowest], distances[lowest], color)
     if with_value:
         text = f"{distances[lowest]:.4g} at {x.name(round(places[lowest], 2))}"
-        place = {"xytext": (0, 14), "textcoords": "offset points", "ha": "center", "color": color}
-        axes.annotate(text, (places[lowest], distances[lowest]), **place)
+        place = {"xytext": (0, -8), "textcoords": "offset points", "va": "top"}  # below, where the curve is not
+        aligned = _alignment(lowest, places)
+        axes.annotate(text, (places[lowest], distances[lowest]), ha=aligned, color=color, **place)
+
+
+def _alignment(lowest: int, places: Sequence[float]) -> str:
+    """How the value of a minimum stands by it: near an end of the curve inwards, where it stays in the picture."""
+    width = places[-1] - places[0]
+    share = (places[lowest] - places[0]) / width if width else 0.5
+    return "left" if share < NEAR_END else "right" if share > 1 - NEAR_END else "center"
 
 
 def _mark(axes: plt.Axes, x: float, y: float, color: object) -> None:

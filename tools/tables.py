@@ -29,11 +29,15 @@ def read_sweep(path: Path) -> list[Result]:
 
     Raises:
         ValueError: it is no such table.
-        OSError: it cannot be read.
+        OSError: there is none, or it cannot be read.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
             return [_result(row) for row in csv.DictReader(file) if row["sigma_rel"] != "raw"]
+    except FileNotFoundError:
+        folder = path.parent
+        what = f"holds no sweep; make one with edm2 sweep {folder}" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"{folder}: {what}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: is no table of a sweep ({error}); make it again with edm2 sweep") from None
 

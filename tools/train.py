@@ -1,5 +1,6 @@
 """`edm2 train`: parse the choices, describe the run, train."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import click
 
 from edm2.presets import PRESETS
 from edm2.tools.option_groups import GroupedCommand, GroupedOption
-from edm2.tools.parsing import DEVICE, FILE, IMAGES, NUMBER, PRECISION, SEED, SIGMA_RELS, TIME
+from edm2.tools.parsing import DEVICE, FILE, IMAGES, INITIAL_NETWORK, LETTER, NUMBER, PRECISION, SEED, SIGMA_RELS, TIME
 
 if TYPE_CHECKING:
     from edm2.training import Dataset, TrainingConfig
@@ -124,12 +125,17 @@ _machine = _choices("Machine")
     "--config",
     "letter",
     "Step of the paper's ladder, A to G, with its training settings; default: G.",
-    click.Choice(list("ABCDEFG"), case_sensitive=False),
+    LETTER,
     metavar="LETTER",
 )
 @_network("--channels", "model_channels", "Base width of the network.", int)
 @_network("--dropout", "dropout", "Dropout probability; against overfitting.")
-@_network("--init", "init", "Snapshot to start from; the number of classes may differ.", click.Path(exists=True))
+@_network(
+    "--init",
+    "init",
+    "Snapshot or included network (digits8) to start from; the number of classes may differ.",
+    INITIAL_NETWORK,
+)
 @_schedule("--duration", "duration", "Images to train on.", IMAGES)
 @_schedule("--batch", "batch_size", "Images per step.", IMAGES)
 @_schedule("--lr", "ref_lr", "Learning rate between ramp-up and decay.")
@@ -242,6 +248,7 @@ def train(
         with told_once(processes):
             config = described(dataset, data, out, preset, letter, conditional, choices)
             _check_share(config, processes)
+            _check_folder(config, processes)
         speed = [("speed", "told after the first steps, with the time left")]
         if measure:
             speed = measure_run(config, dataset, processes)
@@ -271,6 +278,17 @@ def _open_in_turn(data: str, skip_broken: int, processes: "Processes") -> "Datas
     if processes.is_first:
         processes.wait()
     return dataset
+
+
+def _check_folder(config: "TrainingConfig", processes: "Processes") -> None:
+    """Before anything is described or computed: whether this run can live there, and how far it is."""
+    from edm2.training import RunFolder
+
+    folder = RunFolder(config.out)
+    options = {prefix + parameter.name: parameter.opts[0] for prefix in ("", "network.") for parameter in train.params}
+    folder.check(config, options)
+    if processes.is_first and (seen := folder.images_seen()):
+        click.echo(f"Resuming {config.out} at {seen:,} of {config.duration:,} images.")
 
 
 def _check_share(config: "TrainingConfig", processes: "Processes") -> None:
@@ -303,7 +321,13 @@ def described(
     try:
         return plan_run(dataset, data, out, preset or default_preset(dataset, data), conditional, chosen, letter or "G")
     except ValueError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(_in_options(str(error))) from None
+
+
+def _in_options(message: str) -> str:
+    """Settings as people give them: "--batch 48" for "batch_size=48"."""
+    options = {parameter.name: parameter.opts[0] for parameter in train.params}
+    return re.sub(r"\b(\w+)=", lambda found: f"{options[found[1]]} " if found[1] in options else found[0], message)
 
 
 def _print(lines: list[tuple[str, str]]) -> None:

@@ -28,6 +28,10 @@ FEW = 10_000
 """Images below which a Frechet distance says more about their number than about their quality."""
 
 
+OTHERS = ("kid", "pr", "is")
+"""Names of the metrics that are no Frechet distances; those have the names of their detectors."""
+
+
 Features = npt.NDArray[np.float32]
 """[M, D]."""
 
@@ -135,12 +139,13 @@ def metrics_from(reference: str | Path | None, names: Sequence[str], detector: s
         detector: Through which kid and pr look; default: the first among `names`, or in the reference.
 
     Raises:
-        ValueError: the reference has not what a metric needs.
+        ValueError: no metric or detector has this name, or the reference has not what a metric needs.
         OSError: it cannot be read.
     """
+    _refuse_unknown([*names, *([detector] if detector else [])])
     statistics = {} if reference is None else _trusted(read_reference(reference), [*names, detector], reference)
     names = list(dict.fromkeys(names or statistics))
-    detectors = [name for name in names if name not in ("kid", "pr", "is")] or list(statistics)
+    detectors = [name for name in names if name not in OTHERS] or list(statistics)
     through = detector or next(iter(detectors), None)
     made: list[Metric] = []
     for name in names:
@@ -160,6 +165,16 @@ def metrics_from(reference: str | Path | None, names: Sequence[str], detector: s
         else:
             made.append(FrechetMetric(name, statistics[name]))
     return made
+
+
+def _refuse_unknown(names: Sequence[str]) -> None:
+    """A slip in a name must not look like something that the reference lacks."""
+    for name in names:
+        if name not in (*DETECTORS, *OTHERS) and ":" not in name:
+            raise ValueError(
+                f"there is no detector {name!r}; there are {', '.join(DETECTORS)}, and module:callable of your own "
+                f"(other metrics: {', '.join(OTHERS)})"
+            )
 
 
 def _trusted(

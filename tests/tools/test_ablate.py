@@ -99,6 +99,17 @@ def test_a_report_computes_nothing(whole: Path):
     study(whole, *TWO)
 
 
+def test_a_report_of_nothing_that_is_finished_writes_nothing(whole: Path, tmp_path: Path):
+    """Neither a study, nor tables of no runs where the study is there, but none of its runs was scored in this way."""
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    for out, scored in [(tmp_path / "out", SCORED), (whole, (*SCORED, "--steps", 2))]:
+        result = edm2("ablate", "--data", "digits", "--out", out, *scored, *TWO, "--report", *TRAINED)
+        assert (result.code, result.out) == (1, "")
+        assert f"{out}: none of these runs is finished" in complaint(result.err)
+    assert not list(tmp_path.iterdir())
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
 def test_killed_and_continued_it_is_the_same_study(whole: Path, tmp_path: Path):
     out = tmp_path / "killed"
     words = ["--data", "digits", "--out", out, *SCORED, *TWO, *TRAINED]

@@ -172,6 +172,10 @@ def test_two_processes_make_the_reference_of_one(reference, tmp_path):
         ("calc digits --ref text.npz", 1, ("text.npz", "no reference file")),
         ("calc digits --ref text.pkl", 1, ("text.pkl", "refused")),
         ("calc digits --ref REF --metrics fid", 1, ("of pixels, not of fid", "--detector fid")),
+        ("calc digits --ref REF --metrics fd", 1, ("there is no detector 'fd'", "fd_dinov2", "module:callable", "kid")),
+        ("calc digits --ref nothing.npz --metrics fd", 1, ("there is no detector 'fd'",)),
+        ("calc digits --ref REF --metrics kid --detector vgg", 1, ("there is no detector 'vgg'", "efficientnet-lite0")),
+        ("gen digits8 --ref REF --metrics pixels,fd", 1, ("there is no detector 'fd'",)),
         ("calc digits --ref REF --metrics pr --detector fid", 1, ("no features", "fid")),
         ("calc nowhere/ --ref REF", 1, ("nowhere",)),
         ("calc one.npz --ref REF", 1, ("1 image", "50,000")),
@@ -187,6 +191,7 @@ def test_two_processes_make_the_reference_of_one(reference, tmp_path):
         ("gen digits8", 2, ("--ref",)),
         ("gen digits8 --ref REF --guidance 2", 2, ("--guide SNAPSHOT",)),
         ("neighbours digits --data nowhere --out n.png", 1, ("nowhere",)),
+        ("neighbours digits --data digits --out n.jpg", 2, ("--out", "n.jpg", "write n.png")),
     ],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(words, code, mentions, reference, tmp_path, monkeypatch):

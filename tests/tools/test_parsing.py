@@ -7,10 +7,14 @@ import click
 import pytest
 from golden_data import table
 
+from edm2.model import ASSETS
 from edm2.tools.parsing import (
     IMAGES,
+    PNG_FILE,
     parse_device,
     parse_image_count,
+    parse_initial_network,
+    parse_letter,
     parse_number,
     parse_seeds,
     parse_sigma_rels,
@@ -143,3 +147,27 @@ def test_errors_of_parsing_are_errors_of_usage():
         option.type_cast_value(click.Context(click.Command("x")), "many")
     assert error.value.param is option
     assert error.value.exit_code == 2
+
+
+def test_letters_are_those_of_the_ladder():
+    assert [parse_letter(text) for text in ("A", "g", " c ")] == ["A", "G", "C"]
+    for text in ("H", "", "AB"):
+        with pytest.raises(ValueError, match="is not one of A, B, C, D, E, F, G"):
+            parse_letter(text)
+
+
+def test_training_starts_from_a_file_or_an_included_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse_initial_network("digits8") == str(ASSETS / "digits8.safetensors")
+    for text in ("digits9", "./digits8/../digits8", "../digits8", "user/digits8"):
+        with pytest.raises(ValueError, match=r"no such file, and not the name of an included network \(digits8\)"):
+            parse_initial_network(text)
+    Path("digits8").touch()
+    assert parse_initial_network("digits8") == "digits8"
+
+
+def test_names_of_pictures_end_in_png():
+    assert PNG_FILE.convert("of/A.PNG", None, None) == Path("of/A.PNG")
+    for text, remedy in {"of/a.jpg": "of/a.png", "a": "a.png"}.items():
+        with pytest.raises(click.BadParameter, match=f"write {remedy}$"):
+            PNG_FILE.convert(text, None, None)

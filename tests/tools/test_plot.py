@@ -153,7 +153,9 @@ def test_a_run_that_has_reported_nothing_yet_is_told_from_no_run(run_g, tmp_path
 @pytest.mark.parametrize(
     ("words", "mention"),
     [
-        (["nowhere"], "nowhere: holds no run"),
+        (["nowhere"], "nowhere: no such folder"),
+        (["name=nowhere"], "nowhere: no such folder"),
+        (["elsewhere"], "elsewhere: holds no run"),
         (["good", "--only", "colours"], "there is no figure 'colours'"),
         (["good", "elsewhere/good"], "NAME="),
         (["good", "--only", ""], "there is no figure ''"),

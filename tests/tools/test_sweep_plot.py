@@ -19,10 +19,10 @@ def scored(points: list[Point], deviation: float | None = 0.1) -> list[Result]:
 def drawn(tmp_path, monkeypatch):
     """The panels of a picture."""
 
-    def draw(results: list[Result], **options) -> list[plt.Axes]:
+    def draw(results: list[Result], others: dict[str, list[Result]] | None = None, **options) -> list[plt.Axes]:
         figures = []
         monkeypatch.setattr(sweep_plot, "save_figure", lambda figure, path: figures.append(figure))
-        plot_sweep(tmp_path / "sweep.png", Sweep(results, **options))
+        plot_sweep(tmp_path / "sweep.png", Sweep(results, **options), others)
         [figure] = figures
         plt.close(figure)
         return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
@@ -87,3 +87,49 @@ def test_scattered_points_of_a_search_are_all_on_the_map(drawn):
 def test_weights_alone_are_the_axis_then(drawn):
     [panel] = drawn(scored(Range([512], [0.1], [1.0, 2.0, 3.0]).points()))
     assert panel.get_xlabel() == "guidance weight"
+
+
+@pytest.mark.parametrize(
+    ("other", "names"),
+    [
+        (Range([512], LENGTHS), ["B"]),
+        (Range([1000, 2000], LENGTHS), ["B, 1k images", "B, 2k images"]),
+        (Range([512], LENGTHS, [1.0, 1.5]), ["B, guidance 1", "B, guidance 1.5"]),
+    ],
+)
+def test_another_sweep_has_a_curve_for_each_time_and_weight(drawn, other, names):
+    """Not one that joins them all."""
+    panel, *_ = drawn(scored(Range([512], LENGTHS).points()), {"B": scored(other.points())})
+    assert curves(panel) == {"reconstructed EMA": 3} | dict.fromkeys(names, 3)
+
+
+def test_of_many_curves_of_another_sweep_the_last_is_named(drawn):
+    other = Range([1000 * k for k in range(1, 13)], LENGTHS)
+    panel, *_ = drawn(scored(Range([512], LENGTHS).points()), {"B": scored(other.points())})
+    assert curves(panel) == {"reconstructed EMA": 3, "B, 12k images": 3}
+    assert sum(len(line.get_xdata()) == 3 for line in panel.lines) == 13
+
+
+@pytest.mark.parametrize("best", [0.02, 0.04, 0.12, 0.22, 0.24])
+def test_the_value_of_the_minimum_stays_in_the_picture(best):
+    """Wherever it is, even at the first length or the last."""
+    points = Range([512], [0.02 * k for k in range(1, 13)]).points()
+    results = [Result(p, (Score(abs(p.sigma_rel - best), 0.001, None),)) for p in points]
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    sweep_plot._draw_curves(axes, Sweep(results), sweep_plot.LENGTH, [], {})
+    figure.canvas.draw()
+    [text] = axes.texts
+    inside, box = axes.get_window_extent(), text.get_window_extent()
+    plt.close(figure)
+    assert (inside.x0 < box.x0, box.x1 < inside.x1, inside.y0 < box.y0, box.y1 < inside.y1) == (True,) * 4
+
+
+def test_a_long_legend_stays_in_the_picture():
+    """Below the curves, in as many columns as there is room for."""
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    others = {"photos-without-dropout": scored(Range([1000 * k for k in range(1, 8)], LENGTHS).points())}
+    sweep_plot._draw_curves(axes, Sweep(scored(Range([512], LENGTHS).points())), sweep_plot.LENGTH, [], others)
+    figure.canvas.draw()
+    [legend] = figure.legends
+    plt.close(figure)
+    assert legend.get_window_extent().x1 <= figure.bbox.x1

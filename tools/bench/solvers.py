@@ -34,7 +34,7 @@ from edm2.sampling import Denoiser, denoiser_at_step, sample_heun, sigma_steps
 from edm2.scoring import Drawing, judge_by, score_network
 from edm2.solvers import HEUN, SOLVERS, Solver
 from edm2.tools.judges import codec_of
-from edm2.tools.parsing import INTERVAL
+from edm2.tools.parsing import INTERVAL, PNG_FILE
 from edm2.tools.plots import GRAY, colors, save_figure, styled
 from edm2.training import open_dataset
 
@@ -91,7 +91,7 @@ class HeldWithin:
 @click.option("--guidance", type=float, default=1.0, help="Weight; networks guide themselves by missing labels.")
 @click.option("--interval", type=INTERVAL, help="Noise levels with guidance; default: all.")
 @click.option("--budgets", default=",".join(map(str, BUDGETS)), show_default=True, help="Evaluations.")
-@click.option("--plot", type=click.Path(path_type=Path), help="PNG file for error against evaluations.")
+@click.option("--plot", type=PNG_FILE, help="PNG file for error against evaluations.")
 @click.option("--samples", default=0, show_default=True, help="Images for Frechet distances of digits8; 0: none.")
 def main(
     networks: Sequence[str],
