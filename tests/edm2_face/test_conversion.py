@@ -24,7 +24,7 @@ from edm2.datasets import conversion, stored_zip
 from edm2.datasets.conversion import TRANSFORMS, CenterCrop, CenterCropDhariwal, CenterCropWide, Resize, convert
 from edm2.training import DatasetError, open_dataset
 
-LEVELS = 0 if PIL.__version__ == "13.0.0" else 1
+LEVELS = 0 if PIL.__version__ == "13.0.0" else 2
 """Pixels equal the published ones exactly; those were made by Pillow 13.0.0, and resize filters differ by rounding."""
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -270,7 +270,7 @@ class Thread(Processes):
 
 def encode_together(count: int, photos: Path, out: Path) -> list[encoding.Encoded | None]:
     barrier = threading.Barrier(count)
-    members = [Thread(rank, count, rank, barrier) for rank in range(count)]
+    members = [Thread(rank, count, rank, barrier=barrier) for rank in range(count)]
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(lambda member: encode_in_parts(photos, out, processes=member), members))
 
