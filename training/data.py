@@ -219,7 +219,7 @@ def _digest(array: np.ndarray) -> str:
 def _describe(shape: Sequence[int], dtype: np.dtype) -> str:
     channels, height, width = shape
     unit = "pixels" if dtype == np.uint8 else f"{dtype} moments"
-    return f"{width}x{height} {unit} with {channels} channel{'s' if channels > 1 else ''}"
+    return f"{height}x{width} {unit} with {channels} channel{'s' if channels > 1 else ''}"
 
 
 class Subset(Dataset):

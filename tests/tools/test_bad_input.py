@@ -311,7 +311,7 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(name: str, things: Path, tmp
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("data", "mentions"),
-    [("two-sizes", ("two-sizes/b/", "8x16", "8x8")), ("broken-image", ("broken-image/003.png", "cannot be read"))],
+    [("two-sizes", ("two-sizes/b/", "16x8", "8x8")), ("broken-image", ("broken-image/003.png", "cannot be read"))],
 )
 def test_an_unusable_image_stops_the_run_by_name(
     data: str, mentions: tuple, workers: int, things: Path, tmp_path: Path
