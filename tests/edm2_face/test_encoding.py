@@ -548,7 +548,7 @@ def test_sources_that_cannot_be_encoded(photos: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"write out\.npz\.zip"):
         encode(photos, tmp_path / "out.npz", MomentEncoder())
     Image.new("RGB", (4, 4)).save(photos / "class1/009.png")
-    with pytest.raises(DatasetError, match=r"009\.png: 4x4 pixels.*first image.*12x8 pixels"):
+    with pytest.raises(DatasetError, match=r"009\.png: 4x4 pixels.*first image.*8x12 pixels"):
         encode(photos, tmp_path / "out.zip", MomentEncoder())
 
 
