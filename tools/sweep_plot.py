@@ -105,7 +105,7 @@ def _draw_curves(
         columns = _columns(names, axes.get_figure().get_figwidth())
         axes.get_figure().legend(frameon=False, fontsize="small", loc="outside lower left", ncols=columns)
     elif names:
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(fontsize="small", edgecolor="none", framealpha=0.9)  # lines may run behind it
 
 
 def _columns(names: Sequence[str], inches: float) -> int:
