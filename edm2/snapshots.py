@@ -128,10 +128,11 @@ def refuse_different_runs(snapshots: Sequence[AnySnapshot]) -> None:
         found = _identity(other.metadata)
         for key in sorted(expected.keys() | found.keys()):
             default = DEFAULTS.get(key)  # of a setting that older versions did not have yet
-            if expected.get(key, default) != found.get(key, default):
+            one, another = expected.get(key, default), found.get(key, default)
+            if one != another:
                 raise SnapshotError(
-                    f"{first.path} and {other.path} are of different runs: {key} is {expected.get(key)} in one and "
-                    f"{found.get(key)} in the other; keep one run's snapshots in a folder"
+                    f"{first.path} and {other.path} are of different runs: {key} is {one} in one and "
+                    f"{another} in the other; keep one run's snapshots in a folder"
                 )
 
 

@@ -27,7 +27,6 @@ from edm2.training.distributed import ALONE, Processes
 FEW = 10_000
 """Images below which a Frechet distance says more about their number than about their quality."""
 
-
 OTHERS = ("kid", "pr", "is")
 """Names of the metrics that are no Frechet distances; those have the names of their detectors."""
 
