@@ -285,9 +285,9 @@ def _check_folder(config: "TrainingConfig", processes: "Processes") -> None:
     from edm2.training import RunFolder
 
     folder = RunFolder(config.out)
-    options = {prefix + parameter.name: parameter.opts[0] for prefix in ("", "network.") for parameter in train.params}
-    folder.check(config, options)
-    if processes.is_first and (seen := folder.images_seen()):
+    options = _options()
+    folder.check(config, options | {f"network.{name}": option for name, option in options.items()})
+    if processes.is_first and 0 < (seen := folder.images_seen()) < config.duration:
         click.echo(f"Resuming {config.out} at {seen:,} of {config.duration:,} images.")
 
 
@@ -324,9 +324,14 @@ def described(
         raise click.UsageError(_in_options(str(error))) from None
 
 
+def _options() -> dict[str, str]:
+    """Names of the options by the settings that they choose."""
+    return {parameter.name: parameter.opts[0] for parameter in train.params}
+
+
 def _in_options(message: str) -> str:
     """Settings as people give them: "--batch 48" for "batch_size=48"."""
-    options = {parameter.name: parameter.opts[0] for parameter in train.params}
+    options = _options()
     return re.sub(r"\b(\w+)=", lambda found: f"{options[found[1]]} " if found[1] in options else found[0], message)
 
 

@@ -51,8 +51,9 @@ class RunFolder:
             RunFolderError: it belongs to another run, or holds something else.
         """
         if self.config.exists():
+            other = read_run_config(self.path)  # also of a run that left nothing: the file may be somebody else's
             if self._has_begun():
-                self._refuse_another(config, names or {})
+                self._refuse_another(config, other, names or {})
                 self._refuse_to_go_back(config)
         elif self.path.is_dir() and not all(is_unfinished(path, self.config) for path in self.path.iterdir()):
             raise RunFolderError(f"{self.path}: is not empty and holds no run; choose another --out")
@@ -83,8 +84,8 @@ class RunFolder:
     def _has_begun(self) -> bool:
         return self.images_seen() > 0 or any(self.snapshots.glob("*.safetensors"))
 
-    def _refuse_another(self, config: TrainingConfig, names: Mapping[str, str]) -> None:
-        found = config.differences(read_run_config(self.path))
+    def _refuse_another(self, config: TrainingConfig, other: TrainingConfig, names: Mapping[str, str]) -> None:
+        found = config.differences(other)
         if found:
             told = ", ".join(
                 f"{names.get(name, name)} is {theirs} there and {mine} here" for name, mine, theirs in found

@@ -297,6 +297,14 @@ def test_foreign_files_are_not_touched(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_config_of_something_else_is_not_touched(tmp_path):
+    """Nothing was trained here, but that does not make it ours."""
+    (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')
+    with pytest.raises(RunFolderError, match=r"config\.json: not the configuration of a run"):
+        run(tiny_config(tmp_path))
+    assert (tmp_path / "config.json").read_text() == '{"architectures": ["Other"]}'
+
+
 def test_a_run_that_was_killed_while_it_claimed_its_folder_begins_anew(tmp_path):
     (tmp_path / ".config.json.4711.tmp").write_text('{"half')
     assert run(tiny_config(tmp_path, duration=24)).images_seen == 24
