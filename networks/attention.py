@@ -49,7 +49,8 @@ def blend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.device.type != "cpu" and not takes_higher_derivatives():  # the fused kernel has one, backward
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     logits = q @ (k * (1 / math.sqrt(q.shape[-1]))).mT  # plain products: on CPUs torch's fused kernel is slower
-    return (logits.softmax(dim=-1) @ v).transpose(1, 2)
+    wide = torch.promote_types(logits.dtype, torch.float32)  # faster there than a softmax in bfloat16
+    return (logits.softmax(dim=-1, dtype=wide).to(v.dtype) @ v).transpose(1, 2)
 
 
 def _by_pixel(x: Tensor) -> Tensor:

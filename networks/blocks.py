@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edm2.networks.attention import sorted_by_kind, sorted_cosine_attention
-from edm2.networks.layers import MPConv
+from edm2.networks.layers import DoublingConv, MPConv
 from edm2.networks.magnitude import (
     SILU_MAGNITUDE,
     ResampleMode,
@@ -95,22 +95,21 @@ class Block(BlockSkeleton):
         super().__init__(out_channels, resample_mode, resample_filter, attention, channels_per_head, dropout, clip_act)
         self.emb_gain = self.fixed.gain()
         self.main, share = self.fixed.sum_weights(res_balance)
-        silu, kernel = self.fixed.silu_gain, (3, 3)
-        self.conv_res0 = MPConv(self.residual_channels(in_channels, out_channels), out_channels, kernel, factor=silu)
+        silu = self.fixed.silu_gain
+        self.conv_res0 = self.first_convolution(in_channels, out_channels, factor=silu)
         self.emb_linear = MPConv(emb_channels, out_channels)
-        self.conv_res1 = MPConv(out_channels, out_channels, kernel, factor=silu * share)
+        self.conv_res1 = MPConv(out_channels, out_channels, kernel=(3, 3), factor=silu * share)
         self.conv_skip = MPConv(in_channels, out_channels, kernel=(1, 1)) if in_channels != out_channels else None
         self.attn_main, share = self.fixed.sum_weights(attn_balance)
         self.attn_qkv = QueriesKeysValues(out_channels, self.num_heads) if self.num_heads else None
         self.attn_proj = MPConv(out_channels, out_channels, (1, 1), factor=share) if self.num_heads else None
 
-    @staticmethod
     @abstractmethod
-    def residual_channels(in_channels: int, out_channels: int) -> int:
-        """Channels that enter the residual branch."""
+    def first_convolution(self, in_channels: int, out_channels: int, factor: float) -> MPConv:
+        """3x3, of what enters the residual branch."""
 
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The residual branch, in its share of the sum: [N, C, H, W] and [N, E] -> [N, out_channels, H, W]."""
+        """The residual branch, in its share of the sum: [N, C, H, W] and [N, E] -> [N, out_channels, H', W']."""
         y = self.conv_res0(F.silu(x))
         scale = 1 + self.emb_linear(emb, gain=self.emb_gain)  # in float32 like the embedding itself
         y = modulated_silu(y, scale[:, :, None, None].to(y.dtype))
@@ -130,10 +129,9 @@ class Block(BlockSkeleton):
 class EncoderBlock(Block):
     """Encoder flavour: the main path is resampled, projected and pixel-normalized before both branches."""
 
-    @staticmethod
-    def residual_channels(in_channels: int, out_channels: int) -> int:
-        """Those of the projected input."""
-        return out_channels
+    def first_convolution(self, in_channels: int, out_channels: int, factor: float) -> MPConv:
+        """Of the projected input."""
+        return MPConv(out_channels, out_channels, kernel=(3, 3), factor=factor)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
@@ -146,14 +144,20 @@ class EncoderBlock(Block):
 class DecoderBlock(Block):
     """Decoder flavour: the residual branch sees the whole input, the main path is projected beside it."""
 
-    @staticmethod
-    def residual_channels(in_channels: int, out_channels: int) -> int:
-        """Those of the whole input."""
-        return in_channels
+    @property
+    def doubles(self) -> bool:
+        """Whether each pixel becomes four like it. Then so does SiLU of it, which may come first."""
+        return self.resample_mode == "up" and self.resample_filter == (1, 1)
+
+    def first_convolution(self, in_channels: int, out_channels: int, factor: float) -> MPConv:
+        """Of the whole input."""
+        if self.doubles:
+            return DoublingConv(in_channels, out_channels, factor=factor)
+        return MPConv(in_channels, out_channels, kernel=(3, 3), factor=factor)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
-        x = self.resample(x)
-        y = self.residual(x, emb)
-        x = x if self.conv_skip is None else self.conv_skip(x)
+        resampled = self.resample(x)
+        y = self.residual(x if self.doubles else resampled, emb)
+        x = resampled if self.conv_skip is None else self.conv_skip(resampled)
         return self.finish(y.add_(x, alpha=self.main))
