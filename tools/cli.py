@@ -85,6 +85,9 @@ def one_line(error: Exception) -> str:
     """The message of an error without line breaks; the file's name too, where the operating system reports one."""
     from edm2.post_hoc_ema.messages import plain_line  # here, since torch comes with it, which takes seconds
 
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = " ".join(str(error).split("Set TORCH")[0].split())  # what follows is for the authors of torch
+        return f"this machine cannot compile the network: leave out --compile ({plain_line(reason)})"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return plain_line(f"{error.filename}: {error.strerror}")
     return plain_line(" ".join(str(error).split()), longest=2000) or type(error).__name__

@@ -81,6 +81,9 @@ HOW = (
     _machine("--batch", "batch_size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."),
     _machine("--decode-batch", type=click.IntRange(1), default=8, show_default=True, help="The same for the VAE."),
     _machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32."),
+    _machine(
+        "--compile", is_flag=True, help="Compile the networks: faster, after a minute or more for each size of batch."
+    ),
     _machine("--vae-precision", type=PRECISION, default="fp32", show_default=True, help="The same for the VAE."),
     _machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here."),
 )
@@ -127,6 +130,7 @@ class DrawingOptions:
     batch_size: int
     decode_batch: int
     precision: str | None
+    compile: bool
     vae_precision: str
     device: str | None
 
@@ -172,6 +176,8 @@ class Drawing:
         self.net: Precond
         self.guide: Denoiser | None
         self.net, self.guide = choice.load(self.device, self._dtype(self.precision), warn=processes.is_first)
+        if options.compile:
+            _compile(self.net, self.guide)
         self.metadata: dict[str, Any] = read_metadata(choice.network)
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
@@ -235,3 +241,12 @@ class Drawing:
         from edm2.training.config import DTYPES
 
         return DTYPES[precision]
+
+
+def _compile(*denoisers: "Denoiser | None") -> None:
+    """Those that are networks, for the shapes that they meet."""
+    from edm2.networks import Precond
+
+    for denoiser in denoisers:
+        if isinstance(denoiser, Precond):
+            denoiser.compile(dynamic=False)

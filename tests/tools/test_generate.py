@@ -368,6 +368,42 @@ def test_two_processes_make_the_files_that_one_makes(outspoken_network, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(found)
 
 
+# ------------------------------------------------------------------------------------------------ compiled
+
+
+def test_compiled_networks_draw_the_same(tmp_path, outspoken_network, tiny_run, monkeypatch):
+    """The network and its guide, each once per size of batch; torch's compiler stops before the machine's own."""
+    compile_, asked = torch.nn.Module.compile, []
+
+    def quickly(self, **options):
+        asked.append(options)
+        compile_(self, **options, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", quickly)
+    guide = tiny_run / "snapshots" / snapshot_name(128, 0.05)
+    guidance = "--guide", guide, "--guidance", 2, "--seeds", "0-4", "--batch", 3
+    expected = draw(tmp_path, outspoken_network, *guidance)
+    assert asked == []
+    actual = draw(tmp_path, outspoken_network, *guidance, "--compile")
+    assert asked == [{"dynamic": False}] * 2
+    assert levels_apart(actual, expected) <= 1
+
+
+def test_a_machine_without_a_compiler_is_told_what_to_leave_out(tmp_path):
+    """Torch's own message is for its authors."""
+    environment = os.environ | {
+        "CXX": str(tmp_path / "no-compiler"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    out = tmp_path / "grid.png"
+    command = [sys.executable, "-m", "edm2", "generate", "digits8", "--compile", *map(str, QUICK), "--grid", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 1
+    assert "leave out --compile" in complaint(done.stderr)
+    assert "no-compiler" in done.stderr
+    assert not out.exists()
+
+
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
