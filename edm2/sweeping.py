@@ -74,6 +74,8 @@ class Sweep:
     """Distance of as many real images, if there are any."""
     title: str = "Frechet distance"
     """What the distance is called."""
+    samples: int | None = None
+    """Images per distance, which is lower the more there are; None: unknown."""
 
     @property
     def averages(self) -> list[Result]:
@@ -178,7 +180,7 @@ class Sweeper:
             results = self.results(area.points()) if budget is None else self.search(area, budget)
             results += self.results(raw)
         floor = None if dataset is None else self.floor(dataset)
-        return Sweep(results, floor, self.judge.detector.title)
+        return Sweep(results, floor, self.judge.detector.title, self.drawing.count)
 
     def floor(self, dataset: Dataset) -> float:
         """What as many real images score; known, or computed."""

@@ -1,7 +1,7 @@
 """`edm2 sweep`: score many EMA lengths, times and guidance weights of a run, draw the curves, name the best."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edm2.averages import Averages
     from edm2.guides import Guide
     from edm2.scoring import Drawing
-    from edm2.sweeping import Point, Range, Result, Sweeper
+    from edm2.sweeping import Point, Range, Result, Sweep, Sweeper
     from edm2.training import Dataset
 
 EPILOG = """\b
@@ -136,7 +136,7 @@ def sweep(
     from edm2.training.config import DTYPES
     from edm2.training.distributed import joined_processes
 
-    compared = {folder.name: read_sweep(folder / "sweep.csv") for folder in others}
+    compared = {title: read_sweep(folder / "sweep.csv") for title, folder in _titles(others).items()}
     averages = Averages(run)
     dataset = None if ref else _dataset(run, data)
     if dataset is not None:
@@ -168,7 +168,8 @@ def sweep(
         if not processes.is_first:
             return
         write_sweep(out / "sweep.csv", result)
-        plot_sweep(out / "sweep.png", result, compared)
+        _warn_of_other_scores(result, compared)
+        plot_sweep(out / "sweep.png", result, {title: sweep.averages for title, sweep in compared.items()})
         print_sweep(result)
         click.echo(f"\nThe curve: {out / 'sweep.png'}, the numbers: {out / 'sweep.csv'}.")
         _warn_of_edges(area, result.best)
@@ -196,6 +197,23 @@ def _check_guidance(
         raise click.UsageError(
             "--guide-at and --guide-std choose an average of a guide's run: give its folder as --guide"
         )
+
+
+def _titles(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by name, or by their whole path where two have the same name."""
+    names = [folder.name for folder in folders]
+    return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
+
+
+def _warn_of_other_scores(sweep: "Sweep", compared: "dict[str, Sweep]") -> None:
+    """Distances mean something beside distances of the same kind and number of samples only."""
+    from edm2.post_hoc_ema.messages import plain_line
+
+    here = f"{sweep.title} of {sweep.samples:,} samples"
+    for name, other in compared.items():
+        there = here if other.samples is None else f"{plain_line(other.title)} of {other.samples:,} samples"
+        if there != here:
+            click.echo(f"Warning: {name} has {there}, this sweep {here}: their heights do not compare", err=True)
 
 
 def _is_run(guide: str) -> bool:

@@ -11,21 +11,22 @@ from edm2.sweeping import Point, Result, Sweep
 
 COLUMNS = (
     "images_seen", "sigma_rel", "guidance", "guide_sigma_rel", "frechet_distance", "deviation", "accuracy", "distances",
+    "metric", "samples",
 )  # fmt: skip
 
 
 def write_sweep(path: Path, sweep: Sweep) -> None:
-    """sweep.csv: one row per point; `distances` are those of all sets of seeds, of which the first column has the
-    lowest."""
+    """sweep.csv: one row per point; `distances` are those of all sets of seeds, of which `frechet_distance` is the
+    lowest, each of as many `samples`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        writer.writerows(_row(result) for result in _in_order(sweep))
+        writer.writerows([*_row(result), sweep.title, sweep.samples] for result in _in_order(sweep))
 
 
-def read_sweep(path: Path) -> list[Result]:
-    """The averages in a sweep.csv.
+def read_sweep(path: Path) -> Sweep:
+    """The averages in a sweep.csv, and what they were scored by, unless it is of an earlier version.
 
     Raises:
         ValueError: it is no such table.
@@ -33,7 +34,11 @@ def read_sweep(path: Path) -> list[Result]:
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            return [_result(row) for row in csv.DictReader(file) if row["sigma_rel"] != "raw"]
+            rows = [row for row in csv.DictReader(file) if row["sigma_rel"] != "raw"]
+        results = [_result(row) for row in rows]
+        if not rows or not rows[0].get("samples"):
+            return Sweep(results)
+        return Sweep(results, title=rows[0]["metric"], samples=int(rows[0]["samples"]))
     except FileNotFoundError:
         folder = path.parent
         what = f"holds no sweep; make one with edm2 sweep {folder}" if folder.exists() else "no such folder"

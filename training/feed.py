@@ -113,9 +113,9 @@ class Feed:
             dataset = dataset.dataset
         return found
 
-    def first_images(self, dataset: Dataset, count: int) -> Microbatch:
-        """The first images of a dataset, without augmentation; of latents, the means."""
-        images, labels, broken = dataset.batch(range(count))
+    def all_of(self, dataset: Dataset) -> Microbatch:
+        """All images of a small dataset, without augmentation; of latents, the means."""
+        images, labels, broken = dataset.batch(range(len(dataset)))
         self.broken.add(broken)
         return self._encode(images, labels)
 

@@ -113,7 +113,7 @@ class Output:
         count = min(len(feed.holdout_set), len(feed.train_set))
         measured: dict[str, Any] = {}
         for name, dataset in (("holdout", feed.holdout_set), ("train", feed.train_set)):
-            images, labels = feed.first_images(evenly_spaced(dataset, count), count)
+            images, labels = feed.all_of(evenly_spaced(dataset, count))
             levels = measure_loss(net, images, labels, distribution, images_per_forward)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
         return measured

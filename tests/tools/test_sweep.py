@@ -107,6 +107,22 @@ def test_comparing_with_another_sweep(tiny_run: Path, guided_run: Path, tmp_path
     assert (both / "sweep.png").read_bytes() != alone
 
 
+def test_what_cannot_be_compared_is_told(tiny_run: Path, tmp_path: Path):
+    """Fewer samples have larger distances; folders of one name are told apart; an older table says nothing."""
+    few, more, old = tmp_path / "a/sweep", tmp_path / "b/sweep", tmp_path / "old"
+    sweep = ("sweep", tiny_run, "--std", "0.05,0.1", *FAST)
+    succeed(*sweep, "--out", few, "--samples", 20)
+    succeed(*sweep, "--out", more)
+    shutil.copytree(few, old)
+    table = old / "sweep.csv"
+    table.write_text("".join(line.rsplit(",", 2)[0] + "\n" for line in table.read_text().splitlines()))
+    both = edm2(*sweep, "--out", tmp_path / "c", *(word for other in (few, more, old) for word in ("--compare", other)))
+    assert both.code == 0, both.err
+    warnings = [line for line in both.err.splitlines() if line.startswith("Warning")]
+    assert len(warnings) == 1
+    assert f"{few} has FD-pixels of 20 samples, this sweep FD-pixels of 70 samples: " in warnings[0]
+
+
 def test_the_same_values_as_from_a_reference_file(tiny_run: Path, tmp_path: Path):
     """`--ref` takes the place of the data; nobody knows classes then."""
     from edm2.metrics import load_detector, reference_of, write_reference

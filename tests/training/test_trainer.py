@@ -461,7 +461,7 @@ def test_stored_statistics_make_the_codec(tmp_path):
     assert opened(tmp_path, dataset, standardize=True).codec == PixelCodec((100.0,), (60.0,))
     assert opened(tmp_path, dataset, standardize=False).codec == PixelCodec((127.5,), (127.5,))
     assert measured.codec.mean != (100.0,)
-    images = measured.first_images(dataset, len(dataset))[0]
+    images = measured.all_of(dataset)[0]
     assert images.mean().item() == pytest.approx(0, abs=1e-5)
     assert images.std().item() == pytest.approx(0.5, rel=1e-3)
 

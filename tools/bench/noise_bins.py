@@ -101,8 +101,7 @@ class FineTuning:
     @cached_property
     def measured_on(self) -> Microbatch:
         """Held-out images if there are any."""
-        chosen = evenly_spaced(self.feed.holdout_set or self.feed.train_set, IMAGES)
-        return self.feed.first_images(chosen, len(chosen))
+        return self.feed.all_of(evenly_spaced(self.feed.holdout_set or self.feed.train_set, IMAGES))
 
     @property
     def centers(self) -> list[float]:

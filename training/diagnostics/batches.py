@@ -38,8 +38,7 @@ class Batch:
 
 def spaced_images(feed: Feed, count: int) -> Microbatch:
     """Training images evenly spaced over the dataset, which may be sorted by class; at most `count`."""
-    chosen = evenly_spaced(feed.train_set, count)
-    return feed.first_images(chosen, len(chosen))
+    return feed.all_of(evenly_spaced(feed.train_set, count))
 
 
 def over_all_levels(images: Tensor, labels: Tensor | None, distribution: NoiseDistribution) -> Batch:
