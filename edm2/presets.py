@@ -125,6 +125,7 @@ PRESETS: dict[str, Preset] = {
             "sample_every": 25_600,
             "holdout": 97,
             "holdout_every": 12_800,
+            "precision": "fp32",
             "workers": 0,
         },
     ),

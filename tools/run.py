@@ -16,6 +16,7 @@ from edm2.generation import generate
 from edm2.images import save_grid
 from edm2.networks import Precond, fold
 from edm2.post_hoc_ema.messages import first_line
+from edm2.presets import PRESETS
 from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
 from edm2.training.config import DTYPES
 from edm2.training.distributed import ALONE, Processes
@@ -30,6 +31,17 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def default_precision(preset: str, device: str) -> str:
+    """Of activations in training: what the preset says; if nothing, bf16 where the device has instructions for it."""
+    return PRESETS[preset].training.get("precision") or ("bf16" if _has_bf16(device) else "fp32")
+
+
+def _has_bf16(device: str) -> bool:
+    if device.startswith("cuda"):  # those older than Ampere take longer in bf16 than in fp32
+        return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def progress_bar(description: str) -> Callable[[Iterable], Iterable]:

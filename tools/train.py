@@ -196,7 +196,7 @@ _machine = _choices("Machine")
 @_eval("--eval-ref", "eval_ref", type=FILE, help="Statistics of real images in their place.")
 @_machine("--device", "device", "cpu, cuda or mps; default: the fastest here.", DEVICE)
 @_machine("--micro-batch", "micro_batch", "Images per forward pass; lower it if memory runs out.", IMAGES)
-@_machine("--precision", "precision", "Precision of activations; default: bf16 on CUDA, else fp32.", PRECISION)
+@_machine("--precision", "precision", "Of activations; default: bf16 if the device has it, else fp32.", PRECISION)
 @_machine("--compile/--no-compile", "compile", "Compile the network: faster, after a minute or more.", None)
 @_machine("--workers", "workers", "Processes that read data; 0: none beside the training process.", int)
 @_machine("--shard/--no-shard", "shard", "Several processes: divide weights among them (FSDP2) to save memory.", None)
@@ -313,13 +313,14 @@ def described(
         click.UsageError: they do not fit together, or not the data.
     """
     from edm2.planning import default_preset, plan_run
-    from edm2.tools.run import default_device
+    from edm2.tools.run import default_device, default_precision
 
     chosen = {name: value for name, value in choices.items() if value is not None}
     chosen.setdefault("device", default_device())
-    chosen.setdefault("precision", "bf16" if chosen["device"].startswith("cuda") else "fp32")
+    preset = preset or default_preset(dataset, data)
+    chosen.setdefault("precision", default_precision(preset, chosen["device"]))
     try:
-        return plan_run(dataset, data, out, preset or default_preset(dataset, data), conditional, chosen, letter or "G")
+        return plan_run(dataset, data, out, preset, conditional, chosen, letter or "G")
     except ValueError as error:
         raise click.UsageError(_in_options(str(error))) from None
 

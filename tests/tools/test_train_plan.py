@@ -28,6 +28,24 @@ def test_a_dry_run_tells_everything_and_writes_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("instructions", "preset", "precision"),
+    [
+        ({"avx512_bf16"}, "edm2-small-32", "bf16"),
+        ({"amx_tile"}, "edm2-small-32", "bf16"),
+        (set(), "edm2-small-32", "fp32"),
+        ({"avx512_bf16"}, "digits8", "fp32"),
+    ],
+)
+def test_precision_is_what_the_processor_has_instructions_for(instructions, preset, precision, tmp_path, monkeypatch):
+    """But for the digits, whose numbers in the documentation everybody can repeat."""
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(f"torch.cpu._is_{name}_supported", lambda name=name: name in instructions)
+    run = ("train", "--data", "digits", "--preset", preset, "--device", "cpu", "--out", tmp_path / "run", "--dry-run")
+    assert f"cpu, {precision}, " in subjects(succeed(*run))["device"]
+    assert "cpu, fp16, " in subjects(succeed(*run, "--precision", "fp16"))["device"]
+
+
 def test_measuring_makes_steps_and_writes_nothing(tmp_path: Path):
     shown = subjects(succeed(*DIGITS, "--out", tmp_path / "run", "--dry-run", "--measure"))
     assert re.fullmatch(r"[\d,.e+]+ images/s", shown["speed"])

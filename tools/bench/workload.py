@@ -13,6 +13,7 @@ from edm2.costs import TRAINING_FLOPS, count_flops, count_parameters
 from edm2.networks import NetworkConfig, Precond
 from edm2.planning import plan_run
 from edm2.presets import PRESETS
+from edm2.tools.run import default_precision
 from edm2.training import ArrayDataset, TrainingConfig
 from edm2.training.initialization import fresh_network
 from edm2.training.learner import Learner
@@ -74,13 +75,13 @@ def settings_for(device: str, chosen: Mapping[str, Any], quick: bool = False) ->
     on_gpu = device.startswith("cuda")
     proposed: dict[str, Any] = {
         "preset": "edm2-img512-s" if on_gpu else "digits8",
-        "precision": "bf16" if on_gpu else "fp32",
         "steps": 32 if on_gpu else 4,
         "matrix_size": 8192 if on_gpu else 2048,
     }
     if quick:
         proposed |= {"repeats": 1, "warmup": 1, "steps": 2, "matrix_size": 256}
     settings = proposed | chosen
+    settings.setdefault("precision", default_precision(settings["preset"], device))
     large = SHAPES.get(settings["preset"], (0, 64, 64))[1:] == (64, 64)
     settings.setdefault("batch", 2 if large and not on_gpu else 64)
     published = "fp16" if on_gpu and settings["precision"] != "fp32" else "fp32"
