@@ -152,7 +152,7 @@ def reconstruct(
             raise click.UsageError("Missing argument 'RUN'.")
         print_storage_plan(sigma_rels, interval, duration, parameters)
         return
-    from edm2.post_hoc_ema.reconstruction import Problem
+    from edm2.post_hoc_ema.reconstruction import THREADS, Problem
     from edm2.snapshots import open_run, refuse_different_runs
 
     snapshots = open_run(run)
@@ -160,7 +160,9 @@ def reconstruct(
         used = _select(snapshots, at)
         refuse_different_runs(used)
         paths = [(out or run / "reconstructed") / reconstructed_name(used[0].images_seen, s) for s in sigma_rels]
-        Problem(used, sigma_rels, groups=dict(groups))  # what cannot be combined shows before anything is printed
+        threads = threads or THREADS
+        problem = Problem(used, sigma_rels, groups=dict(groups))  # what cannot be combined shows before the forecast
+        problem.resources(problem.layouts().values(), memory, threads)  # and too little memory, too
         print_forecast(used, sigma_rels, paths)
         if not plan:
             _write(used, sigma_rels, paths, dict(groups), dtype, memory, threads)
@@ -209,12 +211,11 @@ def _write(
     groups: dict[str, float],
     dtype: str,
     memory: int,
-    threads: int | None,
+    threads: int,
 ) -> None:
     """All files, with a bar."""
     from edm2.model import reconstructed_metadata
     from edm2.post_hoc_ema import reconstruct_files
-    from edm2.post_hoc_ema.reconstruction import THREADS
     from edm2.training.config import DTYPES
 
     at, ordered = used[0].images_seen, used[::-1]
@@ -234,7 +235,7 @@ def _write(
             groups=groups,
             dtype=DTYPES[dtype],
             memory=memory,
-            threads=threads or THREADS,
+            threads=threads,
             progress=show,
         )
 

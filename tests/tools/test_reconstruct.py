@@ -141,7 +141,7 @@ def test_wrong_options(tiny_run: Path, tmp_path: Path):
         result = edm2("reconstruct", tiny_run, "--std", "0.1", "--out", tmp_path / "out", *options)
         assert message in complaint(result.err)
         assert not (tmp_path / "out").exists()
-    assert not result.out, "no table of files that are not made"
+        assert not result.out, "no table of files that are not made"
 
 
 def test_parsing():
