@@ -162,7 +162,8 @@ def reconstruct(
         paths = [(out or run / "reconstructed") / reconstructed_name(used[0].images_seen, s) for s in sigma_rels]
         threads = threads or THREADS
         problem = Problem(used, sigma_rels, groups=dict(groups))  # what cannot be combined shows before the forecast
-        problem.resources(problem.layouts().values(), memory, threads)  # and too little memory, too
+        if not plan:
+            problem.resources(problem.layouts().values(), memory, threads)  # too little memory shows before it as well
         print_forecast(used, sigma_rels, paths)
         if not plan:
             _write(used, sigma_rels, paths, dict(groups), dtype, memory, threads)

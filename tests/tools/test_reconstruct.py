@@ -142,6 +142,7 @@ def test_wrong_options(tiny_run: Path, tmp_path: Path):
         assert message in complaint(result.err)
         assert not (tmp_path / "out").exists()
         assert not result.out, "no table of files that are not made"
+    assert "From 8 snapshots" in succeed("reconstruct", tiny_run, "--std", "0.1", "--plan", "--memory", "1K")
 
 
 def test_parsing():
