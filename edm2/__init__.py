@@ -8,26 +8,10 @@ This is the parent package of every folder, so it imports nothing by itself; pub
 """
 
 import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 __version__ = "0.1.0"
-
-_HOME_OF = {
-    "load": "edm2.model",
-    "save": "edm2.model",
-    "read_metadata": "edm2.model",
-    "sigma_steps": "edm2.sampling",
-    "sample_heun": "edm2.sampling",
-    "sample_deis": "edm2.solvers.deis",
-    "sample_dpmpp_2m": "edm2.solvers.dpmpp",
-    "sample_euler": "edm2.solvers.euler",
-    "guided": "edm2.guidance",
-    "without_labels": "edm2.guidance",
-    "generate": "edm2.generation",
-    "EDM2Pipeline": "edm2.pipeline",
-}
-
-__all__ = ["__version__", *_HOME_OF]
 
 # In a bare checkout (nothing installed, or an installed wheel hidden by this folder) the sub-packages lie beside us.
 _root = Path(__file__).resolve().parent.parent
@@ -35,12 +19,35 @@ if (_root / "setup.py").is_file() and (_root / "networks" / "__init__.py").is_fi
     __path__.append(str(_root))
 
 
-def __getattr__(name: str) -> object:
-    """Load a public name from its module the first time somebody asks for it."""
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(_HOME_OF[name]), name)
-    raise AttributeError(f"module 'edm2' has no attribute {name!r}")
+def lazy_names(
+    package: str, homes: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Make `__getattr__` and `__dir__` of a package that loads its public names on first use (PEP 562).
+
+    Args:
+        package: Name of the package.
+        homes: Public names by the module that defines them.
+    """
+    home_of = {name: module for module, names in homes.items() for name in names}
+
+    def __getattr__(name: str) -> object:
+        if name in home_of:
+            return getattr(importlib.import_module(home_of[name]), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return __getattr__, lambda: sorted(home_of)
 
 
-def __dir__() -> list[str]:
-    return sorted(__all__)
+_HOMES = {
+    "edm2.io.model": ["load", "save", "read_metadata"],
+    "edm2.sampling.samplers.heun": ["sigma_steps", "sample_heun"],
+    "edm2.sampling.samplers.deis": ["sample_deis"],
+    "edm2.sampling.samplers.dpmpp": ["sample_dpmpp_2m"],
+    "edm2.sampling.samplers.euler": ["sample_euler"],
+    "edm2.sampling.guidance": ["guided", "without_labels"],
+    "edm2.sampling.generation": ["generate"],
+    "edm2.pipeline": ["EDM2Pipeline"],
+}
+
+__all__ = ["__version__", *(name for names in _HOMES.values() for name in names)]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

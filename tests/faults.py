@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="processes of each")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other moments")
     options = parser.parse_args()
-    sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "training")]
+    sys.path[:0] = [str(TESTS.parent), str(TESTS / "support")]
     from killing import Killer
 
     with tempfile.TemporaryDirectory() as folder:

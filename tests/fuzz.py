@@ -22,7 +22,7 @@ import click
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT.parent)]
+sys.path[:0] = [str(ROOT.parent), str(ROOT / "support")]
 
 from hostile_sandbox import Sandbox, Surprise, peak_memory  # noqa: E402
 

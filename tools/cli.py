@@ -7,6 +7,7 @@ import sys
 import click
 
 from edm2 import __version__
+from edm2.tools.process import keep_freed_memory
 
 COMMANDS = {
     "dataset": "Make a dataset of images or latents, or measure one.",
@@ -44,7 +45,7 @@ class LazyGroup(click.Group):
         """Import the module of this name; its function of this name is the command."""
         if cmd_name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(f"edm2.tools.{cmd_name}"), cmd_name)
+        return getattr(importlib.import_module(f"edm2.tools.commands.{cmd_name}"), cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -66,6 +67,7 @@ def main() -> None:
 
     Set EDM2_DEBUG=1 for a traceback.
     """
+    keep_freed_memory()
     try:
         sys.exit(cli(prog_name="edm2", standalone_mode=False))  # outside of standalone mode click returns exit codes
     except click.ClickException as error:

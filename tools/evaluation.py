@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from edm2.averages import Averages
 from edm2.post_hoc_ema.messages import first_line
-from edm2.score_cache import ScoreCache
-from edm2.scoring import Drawing
-from edm2.sweeping import Range, Result, Sweeper
-from edm2.tools.judges import check_pixels, codec_of, default_detector, load_judge
+from edm2.sweep.averages import Averages
+from edm2.sweep.evaluator import Drawing
+from edm2.sweep.score_cache import ScoreCache
+from edm2.sweep.sweep import Range, Result, Sweeper
+from edm2.tools.options.evaluators import check_pixels, codec_of, default_detector, load_judge
 from edm2.tools.run import image_bar
 from edm2.training import Dataset, RunFolder, TrainingConfig, open_dataset
 from edm2.training.config import DTYPES
-from edm2.training.distributed import ALONE
+from edm2.training.distributed.processes import ALONE
 
 
 class Evaluation:

@@ -12,15 +12,15 @@ import click
 import torch
 from tqdm import tqdm
 
-from edm2.generation import generate
-from edm2.images import save_grid
+from edm2.io.images import save_grid
 from edm2.networks import Precond, fold
+from edm2.planning.presets import PRESETS
 from edm2.post_hoc_ema.messages import first_line
-from edm2.presets import PRESETS
+from edm2.sampling.generation import generate
 from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
 from edm2.training.config import DTYPES
-from edm2.training.distributed import ALONE, Processes
-from edm2.training.speed import time_text
+from edm2.training.distributed.processes import ALONE, Processes
+from edm2.training.run.speed import time_text
 from edm2.training.trainer import OwnTrainingError, SnapshotHook
 
 COLUMNS = 10

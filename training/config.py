@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from edm2.networks import NetworkConfig
 from edm2.networks.config import dataclass_from_json
 from edm2.post_hoc_ema import sigma_rel_to_gamma
-from edm2.training.noise import noise_distribution
-from edm2.training.objective import DenoisingLoss
-from edm2.training.weighting_by_name import make_weighting
+from edm2.training.loss.by_name import make_weighting
+from edm2.training.loss.noise import noise_distribution
+from edm2.training.loss.objective import DenoisingLoss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions by their names here."""
@@ -77,13 +78,13 @@ class TrainingConfig:
     loss_scale: float = 1.0
     """Factor on the loss before its gradient is taken; Adam undoes it, but for its epsilon and half precision."""
     noise: str = "ln-normal"
-    """Distribution of noise levels in training; see `edm2.training.noise`."""
+    """Distribution of noise levels in training; see `edm2.training.loss.noise`."""
     P_mean: float = -0.4
     """Mean of ln sigma in training, where its distribution is normal."""
     P_std: float = 1.0
     """Standard deviation of ln sigma in training, likewise."""
     weighting: str = "uncertainty"
-    """Weighting of the loss across noise levels; see `edm2.training.weighting`."""
+    """Weighting of the loss across noise levels; see `edm2.training.loss.weighting`."""
     weighting_gamma: float | None = None
     """Parameter gamma of the weighting; None: its default."""
     weighting_k: float | None = None
@@ -279,3 +280,33 @@ class TrainingConfig:
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     network = values.pop("network")
     return {**values, **{f"network.{name}": value for name, value in network.items()}}
+
+
+def mistyped_fields(record: Any) -> list[str]:
+    """Names of the fields of a dataclass object whose values do not fit their annotations.
+
+    Numbers must be finite, and whole ones fit 63 bits; where a float is expected, a whole number is fine.
+    """
+    hints = get_type_hints(type(record))
+    names = [field.name for field in dataclasses.fields(record)]
+    return [name for name in names if not _fits(getattr(record, name), hints[name])]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, kind) for kind in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and _are_items(value, get_args(hint))
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, hint) and not mistyped_fields(value)
+    if hint is float and type(value) is float:
+        return math.isfinite(value)
+    if hint in (int, float):
+        return type(value) is int and abs(value) < 1 << 63  # bool is an int for isinstance
+    return hint is Any or isinstance(value, hint)
+
+
+def _are_items(values: tuple[Any, ...], hints: tuple[Any, ...]) -> bool:
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        return all(_fits(value, hints[0]) for value in values)
+    return len(values) == len(hints) and all(map(_fits, values, hints))

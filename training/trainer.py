@@ -10,27 +10,26 @@ from torch import Tensor
 
 from edm2.networks import Precond
 from edm2.post_hoc_ema import thin
-from edm2.training.anomaly import SHOWN, AnomalyError, finding_anomalies
-from edm2.training.checkpoint import Checkpoints, adam_state, find_checkpoints, load_checkpoint
-from edm2.training.codec import codec_from_json
 from edm2.training.config import DTYPES, TrainingConfig
-from edm2.training.data import Dataset, open_dataset
+from edm2.training.data.batches import Feed
+from edm2.training.data.codecs import codec_from_json
+from edm2.training.data.dataset import Dataset, open_dataset
+from edm2.training.data.tolerance import BrokenFiles
 from edm2.training.diagnostics import Diagnostics
-from edm2.training.disk import file_sizes
-from edm2.training.distributed import ALONE, Processes, failures_of_others
-from edm2.training.explosion import STEPS, Explosion
-from edm2.training.feed import Feed
+from edm2.training.diagnostics.anomaly import SHOWN, AnomalyError, finding_anomalies
+from edm2.training.distributed.processes import ALONE, Processes, failures_of_others
+from edm2.training.distributed.stop_signal import Votes
 from edm2.training.initialization import fresh_network, load_snapshot_
-from edm2.training.learner import Learner
-from edm2.training.output import Output, SampleHook, peak_memory
-from edm2.training.pareto import Pareto
-from edm2.training.run_folder import RunFolder
+from edm2.training.loss.pareto import Pareto
+from edm2.training.run.checkpoint import Checkpoints, adam_state, find_checkpoints, load_checkpoint
+from edm2.training.run.disk import file_sizes
+from edm2.training.run.failures import STEPS, Explosion, OwnTrainingError, TrainingError, Trouble
+from edm2.training.run.output import Output, SampleHook, peak_memory
+from edm2.training.run.run_folder import RunFolder
+from edm2.training.run.speed import Measurement, Speedometer
+from edm2.training.run.totals import Totals
 from edm2.training.schedule import is_due
-from edm2.training.speed import Measurement, Speedometer
-from edm2.training.stopping import Votes
-from edm2.training.tolerance import BrokenFiles
-from edm2.training.totals import Totals
-from edm2.training.trouble import OwnTrainingError, TrainingError, Trouble
+from edm2.training.step import Learner
 
 __all__ = ["DTYPES", "OwnTrainingError", "SampleHook", "SnapshotHook", "SpeedHook", "Trainer", "TrainingError"]
 

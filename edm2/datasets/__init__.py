@@ -1,4 +1,4 @@
-"""Making datasets, and measuring them; `edm2.training.data` reads them.
+"""Making datasets, and measuring them; `edm2.training.data.dataset` reads them.
 
 conversion.py    images of any size -> images of one size
 huggingface.py   where they may come from, beside folders and ZIPs

@@ -27,9 +27,9 @@ from PIL.Image import Resampling
 from edm2.datasets.parts import check_new_zip, digest, labels_to_json, parts_folder, remove, writing_to
 from edm2.datasets.stored_zip import count_members, writing_zip
 from edm2.post_hoc_ema import atomic_output
-from edm2.training.archive import Catalog, read_image
-from edm2.training.files import DatasetError, Files
-from edm2.training.index import open_archive
+from edm2.training.data.archive import Catalog, read_image
+from edm2.training.data.files import DatasetError, Files
+from edm2.training.data.index import open_archive
 
 __all__ = ["TRANSFORMS", "CenterCrop", "CenterCropDhariwal", "CenterCropWide", "Converted", "Resize", "convert"]
 
@@ -192,7 +192,7 @@ def convert(
     same call (with any number of workers) takes up all finished parts. Needs twice the space of `out` while it runs.
 
     Args:
-        source: Folder or ZIP of images (see `edm2.training.archive`), or what `edm2.datasets.huggingface` opens. Grays
+        source: Folder or ZIP of images (`edm2.training.data.archive`), or what `edm2.datasets.huggingface` opens. Grays
             become RGB, transparency is dropped.
         out: ZIP file to write; must not exist.
         transform: What makes the images one size. Those too small for it are left out, but use up a number.

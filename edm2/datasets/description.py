@@ -12,10 +12,10 @@ from edm2.datasets.measuring import Statistics
 from edm2.datasets.parts import labels_to_json
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import Dataset, open_dataset
-from edm2.training.archive import open_files, read_catalog
-from edm2.training.data import ArchiveDataset
-from edm2.training.files import Files
-from edm2.training.index import open_archive
+from edm2.training.data.archive import open_files, read_catalog
+from edm2.training.data.dataset import ArchiveDataset
+from edm2.training.data.files import Files
+from edm2.training.data.index import open_archive
 
 NAME = "dataset.json"
 

@@ -37,11 +37,11 @@ from edm2.datasets.parts import (
 from edm2.datasets.stored_zip import writing_zip
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import DatasetError, LatentCodec
-from edm2.training.archive import open_files
-from edm2.training.data import ArchiveDataset
-from edm2.training.distributed import Processes
-from edm2.training.files import Files
-from edm2.training.index import open_archive
+from edm2.training.data.archive import open_files
+from edm2.training.data.dataset import ArchiveDataset
+from edm2.training.data.files import Files
+from edm2.training.data.index import open_archive
+from edm2.training.distributed.processes import Processes
 
 __all__ = ["Encoded", "encode"]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edm2.training.archive import MAX_CLASSES, Catalog
-from edm2.training.files import DatasetError, one_line
+from edm2.training.data.archive import MAX_CLASSES, Catalog
+from edm2.training.data.files import DatasetError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edm2.datasets.parts import ahead
 from edm2.training import Dataset
-from edm2.training.data import evenly_spaced_indices
+from edm2.training.data.dataset import evenly_spaced_indices
 
 CHUNK = 16
 """Images that a thread adds up at a time."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edm2.training.latents import SD_VAE, check_pixel_range, load_vae
+from edm2.training.data.vae import SD_VAE, check_pixel_range, load_vae
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 """What moments can be stored in."""

@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from edm2.metrics.detectors import Detector
 from edm2.training import Dataset, PixelCodec
-from edm2.training.distributed import ALONE, Processes
+from edm2.training.distributed.processes import ALONE, Processes
 
 BATCH = 64
 """Images whose features are computed together."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm2.npz import open_member
+from edm2.io.npz import open_member
 from edm2.training import Dataset, DatasetError, open_dataset
-from edm2.training.data import Indices
+from edm2.training.data.dataset import Indices
 
 
 def open_images(source: str | Path) -> Dataset:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edm2.images import image_grid
+from edm2.io.images import image_grid
 from edm2.metrics.distances import nearest, nearest_other
 from edm2.metrics.features import displayed
 from edm2.training import Dataset

@@ -23,16 +23,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from edm2.io.npz import read_member
+from edm2.io.published.arrays import ArrayReader, NumpyArray
+from edm2.io.published.inert_pickle import Budget, PickleReader, PickleRefused
 from edm2.metrics.detectors import Detector
 from edm2.metrics.features import Report, features_of
 from edm2.metrics.frechet import FeatureStatistics, FeatureSums
-from edm2.npz import read_member
 from edm2.post_hoc_ema import atomic_output
-from edm2.published.arrays import ArrayReader, NumpyArray
-from edm2.published.inert_pickle import Budget, PickleReader, PickleRefused
 from edm2.training import Dataset
-from edm2.training.data import evenly_spaced_indices
-from edm2.training.distributed import ALONE, Processes
+from edm2.training.data.dataset import evenly_spaced_indices
+from edm2.training.distributed.processes import ALONE, Processes
 
 KEPT = 10_000
 """Images whose features a reference keeps, unless it is told otherwise."""

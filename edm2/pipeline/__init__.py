@@ -12,26 +12,14 @@ diffusers takes seconds to import, so names are loaded on first use; folder.py a
 A saved folder names the modules that its classes are in: `edm2.pipeline.denoiser` and `edm2.pipeline.scheduler`.
 """
 
-import importlib
+from edm2 import lazy_names
 
-_HOME_OF = {
-    "EDM2Denoiser": "edm2.pipeline.denoiser",
-    "EDM2HeunScheduler": "edm2.pipeline.scheduler",
-    "EDM2Pipeline": "edm2.pipeline.pipeline",
-    "is_pipeline_folder": "edm2.pipeline.folder",
-    "read_pipeline_metadata": "edm2.pipeline.folder",
-    "read_pipeline_tensors": "edm2.pipeline.folder",
+_HOMES = {
+    "edm2.pipeline.denoiser": ["EDM2Denoiser"],
+    "edm2.pipeline.scheduler": ["EDM2HeunScheduler"],
+    "edm2.pipeline.pipeline": ["EDM2Pipeline"],
+    "edm2.pipeline.folder": ["is_pipeline_folder", "read_pipeline_metadata", "read_pipeline_tensors"],
 }
 
-__all__ = list(_HOME_OF)
-
-
-def __getattr__(name: str) -> object:
-    """Load a public name from its module the first time somebody asks for it."""
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(_HOME_OF[name]), name)
-    raise AttributeError(f"module 'edm2.pipeline' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = [name for names in _HOMES.values() for name in names]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -14,16 +14,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from edm2.generation import SeedRandom, check_guide, class_index
-from edm2.guidance import EVERYWHERE, GuidedDenoiser, Interval, guided, without_labels
-from edm2.model import load, read_metadata
+from edm2.io.model import load, read_metadata
 from edm2.pipeline.arguments import Generators, as_list, number_of_images, random_integers
 from edm2.pipeline.card import class_names, model_card
 from edm2.pipeline.denoiser import EDM2Denoiser
 from edm2.pipeline.scheduler import EDM2HeunScheduler
 from edm2.pipeline.storing import StoredPipeline
+from edm2.sampling.generation import SeedRandom, check_guide, class_index
+from edm2.sampling.guidance import EVERYWHERE, GuidedDenoiser, Interval, guided, without_labels
 from edm2.training import Codec, LatentCodec, codec_from_json
-from edm2.training.latents import VAEError, load_vae
+from edm2.training.data.vae import VAEError, load_vae
 
 PIXELS = {"kind": "pixels"}
 """Codec of networks that name none."""

@@ -8,7 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from edm2.sampling import sigma_steps
+from edm2.sampling.samplers.heun import sigma_steps
 
 
 @dataclass

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import is_accelerate_available
 from huggingface_hub import HfApi
 
-from edm2.hub import fetch
+from edm2.io.hub import fetch
 from edm2.networks import is_folded
 from edm2.pipeline.folder import INDEX, read_pipeline_metadata
 

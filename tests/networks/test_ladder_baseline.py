@@ -13,7 +13,7 @@ from edm2.networks import NetworkConfig, Precond, build_network, load_edm_state_
 from edm2.networks.ladder import BlockA
 from edm2.networks.ladder.config_a import BiasedConv, GroupNorm, PositionalEmbedding, UniformConv
 from edm2.training import EDM2Loss
-from edm2.training.weighting import EDM
+from edm2.training.loss.weighting import EDM
 
 # Golden numbers
 

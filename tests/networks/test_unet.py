@@ -1,6 +1,6 @@
 """Whole networks against golden outputs, in float32 and float64, and the names under which published files store them.
 
-Gradients and losses are in tests/training/test_objective.py.
+Gradients and losses are in tests/training/loss/test_objective.py.
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from command_line import TINY, succeed
 
-from edm2.model import load, read_metadata, save
+from edm2.io.model import load, read_metadata, save
 
 
 @pytest.fixture(scope="session")

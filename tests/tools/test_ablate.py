@@ -14,9 +14,9 @@ import torch
 from command_line import TINY, complaint, edm2, half_written, succeed
 from safetensors.torch import load_file
 
-from edm2.tools.variants import letters, variants
+from edm2.tools.options.variants import letters, variants
 from edm2.training import TrainingError
-from edm2.training.run_folder import read_run_config
+from edm2.training.run.run_folder import read_run_config
 
 SCORED = ("--std", "0.1,0.2", "--samples", 12, "--steps", 1)
 TRAINED = ("--", *TINY, "--duration", 256, "--holdout", 16, "--rampup", 0)
@@ -82,7 +82,7 @@ def test_shares_make_the_whole(whole: Path, tmp_path: Path):
 def test_what_is_finished_is_not_computed_again(whole: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("edm2.tools.run.train_interruptibly", None)
     with monkeypatch.context() as patched:
-        patched.setattr("edm2.sweeping.score_network", None)
+        patched.setattr("edm2.sweep.sweep.score_network", None)
         before = rows(whole)
         assert study(whole, *TWO).count("known") == 4
         assert rows(whole) == before
@@ -113,7 +113,7 @@ def test_a_report_of_nothing_that_is_finished_writes_nothing(whole: Path, tmp_pa
 def test_killed_and_continued_it_is_the_same_study(whole: Path, tmp_path: Path):
     out = tmp_path / "killed"
     words = ["--data", "digits", "--out", out, *SCORED, *TWO, *TRAINED]
-    program = "from edm2.tools.ablate import ablate; ablate()"
+    program = "from edm2.tools.commands.ablate import ablate; ablate()"
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen([sys.executable, "-c", program, *map(str, words)], env=env, stdout=subprocess.DEVNULL)
     second = out / "runs/lr=0.05-seed0/snapshots"

@@ -13,10 +13,10 @@ import pytest
 import torch
 from command_line import TINY, complaint, edm2, half_written, succeed, write_images
 
-from edm2.model import load, read_metadata, save
+from edm2.io.model import load, read_metadata, save
 from edm2.networks import NetworkConfig, build_network
 from edm2.training import DenoisingLoss
-from edm2.training.monitor import read_stats
+from edm2.training.run.logging import read_stats
 
 USAGE, FAILURE = 2, 1
 TRAIN = ("train", *TINY, "--duration", "128", "--out", "out")

@@ -10,8 +10,8 @@ from command_line import complaint, edm2, half_written, succeed
 from tiny_vae import save_tiny_vae
 from torch import nn
 
-from edm2.costs import count_flops, count_parameters
 from edm2.networks import NetworkConfig
+from edm2.planning.costs import count_flops, count_parameters
 from edm2.tools.bench import karras
 from edm2.tools.bench.clock import Clock, Duration, Timing
 from edm2.tools.bench.peak import convolutions

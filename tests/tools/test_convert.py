@@ -12,11 +12,11 @@ from command_line import complaint, edm2, half_written, succeed
 from golden_data import arrays, select, table
 from published_lookalike import Calling, contents_of, vae_encoder, write
 
-from edm2.model import load, read_metadata, save
+from edm2.io.model import load, read_metadata, save
+from edm2.io.published import PublishedSnapshot
 from edm2.networks import NetworkConfig, Precond, build_network
 from edm2.post_hoc_ema import SafetensorsSnapshot
-from edm2.published import PublishedSnapshot
-from edm2.tools.description import describe_published_run
+from edm2.tools.reports.description import describe_published_run
 
 CONFIG = NetworkConfig(
     8, 4, 3, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), channels_per_head=8

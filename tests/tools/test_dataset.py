@@ -13,7 +13,7 @@ from command_line import check_refusal, parse, succeed, write_images
 from PIL import Image
 
 from edm2.datasets import conversion
-from edm2.tools import dataset
+from edm2.tools.commands import dataset
 from edm2.training import open_dataset
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -13,9 +13,9 @@ from command_line import check_refusal, edm2, succeed, write_images
 from PIL import Image
 
 from edm2.datasets import encoding, moments
-from edm2.tools import dataset
+from edm2.tools.commands import dataset
 from edm2.training import LatentCodec, open_dataset
-from edm2.training.latents import SD_VAE
+from edm2.training.data.vae import SD_VAE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 USAGE, FAILURE = 2, 1

@@ -19,12 +19,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from edm2.model import load, read_metadata
+from edm2.io.model import load, read_metadata
 from edm2.networks import normalize
+from edm2.planning.presets import PRESETS
 from edm2.post_hoc_ema import find_snapshots, snapshot_name
-from edm2.presets import PRESETS
 from edm2.training import Trainer
-from edm2.training.monitor import Monitor, read_stats
+from edm2.training.run.logging import Monitor, read_stats
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMES = (128, 256, 384, 512)
@@ -151,7 +151,7 @@ def test_ctrl_c_finishes_the_step_and_the_same_command_goes_on(tiny_run: Path, t
 
 
 KILL_AFTER_REPORT = """
-from edm2.training.monitor import StatsFile
+from edm2.training.run.logging import StatsFile
 append = StatsFile.append
 def append_and_die(self, record):
     append(self, record)
@@ -490,7 +490,7 @@ def test_info_of_datasets(tmp_path: Path):
 
 def test_demo_goes_from_data_to_pictures(tmp_path: Path, monkeypatch):
     """The real one takes minutes; this one trains eight steps of the tiny network."""
-    demo = importlib.import_module("edm2.tools.demo")
+    demo = importlib.import_module("edm2.tools.commands.demo")
     preset = PRESETS["digits8"]
     intervals = dict.fromkeys(("status_every", "snapshot_every", "checkpoint_every", "sample_every"), 128)
     tiny = dataclasses.replace(

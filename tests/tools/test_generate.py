@@ -16,13 +16,13 @@ from command_line import Result, complaint, edm2, half_written, succeed
 from PIL import Image
 from tiny_vae import save_tiny_vae
 
-from edm2.generation_presets import GENERATION_PRESETS
-from edm2.image_folder import NpyFiles
-from edm2.model import load, read_metadata, save
+from edm2.io.model import load, read_metadata, save
 from edm2.networks import NetworkConfig, Precond, build_network
 from edm2.post_hoc_ema import snapshot_name
+from edm2.sampling.output import NpyFiles
+from edm2.sampling.presets import GENERATION_PRESETS
 from edm2.training import LatentCodec
-from edm2.training import latents as latents_module
+from edm2.training.data import vae as latents_module
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("--steps", 3, "--device", "cpu")

@@ -21,10 +21,10 @@ from hostile_mutations import DEEP, dumped, objects_npy
 from PIL import Image
 from safetensors.numpy import save_file
 
-from edm2.training.archive import read_catalog
-from edm2.training.data import open_dataset
-from edm2.training.index import _checksum, _stamp, _to_arrays
-from edm2.training.zip_files import ZipFiles
+from edm2.training.data.archive import read_catalog
+from edm2.training.data.dataset import open_dataset
+from edm2.training.data.index import _checksum, _stamp, _to_arrays
+from edm2.training.data.zip_files import ZipFiles
 
 ROOT = Path(__file__).resolve().parent.parent
 

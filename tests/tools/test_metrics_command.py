@@ -13,9 +13,9 @@ from command_line import complaint, edm2, half_written, succeed, write_images
 from PIL import Image
 from published_references import hostile_reference, published_reference
 
+from edm2.io.npz import write_npz
 from edm2.metrics import FeatureStatistics, read_reference
 from edm2.metrics.reference import read_features, write_reference
-from edm2.npz import write_npz
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CPU = ("--device", "cpu")

@@ -1,4 +1,4 @@
-"""`python -m edm2.tools.bench.noise_bins`: fine-tuning one bin of noise levels at a time."""
+"""`python -m edm2.tools.bench.studies.noise_bins`: fine-tuning one bin of noise levels at a time."""
 
 import csv
 from dataclasses import replace
@@ -9,11 +9,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from edm2.averages import Averages
-from edm2.tools.bench.noise_bins import ALL, FineTuning, main
+from edm2.sweep.averages import Averages
+from edm2.tools.bench.studies.noise_bins import ALL, FineTuning, main
 from edm2.training import open_dataset, read_run_config
-from edm2.training.bins import equal_bins
-from edm2.training.objective import DenoisingLoss
+from edm2.training.loss.bins import equal_bins
+from edm2.training.loss.objective import DenoisingLoss
 
 
 @pytest.fixture

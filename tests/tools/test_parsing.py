@@ -7,8 +7,8 @@ import click
 import pytest
 from golden_data import table
 
-from edm2.model import ASSETS
-from edm2.tools.parsing import (
+from edm2.io.model import ASSETS
+from edm2.tools.options.parsing import (
     IMAGES,
     PNG_FILE,
     parse_device,

@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edm2.guidance import guided, without_labels
 from edm2.networks import NetworkConfig, build_network, force_weight_normalization_
 from edm2.post_hoc_ema import sigma_rel_to_gamma
-from edm2.sampling import sample_heun
+from edm2.sampling.guidance import guided, without_labels
+from edm2.sampling.samplers.heun import sample_heun
 from edm2.tools.bench.plain import PlainEMA, PlainPrecond, PlainTraining, plain_copy, plain_heun, plain_loss
 from edm2.training import EDM2Loss, TrainingConfig
-from edm2.training.learner import Learner
+from edm2.training.step import Learner
 
 CONFIGS = {
     "classes": NetworkConfig(8, 3, 5, model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,)),

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from command_line import complaint, edm2, parse, succeed, write_images
 
-from edm2.hardware import GPUS
-from edm2.throughput import WHOLE_STEP
+from edm2.planning.hardware import GPUS
+from edm2.planning.throughput import WHOLE_STEP
 from edm2.tools.bench.results import Measurement
-from edm2.tools.plan import EPILOG, KINDS
+from edm2.tools.commands.plan import EPILOG, KINDS
 
 SMALL = ("plan", "--preset", "edm2-small-32", "--shape", "3x32x32", "--channels", 32, "--gpus", 4, "--gpu", "h100")
 

@@ -11,11 +11,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from edm2.tools import plot as plot_command
-from edm2.tools import plots
+from edm2.tools.commands import plot as plot_command
 from edm2.tools.figures import FIGURES
+from edm2.tools.figures import style as plots
 from edm2.training import Trainer, read_run_config
-from edm2.training.monitor import read_stats
+from edm2.training.run.logging import read_stats
 
 MEASURED = {"activations", "weights", "updates", "gradients", "uncertainty", "shares"}
 REPORTED = {"loss", "lr", "speed"}

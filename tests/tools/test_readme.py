@@ -10,7 +10,7 @@ import click
 import pytest
 from command_line import edm2, parse
 
-from edm2.model import ASSETS
+from edm2.io.model import ASSETS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = ROOT / "README.md"

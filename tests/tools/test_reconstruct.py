@@ -8,9 +8,9 @@ import torch
 from command_line import complaint, edm2, half_written, succeed
 from safetensors.torch import load_file
 
-from edm2.model import read_metadata
+from edm2.io.model import read_metadata
 from edm2.post_hoc_ema import find_snapshots, reconstruct, sigma_rel_to_half_life, write_snapshot
-from edm2.tools.reconstruct import parse_bytes, parse_count, parse_group
+from edm2.tools.commands.reconstruct import parse_bytes, parse_count, parse_group
 
 
 @pytest.fixture

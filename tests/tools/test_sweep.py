@@ -17,9 +17,9 @@ import torch
 from command_line import TINY, complaint, edm2, succeed
 from safetensors.torch import load_file
 
-from edm2.model import load, read_metadata
+from edm2.io.model import load, read_metadata
 from edm2.post_hoc_ema import find_snapshots, write_snapshot
-from edm2.tools.parsing import parse_times, parse_weights
+from edm2.tools.options.parsing import parse_times, parse_weights
 
 FAST = ("--samples", 70, "--steps", 1, "--device", "cpu")
 """Two batches, of 64 and of 6."""
@@ -146,8 +146,8 @@ def test_real_images_are_looked_at_once(tiny_run: Path, tmp_path: Path, monkeypa
     first = succeed("sweep", tiny_run, "--std", "0.1", *options)
     lines = len(known(tmp_path / "out"))
     with monkeypatch.context() as patched:
-        patched.setattr("edm2.reference_cache.reference_of", None)
-        patched.setattr("edm2.scoring.Judge.floor", None)
+        patched.setattr("edm2.sweep.reference_cache.reference_of", None)
+        patched.setattr("edm2.sweep.evaluator.Judge.floor", None)
         again = succeed("sweep", tiny_run, "--std", "0.1,0.2", *options)
     assert len(known(tmp_path / "out")) == lines + 1
     assert next(line for line in first.splitlines() if "real images" in line) in again
@@ -310,7 +310,7 @@ def test_scores_during_training_are_those_of_a_sweep(tmp_path: Path, monkeypatch
     succeed(*swept, "--out", tmp_path / "anew")
     assert [row["frechet_distance"] for row in rows(tmp_path / "anew")] == [str(line["distance"]) for line in lines[:4]]
     with monkeypatch.context() as patched:
-        patched.setattr("edm2.sweeping.score_network", None)
+        patched.setattr("edm2.sweep.sweep.score_network", None)
         succeed(*swept)
 
 
@@ -331,7 +331,7 @@ def test_a_run_does_not_end_over_a_picture_or_a_score(error: Exception, tmp_path
         raise error
 
     monkeypatch.setattr("edm2.tools.run.save_grid", fail)
-    monkeypatch.setattr("edm2.sweeping.score_network", fail)
+    monkeypatch.setattr("edm2.sweep.sweep.score_network", fail)
     result = edm2("train", "--data", "digits", "--duration", 128, *TINY, "--out", tmp_path, "--eval", "0.1")
     assert result.code == 0, result.err
     assert f"No samples drawn: {str(error).splitlines()[0] if str(error) else ''}" in result.err

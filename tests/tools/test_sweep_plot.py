@@ -3,10 +3,10 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from edm2.scoring import Score
-from edm2.sweeping import Point, Range, Result, Sweep
-from edm2.tools import sweep_plot
-from edm2.tools.sweep_plot import plot_sweep
+from edm2.sweep.evaluator import Score
+from edm2.sweep.sweep import Point, Range, Result, Sweep
+from edm2.tools.figures import sweep as sweep_plot
+from edm2.tools.figures.sweep import plot_sweep
 
 
 def scored(points: list[Point], deviation: float | None = 0.1) -> list[Result]:

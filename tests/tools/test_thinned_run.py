@@ -9,7 +9,7 @@ import pytest
 from command_line import TINY, complaint, edm2, succeed
 
 from edm2.post_hoc_ema import find_snapshots, thin_along
-from edm2.training.disk import used_space
+from edm2.training.run.disk import used_space
 
 DIGITS = ("train", "--data", "digits", "--duration", 768, *TINY, "--snapshot", 64)
 """Twelve times."""

@@ -8,8 +8,8 @@ import pytest
 import torch
 from command_line import TINY, complaint, edm2, succeed, write_images
 
-from edm2.tools.option_groups import GroupedOption
-from edm2.tools.train import train
+from edm2.tools.commands.train import train
+from edm2.tools.options.groups import GroupedOption
 from edm2.training import Trainer
 
 DIGITS = ("train", "--data", "digits", "--duration", 512, *TINY)
@@ -68,8 +68,8 @@ def test_measure_is_for_dry_runs():
 
 def test_a_run_tells_its_speed_and_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """After 53 steps of 8 images, unless they take long; a shorter run is over before."""
-    monkeypatch.setattr("edm2.training.speed.SHORT_SECONDS", math.inf)
-    monkeypatch.setattr("edm2.training.speed.LONG_SECONDS", math.inf)
+    monkeypatch.setattr("edm2.training.run.speed.SHORT_SECONDS", math.inf)
+    monkeypatch.setattr("edm2.training.run.speed.LONG_SECONDS", math.inf)
     shown = succeed("train", "--data", "digits", *TINY, "--batch", 8, "--duration", 480, "--out", tmp_path / "run")
     said = re.findall(r"^speed: (.*) images/s; the remaining 56 images will take about (.*)$", shown, re.MULTILINE)
     assert len(said) == 1, shown

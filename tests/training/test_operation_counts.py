@@ -15,19 +15,19 @@ from jobs import Job
 from operations import Operations, operations_of
 from test_trainer import tiny_config, tiny_data
 
-from edm2.guidance import guided, without_labels
 from edm2.networks import MPConv, NetworkConfig, build_network, fold, force_weight_normalization_
 from edm2.networks.skeleton import blocks
 from edm2.post_hoc_ema import PowerFunctionEMA
-from edm2.solvers import SOLVERS
+from edm2.sampling.guidance import guided, without_labels
+from edm2.sampling.samplers import SOLVERS
 from edm2.tools.bench.plain import PlainPrecond, plain_loss
 from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig
-from edm2.training.distributed import joined_processes
-from edm2.training.feed import Feed
+from edm2.training.data.batches import Feed
+from edm2.training.distributed.processes import joined_processes
+from edm2.training.distributed.strategies import clean_
 from edm2.training.initialization import fresh_network
-from edm2.training.learner import Learner
-from edm2.training.parallel import clean_
-from edm2.training.totals import Totals
+from edm2.training.run.totals import Totals
+from edm2.training.step import Learner
 
 BATCH = 8
 
@@ -63,7 +63,7 @@ def run(net: NetworkConfig, device: str = "meta", **changes) -> TrainingConfig:
 
 def learner_on_meta(monkeypatch, config: TrainingConfig) -> Learner:
     """A learner without numbers."""
-    monkeypatch.setattr("edm2.training.learner.PlaceRandom", MetaRandom)
+    monkeypatch.setattr("edm2.training.step.PlaceRandom", MetaRandom)
     with torch.device("meta"):
         net = build_network(config.network)
     return Learner(config, net)

@@ -8,7 +8,7 @@ import torch
 from test_trainer import tiny_config
 
 from edm2.training import ArrayDataset
-from edm2.training.feed import Feed
+from edm2.training.data.batches import Feed
 from edm2.training.randomness import PlaceRandom, Stream
 
 IMAGES = 40

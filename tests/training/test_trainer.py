@@ -25,11 +25,11 @@ from edm2.training import (
     read_run_config,
     speed,
 )
-from edm2.training.checkpoint import adam_state, find_checkpoints
-from edm2.training.feed import Feed
+from edm2.training.data.batches import Feed
 from edm2.training.initialization import load_snapshot_
-from edm2.training.monitor import StatusLine
 from edm2.training.randomness import PlaceRandom, Stream
+from edm2.training.run.checkpoint import adam_state, find_checkpoints
+from edm2.training.run.logging import StatusLine
 
 # ------------------------------------------------------------------------------------------ the published trajectory
 

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from edm2.networks import NetworkConfig, build_network
 from edm2.training import EDM2Loss, LnNormal, Pareto
 from edm2.training.diagnostics.batches import Batch
-from edm2.training.diagnostics.losses import DenoiserError
+from edm2.training.diagnostics.noise_levels import DenoiserError
 
 DEVICE = torch.device("meta")
 """Stands for such a device; its tensors hold no numbers."""

@@ -1,6 +1,5 @@
 """Benchmarks: `edm2 bench`, and what single promises about speed or memory are measured by.
 
-    command.py      the command: options, printing, files
     measuring.py    a benchmark from its settings to its report
     workload.py     what is worked on: a preset's network, random images
     sections.py     what is measured of ours: training, sampling, decoding, averaging
@@ -10,9 +9,5 @@
     clock.py        how long work takes; memory.py: what it needs; peak.py: what the device can do at most
     results.py      findings as data; report.py: as text
 
-The others run by themselves: `python -m edm2.tools.bench.NAME`.
+The command is `tools/commands/bench.py`. studies/ has one-off measurements: `python -m edm2.tools.bench.studies.NAME`.
 """
-
-from edm2.tools.bench.command import bench
-
-__all__ = ["bench"]

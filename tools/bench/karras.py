@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from edm2.costs import count_parameters
 from edm2.networks import NetworkConfig
+from edm2.planning.costs import count_parameters
 
 PACKAGE = "denoising_diffusion_pytorch"
 TOLERANCE = 0.02

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from edm2 import __version__
-from edm2.planning import device_memory
+from edm2.planning.plan import device_memory
 from edm2.tools.bench.clock import Clock
 from edm2.tools.bench.peak import convolution_peak, matrix_peak
 from edm2.tools.bench.results import Finding, Report
@@ -18,7 +18,7 @@ from edm2.tools.bench.rivals import RIVALS, check_rivals
 from edm2.tools.bench.sections import SECTIONS, Bench
 from edm2.tools.bench.workload import Settings, Workload
 from edm2.training.config import DTYPES
-from edm2.training.latents import load_vae
+from edm2.training.data.vae import load_vae
 
 Tell = Callable[[Finding], object]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from edm2.costs import LiveTensors
+from edm2.planning.costs import LiveTensors
 from edm2.tools.bench.clock import Work
 
 

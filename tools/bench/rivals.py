@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from edm2.costs import count_flops
-from edm2.guidance import guided, without_labels
 from edm2.networks import NetworkConfig
+from edm2.planning.costs import count_flops
 from edm2.post_hoc_ema import sigma_rel_to_gamma
+from edm2.sampling.guidance import guided, without_labels
 from edm2.tools.bench.clock import Work
 from edm2.tools.bench.karras import check_karras_unet, count_karras_flops, equal_karras_unet
 from edm2.tools.bench.plain import PlainTraining, plain_copy, plain_heun, plain_loss

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edm2.guidance import guided, without_labels
 from edm2.networks import Precond, fold, force_weight_normalization_
 from edm2.post_hoc_ema import PowerFunctionEMA, find_snapshots, reconstruct_files, snapshot_name, write_snapshot
-from edm2.sampling import Denoiser, sample_heun
+from edm2.sampling.guidance import guided, without_labels
+from edm2.sampling.samplers.heun import Denoiser, sample_heun
 from edm2.tools.bench.clock import Clock, Work
 from edm2.tools.bench.memory import peak_memory
 from edm2.tools.bench.results import Finding, Measurement, Peak, Skipped
 from edm2.tools.bench.workload import Inputs, Workload
 from edm2.training.config import DTYPES
-from edm2.training.feed import Feed
-from edm2.training.latents import load_vae
-from edm2.training.learner import Learner
+from edm2.training.data.batches import Feed
+from edm2.training.data.vae import load_vae
+from edm2.training.step import Learner
 
 GUIDANCE = 1.5
 """Guidance weight; any but 0 and 1 costs the same."""

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edm2.costs import TRAINING_FLOPS, count_flops, count_parameters
 from edm2.networks import NetworkConfig, Precond
-from edm2.planning import plan_run
-from edm2.presets import PRESETS
+from edm2.planning.costs import TRAINING_FLOPS, count_flops, count_parameters
+from edm2.planning.plan import plan_run
+from edm2.planning.presets import PRESETS
 from edm2.tools.run import default_precision
 from edm2.training import ArrayDataset, TrainingConfig
 from edm2.training.initialization import fresh_network
-from edm2.training.learner import Learner
+from edm2.training.step import Learner
 
 SHAPES = {
     "digits8": (1, 8, 8),

@@ -11,7 +11,7 @@ from edm2.tools.figures.progress import draw_holdout, draw_learning_rate, draw_l
 from edm2.tools.figures.runs import PlottedRun
 from edm2.tools.figures.shares import draw_shares
 from edm2.tools.figures.updates import draw_updates
-from edm2.training.monitor import Record
+from edm2.training.run.logging import Record
 
 
 @dataclass(frozen=True)

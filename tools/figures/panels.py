@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from edm2.tools.figures.runs import PlottedRun
-from edm2.tools.plots import PALETTE, styled
-from edm2.training.monitor import Record
+from edm2.tools.figures.style import PALETTE, styled
+from edm2.training.run.logging import Record
 
 WIDE = 20
 """Where the largest value exceeds the smallest by this factor, the axis is logarithmic."""

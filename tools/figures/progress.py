@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from edm2.tools.figures.panels import draw_curve, finish, panels, style_legend, time_axis
 from edm2.tools.figures.runs import PlottedRun
-from edm2.tools.plots import BLUE, ORANGE
+from edm2.tools.figures.style import BLUE, ORANGE
 
 
 def draw_loss(runs: Sequence[PlottedRun]) -> Figure:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edm2.tools.plots import colors
+from edm2.tools.figures.style import colors
 from edm2.training import RunFolder, RunFolderError
-from edm2.training.monitor import Record, read_stats
+from edm2.training.run.logging import Record, read_stats
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from edm2.tools.figures.panels import draw_curve, finish, panels, style_legend, time_axis
 from edm2.tools.figures.runs import PlottedRun
-from edm2.training.monitor import Record
+from edm2.training.run.logging import Record
 
 
 def draw_shares(runs: Sequence[PlottedRun]) -> Figure:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from edm2.tools.figures.panels import draw_buckets, draw_curve, finish, panels, time_axis
 from edm2.tools.figures.runs import PlottedRun
-from edm2.tools.plots import GRAY
+from edm2.tools.figures.style import GRAY
 
 
 def draw_updates(runs: Sequence[PlottedRun]) -> Figure:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edm2.training.feed import Feed, Microbatch
-from edm2.training.holdout import evenly_spaced
-from edm2.training.noise import NoiseDistribution, levels
+from edm2.training.data.batches import Feed, Microbatch
+from edm2.training.diagnostics.holdout import evenly_spaced
+from edm2.training.loss.noise import NoiseDistribution, levels
 
 
 @dataclass(frozen=True)

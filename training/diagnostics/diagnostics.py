@@ -9,18 +9,16 @@ import torch
 
 from edm2.networks import Precond
 from edm2.training.config import TrainingConfig
-from edm2.training.diagnostics.activations import measure_activations
+from edm2.training.data.batches import Feed
 from edm2.training.diagnostics.batches import by_bin, over_all_levels, spaced_images
-from edm2.training.diagnostics.magnitudes import number
+from edm2.training.diagnostics.magnitudes import measure_activations, measure_weights, number
 from edm2.training.diagnostics.noise_levels import measure_noise_levels
 from edm2.training.diagnostics.updates import UpdateWatch
-from edm2.training.diagnostics.weights import measure_weights
-from edm2.training.feed import Feed
-from edm2.training.monitor import Record
-from edm2.training.noise import NoiseDistribution
-from edm2.training.objective import DenoisingLoss
+from edm2.training.loss.noise import NoiseDistribution
+from edm2.training.loss.objective import DenoisingLoss
+from edm2.training.run.logging import Record
+from edm2.training.run.totals import StepResult
 from edm2.training.schedule import is_due
-from edm2.training.totals import StepResult
 
 BINS = 8
 """Intervals of equal probability that the noise levels are divided into."""

@@ -7,15 +7,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from edm2.networks import Precond
 from edm2.networks.skeleton import blocks
 from edm2.training.diagnostics.batches import Batch
-from edm2.training.diagnostics.clipping import ClippedShare
-from edm2.training.diagnostics.gradients import BinGradient
 from edm2.training.diagnostics.layers import listening
-from edm2.training.diagnostics.losses import DenoiserError
 from edm2.training.diagnostics.magnitudes import number
-from edm2.training.objective import DenoisingLoss
+from edm2.training.loss.objective import DenoisingLoss
+from edm2.training.loss.weighting import edm_weight
 
 
 def measure_noise_levels(
@@ -61,3 +62,66 @@ def _measure_bin(net: Precond, loss: DenoisingLoss, batch: Batch, images_per_for
     error, expected = errors.sums.tolist()
     u = math.log(expected / len(batch.images)) if expected > 0 else math.nan
     return {"gradient_norm": float(norm), "loss": error / len(batch.images), "u": u, "nonfinite": nonfinite}
+
+
+class DenoiserError:
+    """lambda(sigma) (D - y)² and e^u per element, summed over images; heard from the denoiser."""
+
+    def __init__(self, net: Precond) -> None:
+        self.net = net
+        self.sums = torch.zeros(2)
+
+    def listen(self, loss: DenoisingLoss, batch: Batch) -> Tensor:
+        """The training loss per element; on the way, note what the denoiser said."""
+        heard: list[tuple[Tensor, Tensor]] = []
+        with listening([self.net], lambda net, output: heard.append(output)):
+            elements = loss(self.net, batch.images, batch.labels, sigma=batch.sigma, noise=batch.noise)
+        (denoised, u), *_ = heard
+        sigma = batch.sigma.reshape(-1, 1, 1, 1).cpu().double()  # in this order: MPS has no float64
+        weight = edm_weight(sigma, self.net.sigma_data).to(denoised)
+        error = (weight * (denoised.detach() - batch.images) ** 2).mean(dim=(1, 2, 3)).sum()
+        self.sums += torch.stack([error, u.detach().exp().sum()]).cpu()
+        return elements
+
+
+class BinGradient:
+    """The gradient of the mean loss of a bin, from part to part."""
+
+    def __init__(self, net: nn.Module, images: int) -> None:
+        self.parameters = [p for p in net.parameters() if p.requires_grad]
+        self.images = images
+        self.sums: list[Tensor | None] = [None] * len(self.parameters)
+
+    def add(self, loss: Tensor) -> None:
+        """Take in the loss per element of some images; `p.grad` stays as it is."""
+        grads = torch.autograd.grad(loss.sum() / self.images, self.parameters, allow_unused=True)
+        self.sums = [b if a is None else a if b is None else a + b for a, b in zip(self.sums, grads, strict=True)]
+
+    def norm_and_nonfinite(self) -> tuple[Tensor, float]:
+        """(L2 norm over all parameters, share of entries that are NaN or infinite), the former without the latter."""
+        grads = [grad for grad in self.sums if grad is not None]
+        entries = sum(grad.numel() for grad in grads)
+        nonfinite = entries - int(sum(grad.isfinite().sum() for grad in grads))
+        if nonfinite:
+            grads = [torch.nan_to_num(grad, nan=0, posinf=0, neginf=0) for grad in grads]
+        return torch.nn.utils.get_total_norm(grads), nonfinite / entries
+
+
+class ClippedShare:
+    """The share of activations that leave a block at its bound."""
+
+    def __init__(self) -> None:
+        self.clipped = 0
+        self.all = 0
+
+    def hear(self, block: nn.Module, output: Tensor) -> None:
+        """Take in the output of a block; one without a bound does not count."""
+        bound = getattr(block, "clip_act", None)
+        if bound is not None:
+            self.clipped = self.clipped + (output.detach().abs() >= bound).sum()
+            self.all += output.numel()
+
+    @property
+    def share(self) -> float | None:
+        """None if no block has a bound."""
+        return number(int(self.clipped) / self.all) if self.all else None

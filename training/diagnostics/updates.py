@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edm2.training.diagnostics.layers import weight_layers
-from edm2.training.diagnostics.magnitudes import Buckets, number
-from edm2.training.diagnostics.weights import measure_weights
+from edm2.training.diagnostics.magnitudes import Buckets, measure_weights, number
 
 
 class UpdateWatch:

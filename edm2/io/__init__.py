@@ -1,0 +1,1 @@
+"""Networks from and to files: snapshots, published pickles, pipelines, the hub; images and NPZ files."""

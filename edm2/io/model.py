@@ -1,0 +1,156 @@
+"""Networks to and from files. A snapshot describes itself: `load` needs nothing but the file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edm2 import __version__
+from edm2.io import snapshots as files
+from edm2.io.hub import fetch, is_hub_id
+from edm2.io.snapshots import AnySnapshot
+from edm2.networks import NetworkConfig, Precond, build_network, is_folded
+from edm2.pipeline.folder import is_pipeline_folder
+from edm2.post_hoc_ema import SnapshotError, write_snapshot
+from edm2.training.config import mistyped_fields
+
+ASSETS = Path(__file__).parent / "assets"
+"""Networks that come with the package."""
+
+
+def resolve(name: str | Path) -> Path:
+    """Where a network is: a file or a pipeline's folder as given, the file of an included network, such as "digits8",
+    or a folder fetched from the hub.
+
+    Raises:
+        OSError: there is nothing of this name.
+    """
+    path = Path(name)
+    if path.is_file() or is_pipeline_folder(path):
+        return path
+    included = ASSETS / f"{name}.safetensors"
+    if path.parent == Path(".") and included.is_file():
+        return included
+    if is_hub_id(str(name)) and not path.parent.exists():  # else it is a path with a slip in it
+        return Path(fetch(str(name)))
+    if (path / "snapshots").is_dir():
+        raise FileNotFoundError(f"{name}: is a run; edm2 reconstruct {name} --std 0.10 makes a network of it")
+    names = ", ".join(sorted(file.stem for file in ASSETS.glob("*.safetensors"))) or "there are none"
+    what = "a folder, not a file or a pipeline of diffusers" if path.is_dir() else "no such file"
+    raise FileNotFoundError(f"{name}: {what}, and not the name of an included network ({names})")
+
+
+def read_metadata(name: str | Path) -> dict[str, Any]:
+    """What a snapshot says about itself: network, codec, images seen, EMA length, training settings."""
+    return files.read_metadata(resolve(name))
+
+
+def load(name: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Precond:
+    """Load a network for inference.
+
+    Args:
+        name: A snapshot (.safetensors), a network pickle of the published program (.pkl; nothing in it is executed), a
+            folder that `EDM2Pipeline.save_pretrained` wrote or a repository of the hub that holds one ("user/name"), or
+            the name of an included network ("digits8").
+        device: Where to put it; default: the CPU.
+        dtype: dtype to compute in and to convert the parameters to; None for float32, however they are stored. Fourier
+            features have float32 at least.
+
+    Returns:
+        The denoiser in evaluation mode, without gradients. `fold` makes it faster.
+
+    Raises:
+        OSError: no such file, and no such repository.
+        SnapshotError: not a snapshot, damaged, or of an unknown kind of network; or a pickle with anything in it that
+            does not belong there.
+    """
+    path, dtype = resolve(name), dtype or torch.float32
+    metadata, weights = files.read_weights(path)
+    dtypes = dict.fromkeys(metadata.get("buffers", ()), torch.promote_types(dtype, torch.float32))
+    tensors = {key: tensor.to(device or "cpu", dtypes.get(key, dtype)) for key, tensor in weights}
+    try:
+        net = network_from_state(metadata, tensors)
+    except SnapshotError as error:
+        raise SnapshotError(f"{path}: {error}") from None
+    net.compute_dtype = dtype
+    return net
+
+
+def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Precond:
+    """The network that a snapshot's metadata describes, with these tensors; in evaluation mode, without gradients.
+
+    Raises:
+        SnapshotError: an unknown kind of network, or tensors of another one.
+    """
+    try:
+        config = NetworkConfig.from_json(metadata["network"])
+        if wrong := mistyped_fields(config):
+            raise ValueError(f"{', '.join(wrong)} of a type that cannot be")
+        if config.num_blocks * len(config.channel_mult) > len(tensors):  # a stranger's file must not build for hours
+            raise ValueError(f"num_blocks={config.num_blocks} describes more blocks than there are tensors")
+        with torch.device("meta"):
+            net = build_network(config)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # whatever a stranger wrote
+        reason = str(error).partition("\n")[0]
+        raise SnapshotError(f"does not describe a network that this version can build ({reason})") from None
+    try:
+        net.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()[:300]  # it may list hundreds of names
+        raise SnapshotError(f"tensors do not fit the network they are said to be of ({reason})") from None
+    return net.eval().requires_grad_(False)
+
+
+def save(net: Precond, path: str | Path, metadata: dict[str, Any], dtype: torch.dtype | None = None) -> None:
+    """Write a snapshot that `load` reads; complete or not there at all.
+
+    Args:
+        net: Any network but a folded one.
+        path: File to write.
+        metadata: What to say about it; `network` and `buffers` are filled in. For reconstruction it must name
+            `images_seen` and `sigma_rel`, for `edm2 generate` to make pictures `codec`.
+        dtype: dtype to store in; None keeps the parameters'.
+
+    Raises:
+        ValueError: the network is folded.
+    """
+    if is_folded(net):
+        raise ValueError(f"{path}: a folded network cannot be saved; save the network it was folded from")
+    buffers = [name for name, _ in net.named_buffers()]
+    described = metadata | {"network": net.config.to_json(), "buffers": buffers}
+    write_snapshot(path, net.state_dict(), described, dtype=dtype)
+
+
+def convert_published(path: str | Path, out: str | Path) -> dict[str, Any]:
+    """Write a network pickle of the published program as a snapshot of ours, every number as it is.
+
+    Args:
+        path: The pickle; nothing in it is executed. Its name tells the time and the EMA length.
+        out: The .safetensors file to write.
+
+    Returns:
+        The metadata written, the license among them.
+
+    Raises:
+        SnapshotError: a snapshot already, or a pickle with anything in it that does not belong there.
+        OSError: a file cannot be read or written.
+    """
+    if not files.is_published(path):
+        raise SnapshotError(f"{path}: a snapshot already, which needs no conversion")
+    metadata, weights = files.read_weights(path)
+    state = dict(weights)
+    try:
+        network_from_state(metadata, state)
+    except SnapshotError as error:
+        raise SnapshotError(f"{path}: {error}") from None
+    write_snapshot(out, state, metadata | {"edm2_version": __version__})
+    return metadata
+
+
+def reconstructed_metadata(snapshots: Sequence[AnySnapshot], at: int, sigma_rel: float) -> dict[str, Any]:
+    """Metadata of weights reconstructed from `snapshots`: the last one's, and where the weights come from."""
+    used = [snapshot for snapshot in snapshots if 0 < snapshot.images_seen <= at]
+    inputs = [[snapshot.images_seen, snapshot.sigma_rel] for snapshot in used]
+    return used[-1].metadata | {"images_seen": at, "sigma_rel": sigma_rel, "reconstructed_from": inputs}

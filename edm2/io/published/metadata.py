@@ -1,0 +1,148 @@
+"""What a network pickle and its name say about the network, in the words of our own snapshots."""
+
+import re
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+from torch import Tensor
+
+from edm2.io.published.arrays import NumpyArray
+from edm2.io.published.inert_pickle import PickleRefused, shown
+from edm2.io.published.objects import Recorded
+from edm2.networks import NetworkConfig
+from edm2.planning.presets import PRESETS
+from edm2.training import Codec, PixelCodec
+from edm2.training.data.vae import LatentCodec
+
+LICENSE = "CC BY-NC-SA 4.0, non-commercial"
+"""Of the published weights, and of whatever is made from them."""
+
+FILE_NAME = re.compile(r"-(?P<kimg>\d{7,})-(?P<sigma_rel>\d+\.\d{3})\.pkl$")
+"""How the published program names networks: thousands of images seen, EMA length."""
+
+MAX_TEXT = 1000
+MAX_ENTRIES = 100
+"""Characters in a text, and entries in a list or dict, of a configuration."""
+
+
+def describe(contents: dict[str, Any], file: BinaryIO) -> dict[str, Any]:
+    """What the file says about the network, its codec, its data and its training."""
+    config = network_config(contents["ema"])
+    dataset, loss = contents.get("dataset_kwargs"), contents.get("loss_fn")
+    dataset_options = plain(dataset) if isinstance(dataset, dict) else {}
+    loss_options = plain(loss.state) if isinstance(loss, Recorded) else {}
+    loss_options.pop("_init_args", None)
+    return {
+        "network": config.to_json(),
+        "codec": codec_of(contents["encoder"], file).to_json(),
+        **preset_of(config),
+        "data": {"name": dataset_options.get("path", "unknown")},
+        "license": LICENSE,
+        "published": {"dataset_kwargs": dataset_options, "loss_fn": loss_options},
+    }
+
+
+def network_config(net: Any) -> NetworkConfig:
+    """The configuration, from the arguments that the network was constructed with."""
+    if not isinstance(net, Recorded) or net.class_name != "Precond" or net.state.get("_init_args") != ():
+        raise PickleRefused("is damaged: its network is not recorded as a Precond made of named arguments")
+    arguments = net.state.get("_init_kwargs")
+    known = plain(arguments) if isinstance(arguments, dict) else None
+    if known is None or len(known) < len(arguments):
+        raise PickleRefused("is damaged: its network was constructed with something else than numbers")
+    known.pop("use_fp16", None)  # how it was run, not what it is
+    try:
+        return NetworkConfig.from_json(known)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # whatever a stranger wrote
+        raise PickleRefused(f"does not describe a network that can be built ({shown(str(error), 300)})") from None
+
+
+def preset_of(config: NetworkConfig) -> dict[str, str]:
+    """The entry `preset` if the network is one of the paper's, with any number of classes."""
+    for name, preset in PRESETS.items():
+        if preset.shape == (config.img_channels, *config.size) and config == NetworkConfig(
+            config.img_resolution, config.img_channels, config.label_dim, **preset.network
+        ):
+            return {"preset": name}
+    return {}
+
+
+def images_seen_at(kimg: int) -> int:
+    """Images seen, from the thousands of them in a file's name; whole batches, so a multiple of 1024."""
+    return (kimg * 1000 + 999) // 1024 * 1024
+
+
+def clock(file_name: str) -> dict[str, Any]:
+    """images_seen and sigma_rel, if a file of this name tells them, and whether it is a reconstruction."""
+    match = FILE_NAME.search(file_name)
+    time = {"images_seen": images_seen_at(int(match["kimg"])), "sigma_rel": float(match["sigma_rel"])} if match else {}
+    return time | ({"reconstructed_from": []} if is_reconstruction(file_name) else {})
+
+
+def is_reconstruction(file_name: str) -> bool:
+    """Whether the published program calls its reconstructions so."""
+    return file_name.startswith("phema-")
+
+
+def plain(entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries that are numbers, short texts or short lists of numbers: what configurations consist of."""
+    if len(entries) > MAX_ENTRIES:
+        raise PickleRefused("is damaged: a configuration with too many entries")
+    return {key: entry for key, entry in entries.items() if len(key) <= MAX_TEXT and _is_plain(entry)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT
+    if isinstance(value, list | tuple):
+        return len(value) <= MAX_ENTRIES and all(isinstance(entry, int | float) and _is_plain(entry) for entry in value)
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 62)
+
+
+# ------------------------------------------------------------------------------------------------ codec
+
+
+def codec_of(encoder: Any, file: BinaryIO) -> Codec:
+    """The codec that does what the recorded encoder does."""
+    match encoder:
+        case Recorded("StandardRGBEncoder"):
+            return PixelCodec()  # its defaults are the published encoder
+        case Recorded(
+            "StabilityVAEEncoder", {"vae_name": str(vae), "scale": NumpyArray() as scale, "bias": NumpyArray() as bias}
+        ) if len(vae) <= MAX_TEXT:
+            return _latent_codec(vae, _per_channel(scale, file), _per_channel(bias, file))
+    raise PickleRefused("is damaged: its encoder is neither of the two published ones")
+
+
+def _per_channel(array: NumpyArray, file: BinaryIO) -> Tensor:
+    """Numbers [C] of a latent's channels."""
+    if array.numbers is None or len(array.numbers.shape) != 1 or not 0 < array.numbers.numel <= MAX_ENTRIES:
+        raise PickleRefused("is damaged: its encoder has no number per channel")
+    return array.numbers.read(file)
+
+
+def _latent_codec(vae: str, scale: Tensor, bias: Tensor) -> LatentCodec:
+    """From x = z scale + bias, with scale = sigma_data / std, bias = -mean scale, each float32 [C]."""
+    sensible = len(scale) == len(bias) and ((scale > 1e-6) & (scale < 1e6) & (bias.abs() < 1e6)).all()
+    if not sensible:
+        raise PickleRefused("is damaged: its encoder scales latents by impossible numbers")
+    mean, std = zip(*map(_mean_and_std, scale.numpy(), bias.numpy()), strict=True)
+    return LatentCodec(vae, mean, std)
+
+
+def _mean_and_std(scale: np.float32, bias: np.float32) -> tuple[float, float]:
+    """Of one channel's latents; `LatentCodec` makes the same scale and bias of them."""
+    sigma_data = np.float32(LatentCodec.sigma_data)
+    std = _simplest(sigma_data / scale, lambda std: sigma_data / np.float32(std) == scale)
+    mean = _simplest(-bias / scale, lambda mean: -np.float32(mean) * scale == bias)
+    return mean, std
+
+
+def _simplest(value: float, fits: Callable[[float], bool]) -> float:
+    """The decimal with the fewest digits that rounds to what was stored: the number that somebody once wrote."""
+    for digits in range(1, 10):
+        short = float(f"{value:.{digits}g}")
+        if fits(short):
+            return short
+    return float(value)

@@ -1,0 +1,1 @@
+"""Planning: what a run will be, cost and need, before it starts."""

@@ -1,0 +1,1 @@
+"""From noise to images: samplers, guidance, and generation by seed."""

@@ -1,0 +1,86 @@
+"""Drawing many images into a store: decoded on the way, by several processes, in several goes."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from edm2.sampling.generation import Batch, require_finite
+from edm2.sampling.output import ImageStore
+from edm2.training import Codec
+
+Decoder = Callable[[Tensor], Tensor]
+"""decode(samples [N, C, H, W]) -> what is stored of them, on the CPU."""
+
+WRITERS = 8
+"""Threads that write images while the next ones are drawn: compressing a large PNG takes 0.2 seconds."""
+
+
+def decoder(codec: Codec, batch_size: int = 8, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Samples to pixels as image files want them, uint8.
+
+    Args:
+        codec: The network's.
+        batch_size: Images that a VAE decodes at a time.
+        dtype: Precision of the VAE; half precision costs a level here and there.
+    """
+
+    def decode(samples: Tensor) -> Tensor:
+        with torch.autocast(samples.device.type, dtype, enabled=dtype != torch.float32):
+            return codec.to_display(codec.decode(samples, batch_size)).cpu()
+
+    return decode
+
+
+def undecoded(samples: Tensor) -> Tensor:
+    """A decoder that leaves samples as the network draws them, float32."""
+    return samples.float().cpu()
+
+
+def batches_of(seeds: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Seeds, each once, in batches that depend on nothing else.
+
+    An image depends on the company in its batch by the rounding of convolutions. So processes take whole batches, and
+    one that is there in part is drawn as a whole again: however the work was divided, the images are the same.
+    """
+    distinct = list(dict.fromkeys(seeds))
+    return [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
+
+
+def unfinished(batches: Sequence[Sequence[int]], store: ImageStore) -> list[int]:
+    """Seeds of the batches of which the store lacks an image."""
+    return [seed for batch in batches if store.missing(batch) for seed in batch]
+
+
+def keep_all(
+    batches: Iterable[Batch], decode: Decoder, store: ImageStore, report: Callable[[int], object] = lambda n: None
+) -> None:
+    """Decode batch by batch into the store; images that it has already stay as they are.
+
+    Args:
+        batches: What `generate` draws.
+        decode: See `decoder`.
+        store: Where images go.
+        report: Called with the number of images of each batch.
+
+    Raises:
+        SamplingError: samples that are not finite; what was drawn before is kept.
+    """
+    with ThreadPoolExecutor(WRITERS) as pool:
+        writing: list[Future] = []
+        for batch in require_finite(batches):
+            images = decode(batch.samples)
+            _wait_for(writing)  # at most one batch is on its way while the next one is drawn
+            store.claim()
+            missing = set(store.missing(batch.seeds))
+            pairs = zip(batch.seeds, images, strict=True)
+            writing = [pool.submit(store.save, seed, image) for seed, image in pairs if seed in missing]
+            report(len(images))
+        _wait_for(writing)
+
+
+def _wait_for(writing: Sequence[Future]) -> None:
+    """Until all are written; raises what went wrong with the first that failed."""
+    for future in writing:
+        future.result()

@@ -1,0 +1,210 @@
+"""Images by seed. An image depends on its seed and class alone, not on the batch or the device count."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from edm2.networks import Precond
+from edm2.sampling.guidance import EVERYWHERE, Interval, guided
+from edm2.sampling.samplers.heun import Denoiser, sample_heun
+
+Sampler = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of a few seeds."""
+
+    seeds: tuple[int, ...]
+    """Seed of each image."""
+    classes: Tensor | None
+    """Class of each image, int64 [N]; None for an unconditional network."""
+    samples: Tensor
+    """What the network draws, [N, C, H, W] float32; a codec turns it into pixels."""
+
+
+class SamplingError(ValueError):
+    """A network draws numbers that are not finite; the message is one line."""
+
+
+class SeedRandom:
+    """Random numbers per image: image i of the batch draws from a CPU generator of its own, seeded by its seed.
+
+    Args:
+        seeds: Seeds of the batch; taken modulo 2³².
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed % (1 << 32)) for seed in seeds]
+
+    def randn(self, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+        """Unit Gaussians, float32 [N, *shape]."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self.generators]).to(device)
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Unit Gaussians like `x`, drawn in its dtype."""
+        drawn = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype) for g in self.generators]
+        return torch.stack(drawn).to(x.device)
+
+    def randint(self, high: int) -> Tensor:
+        """One integer in [0, high) per image, int64 [N]."""
+        return torch.stack([torch.randint(high, (), generator=g) for g in self.generators])
+
+
+def generate(
+    net: Precond,
+    seeds: Sequence[int],
+    classes: int | Sequence[int] | None = None,
+    guide: Denoiser | None = None,
+    guidance: float = 1.0,
+    interval: Interval = EVERYWHERE,
+    batch_size: int = 64,
+    sampler: Sampler = sample_heun,
+    device: torch.device | str | None = None,
+    **sampler_options: float,
+) -> Iterator[Batch]:
+    """Draw one sample per seed, batch by batch.
+
+    Args:
+        net: Denoiser; faster when folded.
+        seeds: One per image.
+        classes: One class for all images, one per image, or None: drawn from the seed.
+        guide: Denoiser to guide away from: another network, or `edm2.without_labels(net)` (see `edm2.guided`).
+        guidance: Guidance weight; 1 is none, any other needs a guide.
+        interval: Noise levels (low, high] with guidance.
+        batch_size: Images at a time.
+        sampler: `edm2.sample_heun`, `edm2.sample_deis` (docs/solvers.md), or another function of their form.
+        device: Where to compute; default: where `net` is.
+        sampler_options: Handed to the sampler, such as num_steps=32; it checks them with the first batch.
+
+    Raises:
+        ValueError: a class outside the network's, a wrong number of classes, guidance without a guide or by one for
+            other images or classes, an interval upside down, or batch_size < 1; before anything is drawn.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if guide is None and guidance != 1:
+        raise ValueError(f"guidance={guidance} needs a network to guide away from: give guide")
+    if isinstance(guide, Precond):
+        check_guide(net, guide)
+    seeds = list(seeds)
+    chosen = _chosen_classes(classes, len(seeds), net.config.label_dim)
+    denoise = net if guide is None else guided(net, guide, guidance, interval)
+    device = next(net.buffers()).device if device is None else torch.device(device)
+
+    def drawn() -> Iterator[Batch]:
+        for start in range(0, len(seeds), batch_size):
+            part = slice(start, start + batch_size)
+            random, noise, labels = _beginnings(net, seeds[part], None if chosen is None else chosen[part])
+            samples = sampler(
+                denoise,
+                noise.to(device),
+                None if labels is None else labels.to(device),
+                randn_like=random.randn_like,
+                **sampler_options,
+            )
+            yield Batch(tuple(seeds[part]), labels, samples)
+
+    return drawn()
+
+
+def require_finite(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches, up to one that is no image: a decoder would make black pixels of it.
+
+    Raises:
+        SamplingError: samples that are not finite.
+    """
+    for batch in batches:
+        finite = batch.samples.flatten(1).isfinite().all(dim=1).tolist()
+        if not all(finite):
+            broken = [str(seed) for seed, fine in zip(batch.seeds, finite, strict=True) if not fine]
+            shown = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
+            raise SamplingError(
+                f"what the network draws from seed{'s' if len(broken) > 1 else ''} {shown} is not finite: "
+                "draw with --precision fp32 or bf16; if that does not help, its weights are broken"
+            )
+        yield batch
+
+
+def classes_of_seeds(
+    net: Precond, seeds: Sequence[int], classes: int | Sequence[int] | None = None, batch_size: int = 64
+) -> Tensor | None:
+    """The classes of what `generate` draws for the same arguments, without drawing it.
+
+    Returns:
+        int64 [N], or None for a network without classes.
+
+    Raises:
+        ValueError: as `generate`, about classes.
+    """
+    chosen = _chosen_classes(classes, len(seeds), net.config.label_dim)
+    if net.config.label_dim == 0:
+        return None
+    if chosen is not None:
+        return torch.tensor(chosen, dtype=torch.int64)
+    parts = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *(_beginnings(net, part, None)[2] for part in parts)])
+
+
+def check_guide(net: Precond, guide: Precond, net_name: str = "this network", guide_name: str = "the guide") -> None:
+    """Both must draw images of one shape, and know the same number of classes, or one of them none.
+
+    Raises:
+        ValueError: they do not.
+    """
+    a, b = net.unet.config, guide.unet.config  # networks of a pipeline have a `config` in diffusers' form
+    same_classes = a.label_dim == b.label_dim or 0 in (a.label_dim, b.label_dim)
+    if not same_classes or (a.img_channels, a.size) != (b.img_channels, b.size):
+        raise ValueError(f"{guide_name} cannot guide {net_name}: it draws {_kind(guide)}, not {_kind(net)}")
+
+
+def _kind(net: Precond) -> str:
+    """Shape and number of classes of what a network draws, for people."""
+    config = net.unet.config
+    height, width = config.size
+    return f"{config.img_channels}x{height}x{width} of {config.label_dim or 'no'} classes"
+
+
+def class_index(label: int | str, names: Sequence[str]) -> int:
+    """A class by name, else by number; whether the network has such a number is not looked at.
+
+    Raises:
+        ValueError: neither.
+    """
+    if label in names:
+        return list(names).index(label)
+    try:
+        return int(label)
+    except ValueError:
+        known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "without names"
+        raise ValueError(f"class {label!r} is neither a number nor one of the network's classes ({known})") from None
+
+
+def _beginnings(
+    net: Precond, seeds: Sequence[int], chosen: Sequence[int] | None
+) -> tuple[SeedRandom, Tensor, Tensor | None]:
+    """Generators of a batch, its noise [N, C, H, W] and its classes [N]; what belongs to the seeds, in this order."""
+    random = SeedRandom(seeds)
+    noise = random.randn((net.config.img_channels, *net.config.size))
+    if net.config.label_dim == 0:
+        return random, noise, None
+    drawn = random.randint(net.config.label_dim)  # also where classes are chosen: churn draws from what comes after
+    return random, noise, drawn if chosen is None else torch.tensor(chosen)
+
+
+def _chosen_classes(classes: int | Sequence[int] | None, count: int, label_dim: int) -> list[int] | None:
+    """One class per image, or None to draw them."""
+    if classes is None:
+        return None
+    chosen = [int(classes)] * count if isinstance(classes, Integral) else [int(c) for c in classes]
+    if len(chosen) != count:
+        raise ValueError(f"{len(chosen)} classes for {count} seeds: give one class, or one per seed")
+    if label_dim == 0:
+        raise ValueError("this network has no classes: it was trained without labels")
+    for c in chosen:
+        if not 0 <= c < label_dim:
+            raise ValueError(f"class {c} does not exist: this network knows classes 0 to {label_dim - 1}")
+    return chosen

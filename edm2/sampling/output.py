@@ -1,0 +1,187 @@
+"""Where images by seed are kept until all are there: in a folder that can be filled in several goes, or in memory."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from edm2.io.images import save_png
+from edm2.post_hoc_ema import atomic_output
+from edm2.post_hoc_ema.plain_json import parse_json
+
+DESCRIPTION = "generation.json"
+
+
+class ImageStore(Protocol):
+    """Images by seed, [C, H, W]."""
+
+    def missing(self, seeds: Sequence[int]) -> list[int]:
+        """Those of `seeds` without an image yet."""
+
+    def claim(self) -> None:
+        """Make ready for the first image; called again, do nothing."""
+
+    def save(self, seed: int, image: Tensor) -> None:
+        """Keep the image of a seed; threads may save several at a time."""
+
+    def read(self, seeds: Sequence[int]) -> Tensor:
+        """Images of seeds, [N, C, H, W]."""
+
+
+class FileFormat(Protocol):
+    """One image, one file."""
+
+    suffix: str
+
+    def write(self, image: Tensor, path: Path) -> None: ...
+
+    def read(self, path: Path) -> Tensor: ...
+
+
+class PngFiles:
+    """uint8 [C, H, W] with 1 to 4 channels as PNG."""
+
+    suffix = ".png"
+
+    def write(self, image: Tensor, path: Path) -> None:
+        """Write one image, complete or not at all."""
+        save_png(image, path)
+
+    def read(self, path: Path) -> Tensor:
+        """Read one image. Raises ValueError if it is damaged."""
+        with _damage_named(path), Image.open(path, formats=["PNG"]) as image:
+            pixels = torch.from_numpy(np.array(image))
+            if pixels.dtype != torch.uint8:
+                raise ValueError(f"{pixels.dtype}, not 8 bits")
+            return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+class NpyFiles:
+    """[C, H, W] of any dtype as NPY."""
+
+    suffix = ".npy"
+
+    def write(self, image: Tensor, path: Path) -> None:
+        """Write one image, complete or not at all."""
+        with atomic_output(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, image.cpu().numpy())
+
+    def read(self, path: Path) -> Tensor:
+        """Read one image. Raises ValueError if it is damaged."""
+        with _damage_named(path):
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Whatever damaged bytes make readers raise, in one line with the remedy."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read: {reason}; remove it and run the same again") from error
+
+
+class ImageFolder:
+    """Images in files, `000123.png`, with the settings that made them in generation.json from the first one on.
+
+    Args:
+        path: The folder; made with the first image.
+        settings: What the images depend on beside their seed, as JSON.
+        subdirs: One sub-folder per thousand seeds (`000000/000123.png`), for large sets.
+        files: Format of the files.
+
+    Raises:
+        ValueError: the folder holds images made with other settings.
+    """
+
+    def __init__(
+        self, path: Path, settings: dict[str, Any], subdirs: bool = False, files: FileFormat | None = None
+    ) -> None:
+        self.path = path
+        self.settings = settings
+        self.subdirs = subdirs
+        self.files = PngFiles() if files is None else files
+        self.description = path / DESCRIPTION
+        if self.description.exists() and (names := _differences(self.description, settings)):
+            raise ValueError(
+                f"{path}: holds images made with other settings ({names} in {DESCRIPTION}); choose another --out, or "
+                "repeat the settings to go on"
+            )
+
+    def file(self, seed: int) -> Path:
+        """Where the image of a seed lies."""
+        folder = self.path / f"{seed // 1000 * 1000:06d}" if self.subdirs else self.path
+        return folder / f"{seed:06d}{self.files.suffix}"
+
+    def missing(self, seeds: Sequence[int]) -> list[int]:
+        """Those of `seeds` without an image yet. Images are complete or not there, so a file is a finished one.
+
+        Raises:
+            ValueError: there are images of these seeds, and nothing says how they were made.
+        """
+        missing = [seed for seed in seeds if not self.file(seed).is_file()]
+        if len(missing) < len(seeds) and not self.description.exists():
+            raise ValueError(f"{self.path}: holds images of these seeds, but no {DESCRIPTION}; choose another --out")
+        return missing
+
+    def claim(self) -> None:
+        """Write generation.json unless it is there. Not earlier than the first image: a mistake claims nothing."""
+        if not self.description.exists():
+            with atomic_output(self.description) as temporary:
+                Path(temporary).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+
+    def save(self, seed: int, image: Tensor) -> None:
+        """Write the image of a seed."""
+        self.files.write(image, self.file(seed))
+
+    def read(self, seeds: Sequence[int]) -> Tensor:
+        """Images of seeds, [N, C, H, W]."""
+        images = [self.files.read(self.file(seed)) for seed in seeds]
+        for seed, image in zip(seeds, images, strict=True):
+            if image.shape != images[0].shape:
+                raise ValueError(
+                    f"{self.file(seed)}: {tuple(image.shape)}, but {self.file(seeds[0])} is {tuple(images[0].shape)}; "
+                    "remove the one that is wrong and run the same again"
+                )
+        return torch.stack(images)
+
+
+@dataclass
+class ImagesInMemory:
+    """For a few images that need no files of their own."""
+
+    images: dict[int, Tensor] = field(default_factory=dict)
+
+    def missing(self, seeds: Sequence[int]) -> list[int]:
+        """Those of `seeds` without an image yet."""
+        return [seed for seed in seeds if seed not in self.images]
+
+    def claim(self) -> None:
+        """Memory is there already."""
+
+    def save(self, seed: int, image: Tensor) -> None:
+        """Keep the image of a seed."""
+        self.images[seed] = image
+
+    def read(self, seeds: Sequence[int]) -> Tensor:
+        """Images of seeds, [N, C, H, W]."""
+        return torch.stack([self.images[seed] for seed in seeds])
+
+
+def _differences(description: Path, settings: dict[str, Any]) -> str:
+    """Names of settings that a folder's description has otherwise; empty if it is the same."""
+    try:
+        found = parse_json(description.read_text(encoding="utf-8"))
+    except ValueError:
+        return "unreadable"
+    if not isinstance(found, dict):
+        return "unreadable"
+    return ", ".join(name for name in found | settings if found.get(name) != settings.get(name))

@@ -1,0 +1,1 @@
+"""Sweeps: score EMA lengths, times and guidance of a run, each point once."""

@@ -1,0 +1,139 @@
+"""The networks that a run's snapshots can be averaged to: of any length, at any stored time, nothing written."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edm2.io.model import network_from_state, read_metadata
+from edm2.io.snapshots import AnySnapshot, open_run, read_weights, refuse_different_runs
+from edm2.networks import NetworkConfig, Precond, build_network
+from edm2.post_hoc_ema import reconstruct, reconstruct_tensors, reconstruction_error, select_snapshots
+from edm2.training import RunFolder
+
+RAW = 0.0
+"""Length of an average that is none: the weights as the optimizer left them at the end of a run."""
+
+MAX_BYTES = 16 << 30
+"""Memory for networks that are reconstructed together."""
+
+
+class Averages:
+    """The averages of one run.
+
+    Args:
+        folder: Whatever `open_run` takes: a run folder, or a folder of snapshots, ours or published.
+        max_bytes: Memory for networks of one pass over the snapshots.
+
+    Raises:
+        OSError: there are no snapshots.
+        SnapshotError: a file is damaged, or two of them are of different runs.
+    """
+
+    def __init__(self, folder: str | Path, max_bytes: int = MAX_BYTES) -> None:
+        self.folder = Path(folder)
+        self.snapshots = open_run(folder)
+        refuse_different_runs(self.snapshots)
+        self.max_bytes = max_bytes
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the last snapshot says of itself."""
+        return self.snapshots[-1].metadata
+
+    @property
+    def config(self) -> NetworkConfig:
+        """Of the network."""
+        return NetworkConfig.from_json(self.metadata["network"])
+
+    @property
+    def last(self) -> int:
+        """The last stored time, in images seen."""
+        return self.snapshots[-1].images_seen
+
+    @property
+    def network_bytes(self) -> int:
+        """Memory of one network in float32."""
+        with torch.device("meta"):
+            net = build_network(self.config)
+        return sum(4 * tensor.numel() for tensor in net.state_dict().values())
+
+    @property
+    def at_once(self) -> int:
+        """How many networks fit into `max_bytes`; at least one."""
+        return max(1, self.max_bytes // self.network_bytes)
+
+    def check(self, at: int, sigma_rels: Sequence[float]) -> None:
+        """Refuse what cannot be had, before anything is read.
+
+        Raises:
+            ValueError: no snapshots of that time, too few before it, or an impossible length.
+        """
+        missing = [sigma_rel for sigma_rel in sigma_rels if sigma_rel != RAW and self._stored(at, sigma_rel) is None]
+        if missing:
+            try:
+                reconstruct_tensors(self.snapshots, missing, at)
+            except ValueError as error:
+                raise ValueError(f"{self.folder}: {error}") from None
+
+    def errors(self, at: int, sigma_rels: Sequence[float]) -> dict[float, float]:
+        """How far the profiles of some lengths will be from those asked for, relative; 0 for those that are stored.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(at, sigma_rels)
+        combined = [s for s in sigma_rels if s != RAW and self._stored(at, s) is None]
+        errors = dict.fromkeys(sigma_rels, 0.0)
+        if combined:
+            used = select_snapshots(self.snapshots, at)
+            forecast = reconstruction_error([s.images_seen for s in used], [s.sigma_rel for s in used], at, combined)
+            errors |= dict(zip(combined, map(float, forecast.profile_error), strict=True))
+        return errors
+
+    def has_raw_weights(self, at: int) -> bool:
+        """Whether the run is finished, and ended at this time."""
+        path = RunFolder(self.folder).raw_weights
+        return path.is_file() and read_metadata(path).get("images_seen") == at
+
+    def networks(self, at: int, sigma_rels: Sequence[float]) -> list[Precond]:
+        """Networks of several lengths in one pass over the snapshots; float32, on the CPU.
+
+        A length that is stored at this time is read from its snapshot, which is what reconstruction would return.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(at, sigma_rels)
+        rest = [s for s in sigma_rels if s != RAW and self._stored(at, s) is None]
+        states = dict(zip(rest, reconstruct(self.snapshots, rest, at) if rest else [], strict=True))
+        return [network_from_state(self.metadata, states.get(s) or self._read(at, s)) for s in sigma_rels]
+
+    def fingerprint(self, at: int) -> str:
+        """Tells runs apart: by what the last snapshot used says of itself, by a tensor in it, and by all times used."""
+        used = [[s.images_seen, s.sigma_rel] for s in self.snapshots if 0 < s.images_seen <= at]
+        newest = next(s for s in self.snapshots if s.images_seen == at)
+        digest = hashlib.sha256(json.dumps([used, newest.metadata], sort_keys=True, default=str).encode())
+        digest.update(_first_weights(newest).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _stored(self, at: int, sigma_rel: float) -> AnySnapshot | None:
+        found = (s for s in self.snapshots if s.images_seen == at and abs(s.sigma_rel - sigma_rel) < 1e-9)
+        return next(found, None)
+
+    def _read(self, at: int, sigma_rel: float) -> dict[str, Tensor]:
+        if sigma_rel == RAW:
+            return dict(read_weights(RunFolder(self.folder).raw_weights)[1])
+        snapshot = self._stored(at, sigma_rel)
+        tensors = ((name, snapshot.read(name)) for name in snapshot.names)
+        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors}
+
+
+def _first_weights(snapshot: AnySnapshot) -> Tensor:
+    """The first tensor with more than one number that training has changed, float32."""
+    tensors = (snapshot.read(name) for name in snapshot.names if name not in snapshot.buffers)
+    return next(tensor.to(torch.float32) for tensor in tensors if tensor.numel() > 1)

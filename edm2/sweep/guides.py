@@ -1,0 +1,111 @@
+"""What may guide the networks of a sweep: nothing, the network itself without labels, a fixed one, or a run's averages.
+
+`load` prepares the guides of some EMA lengths, `of` hands one out.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from edm2.io.model import load, read_metadata, resolve
+from edm2.networks import Precond, fold
+from edm2.sampling.generation import check_guide
+from edm2.sampling.guidance import without_labels
+from edm2.sampling.samplers.heun import Denoiser
+from edm2.sweep.averages import Averages
+
+
+class Guide(Protocol):
+    """Hands out guides."""
+
+    at_once: int
+    """How many lengths may be loaded together."""
+
+    def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
+        """Prepare the guides of these EMA lengths; those before are forgotten."""
+
+    def of(self, net: Precond, sigma_rel: float) -> Denoiser:
+        """The guide of a network (folded) with this EMA length of the guide."""
+
+    def to_json(self) -> Any:
+        """Tells guides apart."""
+
+
+class ItselfUnlabelled:
+    """The network itself, never told a label (classifier-free guidance)."""
+
+    at_once = 1 << 20
+
+    def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
+        """Nothing to do."""
+
+    def of(self, net: Precond, sigma_rel: float) -> Denoiser:
+        return without_labels(net)
+
+    def to_json(self) -> Any:
+        return "unlabelled"
+
+
+class FixedGuide:
+    """One network, whatever the length.
+
+    Args:
+        name: A file, or another name that `edm2.load` takes.
+    """
+
+    at_once = 1 << 20
+
+    def __init__(self, name: str | Path) -> None:
+        self.name = str(name)
+        self._net: Precond | None = None
+
+    def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
+        if self._net is None:
+            self._net = fold(load(self.name, device), dtype)
+
+    def of(self, net: Precond, sigma_rel: float) -> Denoiser:
+        check_guide(net, self._net, guide_name=self.name)
+        return self._net
+
+    def to_json(self) -> Any:
+        path = resolve(self.name)
+        digest = hashlib.sha256(repr(read_metadata(path)).encode())
+        if path.is_file():
+            contents = hashlib.sha256()  # of its own: scores are known by this
+            with path.open("rb") as file:
+                while part := file.read(1 << 20):
+                    contents.update(part)
+            digest.update(contents.digest())
+        return digest.hexdigest()[:16]
+
+
+class GuideRun:
+    """The averages of a run at one time: autoguidance by a smaller or earlier network.
+
+    Args:
+        averages: Of the guide's run, or of the same one.
+        at: Images seen by the guide.
+    """
+
+    def __init__(self, averages: Averages, at: int) -> None:
+        self.averages = averages
+        self.at = at
+        self.at_once = averages.at_once
+        self._nets: dict[float, Precond] = {}
+
+    def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
+        if set(sigma_rels) != set(self._nets):
+            self._nets = {}  # before the next are there: both may not fit
+            nets = self.averages.networks(self.at, sigma_rels)
+            self._nets = {s: fold(net.to(device), dtype) for s, net in zip(sigma_rels, nets, strict=True)}
+
+    def of(self, net: Precond, sigma_rel: float) -> Denoiser:
+        guide = self._nets[sigma_rel]
+        check_guide(net, guide, guide_name=str(self.averages.folder))
+        return guide
+
+    def to_json(self) -> Any:
+        return [self.averages.fingerprint(self.at), self.at]

@@ -1,0 +1,78 @@
+"""Statistics of real images, kept beside a sweep's scores, so that the images are looked at once.
+
+`reference-<detector>-<key>.npz` is a reference file like any other (`--ref` takes it). Its key stands for everything
+that decides the statistics: images, detector, weights. Whatever changes leads to another name, never to old numbers.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import edm2
+from edm2.metrics import Detector, FeatureStatistics, read_reference, reference_of, write_reference
+from edm2.metrics.detectors import OwnDetector
+from edm2.metrics.features import Report
+from edm2.sweep.score_cache import key_of
+from edm2.training import Dataset
+from edm2.training.distributed.processes import ALONE, Processes
+
+
+def cached_reference(
+    folder: str | Path,
+    dataset: Dataset,
+    detector: Detector,
+    weights: Path | None = None,
+    processes: Processes = ALONE,
+    report: Report = lambda n: None,
+) -> FeatureStatistics:
+    """As `edm2.metrics.reference_of`, from a file in `folder` if there is one; else one is written.
+
+    Nothing is kept of what cannot be recognized again: images whose dataset has no fingerprint, and detectors of the
+    user's own, whose program may change.
+
+    Args:
+        folder: Where files are kept; made with the first.
+        dataset: Real images.
+        detector: What computes features.
+        weights: The file that it was given, if any.
+        processes: Who shares the work; the first one reads and writes.
+        report: Hears of images that are done.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: as `reference_of`.
+    """
+    path = _path(Path(folder), dataset, detector, weights) if processes.is_first else None
+    known = processes.agreed(None if path is None else _read(path, detector.name))
+    if known is not None:
+        return known
+    found = reference_of(dataset, detector, processes, report)
+    if path is not None:
+        write_reference(path, {detector.name: found})
+    return found
+
+
+def _path(folder: Path, dataset: Dataset, detector: Detector, weights: Path | None) -> Path | None:
+    images = dataset.fingerprint()
+    if images is None or isinstance(detector, OwnDetector):
+        return None
+    facts: dict[str, Any] = {
+        "images": [images, len(dataset), dataset.shape, dataset.levels],
+        "detector": detector.name,
+        "weights": None if weights is None else _stamp(weights),
+        "version": edm2.__version__,
+    }
+    return folder / f"reference-{detector.name}-{key_of(facts)[:12]}.npz"
+
+
+def _stamp(path: Path) -> list[Any]:
+    """What changes when a file does, without reading it."""
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def _read(path: Path, detector: str) -> FeatureStatistics | None:
+    """None if there is no such file, or a damaged one."""
+    try:
+        return read_reference(path).get(detector)
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,75 @@
+"""sweep.jsonl: every score that is known, one line each, so that a killed sweep goes on where it was."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.sweep.evaluator import Score
+
+
+class ScoreCache:
+    """Scores by what decides them.
+
+    A line is on the disk when `add` returns. What a killed process left of a line is ignored.
+
+    Args:
+        path: The file; made with the first score.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._scores: dict[str, Score] = {}
+        if self.path.exists():
+            for line in self.path.read_bytes().split(b"\n"):
+                self._keep(line)
+
+    def get(self, facts: dict[str, Any]) -> Score | None:
+        """The score of these facts, if it is known."""
+        return self._scores.get(key_of(facts))
+
+    def add(self, facts: dict[str, Any], shown: dict[str, Any], score: Score) -> None:
+        """Keep a score.
+
+        Args:
+            facts: JSON of everything that decides the score; becomes the line's key.
+            shown: What people want to see beside it.
+            score: The score.
+        """
+        key = key_of(facts)
+        self._scores[key] = score
+        line = json.dumps({"key": key, **shown, **asdict(score)}).encode() + b"\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab+") as file:
+            file.write(line if _ends_a_line(file) else b"\n" + line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _keep(self, line: bytes) -> None:
+        try:
+            values = parse_json(line)
+            key, *numbers = (values[name] for name in ("key", "distance", "deviation", "accuracy"))
+        except (ValueError, KeyError, TypeError):
+            return  # half a line: that score is computed again
+        if isinstance(key, str) and all(type(number) in (int, float, NoneType) for number in numbers):
+            self._scores[key] = Score(*numbers)
+
+
+def key_of(facts: dict[str, Any]) -> str:
+    """A short name for JSON, equal for equal JSON only."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _ends_a_line(file) -> bool:
+    """Whether what is written next begins a line."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

@@ -1,0 +1,318 @@
+"""A snapshot loads by itself, equals what was saved, and a file that is none is refused in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import edm2
+from edm2.io.model import ASSETS, reconstructed_metadata, resolve
+from edm2.networks import NetworkConfig, Precond, fold
+from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError, find_snapshots, reconstruct, snapshot_name
+from edm2.post_hoc_ema.snapshot import METADATA_KEY
+from edm2.training import PixelCodec
+
+METADATA = {"images_seen": 4096, "sigma_rel": 0.1, "codec": PixelCodec().to_json()}
+
+
+@pytest.fixture
+def file(net, tmp_path) -> Path:
+    path = tmp_path / "net.safetensors"
+    edm2.save(net, path, METADATA)
+    return path
+
+
+def outputs(net: Precond) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, net.config.img_channels, *net.config.size, generator=generator)
+    return net(x, torch.tensor([0.5, 3.0]), torch.tensor([1, 7]))
+
+
+# ------------------------------------------------------------------------------------------------ there and back
+
+
+def test_loading_returns_what_was_saved(net, file):
+    loaded = edm2.load(file)
+    assert loaded.config == net.config
+    assert list(loaded.state_dict()) == list(net.state_dict())
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert torch.equal(outputs(loaded), outputs(net))
+
+
+def test_what_is_loaded_is_for_inference(file):
+    loaded = edm2.load(str(file), device="cpu")
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert {p.device.type for p in loaded.state_dict().values()} == {"cpu"}
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)])
+def test_half_storage_becomes_float32_parameters(net, tmp_path, dtype, eps):
+    """Parameters are off by their rounding (half a unit in the last place; float16 has subnormal steps of 2^-24),
+    buffers not at all."""
+    path = tmp_path / "half.safetensors"
+    edm2.save(net, path, METADATA, dtype=dtype)
+    stored, loaded = load_file(path), edm2.load(path)
+    assert loaded.compute_dtype == torch.float32
+    assert {p.dtype for p in loaded.state_dict().values()} == {torch.float32}
+    for name, parameter in net.named_parameters():
+        assert stored[name].dtype == dtype
+        ours = loaded.get_parameter(name)
+        assert torch.equal(ours, parameter.to(dtype).float()), name
+        assert ((ours - parameter).abs() <= eps * parameter.abs() + 2**-25).all(), name
+    for name, buffer in net.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), buffer), name
+    assert (outputs(loaded) - outputs(net)).abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_loading_in_another_dtype(file, net, dtype):
+    loaded = edm2.load(file, dtype=dtype)
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert loaded.compute_dtype == dtype
+    error = (outputs(loaded) - outputs(net)).abs().max() / outputs(net).abs().max()
+    # ten times the rounding of float16 (11 bits), bfloat16 (8 bits) and of the stored float32
+    assert error < {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float64: 1e-6}[dtype]
+    for name, buffer in net.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), buffer), "Fourier features are not rounded"
+
+
+def test_a_repository_of_the_hub_is_fetched(net, tmp_path, monkeypatch):
+    """Nothing that could be executed is; and a path with a slip in it is not looked for on the hub."""
+    asked = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        raise ConnectionError("a long story\nof many lines")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="somebody/photos: no such file") as error:
+        edm2.load("somebody/photos")
+    assert "\n" not in str(error.value)
+    assert asked == [("somebody/photos", ["*.json", "*.safetensors"])]
+    (tmp_path / "runs").mkdir()
+    for slip in (
+        "runs/photo",
+        "runs/net.safetensors",
+        "elsewhere/net.safetensors",
+        "elsewhere/net.pkl",
+        "/a/b",
+        "a/b/c",
+    ):
+        with pytest.raises(FileNotFoundError):
+            edm2.load(slip)
+    assert len(asked) == 1
+
+
+def test_a_file_need_not_be_an_average(net, tmp_path):
+    """images_seen and sigma_rel matter to reconstruction, not to somebody who saves a network."""
+    path = tmp_path / "mine.safetensors"
+    edm2.save(net, path, {})
+    assert torch.equal(outputs(edm2.load(path)), outputs(net))
+    assert edm2.read_metadata(path)["network"] == json.loads(json.dumps(net.config.to_json()))
+
+
+def test_the_network_describes_itself_whatever_the_metadata_says(net, unconditional, tmp_path):
+    """As when the metadata of one file is handed on to another network."""
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    edm2.save(net, first, METADATA)
+    edm2.save(unconditional, second, edm2.read_metadata(first))
+    assert edm2.load(second).config.label_dim == 0
+
+
+def test_metadata_travels(file):
+    metadata = edm2.read_metadata(file)
+    assert metadata["images_seen"] == 4096
+    assert metadata["codec"] == json.loads(json.dumps(METADATA["codec"]))
+    assert NetworkConfig.from_json(metadata["network"]).label_dim == 10
+    assert all("fourier" in name for name in metadata["buffers"])
+
+
+def test_non_square_networks_travel(make_net, tmp_path):
+    net = make_net(img_resolution=(4, 8))
+    edm2.save(net, tmp_path / "wide.safetensors", METADATA)
+    assert torch.equal(outputs(edm2.load(tmp_path / "wide.safetensors")), outputs(net))
+
+
+def test_saved_files_are_snapshots(net, make_net, tmp_path):
+    """They reconstruct: between equal weights there is nothing to average but the same weights."""
+    for images_seen in (1000, 2000):
+        for sigma_rel in (0.05, 0.1):
+            metadata = METADATA | {"images_seen": images_seen, "sigma_rel": sigma_rel}
+            edm2.save(net, tmp_path / snapshot_name(images_seen, sigma_rel), metadata)
+    snapshots = find_snapshots(tmp_path)
+    [state] = reconstruct(snapshots, [0.15])
+    for name, tensor in net.state_dict().items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6)  # float32 sums of coefficients near 10
+    metadata = reconstructed_metadata(snapshots, 2000, 0.15)
+    assert metadata["sigma_rel"] == 0.15
+    assert metadata["reconstructed_from"] == [[1000, 0.05], [1000, 0.1], [2000, 0.05], [2000, 0.1]]
+    earlier = reconstructed_metadata(snapshots, 1000, 0.15)
+    assert earlier["reconstructed_from"] == [[1000, 0.05], [1000, 0.1]]
+    assert earlier["images_seen"] == 1000
+
+
+def test_a_folded_network_is_not_saved(net, tmp_path):
+    with pytest.raises(ValueError, match="folded"):
+        edm2.save(fold(net), tmp_path / "folded.safetensors", METADATA)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_leaves_nothing(net, tmp_path):
+    with pytest.raises(TypeError):
+        edm2.save(net, tmp_path / "net.safetensors", {"codec": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------ names
+
+
+def test_the_parent_package_imports_nothing():
+    """`import edm2` is instant: torch comes with the first name that needs it."""
+    program = """
+import sys, edm2
+assert not {"torch", "numpy"} & set(sys.modules)
+edm2.load
+assert "torch" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(edm2.__file__).parents[1])
+
+
+def test_public_names_are_those_of_their_modules():
+    from edm2.io import model
+    from edm2.sampling import generation, guidance
+    from edm2.sampling.samplers import heun as sampling
+
+    assert edm2.load is model.load
+    assert edm2.guided is guidance.guided
+    assert edm2.sample_heun is sampling.sample_heun
+    assert edm2.generate is generation.generate
+    assert set(edm2.__all__) <= set(dir(edm2))
+    for name in edm2.__all__:
+        assert getattr(edm2, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = edm2.nonsense
+
+
+@pytest.mark.skipif(not (ASSETS / "digits8.safetensors").exists(), reason="digits8 has not been made yet")
+def test_the_included_network_draws_digits(tmp_path, monkeypatch):
+    net = edm2.load("digits8")
+    [batch] = edm2.generate(net, range(4), num_steps=2)
+    assert batch.samples.shape == (4, 1, 8, 8)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits8").mkdir()  # as after `edm2 train --out digits8`
+    assert resolve("digits8") == ASSETS / "digits8.safetensors"
+
+
+# ------------------------------------------------------------------------------------------------ wrong files
+
+
+def refused(path: str | Path, error: type[Exception] = SnapshotError) -> str:
+    """The message, which must be one line that names the file."""
+    with pytest.raises(error) as caught:
+        edm2.load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def rewritten(file: Path, **metadata: Any) -> Path:
+    """The file with other metadata."""
+    text = json.dumps(edm2.read_metadata(file) | metadata)
+    save_file(load_file(file), file, metadata={METADATA_KEY: text})
+    return file
+
+
+def redescribed(file: Path, fields: dict[str, Any]) -> Path:
+    """The file with other fields of its network."""
+    return rewritten(file, network=edm2.read_metadata(file)["network"] | fields)
+
+
+def test_missing_files(tmp_path):
+    assert "no such file" in refused(tmp_path / "nothing.safetensors", FileNotFoundError)
+    assert "folder" in refused(tmp_path, FileNotFoundError)
+    refused("no-such-network", FileNotFoundError)
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.99])
+def test_truncated_files(file, share):
+    data = file.read_bytes()
+    file.write_bytes(data[: int(share * len(data))])
+    refused(file)
+
+
+def test_foreign_files(tmp_path):
+    text, tensors = tmp_path / "text.safetensors", tmp_path / "tensors.safetensors"
+    text.write_text("not a network, but long enough to hold a header of eight bytes")
+    refused(text)
+    save_file({"weight": torch.zeros(3)}, tensors)
+    assert "not written by edm2" in refused(tensors)
+    pickled = tmp_path / "network.pkl"
+    torch.save({"weight": torch.zeros(3)}, pickled)
+    refused(pickled)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"flavor": "mystery"},
+        {"config": "Z"},
+        {"img_resolution": "8"},
+        {"img_resolution": [8]},
+        {"img_resolution": 7},
+        {"img_channels": -3},
+        {"model_channels": 1.5},
+        {"channel_mult": 5},
+        {"channel_mult": []},
+        {"channel_mult_noise": -1},
+        {"channel_mult_emb": 0.1},
+        {"channels_per_head": 3},
+        {"sigma_data": "half"},
+    ],
+    ids=str,
+)
+def test_networks_that_nobody_can_build(file, network):
+    assert "does not describe a network" in refused(redescribed(file, network))
+
+
+@pytest.mark.parametrize("network", ["a string", 5, None, [], {}], ids=str)
+def test_descriptions_of_another_kind(file, network):
+    assert "does not describe a network" in refused(rewritten(file, network=network))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [{"model_channels": 16}, {"num_blocks": 2}, {"label_dim": 0}, {"label_dim": 11}, {"img_channels": 1}],
+    ids=str,
+)
+def test_descriptions_of_another_network(file, network):
+    assert "do not fit" in refused(redescribed(file, network))
+
+
+def test_a_network_too_deep_for_its_tensors_is_refused_before_it_is_built(file):
+    """A hostile file of a few kilobytes could otherwise keep `load` busy for hours."""
+    assert "num_blocks=1000000000" in refused(redescribed(file, {"num_blocks": 10**9}))
+
+
+def test_a_missing_and_an_unknown_tensor(file):
+    tensors, text = load_file(file), {METADATA_KEY: json.dumps(edm2.read_metadata(file))}
+    first = tensors.pop("unet.out_conv.weight")
+    save_file(tensors, file, metadata=text)
+    assert "unet.out_conv.weight" in refused(file)
+    save_file(tensors | {"unet.out_conv.weight": first, "surplus": first.clone()}, file, metadata=text)
+    assert "surplus" in refused(file)
+
+
+def test_reading_executes_nothing(file):
+    """A snapshot is tensors and JSON; what looks like a program stays text."""
+    rewritten(file, codec="__import__('os').system('false')")
+    edm2.load(file)
+    assert SafetensorsSnapshot(file).metadata["codec"].startswith("__import__")

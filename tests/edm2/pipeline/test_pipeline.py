@@ -1,0 +1,813 @@
+"""A pipeline of diffusers draws what `edm2 generate` draws, by our solver and theirs, and survives being saved."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import edm2
+from edm2.io.model import network_from_state
+from edm2.networks import NetworkConfig, Precond, fold
+from edm2.pipeline import (
+    EDM2Denoiser,
+    EDM2HeunScheduler,
+    EDM2Pipeline,
+    is_pipeline_folder,
+    pipeline,
+    read_pipeline_metadata,
+    read_pipeline_tensors,
+    storing,
+)
+from edm2.post_hoc_ema import SnapshotError
+from edm2.sampling.generation import SeedRandom
+from edm2.sampling.guidance import without_labels
+from edm2.training import LatentCodec, PixelCodec, codec_from_json
+
+SEEDS = [0, 1, 7, 2**32 - 1]
+STEPS = 4
+NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
+ABOUT = {
+    "images_seen": 4096,
+    "sigma_rel": 0.1,
+    "preset": "tiny",
+    "data": {"name": "/home/somebody/animals.zip", "class_names": NAMES},
+}
+CODEC = PixelCodec((100.0,), (60.0,))
+
+
+def make_pipeline(net: Precond, guide: Precond | None = None, **options: Any) -> EDM2Pipeline:
+    """Around a network, quiet."""
+    wrapped = None if guide is None else EDM2Denoiser.from_network(guide)
+    options = {"codec": CODEC.to_json(), "metadata": ABOUT, "guide": wrapped, **options}
+    return quiet(EDM2Pipeline(EDM2Denoiser.from_network(net), EDM2HeunScheduler(), **options))
+
+
+def quiet(pipe: EDM2Pipeline) -> EDM2Pipeline:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(
+    pipe: EDM2Pipeline, seeds: list[int] | None = SEEDS, num_inference_steps: int = STEPS, **options: Any
+) -> Tensor:
+    """What the network draws, undecoded."""
+    options = {"output_type": "latent", **options}
+    return pipe(seeds=seeds, num_inference_steps=num_inference_steps, **options).images
+
+
+def generated(net: Precond, seeds: list[int] = SEEDS, *arguments: Any, **options: Any) -> Tensor:
+    """The same by `edm2.generate`."""
+    [batch] = edm2.generate(net, seeds, *arguments, **{"num_steps": STEPS, **options})
+    return batch.samples
+
+
+@pytest.fixture
+def pipe(net) -> EDM2Pipeline:
+    return make_pipeline(net)
+
+
+@pytest.fixture
+def folder(pipe, tmp_path) -> Path:
+    pipe.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    """Latents of 4x8x8 to pixels of 3x32x32, random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 3,
+            up_block_types=["UpDecoderBlock2D"] * 3,
+            block_out_channels=[16, 16, 32],
+            layers_per_block=1,
+            norm_num_groups=8,
+            latent_channels=4,
+        )
+    return vae.eval().requires_grad_(False)
+
+
+# ------------------------------------------------------------------------------------------------ as edm2 generate
+
+
+def test_heun_draws_what_generate_draws(pipe, net):
+    """Noise, classes and every sum of the solver, to the bit."""
+    assert torch.equal(draw(pipe), generated(net))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 32])
+def test_any_number_of_steps(pipe, net, num_steps):
+    assert torch.equal(draw(pipe, [5], num_steps), generated(net, [5], num_steps=num_steps))
+
+
+def test_other_noise_levels(pipe, net):
+    pipe.scheduler = EDM2HeunScheduler(sigma_min=0.01, sigma_max=20, rho=5)
+    assert torch.equal(draw(pipe), generated(net, sigma_min=0.01, sigma_max=20, rho=5))
+
+
+@pytest.mark.parametrize(("label", "index"), [(3, 3), ("dog", 3), ("3", 3), ([1, "cat", 9, 0], [1, 2, 9, 0])], ids=str)
+def test_classes_by_number_and_name(pipe, net, label, index):
+    assert torch.equal(draw(pipe, class_labels=label), generated(net, SEEDS, index))
+
+
+def test_classes_in_arrays(pipe, net):
+    expected = generated(net, SEEDS, [1, 2, 9, 0])
+    for kind in (torch.tensor, np.array):
+        assert torch.equal(draw(pipe, class_labels=kind([1, 2, 9, 0])), expected)
+
+
+def test_no_class(pipe, net):
+    noise = SeedRandom(SEEDS).randn((3, 8, 8))
+    expected = edm2.sample_heun(net, noise, None, num_steps=STEPS)
+    assert torch.equal(draw(pipe, class_labels=-1), expected)
+
+
+def test_networks_without_classes(unconditional):
+    assert torch.equal(draw(make_pipeline(unconditional)), generated(unconditional))
+
+
+def test_images_need_not_be_square(make_net):
+    net = make_net(img_resolution=(4, 8), img_channels=1)
+    assert torch.equal(draw(make_pipeline(net)), generated(net))
+
+
+@pytest.mark.parametrize("interval", [None, (0.5, 20.0), (500.0, 1000.0)], ids=str)
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
+def test_guidance_by_another_network(net, make_net, unconditional, weight, interval):
+    for guide in (make_net(seed=3), unconditional):
+        samples = draw(make_pipeline(net, guide), guidance_scale=weight, guidance_interval=interval)
+        expected = generated(net, SEEDS, None, guide, weight, interval or (0, float("inf")))
+        assert torch.equal(samples, expected)
+    guided = weight != 1 and interval != (500.0, 1000.0)
+    assert torch.equal(samples, generated(net)) != guided
+
+
+@pytest.mark.parametrize("interval", [None, (0.5, 20.0)], ids=str)
+def test_guidance_by_the_network_itself_without_labels(pipe, net, interval):
+    samples = draw(pipe, guidance_scale=2.0, guidance_interval=interval)
+    assert torch.equal(samples, generated(net, SEEDS, None, without_labels(net), 2.0, interval or (0, float("inf"))))
+
+
+def test_a_folded_network_draws_as_the_command_does(pipe, net):
+    """`edm2 generate` folds its networks."""
+    pipe.unet = fold(pipe.unet)
+    assert torch.equal(draw(pipe), generated(fold(net)))
+
+
+def test_the_snapshot_of_the_package():
+    pipe = quiet(EDM2Pipeline.from_snapshot("digits8"))
+    codec = pipe.codec
+    pixels = codec.to_display(codec.decode(generated(edm2.load("digits8"))))
+    images = pipe(seeds=SEEDS, num_inference_steps=STEPS).images
+    assert [image.mode for image in images] == ["L"] * 4
+    assert np.array_equal(np.stack(images), pixels[:, 0].numpy())
+
+
+def test_snapshot_with_a_guide(net, make_net, tmp_path):
+    guide = make_net(seed=3)
+    for name, network in {"net": net, "guide": guide}.items():
+        edm2.save(network, tmp_path / f"{name}.safetensors", ABOUT | {"codec": CODEC.to_json()})
+    pipe = EDM2Pipeline.from_snapshot(tmp_path / "net.safetensors", tmp_path / "guide.safetensors")
+    assert torch.equal(draw(quiet(pipe), guidance_scale=2.0), generated(net, SEEDS, None, guide, 2.0))
+    pipe.save_pretrained(tmp_path / "saved")
+    again = quiet(EDM2Pipeline.from_pretrained(tmp_path / "saved"))
+    assert torch.equal(draw(again, guidance_scale=2.0), draw(pipe, guidance_scale=2.0))
+    assert "images_seen 4096" in (tmp_path / "saved" / "README.md").read_text()
+
+
+# ------------------------------------------------------------------------------------------------ random numbers
+
+
+def test_generators_of_seeds_are_the_seeds(pipe):
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    assert torch.equal(draw(pipe, None, generator=generators), draw(pipe))
+
+
+def test_one_generator_for_all_images(pipe):
+    first, second = (draw(pipe, None, generator=torch.Generator().manual_seed(3), batch_size=3) for _ in range(2))
+    assert len(first) == 3
+    assert torch.equal(first, second)
+
+
+def test_noise_can_be_given(pipe):
+    noise = SeedRandom(SEEDS).randn((3, 8, 8))
+    assert torch.equal(draw(pipe, latents=noise), draw(pipe))
+    assert torch.equal(draw(pipe, None, latents=noise, class_labels=4), draw(pipe, class_labels=4))
+
+
+def test_without_any_seed(pipe):
+    assert len(draw(pipe, None)) == 1
+    assert len(draw(pipe, None, class_labels=[1, 2, 3])) == 3
+    state = torch.random.get_rng_state()
+    draw(pipe)
+    assert torch.equal(torch.random.get_rng_state(), state)  # seeds leave the global generator alone
+
+
+# ------------------------------------------------------------------------------------------------ their schedulers
+
+
+def euler(net: Precond, noise: Tensor, labels: Tensor, num_steps: int) -> Tensor:
+    """Euler's method for dx/dt = (x - D(x; t)) / t."""
+    t = edm2.sigma_steps(num_steps)
+    x = noise * t[0]
+    for now, after in pairwise(t):
+        x = x + (after - now) * (x - net(x, now, labels)) / now
+    return x
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"sigma_data": 1.0}, {"prediction_type": "v_prediction"}], ids=["default", "sigma_data", "v"]
+)
+def test_euler_of_diffusers_is_euler(pipe, net, options):
+    """To the rounding of a few steps: theirs computes levels in float64 and D from F."""
+    pipe.scheduler = EDMEulerScheduler.from_config(pipe.scheduler.config, **options)
+    noise = SeedRandom(SEEDS).randn((3, 8, 8))
+    expected = euler(net, noise, torch.tensor([3] * 4), 8)
+    samples = draw(pipe, class_labels=3, num_inference_steps=8)
+    assert (samples - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+def test_solvers_converge_to_the_ode_s_solution_with_their_order(pipe):
+    """Halving the steps divides the error by 2^order. Down to level 0.1, where few steps show it."""
+
+    def solution(scheduler: Any, num_steps: int) -> Tensor:
+        pipe.scheduler = scheduler(sigma_min=0.1, sigma_max=10.0)
+        return draw(pipe, [0], num_steps, class_labels=3)
+
+    exact = solution(EDM2HeunScheduler, 256)
+    for scheduler, order in ((EDM2HeunScheduler, 2), (EDMEulerScheduler, 1), (EDMDPMSolverMultistepScheduler, 2)):
+        errors = [(solution(scheduler, n) - exact).square().mean().sqrt() for n in (16, 32, 64)]
+        for coarse, fine in pairwise(errors):
+            assert (coarse / fine).log2() == pytest.approx(order, abs=0.35)  # the next order shows at few steps
+
+
+@pytest.mark.parametrize("options", [{"final_sigmas_type": "sigma_min"}, {"sigma_schedule": "exponential"}], ids=str)
+@pytest.mark.parametrize("scheduler", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_their_options(pipe, scheduler, options):
+    """Many steps of any schedule end near where ours end."""
+    expected = draw(pipe, [0], 64)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **options)
+    error = (draw(pipe, [0], 64) - expected).square().mean().sqrt()
+    assert error < 0.06  # twice Euler's error with 64 steps; samples have a standard deviation near 0.5
+
+
+def test_stochastic_solver_belongs_to_the_seed(pipe):
+    pipe.scheduler = EDMDPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
+    together, alone = draw(pipe), draw(pipe, SEEDS[2:3])
+    torch.testing.assert_close(together[2:3], alone, rtol=0, atol=1e-4)  # convolutions round by the batch
+    assert not torch.equal(together, draw(make_solver_like(pipe)))
+
+
+def make_solver_like(pipe: EDM2Pipeline) -> EDM2Pipeline:
+    """The same network by a deterministic solver."""
+    return quiet(EDM2Pipeline(pipe.unet, EDMDPMSolverMultistepScheduler()))
+
+
+def test_guidance_with_their_schedulers(pipe):
+    pipe.scheduler = EDMDPMSolverMultistepScheduler()
+    plain = draw(pipe)
+    assert not torch.equal(draw(pipe, guidance_scale=2.0), plain)
+    assert torch.equal(draw(pipe, guidance_scale=2.0, guidance_interval=(500.0, 1000.0)), plain)
+
+
+def test_our_scheduler_in_a_loop_of_somebody_else(net):
+    """As any scheduler of diffusers is used."""
+    scheduler = EDM2HeunScheduler.from_config(EDMEulerScheduler(sigma_max=20.0).config)
+    noise = SeedRandom(SEEDS).randn((3, 8, 8))
+    scheduler.set_timesteps(STEPS)
+    x = noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        denoised = net(scheduler.scale_model_input(x, t), (4 * t).exp())
+        x = scheduler.step(denoised, t, x).prev_sample
+    expected = edm2.sample_heun(net, noise, num_steps=STEPS, sigma_max=20.0)
+    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-5)  # exp(ln(sigma)) rounds
+    assert len(scheduler.timesteps) == 2 * STEPS - 1
+
+
+def test_step_before_set_timesteps():
+    with pytest.raises(ValueError, match="set_timesteps"):
+        EDM2HeunScheduler().step(torch.zeros(1), torch.zeros(1), torch.zeros(1))
+
+
+@pytest.mark.parametrize("scheduler", [EDM2HeunScheduler, EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_callback_after_every_step(pipe, scheduler):
+    pipe.scheduler = scheduler()
+    seen = []
+
+    def look(pipe: EDM2Pipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append((step, tensors["latents"].clone()))
+        return tensors
+
+    samples = draw(pipe, callback_on_step_end=look)
+    assert [step for step, _ in seen] == list(range(STEPS))
+    assert torch.equal(seen[-1][1], samples)
+
+
+def test_callback_may_change_the_images(pipe):
+    zeroed = draw(pipe, callback_on_step_end=lambda pipe, step, timestep, tensors: {"latents": tensors["latents"] * 0})
+    assert torch.equal(zeroed, torch.zeros_like(zeroed))
+
+
+# ------------------------------------------------------------------------------------------------ pixels
+
+
+def test_output_types(pipe, net):
+    pixels = CODEC.to_display(CODEC.decode(generated(net)))
+    assert np.array_equal(np.stack(draw(pipe, output_type="pil")), pixels.permute(0, 2, 3, 1).numpy())
+    array, tensor = draw(pipe, output_type="np"), draw(pipe, output_type="pt")
+    assert array.shape == (4, 8, 8, 3)
+    assert array.dtype == np.float32
+    assert torch.equal((tensor * 255).round().byte(), pixels)
+    assert np.array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    [latents] = pipe(seeds=SEEDS, num_inference_steps=STEPS, output_type="latent", return_dict=False)
+    assert torch.equal(latents, generated(net))
+
+
+def test_latents_are_decoded_by_the_pipeline_s_vae(make_net, vae, tmp_path, monkeypatch):
+    """In parts of a few images; the same pixels as by the codec alone."""
+    net = make_net(img_channels=4)
+    vae.save_pretrained(tmp_path / "vae")
+    codec = LatentCodec(str(tmp_path / "vae"))
+    edm2.save(net, tmp_path / "net.safetensors", ABOUT | {"codec": codec.to_json()})
+    pipe = quiet(EDM2Pipeline.from_snapshot(tmp_path / "net.safetensors"))
+    monkeypatch.setattr(pipeline, "DECODE_BATCH", 3)
+    expected = codec.decode(generated(net)).permute(0, 2, 3, 1).numpy()
+    images = np.stack(draw(pipe, output_type="pil")).astype(int)
+    assert images.shape == (4, 32, 32, 3)
+    assert abs(images - expected).max() <= 1  # the VAE's convolutions round by the size of the batch
+
+    pipe.save_pretrained(tmp_path / "saved")
+    again = quiet(EDM2Pipeline.from_pretrained(tmp_path / "saved"))
+    assert np.array_equal(np.stack(draw(again, output_type="pil")), images)
+    again.vae = None  # then the one that the codec names
+    assert abs(np.stack(draw(again, output_type="pil")).astype(int) - expected).max() <= 1
+
+
+def test_a_folder_holds_the_vae_that_its_network_is_decoded_by(make_net, vae, tmp_path):
+    """Wherever the VAE came from: the folder is complete."""
+    codec = LatentCodec("nowhere/at/all")
+    make_pipeline(make_net(img_channels=4), vae=vae, codec=codec.to_json()).save_pretrained(tmp_path / "saved")
+    described = codec_from_json(edm2.read_metadata(tmp_path / "saved")["codec"])
+    assert described == dataclasses.replace(codec, vae=str(tmp_path / "saved" / "vae"))
+    assert described.decode(torch.zeros(1, 4, 8, 8)).shape[:2] == (1, 3)
+
+
+def test_a_vae_of_one_s_own_is_used(make_net, vae):
+    pipe = make_pipeline(make_net(img_channels=4), vae=vae, codec=LatentCodec("nowhere/at/all").to_json())
+    assert np.stack(draw(pipe, output_type="pil")).shape == (4, 32, 32, 3)
+    half = pipe.to(torch.bfloat16)
+    assert half.vae.dtype == torch.bfloat16
+    assert np.stack(draw(half, output_type="pil")).shape == (4, 32, 32, 3)
+    vae.to(torch.float32)
+
+
+def test_a_vae_that_is_not_there(make_net, tmp_path):
+    """The network can be packed all the same, and its latents drawn."""
+    codec = LatentCodec(str(tmp_path / "gone"))
+    edm2.save(make_net(img_channels=4), tmp_path / "net.safetensors", {"codec": codec.to_json()})
+    with pytest.warns(UserWarning, match="gone"):
+        pipe = quiet(EDM2Pipeline.from_snapshot(tmp_path / "net.safetensors"))
+    assert draw(pipe).shape == (4, 4, 8, 8)
+    with pytest.raises(OSError, match="gone"):
+        draw(pipe, output_type="pil")
+
+
+# ------------------------------------------------------------------------------------------------ there and back
+
+
+def test_a_saved_pipeline_is_the_same_pipeline(folder, pipe, net):
+    loaded = quiet(EDM2Pipeline.from_pretrained(folder))
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(loaded.unet.state_dict()[name], tensor), name
+    assert loaded.unet.description == net.config
+    assert not loaded.unet.training
+    assert loaded.codec == CODEC
+    assert loaded.class_names == NAMES
+    assert isinstance(loaded.scheduler, EDM2HeunScheduler)
+    assert torch.equal(draw(loaded), draw(pipe))
+
+
+def test_files_are_json_safetensors_and_the_card(folder, net):
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert files == {"README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json", weights}
+    assert {path.stat().st_mode for path in folder.rglob("*") if path.is_file()} == {
+        (folder / "README.md").stat().st_mode
+    }
+    assert set(load_file(folder / weights)) == set(net.state_dict())  # the published names
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    fields = {key: value for key, value in config.items() if not key.startswith("_")}
+    assert fields == json.loads(json.dumps(net.config.to_json()))
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["unet"] == ["edm2.pipeline.denoiser", "EDM2Denoiser"]
+    assert index["scheduler"] == ["edm2.pipeline.scheduler", "EDM2HeunScheduler"]
+
+
+def test_diffusers_finds_the_class_without_remote_code(folder, pipe):
+    """Once edm2.pipeline has been imported, as here."""
+    loaded = DiffusionPipeline.from_pretrained(folder)
+    assert type(loaded) is EDM2Pipeline
+    assert torch.equal(draw(quiet(loaded)), draw(pipe))
+    assert diffusers.EDM2Pipeline is EDM2Pipeline
+
+
+def test_a_fresh_interpreter_loads_it_offline(folder):
+    program = """
+import sys
+from edm2.pipeline import EDM2Pipeline
+pipe = EDM2Pipeline.from_pretrained(sys.argv[1])
+print(pipe(class_labels="cat", seeds=[0], num_inference_steps=2, output_type="latent").images.shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "torch.Size([1, 3, 8, 8])"
+
+
+@pytest.mark.parametrize("scheduler", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_their_schedulers_are_saved_too(pipe, scheduler, tmp_path):
+    pipe.scheduler = scheduler(sigma_max=20.0)
+    pipe.save_pretrained(tmp_path / "saved")
+    loaded = EDM2Pipeline.from_pretrained(tmp_path / "saved")
+    assert type(loaded.scheduler) is scheduler
+    assert loaded.scheduler.config.sigma_max == 20.0
+    assert torch.equal(draw(quiet(loaded)), draw(pipe))
+
+
+def test_components_can_be_given(folder, make_net):
+    other = make_net(seed=9)
+    loaded = EDM2Pipeline.from_pretrained(
+        folder, unet=EDM2Denoiser.from_network(other), scheduler=EDMEulerScheduler(), guide=None
+    )
+    assert torch.equal(loaded.unet.unet.out_gain, other.unet.out_gain)
+    assert isinstance(loaded.scheduler, EDMEulerScheduler)
+
+
+def test_the_network_alone(folder, net):
+    denoiser = EDM2Denoiser.from_pretrained(folder, subfolder="unet")
+    x, sigma = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 3.0])
+    assert torch.equal(denoiser(x, sigma, torch.tensor([1, 7])), net(x, sigma, torch.tensor([1, 7])))
+    fresh = EDM2Denoiser.from_config(denoiser.config)
+    assert fresh.description == net.config
+    assert EDM2Denoiser(8, 3, 10, model_channels=8, channels_per_head=8).config["model_channels"] == 8
+
+
+def test_large_networks_are_sharded(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+    assert len(list((tmp_path / "saved" / "unet").glob("*.safetensors"))) > 1
+    assert torch.equal(draw(quiet(EDM2Pipeline.from_pretrained(tmp_path / "saved"))), draw(pipe))
+    tensors = dict(read_pipeline_tensors(tmp_path / "saved"))
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in pipe.unet.state_dict().items())
+
+
+def test_saving_over_another(folder, pipe, make_net):
+    other = make_pipeline(make_net(seed=9))
+    other.save_pretrained(folder)
+    assert torch.equal(draw(quiet(EDM2Pipeline.from_pretrained(folder))), draw(other))
+    pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
+    assert torch.equal(draw(quiet(EDM2Pipeline.from_pretrained(folder))), draw(other))
+    half = EDM2Pipeline.from_pretrained(folder, variant="fp16", torch_dtype=torch.float16)
+    assert torch.equal(draw(quiet(half)), draw(pipe))
+
+
+def test_what_cannot_be_finished_leaves_nothing(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(EDM2HeunScheduler, "save_pretrained", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_replacement_is_no_pipeline(folder, pipe, monkeypatch):
+    monkeypatch.setattr(EDM2HeunScheduler, "save_pretrained", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipe.save_pretrained(folder)
+    with pytest.raises(SnapshotError, match=r"no model_index\.json"):
+        EDM2Pipeline.from_pretrained(folder)
+
+
+def test_folded_networks_and_pickles_are_not_saved(pipe, tmp_path):
+    with pytest.raises(ValueError, match="safetensors"):
+        pipe.save_pretrained(tmp_path / "saved", safe_serialization=False)
+    pipe.unet = fold(pipe.unet)
+    with pytest.raises(ValueError, match="folded"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------ half precision
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 4e-2)])
+def test_half_precision_is_for_convolutions(folder, net, dtype, tolerance):
+    """What is rounded: weights and activations of convolutions, 11 bits or 8; ten times that over a few steps."""
+    loaded = quiet(EDM2Pipeline.from_pretrained(folder, torch_dtype=dtype))
+    converted = quiet(EDM2Pipeline.from_pretrained(folder)).to(dtype)
+    halved = EDM2Denoiser.from_network(net)
+    halved = halved.half() if dtype == torch.float16 else halved.bfloat16()
+    for denoiser in (loaded.unet, converted.unet, halved):
+        assert denoiser.dtype == denoiser.compute_dtype == dtype
+        for name, tensor in denoiser.state_dict().items():
+            exact = net.state_dict()[name]
+            assert torch.equal(tensor, exact.to(dtype) if exact.ndim > 2 else exact), name
+    samples, expected = draw(loaded), generated(net)
+    assert torch.equal(samples, draw(converted))
+    assert samples.dtype == torch.float32
+    assert 0 < (samples - expected).square().mean().sqrt() < tolerance * expected.square().mean().sqrt()
+
+
+def test_the_embedding_is_computed_in_float32(net):
+    """Rounded to half precision, angles of up to 2 pi 4 f would be off by much of a turn."""
+    denoiser = EDM2Denoiser.from_network(net).to(torch.bfloat16)
+    c_noise, labels = torch.tensor([-1.5, 1.0]), torch.eye(10)[:2]
+    assert torch.equal(denoiser.unet.embed(c_noise, labels), net.unet.embed(c_noise, labels))
+
+
+def test_half_precision_survives_saving(pipe, tmp_path):
+    pipe.to(torch.float16).save_pretrained(tmp_path / "saved")
+    tensors = load_file(tmp_path / "saved" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values() if tensor.ndim > 2} == {torch.float16}
+    again = EDM2Pipeline.from_pretrained(tmp_path / "saved", torch_dtype=torch.float16)
+    assert torch.equal(draw(quiet(again)), draw(pipe))
+    assert EDM2Pipeline.from_pretrained(tmp_path / "saved").unet.dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------------ without diffusers
+
+
+def test_a_folder_reads_without_diffusers(folder, net):
+    metadata = read_pipeline_metadata(folder)
+    assert is_pipeline_folder(folder)
+    assert not is_pipeline_folder(folder / "unet")
+    assert NetworkConfig.from_json(metadata["network"]) == net.config
+    assert metadata["images_seen"] == 4096
+    assert metadata["data"]["class_names"] == NAMES
+    assert metadata["codec"] == json.loads(json.dumps(CODEC.to_json()))
+    loaded = network_from_state(metadata, dict(read_pipeline_tensors(folder)))
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+    assert torch.equal(edm2.load(folder)(*(inputs := (torch.ones(2, 3, 8, 8), torch.ones(2)))), net(*inputs))
+    program = f"""
+import sys
+from edm2.pipeline import read_pipeline_metadata, read_pipeline_tensors
+read_pipeline_metadata({str(folder)!r}), dict(read_pipeline_tensors({str(folder)!r}))
+assert "diffusers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_fourier_features_are_not_rounded_on_loading_in_half_precision(tmp_path):
+    EDM2Pipeline.from_snapshot("digits8").save_pretrained(tmp_path / "saved")
+    exact, half = edm2.load("digits8"), edm2.load(tmp_path / "saved", dtype=torch.float16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
+    for name, buffer in exact.named_buffers():
+        assert torch.equal(half.get_buffer(name), buffer), name
+
+
+# ------------------------------------------------------------------------------------------------ the card
+
+
+def card_of(folder: Path) -> tuple[dict[str, Any], str]:
+    """Header and text."""
+    card = ModelCard((folder / "README.md").read_text())
+    return card.data.to_dict(), card.text
+
+
+def test_the_card(folder):
+    header, text = card_of(folder)
+    assert header["license"] == "other"
+    assert header["library_name"] == "diffusers"
+    for fact in ("tiny", "4,096", "0.1", "ibis", "animals.zip", "2312.02696", "@inproceedings", "Not stated"):
+        assert fact in text, fact
+    assert "somebody" not in text  # nor the folders of whoever trained it
+
+
+@pytest.mark.parametrize("licence", ["cc-by-nc-sa-4.0", "CC BY-NC-SA 4.0, non-commercial"])
+def test_the_card_of_published_weights(net, tmp_path, licence):
+    make_pipeline(net, metadata={"license": licence}, codec=LatentCodec().to_json()).save_pretrained(tmp_path / "saved")
+    header, text = card_of(tmp_path / "saved")
+    assert header["license"] == "cc-by-nc-sa-4.0"
+    assert licence in text
+    assert "stabilityai/sd-vae-ft-mse" in text
+
+
+def test_the_card_s_example_runs(folder, monkeypatch):
+    _, text = card_of(folder)
+    example, solver = (part.split("```")[0] for part in text.split("```python\n")[1:3])
+    monkeypatch.chdir(folder.parent)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert len(names["images"]) == 4
+    exec(solver, names)
+    assert isinstance(names["pipe"].scheduler, EDMDPMSolverMultistepScheduler)
+
+
+def test_texts_from_files_stay_in_their_place(net, tmp_path):
+    about = {"preset": "a\n---\n# b | c", "license": "x: [y]\n---"}
+    make_pipeline(net, metadata=about).save_pretrained(tmp_path / "saved")
+    header, text = card_of(tmp_path / "saved")
+    assert header["license"] == "other"
+    assert "under x: [y] ---." in text
+    assert "\n# b" not in text
+    assert "a --- # b \\| c" in text
+
+
+# ------------------------------------------------------------------------------------------------ the hub
+
+
+class Hub:
+    """Stands in for HfApi; keeps what is uploaded."""
+
+    def __init__(self, has_card: bool = False) -> None:
+        self.has_card = has_card
+        self.files: dict[str, bytes] = {}
+
+    def __call__(self, token: str | None = None) -> "Hub":
+        return self
+
+    def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> SimpleNamespace:
+        assert exist_ok
+        return SimpleNamespace(repo_id=f"somebody/{repo_id}")
+
+    def file_exists(self, repo_id: str, name: str) -> bool:
+        assert (repo_id, name) == ("somebody/tiny", "README.md")
+        return self.has_card
+
+    def upload_folder(self, folder_path: Path, ignore_patterns: list[str] | None, **options: Any) -> str:
+        self.options = options
+        paths = [path for path in Path(folder_path).rglob("*") if path.is_file()]
+        files = {path.relative_to(folder_path).as_posix(): path.read_bytes() for path in paths}
+        self.files = {name: content for name, content in files.items() if name not in (ignore_patterns or ())}
+        return "https://hub/commit"
+
+
+@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
+def test_pushing_uploads_the_files_and_our_card(pipe, tmp_path, monkeypatch, way):
+    monkeypatch.setattr(storing, "HfApi", hub := Hub())
+    if way == "push_to_hub":
+        assert pipe.push_to_hub("tiny") == "https://hub/commit"
+    else:
+        pipe.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="tiny")
+    assert set(hub.files) == {
+        "README.md",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    }
+    assert b'from_pretrained("tiny")' in hub.files["README.md"]
+    assert hub.options == {"repo_id": "somebody/tiny", "commit_message": "Upload EDM2Pipeline", "create_pr": False}
+
+
+def test_a_card_on_the_hub_stays(pipe, monkeypatch):
+    monkeypatch.setattr(storing, "HfApi", hub := Hub(has_card=True))
+    pipe.push_to_hub("tiny")
+    assert "README.md" not in hub.files
+    assert "model_index.json" in hub.files
+
+
+def test_from_the_hub(folder, pipe, monkeypatch):
+    def fetch(repo_id: str, allow_patterns: list[str], **options: Any) -> str:
+        assert (repo_id, options["revision"]) == ("somebody/tiny", "v1")
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    loaded = EDM2Pipeline.from_pretrained("somebody/tiny", revision="v1")
+    assert torch.equal(draw(quiet(loaded)), draw(pipe))
+
+
+def test_not_on_the_hub(monkeypatch):
+    def fetch(*arguments: Any, **options: Any) -> str:
+        raise ConnectionError("a long story\nof many lines")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(OSError, match="somebody/gone: no such file or folder") as error:
+        EDM2Pipeline.from_pretrained("somebody/gone")
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+def refused(pipe: EDM2Pipeline, **options: Any) -> str:
+    """The one line that a mistake is told in."""
+    with pytest.raises(ValueError) as error:
+        draw(pipe, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"class_labels": "unicorn"}, "class 'unicorn' is neither"),
+        ({"class_labels": 10}, "classes 0 to 9"),
+        ({"class_labels": -2}, "class -2"),
+        ({"class_labels": [1, 2]}, "class labels: 2"),
+        ({"seeds": []}, "at least one"),
+        ({"batch_size": 3}, "batch_size: 3"),
+        ({"generator": torch.Generator()}, "not both"),
+        ({"latents": torch.zeros(4, 3, 8, 9)}, "(4, 3, 8, 8)"),
+        ({"latents": torch.zeros(3, 3, 8, 8)}, "latents: 3"),
+        ({"num_inference_steps": 0}, "at least 1"),
+        ({"output_type": "jpeg"}, "output_type='jpeg'"),
+        ({"guidance_scale": 2.0, "guidance_interval": (3.0, 1.0)}, "low < high"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_in_one_line(pipe, options, words):
+    assert words in refused(pipe, **options)
+
+
+def test_a_class_for_a_network_without_classes(unconditional):
+    assert "no classes" in refused(make_pipeline(unconditional), class_labels=1)
+
+
+def test_guidance_without_anything_to_guide_away_from(net, unconditional):
+    assert "no classes to do without" in refused(make_pipeline(unconditional), guidance_scale=2.0)
+    always_labelled = make_pipeline(net, metadata={"training": {"label_dropout": 0.0}})
+    assert "told the class of every image" in refused(always_labelled, guidance_scale=2.0)
+    draw(make_pipeline(net, metadata={"training": {"label_dropout": 0.1}}), guidance_scale=2.0)
+
+
+def test_a_guide_of_another_kind(net, make_net):
+    assert "cannot guide" in refused(make_pipeline(net, make_net(label_dim=9)), guidance_scale=2.0)
+    assert "cannot guide" in refused(make_pipeline(net, make_net(img_resolution=16)), guidance_scale=2.0)
+
+
+def test_a_scheduler_of_another_kind(pipe):
+    pipe.scheduler = diffusers.DDIMScheduler()
+    assert "DDIMScheduler is not for EDM" in refused(pipe)
+
+
+def test_folders_that_are_no_pipeline(folder):
+    with pytest.raises(SnapshotError, match=r"unet: no model_index\.json") as error:
+        EDM2Pipeline.from_pretrained(folder / "unet")
+    assert "\n" not in str(error.value)
+    index = json.loads((folder / "model_index.json").read_text())
+    for text, words in [
+        (json.dumps(index | {"_class_name": "DiTPipeline"}), "a DiTPipeline"),
+        (json.dumps(index | {"metadata": 3}), "damaged"),
+        ("[]", "not a JSON object"),
+        ("{", "cannot be read"),
+    ]:
+        (folder / "model_index.json").write_text(text)
+        with pytest.raises(SnapshotError, match=words) as error:
+            EDM2Pipeline.from_pretrained(folder)
+        assert "\n" not in str(error.value)
+
+
+def test_a_file_is_no_folder(pipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="a file is here"):
+        pipe.save_pretrained(tmp_path / "file")
+
+
+@pytest.mark.parametrize("damage", ["missing", "surplus", "another", "gone", "truncated"])
+def test_damaged_weights_are_refused(folder, damage):
+    """diffusers itself would go on with random weights."""
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    if damage == "missing":
+        del tensors["unet.out_conv.weight"]
+    if damage == "surplus":
+        tensors["surplus"] = torch.zeros(3)
+    if damage == "another":
+        tensors["unet.out_conv.weight"] = torch.zeros(3, 9, 3, 3)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    if damage == "gone":
+        weights.unlink()
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises((OSError, ValueError)) as error:
+        EDM2Pipeline.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_shards_outside_the_folder_are_refused(folder):
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../../elsewhere.safetensors"}}))
+    with pytest.raises(SnapshotError, match="outside its folder"):
+        dict(read_pipeline_tensors(folder))
+
+
+# ------------------------------------------------------------------------------------------------ the documentation
+
+
+def test_the_documentation_s_examples_run(tmp_path, monkeypatch):
+    text = (Path(edm2.__file__).parents[1] / "docs" / "diffusers.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for part in text.split("```python\n")[1:]:
+        exec(part.split("```")[0], names)
+    assert card_of(tmp_path / "folder")[0]["license"] == "apache-2.0"

@@ -1,0 +1,145 @@
+"""However the work is divided and however often it is stopped, the same images come out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import edm2
+from edm2.sampling.drawing import batches_of, decoder, keep_all, undecoded, unfinished
+from edm2.sampling.generation import SamplingError
+from edm2.sampling.output import DESCRIPTION, ImageFolder, ImagesInMemory, ImageStore, NpyFiles
+from edm2.training import PixelCodec
+from edm2.training.distributed.processes import Processes
+
+SEEDS = [3, 0, 8, 11, 3, 5, 7, 1, 0, 2]
+SETTINGS = {"network": "tiny", "interval": [0.5, 2.0]}
+
+
+def fill(store: ImageStore, net, seeds: Sequence[int], batch_size: int = 3, processes: int = 1, decode=undecoded):
+    """What the processes of a job do, one after the other; returns the seeds drawn."""
+    drawn = []
+    for rank in range(processes):
+        own = Processes(rank, processes).share(batches_of(seeds, batch_size))
+        pending = unfinished(own, store)
+        keep_all(edm2.generate(net, pending, batch_size=batch_size, num_steps=2), decode, store)
+        drawn += pending
+    return drawn
+
+
+@pytest.fixture
+def reference(net) -> Tensor:
+    """Samples of `SEEDS` by one process in one go."""
+    store = ImagesInMemory()
+    fill(store, net, SEEDS)
+    return store.read(SEEDS)
+
+
+def test_batches_hold_every_seed_once_in_order():
+    assert batches_of(SEEDS, 3) == [[3, 0, 8], [11, 5, 7], [1, 2]]
+    assert batches_of([], 3) == []
+
+
+def test_the_first_process_draws_what_generate_draws(net, reference):
+    samples = torch.cat([b.samples for b in edm2.generate(net, [3, 0, 8, 11, 5, 7, 1, 2], batch_size=3, num_steps=2)])
+    assert torch.equal(reference[[0, 1, 2, 3, 5, 6, 7, 9]], samples)
+    assert torch.equal(reference[4], reference[0])  # a seed given twice
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_any_number_of_processes_draws_the_same_to_the_bit(net, tmp_path, reference, processes):
+    store = ImageFolder(tmp_path, SETTINGS, files=NpyFiles())
+    drawn = fill(store, net, SEEDS, processes=processes)
+    assert sorted(drawn) == sorted(set(SEEDS)), "each seed once, by one process"
+    assert torch.equal(store.read(SEEDS), reference)
+
+
+def test_what_was_lost_is_drawn_in_its_old_company(net, tmp_path, reference):
+    """A batch that is there in part is drawn as a whole, so bits do not change; the part that is there stays."""
+    store = ImageFolder(tmp_path, SETTINGS, subdirs=True, files=NpyFiles())
+    fill(store, net, SEEDS, processes=2)
+    kept = store.file(8).stat().st_mtime_ns
+    for seed in (0, 2):
+        store.file(seed).unlink()
+    again = ImageFolder(tmp_path, SETTINGS, subdirs=True, files=NpyFiles())
+    assert fill(again, net, SEEDS, processes=3) == [3, 0, 8, 1, 2]
+    assert torch.equal(again.read(SEEDS), reference)
+    assert again.file(8).stat().st_mtime_ns == kept
+    assert fill(again, net, SEEDS) == []
+
+
+@torch.no_grad()
+def test_what_is_no_image_is_not_kept_as_a_black_one(make_net, tmp_path):
+    store, net = ImageFolder(tmp_path, SETTINGS, files=NpyFiles()), make_net()
+    fill(store, net, SEEDS[:3])
+    net.unet.out_gain.fill_(torch.nan)
+    with pytest.raises(SamplingError, match=r"seeds 11, 5, 7 is not finite.*--precision"):
+        fill(store, net, SEEDS)
+    assert store.missing(SEEDS) == [11, 5, 7, 1, 2]
+
+
+def test_a_failure_to_write_is_told_and_what_is_there_is_complete(net, tmp_path, reference, monkeypatch):
+    store = ImageFolder(tmp_path, SETTINGS, files=NpyFiles())
+    write = store.files.write
+
+    def fail(image: Tensor, path: Path) -> None:
+        if path.stem == "000007":
+            raise OSError("disk full")
+        write(image, path)
+
+    monkeypatch.setattr(store.files, "write", fail)
+    with pytest.raises(OSError, match="disk full"):
+        fill(store, net, SEEDS)
+    assert store.missing(SEEDS) == [7, 1, 2]
+    monkeypatch.undo()
+    fill(store, net, SEEDS)
+    assert torch.equal(store.read(SEEDS), reference)
+
+
+@pytest.mark.parametrize("kind", [ImagesInMemory, lambda: None], ids=["memory", "folder"])
+def test_pixels_come_back_as_they_were_decoded(net, tmp_path, kind):
+    store = kind() or ImageFolder(tmp_path / "images", SETTINGS)
+    fill(store, net, SEEDS, decode=decoder(PixelCodec()))
+    [batch] = edm2.generate(net, [1, 2], batch_size=3, num_steps=2)
+    assert torch.equal(store.read([1, 2]), PixelCodec().decode(batch.samples))
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def picture(seed: int) -> Tensor:
+    return torch.full((3, 4, 4), seed, dtype=torch.uint8)
+
+
+def test_a_folder_says_which_settings_differ(tmp_path):
+    ImageFolder(tmp_path, SETTINGS).claim()
+    ImageFolder(tmp_path, SETTINGS)
+    for other in (SETTINGS | {"network": "big"}, SETTINGS | {"class": 3}):
+        with pytest.raises(ValueError, match=r"other settings \((network|class) in generation\.json") as error:
+            ImageFolder(tmp_path, other)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_description_is_no_permission(tmp_path, text):
+    (tmp_path / DESCRIPTION).write_text(text)
+    with pytest.raises(ValueError, match=DESCRIPTION):
+        ImageFolder(tmp_path, SETTINGS)
+
+
+def test_images_of_unknown_origin_are_not_taken_for_finished(tmp_path):
+    folder = ImageFolder(tmp_path, SETTINGS)
+    folder.save(4, picture(4))
+    assert folder.missing([1, 2]) == [1, 2]
+    with pytest.raises(ValueError, match="holds images of these seeds"):
+        folder.missing([3, 4])
+    folder.claim()
+    assert folder.missing([3, 4]) == [3]
+
+
+def test_a_folder_is_made_with_the_first_image(tmp_path):
+    folder = ImageFolder(tmp_path / "out", SETTINGS)
+    assert folder.missing([1]) == [1]
+    assert not folder.path.exists()

@@ -1,0 +1,273 @@
+"""An image depends on its seed and its class alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden_data import arrays, max_rel, present, select, table
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+import edm2
+from edm2.networks import NetworkConfig, Precond, build_network, fold
+from edm2.sampling.generation import Batch, classes_of_seeds
+from edm2.sampling.guidance import without_labels
+from edm2.sampling.samplers.heun import Denoiser, sample_heun
+from edm2.training import PixelCodec
+
+SEEDS = [0, 1, 7, 12, 345, 6789, 2**32 - 1, 2**33 + 5, 3]
+STEPS = 4
+
+
+@dataclass
+class Watched:
+    """A sampler that notes the noise it starts from."""
+
+    noise: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, denoise: Denoiser, noise: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
+        self.noise.append(noise)
+        return sample_heun(denoise, noise, labels, **options)
+
+
+@dataclass
+class Drawn:
+    """All batches of a call as one."""
+
+    seeds: list[int]
+    noise: Tensor
+    classes: Tensor | None
+    samples: Tensor
+
+    def image_of(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise, class and pixels."""
+        i = self.seeds.index(seed)
+        return self.noise[i], self.classes[i], PixelCodec().decode(self.samples[i : i + 1])[0]
+
+
+def draw(net: Precond, seeds: Sequence[int], *args: Any, **options: Any) -> Drawn:
+    watched = Watched()
+    batches = list(edm2.generate(net, seeds, *args, sampler=watched, **{"num_steps": STEPS, **options}))
+    classes = None if batches[0].classes is None else torch.cat([batch.classes for batch in batches])
+    drawn_seeds = [seed for batch in batches for seed in batch.seeds]
+    return Drawn(drawn_seeds, torch.cat(watched.noise), classes, torch.cat([batch.samples for batch in batches]))
+
+
+# ------------------------------------------------------------------------------------------------ golden/sampler
+
+
+def golden_network(golden, name: str) -> Precond:
+    net = build_network(NetworkConfig.from_json(table(golden, "sampler/sampler.json")[f"{name}_config"]))
+    net.load_state_dict(select(arrays(golden, "sampler/sampler.safetensors"), f"{name}/state"))
+    return net.eval().requires_grad_(False)
+
+
+def golden_options(golden, run: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate` for a run; every option must be known."""
+    told = {"id", "seeds", "batches", "files_written", "class_of_seed"}
+    renamed = {"class_idx": "classes", "max_batch_size": "batch_size"}
+    options = {renamed.get(name, name): value for name, value in run.items() if name not in told}
+    if "guidance" in options:
+        options["guide"] = golden_network(golden, "gnet")
+    if "batch_size" in options:
+        options["batch_size"] = max(map(len, run["batches"]))
+    return options
+
+
+def test_seeds_give_the_published_images(golden):
+    """Noise and classes exactly; samples to the float32 rounding of the networks over the steps (2e-5)."""
+    net, numbers = golden_network(golden, "net"), arrays(golden, "sampler/sampler.safetensors")
+    seeded = [run for run in table(golden, "sampler/sampler.json")["runs"] if "seeds" in run]
+    for run in present(seeded, numbers):
+        expected = select(numbers, run["id"])
+        ours = draw(net, run["seeds"], **golden_options(golden, run))
+        assert ours.seeds == run["seeds"], run["id"]
+        assert torch.equal(ours.noise, expected["noise"]), run["id"]
+        if net.config.label_dim:
+            assert ours.classes.tolist() == run["class_of_seed"], run["id"]
+            assert torch.equal(one_hot(ours.classes, net.config.label_dim).float(), expected["labels"]), run["id"]
+        assert max_rel(ours.samples, expected["latents"]) <= 2e-5, run["id"]
+        assert torch.equal(PixelCodec().decode(expected["latents"]), expected["images_uint8"]), run["id"]
+        pixels = PixelCodec().decode(ours.samples).int()
+        assert (pixels - expected["images_uint8"].int()).abs().max() <= 1, run["id"]  # a level is where rounding ends
+
+
+# ------------------------------------------------------------------------------------------------ independence
+
+
+@pytest.mark.parametrize(
+    "order", [sorted, lambda seeds: seeds[::-1], lambda seeds: seeds[3:4]], ids=["sorted", "reversed", "alone"]
+)
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 64])
+def test_an_image_depends_on_its_seed_alone(net, batch_size: int, order: Callable):
+    """Noise and class to the bit; pixels within one level, since convolutions round by the size of the batch."""
+    reference = draw(net, SEEDS)
+    other = draw(net, order(SEEDS), batch_size=batch_size)
+    for seed in other.seeds:
+        (noise, label, pixels), (noise_, label_, pixels_) = reference.image_of(seed), other.image_of(seed)
+        assert torch.equal(noise, noise_)
+        assert label == label_
+        assert (pixels.int() - pixels_.int()).abs().max() <= 1
+
+
+def test_seeds_differ(net):
+    drawn = draw(net, range(100), num_steps=1)
+    assert len(drawn.noise.flatten(1).unique(dim=0)) == 100
+    assert set(drawn.classes.tolist()) == set(range(10))  # missing one of ten has a chance of 3e-4; seeds are fixed
+
+
+def test_seeds_count_modulo_2_to_the_32(net):
+    first, second = draw(net, [5, -1]), draw(net, [5 + 2**32, 2**32 - 1])
+    assert torch.equal(first.samples, second.samples)
+    assert not torch.equal(first.noise, draw(net, [5 + 2**31, 2**31 - 1]).noise)
+
+
+def test_churn_noise_belongs_to_the_seed_too(net):
+    alone, together = draw(net, [7], S_churn=3), draw(net, SEEDS, S_churn=3)
+    pixels, pixels_ = alone.image_of(7)[2], together.image_of(7)[2]
+    assert (pixels.int() - pixels_.int()).abs().max() <= 1
+    assert not torch.equal(pixels, draw(net, [7]).image_of(7)[2])
+
+
+def test_choosing_the_class_keeps_the_noise(net):
+    drawn, chosen = draw(net, SEEDS), draw(net, SEEDS, 3)
+    assert torch.equal(drawn.noise, chosen.noise)
+    assert chosen.classes.tolist() == [3] * len(SEEDS)
+    same = draw(net, SEEDS, drawn.classes.tolist())
+    assert torch.equal(same.samples, drawn.samples)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor], ids=["list", "tuple", "array", "tensor"])
+def test_classes_come_in_any_sequence_and_follow_the_batches(net, kind):
+    assert draw(net, range(5), kind([4, 3, 2, 1, 0]), batch_size=2).classes.tolist() == [4, 3, 2, 1, 0]
+    assert draw(net, range(2), np.int64(3)).classes.tolist() == [3, 3]
+
+
+def test_global_random_numbers_are_left_alone(net):
+    state = torch.random.get_rng_state()
+    draw(net, [1, 2], S_churn=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# ------------------------------------------------------------------------------------------------ other networks
+
+
+def test_networks_without_classes(unconditional):
+    [batch] = edm2.generate(unconditional, [1, 2], num_steps=2)
+    assert batch.classes is None
+    assert batch.samples.shape == (2, 3, 8, 8)
+
+
+def test_batches_say_what_they_hold(net):
+    batches = list(edm2.generate(net, range(5), batch_size=2, num_steps=2))
+    assert [batch.seeds for batch in batches] == [(0, 1), (2, 3), (4,)]
+    for batch in batches:
+        assert isinstance(batch, Batch)
+        assert batch.samples.dtype == torch.float32
+        assert batch.samples.shape == (len(batch.seeds), 3, 8, 8)
+        assert batch.classes.dtype == torch.int64
+    assert list(edm2.generate(net, [])) == []
+
+
+def test_images_need_not_be_square(make_net):
+    net = make_net(img_resolution=(4, 8), img_channels=1)
+    [batch] = edm2.generate(net, [0], num_steps=2)
+    assert batch.samples.shape == (1, 1, 4, 8)
+
+
+def test_a_folded_network_draws_the_same(net):
+    """Weights normalized beforehand: float32 rounding over a few steps."""
+    assert max_rel(draw(fold(net), SEEDS).samples, draw(net, SEEDS).samples) < 2e-5
+
+
+def test_guidance_reaches_the_sampler(net, unconditional):
+    plain, unguided = draw(net, SEEDS), draw(net, SEEDS, guide=unconditional)
+    assert torch.equal(plain.samples, unguided.samples)  # the default weight is 1
+    guided = draw(net, SEEDS, guide=unconditional, guidance=2.0)
+    assert max_rel(guided.samples, plain.samples) > 0.01
+    nowhere = draw(net, SEEDS, guide=unconditional, guidance=2.0, interval=(500, 1000))
+    assert torch.equal(nowhere.samples, plain.samples)
+
+
+def test_an_unconditional_guide_has_no_use_for_labels(net, unconditional):
+    """Classifier-free guidance by a second network: it draws what the formula says, evaluation by evaluation."""
+
+    def by_hand(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        from_guide = unconditional(x, sigma)
+        return from_guide + 1.4 * (net(x, sigma, labels) - from_guide)
+
+    guided = draw(net, SEEDS, guide=unconditional, guidance=1.4)
+    assert max_rel(guided.samples, sample_heun(by_hand, guided.noise, guided.classes, num_steps=STEPS)) < 2e-5
+
+
+def test_a_network_guides_itself_without_labels(net):
+    """As another copy of it does, which is asked separately; float32 rounding over the steps."""
+    together = draw(net, SEEDS, guide=without_labels(net), guidance=1.8)
+    apart = draw(net, SEEDS, guide=without_labels(fold(net)), guidance=1.8)
+    assert max_rel(together.samples, apart.samples) < 2e-5
+    assert max_rel(together.samples, draw(net, SEEDS).samples) > 0.01
+
+
+@pytest.mark.parametrize("classes", [None, 3, [9, 8, 7, 6, 5, 4, 3, 2, 1]], ids=["drawn", "one", "list"])
+def test_classes_are_known_without_drawing(net, classes):
+    assert torch.equal(classes_of_seeds(net, SEEDS, classes, batch_size=4), draw(net, SEEDS, classes).classes)
+
+
+def test_there_may_be_no_classes_to_know(net, unconditional):
+    assert classes_of_seeds(unconditional, SEEDS) is None
+    assert classes_of_seeds(net, []).tolist() == []
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"classes": 10}, "class 10 .* 0 to 9"),
+        ({"classes": -1}, "class -1"),
+        ({"classes": [0, 1, 2]}, "3 classes for 2 seeds"),
+        ({"classes": [0, 99]}, "class 99"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": -4}, "batch_size=-4"),
+        ({"guidance": 2.0}, "guide"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_in_one_line_at_the_call(net, options, words):
+    with pytest.raises(ValueError, match=words) as error:
+        edm2.generate(net, [0, 1], **options)  # nobody has asked for a batch yet
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ({"img_channels": 1}, "1x8x8 of 10 classes, not 3x8x8"),
+        ({"img_resolution": 16}, "3x16x16"),
+        ({"label_dim": 7}, "7 classes, not 3x8x8 of 10"),
+    ],
+    ids=str,
+)
+def test_a_guide_for_other_images_is_refused(net, make_net, kind, words):
+    with pytest.raises(ValueError, match=words) as error:
+        edm2.generate(net, [0, 1], guide=make_net(**kind), guidance=2)
+    assert "\n" not in str(error.value)
+
+
+def test_an_interval_upside_down_is_refused_at_the_call(net, unconditional):
+    with pytest.raises(ValueError, match="interval"):
+        edm2.generate(net, [0], guide=unconditional, guidance=2, interval=(2.0, 1.0))
+
+
+def test_the_sampler_refuses_its_own_options(net):
+    with pytest.raises(ValueError, match="num_steps=0"):
+        list(edm2.generate(net, [0, 1], num_steps=0))
+
+
+def test_a_class_for_a_network_without_classes_is_refused(unconditional):
+    with pytest.raises(ValueError, match="without labels"):
+        list(edm2.generate(unconditional, [0], 3))

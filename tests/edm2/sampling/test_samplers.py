@@ -1,0 +1,351 @@
+"""Solvers beside Heun's method solve the same equation, with the order of their names and one evaluation per step."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DEISMultistepScheduler, EDMDPMSolverMultistepScheduler
+from golden_data import arrays, select
+from known_denoisers import STD, Recorder, Stepped, gaussian_denoiser, gaussian_solution, mixture
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+import edm2
+from edm2.networks import fold
+from edm2.sampling.guidance import changes_between, guided, interval_of_steps, without_labels
+from edm2.sampling.samplers import HEUN, SOLVERS
+from edm2.sampling.samplers.deis import deis_weights
+from edm2.sampling.samplers.heun import Denoiser
+
+MULTISTEP = {name: solver.sample for name, solver in SOLVERS.items() if solver != HEUN}
+ORDERS = {
+    "euler": (edm2.sample_euler, 1),
+    "dpmpp_2m": (edm2.sample_dpmpp_2m, 2),
+    "deis-1": (partial(edm2.sample_deis, order=1), 1),
+    "deis-2": (partial(edm2.sample_deis, order=2), 2),
+    "deis-3": (edm2.sample_deis, 3),
+}
+
+every_solver = pytest.mark.parametrize("sample", MULTISTEP.values(), ids=MULTISTEP)
+every_order = pytest.mark.parametrize(("sample", "order"), ORDERS.values(), ids=ORDERS)
+
+
+@pytest.fixture
+def noise() -> Tensor:
+    return torch.randn(8, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.fixture
+def mixtures(golden) -> tuple[Denoiser, Denoiser, Tensor]:
+    """Closed-form denoisers of the golden numbers, one to guide the other, and labels of eight images."""
+    numbers = select(arrays(golden, "sampler/sampler.safetensors"), "gmm")
+    main, guide = (mixture(select(numbers, name)) for name in ("main", "guide"))
+    label_dim = len(numbers["main/logw"])
+    return main, guide, one_hot(torch.arange(8) % label_dim, label_dim).double()
+
+
+def observed_orders(sample: Callable[[int], Tensor], exact: Tensor, steps: list[int]) -> list[float]:
+    """log2 of how much the largest error falls from one number of steps to the next."""
+    errors = [(sample(N) - exact).abs().max() for N in steps]
+    return [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
+
+
+# ------------------------------------------------------------------------------------------------ convergence
+
+
+@every_order
+def test_order_on_a_linear_equation_of_known_solution(noise, sample, order):
+    """Halving the steps divides the error by 2^order.
+
+    sigma_min = 1e-7 takes the last, first-order step out of the picture. The margin is what the next order still
+    contributes, which is more the higher the order: measured 2.81 and 2.92 for order 3.
+    """
+    exact = gaussian_solution(80 * noise, 80)
+    orders = observed_orders(
+        lambda N: sample(gaussian_denoiser, noise, num_steps=N, sigma_min=1e-7, dtype=torch.float64),
+        exact,
+        [64, 128, 256],
+    )
+    assert orders == pytest.approx([order] * 2, abs=0.2)
+
+
+@every_order
+@pytest.mark.parametrize("sigma_max", [80, 20])
+def test_order_on_a_mixture_of_gaussians(noise, mixtures, sample, order, sigma_max):
+    """Not linear. All end with the same step from sigma_min to 0, so the solution has it too. It is that of DEIS in
+    1024 steps, since Heun's method would need 10,000 of them; that both have one limit, the next test shows."""
+    main, _, labels = mixtures
+    options = {"sigma_max": sigma_max, "dtype": torch.float64}
+    exact = edm2.sample_deis(main, noise, labels, num_steps=1024, **options)
+    orders = observed_orders(lambda N: sample(main, noise, labels, num_steps=N, **options), exact, [64, 128, 256])
+    assert orders == pytest.approx([order] * 2, abs=0.15)  # measured 2.89 and 2.96 for order 3
+
+
+def test_heun_and_deis_have_the_same_limit(noise, mixtures):
+    """1e-4: the error of Heun's method, 6.7e-5 in so many steps; it falls fourfold when they double."""
+    main, _, labels = mixtures
+    deis, heun = (
+        sample(main, noise, labels, num_steps=512, dtype=torch.float64)
+        for sample in (edm2.sample_deis, edm2.sample_heun)
+    )
+    assert (deis - heun).abs().max() < 1e-4
+
+
+@every_order
+def test_order_with_guidance_in_an_interval(noise, mixtures, sample, order):
+    """Where guidance sets in and ends, the denoiser jumps: what is extrapolated from before is wrong there.
+
+    All numbers of steps have the interval's ends among their levels. Measured without forgetting the past: order 1.
+    """
+    main, guide, labels = mixtures
+    denoise = guided(main, guide, 2.0, interval_of_steps(6, 12, 17))
+    exact = edm2.sample_deis(denoise, noise, labels, num_steps=1025, dtype=torch.float64)
+    orders = observed_orders(
+        lambda N: sample(denoise, noise, labels, num_steps=N, dtype=torch.float64), exact, [65, 129, 257]
+    )
+    assert orders == pytest.approx([order] * 2, abs=0.2)  # the past begins three times: more of the next order
+
+
+def test_24_evaluations_are_as_good_as_63_of_heun():
+    """What DEIS is for, on the network that comes with the package (docs/solvers.md)."""
+    net = fold(edm2.load("digits8"))
+    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(4)
+
+    def errors(sample: Callable, num_steps: int) -> Tensor:
+        return (sample(net, noise, labels, num_steps=num_steps) - exact).square().mean(dim=(1, 2, 3)).sqrt()
+
+    exact = edm2.sample_deis(net, noise, labels, num_steps=128)
+    assert errors(edm2.sample_deis, 24).median() < errors(edm2.sample_heun, 32).median()
+
+
+# ------------------------------------------------------------------------------------------------ exactness
+
+
+@every_solver
+@pytest.mark.parametrize("N", [1, 2, 3, 5, 32])
+def test_a_single_image_is_reached_on_a_straight_line(noise, sample, N):
+    """D is the image whatever x, so the way there is straight, and every step of any length is exact."""
+    image = torch.full_like(noise, 0.7)
+    recorder = Recorder(lambda x, sigma, labels: image)
+    assert torch.equal(sample(recorder, noise, num_steps=N, dtype=torch.float64), image)
+    for x, t in zip(recorder.x, recorder.sigma, strict=True):
+        # x comes from values near 80, by weights that steps over all levels at once know to 1e-13
+        torch.testing.assert_close(x, image + t * (noise - image / 80), rtol=0, atol=1e-12 * 80)
+
+
+@every_solver
+def test_the_last_step_ends_at_the_denoised_image(noise, sample):
+    for N in (1, 2, 6):
+        recorder = Recorder(gaussian_denoiser)
+        assert torch.equal(sample(recorder, noise, num_steps=N, dtype=torch.float64), recorder.D[-1])
+    single = sample(gaussian_denoiser, noise, num_steps=1, dtype=torch.float64)
+    assert torch.equal(single, gaussian_denoiser(80 * noise, torch.tensor(80.0, dtype=torch.float64)))
+
+
+def test_euler_s_formula(noise):
+    t_steps = edm2.sigma_steps(7, dtype=torch.float64)
+    x = noise * t_steps[0]
+    for t, t_next in pairwise(t_steps):
+        x = x + (t_next - t) * (x - gaussian_denoiser(x, t)) / t
+    sampled = edm2.sample_euler(gaussian_denoiser, noise, num_steps=7, dtype=torch.float64)
+    torch.testing.assert_close(sampled, x, rtol=0, atol=1e-12)  # float64, from values near 80
+
+
+@pytest.mark.parametrize("levels", [[3.0], [3.0, 4.0], [3.0, 4.0, 7.0], [1e-2, 0.5, 80.0]], ids=str)
+@pytest.mark.parametrize("ratio", [1e-4, 0.1, 0.9, 0.9999])
+def test_weights_of_deis_integrate_polynomials_of_the_logarithm(levels, ratio):
+    """As many powers of ln t as there are levels, against closed forms, whose terms cancel to 1e-16 of themselves."""
+    t, t_next = levels[0], levels[0] * ratio
+    weights = np.array(deis_weights(levels, t_next))
+    logs = np.log(levels)
+    antiderivatives = [
+        lambda s: s,
+        lambda s: s * (math.log(s) - 1),
+        lambda s: s * (math.log(s) ** 2 - 2 * math.log(s) + 2),
+    ]
+    for power, integral in enumerate(antiderivatives[: len(levels)]):
+        expected = integral(t_next) - integral(t)
+        assert weights @ logs**power == pytest.approx(expected, rel=1e-12, abs=1e-13 * t)
+
+
+# ------------------------------------------------------------------------------------------------ diffusers
+
+
+def test_dpmpp_2m_is_that_of_diffusers(noise):
+    """To the rounding of float64: theirs gets F(x), of which it makes D(x; t), and our levels."""
+    recorder = Recorder(gaussian_denoiser)
+    ours = edm2.sample_dpmpp_2m(recorder, noise, num_steps=12, dtype=torch.float64)
+    scheduler = EDMDPMSolverMultistepScheduler(sigma_data=STD)
+    scheduler.set_timesteps(12)
+    scheduler.sigmas = edm2.sigma_steps(12, dtype=torch.float64)
+    x = 80 * noise
+    for i, timestep in enumerate(scheduler.timesteps):
+        t = scheduler.sigmas[i]
+        torch.testing.assert_close(x, recorder.x[i], rtol=0, atol=1e-11)
+        D = gaussian_denoiser(x, t)
+        F = (D - STD**2 / (t**2 + STD**2) * x) / (t * STD / (t**2 + STD**2).sqrt())
+        x = scheduler.step(F, timestep, x).prev_sample
+    torch.testing.assert_close(x, ours, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_steps_of_deis_are_those_of_diffusers(noise, order):
+    """Wherever there is a past of full length: theirs does not correct the first step of order 3.
+
+    Theirs is for x / sqrt(1 + t²), gets the slope as its epsilon, and our levels.
+    """
+    recorder = Recorder(gaussian_denoiser)
+    edm2.sample_deis(recorder, noise, num_steps=12, order=order, dtype=torch.float64)
+    scheduler = DEISMultistepScheduler(solver_order=order, lower_order_final=False)
+    scheduler.set_timesteps(12)
+    scheduler.sigmas = edm2.sigma_steps(12, dtype=torch.float64)
+    compared = 0
+    for i, (x, D, x_next) in enumerate(zip(recorder.x[:-1], recorder.D[:-1], recorder.x[1:], strict=True)):
+        t, t_next = scheduler.sigmas[i : i + 2]
+        scaled = scheduler.step((x - D) / t, scheduler.timesteps[i], x / (1 + t**2).sqrt()).prev_sample
+        if i >= order - 1:
+            torch.testing.assert_close(scaled * (1 + t_next**2).sqrt(), x_next, rtol=0, atol=1e-11)
+            compared += 1
+    assert compared == 12 - order
+
+
+# ------------------------------------------------------------------------------------------------ their form
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+@pytest.mark.parametrize("N", [1, 2, 7])
+def test_evaluations_are_as_many_as_announced(noise, solver, N):
+    recorder = Recorder(gaussian_denoiser)
+    solver.sample(recorder, noise, num_steps=N)
+    assert len(recorder.x) == solver.evaluations(N)
+    assert all(sigma.ndim == 0 and sigma > 0 for sigma in recorder.sigma)
+    assert solver.cost(N).startswith(f"{solver.evaluations(N)} evaluation")
+
+
+def test_solvers_by_name():
+    assert {name: solver.sample for name, solver in SOLVERS.items()} == {
+        name: getattr(edm2, f"sample_{name}") for name in ("heun", "deis", "dpmpp_2m", "euler")
+    }
+    assert (HEUN.evaluations(32), SOLVERS["deis"].evaluations(32)) == (63, 32)
+
+
+def test_names_cost_no_import_of_torch():
+    program = "import sys, edm2.sampling.samplers; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(edm2.__file__).parents[1])
+
+
+@every_solver
+def test_an_image_depends_on_its_noise_alone(noise, sample):
+    together = sample(gaussian_denoiser, noise, num_steps=6)
+    for i in range(len(noise)):
+        assert torch.equal(sample(gaussian_denoiser, noise[i : i + 1], num_steps=6)[0], together[i])
+
+
+@every_solver
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_image_depends_on_its_seed_alone(net, sample, batch_size):
+    """But for the rounding of convolutions, which depends on the size of the batch."""
+    [together] = edm2.generate(net, range(5), sampler=sample, num_steps=5)
+    batches = list(edm2.generate(net, range(5), batch_size=batch_size, sampler=sample, num_steps=5))
+    torch.testing.assert_close(torch.cat([b.samples for b in batches]), together.samples, rtol=0, atol=1e-4)
+    assert torch.equal(torch.cat([b.classes for b in batches]), together.classes)
+
+
+@every_solver
+def test_sampling_draws_nothing_and_records_no_gradients(noise, sample):
+    def refuse(x: Tensor) -> Tensor:
+        raise AssertionError("a deterministic solver asked for random numbers")
+
+    state = torch.random.get_rng_state()
+    weight = torch.ones((), requires_grad=True)
+    first, second = (
+        sample(lambda x, sigma, labels: weight * gaussian_denoiser(x, sigma), noise, num_steps=4, randn_like=refuse)
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@every_solver
+def test_dtype_is_that_of_the_integration(noise, sample):
+    for dtype in (torch.float32, torch.float64):
+        recorder = Recorder(lambda x, sigma, labels: gaussian_denoiser(x, sigma).half())
+        assert sample(recorder, noise, num_steps=4, dtype=dtype).dtype == dtype
+        assert {x.dtype for x in recorder.x} == {dtype}
+
+
+@every_solver
+def test_labels_pass_through(noise, sample):
+    labels, seen = object(), []
+    sample(lambda x, sigma, c: seen.append(c) or x * 0, noise, labels, num_steps=3)
+    assert all(c is labels for c in seen)
+
+
+@every_solver
+def test_levels_are_those_of_sigma_steps(noise, sample):
+    recorder = Recorder(gaussian_denoiser)
+    options = {"num_steps": 9, "sigma_min": 0.01, "sigma_max": 50, "rho": 5}
+    sample(recorder, noise, **options)
+    assert torch.equal(torch.stack(recorder.sigma), edm2.sigma_steps(**options)[:-1])
+
+
+@every_solver
+def test_at_step_is_asked_once_per_step_with_the_level_where_it_begins(noise, sample):
+    denoise = Stepped()
+    sample(denoise, noise, num_steps=5)
+    assert denoise.asked == edm2.sigma_steps(5)[:-1].tolist()
+
+
+@pytest.mark.parametrize("wrong", [{"num_steps": 0}, {"sigma_min": -1}, {"sigma_max": math.inf}, {"rho": 0}], ids=str)
+@every_solver
+def test_impossible_levels_are_refused_in_one_line(noise, sample, wrong):
+    with pytest.raises(ValueError) as error:
+        sample(gaussian_denoiser, noise, **wrong)
+    assert "\n" not in str(error.value)
+    assert str(next(iter(wrong.values()))) in str(error.value)
+
+
+@pytest.mark.parametrize("order", [0, 4, -1])
+def test_orders_that_deis_does_not_have_are_refused(noise, order):
+    with pytest.raises(ValueError, match=f"^order={order} must be 1, 2 or 3$"):
+        edm2.sample_deis(gaussian_denoiser, noise, order=order)
+
+
+# ------------------------------------------------------------------------------------------------ guidance
+
+
+@every_solver
+def test_guidance_is_heard_in_the_steps_of_its_interval(noise, sample):
+    main, guide = Recorder(gaussian_denoiser), Recorder(lambda x, sigma, labels: 0.5 * x)
+    sample(guided(main, guide, 2.0, interval_of_steps(2, 5, 8)), noise, num_steps=8)
+    assert torch.equal(torch.stack(guide.sigma), edm2.sigma_steps(8)[2:5])
+    assert len(main.x) == 8
+
+
+@every_solver
+def test_an_interval_without_a_step_changes_nothing(noise, sample):
+    plain = sample(gaussian_denoiser, noise, num_steps=6)
+    never = guided(gaussian_denoiser, lambda x, sigma, labels: 0.5 * x, 2.0, (100, 200))
+    assert torch.equal(sample(never, noise, num_steps=6), plain)
+
+
+def test_denoisers_say_where_they_change():
+    inner = guided(gaussian_denoiser, gaussian_denoiser, 2.0, (1.0, 5.0))
+    assert changes_between(inner, 6, 5)
+    assert not changes_between(inner, 5, 2)
+    assert changes_between(inner, 2, 1)
+    assert not changes_between(inner, 1, 0.5)
+    assert changes_between(without_labels(inner), 6, 5)
+    assert changes_between(guided(inner, gaussian_denoiser, 1.5), 6, 5)
+    assert changes_between(guided(gaussian_denoiser, inner, 1.5), 6, 5)
+    assert not changes_between(guided(gaussian_denoiser, gaussian_denoiser, 1.0, (1.0, 5.0)), 6, 5)
+    assert not changes_between(gaussian_denoiser, 6, 5)

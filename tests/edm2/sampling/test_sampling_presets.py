@@ -1,0 +1,145 @@
+"""Presets are the published settings, and their files are found or asked for by name."""
+
+import re
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from golden_data import table
+
+import edm2
+from edm2.sampling.guidance import guided, interval_of_steps
+from edm2.sampling.presets import FAMILIES, GENERATION_PRESETS, PublishedNetwork, describe_presets
+
+INTERVALS = {name: preset for name, preset in GENERATION_PRESETS.items() if preset.interval_steps is not None}
+
+METRICS = {"fid": "fid", "dino": "fd_dinov2"}
+"""What the end of a preset's name means."""
+
+
+def as_published(name: str) -> dict[str, Any]:
+    """A preset of ours in the form of the golden table."""
+    preset = GENERATION_PRESETS[name]
+    entry = {"net": f"{preset.network.stem}.pkl", "gnet": None, "guidance": preset.guidance}
+    entry |= {"published": {METRICS[name.rpartition("-")[2]]: preset.published}}
+    for role, network in (("net", preset.network), ("gnet", preset.guide)):
+        if network is not None:
+            entry |= {f"{role}_model": network.model, f"{role}_kimg": network.kimg}
+            entry |= {f"{role}_ema_std": network.sigma_rel, role: f"{network.stem}.pkl"}
+    return entry
+
+
+def test_presets_equal_the_published_ones_field_by_field(golden):
+    published = table(golden, "tables/generation_presets.json")
+    assert published
+    for name, entry in published.items():
+        assert as_published(name) == entry, name
+
+
+def test_only_the_intervals_are_from_another_paper(golden):
+    assert set(GENERATION_PRESETS) - set(table(golden, "tables/generation_presets.json")) == set(INTERVALS)
+
+
+# What arXiv 2404.07724, Table 1, prints: interval, weight, score.
+PRINTED = {
+    "edm2-img512-s-interval-fid": ((0.28, 2.90), 2.1, 1.68),
+    "edm2-img512-xxl-interval-fid": ((0.19, 1.61), 2.0, 1.40),
+    "edm2-img512-s-interval-dino": ((0.60, 5.00), 3.2, 46.25),
+    "edm2-img512-xxl-interval-dino": ((0.60, 5.00), 2.9, 29.16),
+}
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+def test_intervals_end_where_the_paper_prints(name):
+    """To its two decimals, and with the networks of the guided presets without interval."""
+    preset, (printed, weight, score) = INTERVALS[name], PRINTED[name]
+    assert tuple(round(level, 2) for level in interval_of_steps(*preset.interval_steps)) == printed
+    assert (preset.guidance, preset.published) == (weight, score)
+    everywhere = GENERATION_PRESETS[name.replace("interval", "guid")]
+    assert (preset.network, preset.guide) == (everywhere.network, everywhere.guide)
+
+
+def steps_with_a_guide(interval: tuple[float, float], dtype: torch.dtype) -> list[int]:
+    """Steps, by their number, whose evaluations the guide hears; found by sampling."""
+    levels = edm2.sigma_steps(32, dtype=dtype).tolist()
+    begun, heard = [], []
+
+    def main(x, sigma, labels):
+        begun.append(float(sigma))
+        return x * 0
+
+    def guide(x, sigma, labels):
+        heard.append(len(begun) - 1)  # evaluations before this one
+        return x * 0
+
+    noise = torch.ones(1, 1, 1, 1)
+    edm2.sample_heun(guided(main, guide, 2.0, interval), noise, dtype=dtype)
+    assert len(begun) == 2 * len(levels) - 3
+    return sorted({evaluation // 2 for evaluation in heard})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", INTERVALS)
+def test_exactly_the_steps_meant_are_guided(name, dtype):
+    first, end = INTERVALS[name].interval_steps
+    assert steps_with_a_guide(interval_of_steps(first, end), dtype) == list(range(first, end))
+
+
+def test_the_paper_counts_six_of_32_steps():
+    """Of the XXL network for FID."""
+    first, end = INTERVALS["edm2-img512-xxl-interval-fid"].interval_steps
+    assert end - first == 6
+
+
+def test_printed_digits_would_not_do():
+    """Why steps are stored: level 15 is 2.9015 and level 22 is 0.2830, so (0.28, 2.90] moves both ends by a step."""
+    assert steps_with_a_guide((0.28, 2.90), torch.float32) == list(range(16, 23))
+
+
+# ------------------------------------------------------------------------------------------------ names and files
+
+
+def expanded(pattern: str) -> list[str]:
+    """Every word that a shell makes of braces."""
+    parts = re.split(r"\{(.*?)\}", pattern)
+    return ["".join(words) for words in product(*(part.split(",") for part in parts))]
+
+
+def test_the_short_list_names_every_preset_once():
+    names = [name for line in FAMILIES.splitlines() for name in expanded(line.split()[0])]
+    assert sorted(names) == sorted(GENERATION_PRESETS)
+
+
+def test_the_long_list_says_what_to_download_and_to_expect():
+    lines = describe_presets()
+    for name, preset in GENERATION_PRESETS.items():
+        [line] = [line for line in lines if line.startswith(f"{name} ")]
+        assert preset.network.stem in line
+        assert line.endswith(f"{preset.published:.2f}")
+        if preset.guide is not None:
+            assert f" {preset.guide.stem} " in line
+            assert f" {preset.guidance:.2f} " in line
+
+
+NETWORK = PublishedNetwork("edm2-img512-xxl", 939524, 0.07)
+
+
+def test_files_as_downloaded_or_converted(tmp_path):
+    """A converted file loads faster, so it goes first."""
+    published = tmp_path / "edm2-img512-xxl-0939524-0.070.pkl"
+    published.touch()
+    assert NETWORK.find(tmp_path) == published
+    converted = published.with_suffix(".safetensors")
+    converted.touch()
+    assert NETWORK.find(tmp_path) == converted
+
+
+def test_a_missing_file_is_named_with_its_folder_and_the_remedy(tmp_path):
+    (tmp_path / "edm2-img512-xxl-0939524-0.075.pkl").touch()
+    with pytest.raises(FileNotFoundError) as error:
+        NETWORK.find(tmp_path)
+    message = str(error.value)
+    for mention in (str(tmp_path), "edm2-img512-xxl-0939524-0.070.pkl", "edm2 convert", "--networks"):
+        assert mention in message
+    assert "\n" not in message

@@ -1,0 +1,150 @@
+"""Samples are judged by what they show: how far from real images, and whether they are of the class asked for."""
+
+import numpy as np
+import pytest
+import torch
+
+from edm2.metrics import ClassAccuracy, feature_statistics, frechet_distance, load_detector, reference_of
+from edm2.metrics.features import displayed
+from edm2.networks import fold
+from edm2.sampling.generation import SamplingError
+from edm2.sampling.samplers import SOLVERS
+from edm2.sweep.evaluator import Drawing, Judge, Score, judge_by, score_network
+from edm2.sweep.score_cache import ScoreCache
+from edm2.training import ArrayDataset, PixelCodec, open_dataset
+
+CODEC = PixelCodec.standardized([4.9], [6.0], levels=17)
+DRAWING = Drawing(count=30, num_steps=2)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def judge(digits) -> Judge:
+    return judge_by(digits, load_detector("pixels"), reference_of)
+
+
+def features_of(judge: Judge, dataset, indices) -> torch.Tensor:
+    return judge.detector(displayed(dataset, indices))
+
+
+def test_the_classifier_knows_digits_it_has_not_seen(digits, judge):
+    """Trained on every other digit, asked about the others."""
+    indices = range(len(digits))
+    features, labels = features_of(judge, digits, indices).numpy(), digits.labels(indices).numpy()
+    assert features.min() == 0
+    assert features.max() == 1
+    accuracy = ClassAccuracy(features[::2], labels[::2])
+    assert accuracy(features[1::2], labels[1::2]) >= 0.97
+    assert accuracy(features[1::2], (labels[1::2] + 1) % 10) <= 0.03
+
+
+def test_real_images_score_perfectly(digits, judge):
+    indices = range(len(digits))
+    score = judge.score(features_of(judge, digits, indices), digits.labels(indices).tolist())
+    assert score.distance == pytest.approx(0, abs=1e-6)
+    assert score.accuracy >= 0.99
+    assert judge.score(features_of(judge, digits, range(100))).accuracy is None
+
+
+def test_the_floor_falls_with_the_number_of_samples_and_noise_is_far_above(digits, judge):
+    floors = [judge.floor(digits, count) for count in (100, 400, 1600)]
+    assert floors == sorted(floors, reverse=True)
+    assert floors == [judge.floor(digits, count) for count in (100, 400, 1600)]
+    assert floors[-1] > 0
+    noise = torch.randint(0, 256, (400, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    score = judge.score(judge.detector(noise), (torch.arange(400) % 10).tolist())
+    assert score.distance > 10 * floors[1]
+    assert score.accuracy < 0.3
+
+
+def test_a_score_is_what_its_images_say(judge, make_net):
+    net = fold(make_net(img_channels=1))
+    score = score_network(net, CODEC, judge, DRAWING)
+    assert score == score_network(net, CODEC, judge, DRAWING)
+    images = torch.cat(list(DRAWING.images(net, CODEC, None, 1.0, [range(30)])))
+    features = judge.detector(images)
+    assert score.distance == frechet_distance(feature_statistics(features), judge.reference)
+    assert score.accuracy == judge.accuracy(features, np.arange(30) % 10)
+    assert 0 < score.deviation < score.distance
+
+
+@torch.no_grad()
+def test_what_is_no_image_gets_no_score(judge, make_net):
+    net = make_net(img_channels=1)
+    net.unet.out_gain.fill_(torch.nan)
+    with pytest.raises(SamplingError, match="not finite"):
+        score_network(fold(net), CODEC, judge, DRAWING)
+
+
+def test_sets_of_seeds_have_nothing_in_common(judge, make_net):
+    net = fold(make_net(img_channels=1))
+    assert not set(DRAWING.seeds(0)) & set(DRAWING.seeds(1))
+    assert score_network(net, CODEC, judge, DRAWING) != score_network(net, CODEC, judge, DRAWING, set_number=1)
+
+
+def test_guidance_changes_the_score_where_the_interval_allows(judge, make_net):
+    net, guide = fold(make_net(img_channels=1)), fold(make_net(seed=3, img_channels=1))
+    plain = score_network(net, CODEC, judge, DRAWING)
+    assert score_network(net, CODEC, judge, DRAWING, guide, 2.0) != plain
+    never = Drawing(30, 2, interval=(100, 200))
+    assert score_network(net, CODEC, judge, never, guide, 2.0) == plain
+
+
+def test_as_many_samples_of_each_class_are_drawn():
+    assert DRAWING.classes(10, range(25)) == [*range(10), *range(10), *range(5)]
+    assert DRAWING.classes(0, range(25)) is None
+
+
+def test_a_drawing_by_heun_has_the_key_that_it_had_before_there_were_others():
+    """So that scores in existing sweep.jsonl files stay known."""
+    before = {"count": 500, "steps": 32, "interval": [0, None], "dtype": "torch.float32"}
+    assert Drawing().to_json() == before
+    assert Drawing(solver=SOLVERS["deis"]).to_json() == before | {"solver": "deis"}
+
+
+def test_progress_counts_images(judge, make_net):
+    seen = []
+    score_network(fold(make_net(img_channels=1)), CODEC, judge, Drawing(70, 1), report=seen.append)
+    assert sum(seen) == 70
+    assert len(seen) == 2  # batches of 64
+
+
+def test_networks_and_data_without_classes_have_no_accuracy(digits, judge, make_net):
+    assert score_network(fold(make_net(img_channels=1, label_dim=0)), CODEC, judge, DRAWING).accuracy is None
+    unlabelled = ArrayDataset(digits.images(range(50)), levels=17)
+    assert judge_by(unlabelled, load_detector("pixels"), reference_of).accuracy is None
+
+
+def test_latents_are_not_pixels():
+    with pytest.raises(ValueError, match="moments"):
+        judge_by(ArrayDataset(torch.zeros(4, 8, 4, 4)), load_detector("pixels"), reference_of)
+
+
+# ------------------------------------------------------------------------------------------------------- the cache
+
+
+def test_scores_survive_to_the_last_bit(tmp_path):
+    score = Score(1 / 3, 2e-7, None)
+    ScoreCache(tmp_path / "new" / "sweep.jsonl").add({"a": 1, "b": 2}, {"sigma_rel": 0.1}, score)
+    again = ScoreCache(tmp_path / "new" / "sweep.jsonl")
+    assert again.get({"b": 2, "a": 1}) == score
+    assert again.get({"a": 1, "b": 3}) is None
+
+
+def test_half_a_line_is_ignored_and_harms_nothing_after_it(tmp_path):
+    path = tmp_path / "sweep.jsonl"
+    cache = ScoreCache(path)
+    for number in range(2):
+        cache.add({"n": number}, {}, Score(number, None, None))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    cut = ScoreCache(path)
+    assert cut.get({"n": 0}) is not None
+    assert cut.get({"n": 1}) is None
+    cut.add({"n": 1}, {}, Score(1, None, None))
+    mended = ScoreCache(path)
+    assert [mended.get({"n": n}).distance for n in range(2)] == [0, 1]

@@ -1,0 +1,445 @@
+"""Kinds of hostile files, and what a user might do with each.
+
+A kind writes one hostile file into the sandbox, among others that are intact, and returns what to do with it.
+"""
+
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from command_line import TINY, edm2, succeed, write_images
+from hostile_mutations import (
+    changed_image,
+    changed_json,
+    changed_npy,
+    changed_pickle,
+    changed_safetensors,
+    hostile_zip,
+    json_text,
+    mangled,
+)
+from hostile_sandbox import Attempt, Sandbox
+from PIL import Image
+from published_lookalike import contents_of, dump
+
+import edm2 as project
+from edm2.metrics.reference import read_features, read_reference
+from edm2.sweep.score_cache import ScoreCache
+from edm2.training.data.index import _checksum, _stamp, open_archive
+from edm2.training.run.checkpoint import load_checkpoint, write_checkpoint
+
+STEPS = ("--seeds", "0-1", "--steps", "1", "--device", "cpu")
+PUBLISHED = "network-snapshot-0000001-0.050.pkl"
+
+
+def command(*words: object, named: str | tuple[str, ...]) -> Attempt:
+    """`edm2 WORDS`."""
+
+    def run() -> str | None:
+        result = edm2(*words)
+        print(result.out)
+        if result.code not in (0, 1, 2):
+            raise RuntimeError(f"exit code {result.code}: {result.err}")
+        lines = [line for line in result.err.splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith(("Usage:", "Try '", "Warning: "))]
+        if "Traceback" in result.err:
+            raise RuntimeError(result.err)
+        if result.code == 0:
+            return None
+        if not "".join(lines).startswith("Error: "):
+            raise RuntimeError(f"exit code {result.code}, and says: {result.err}")
+        return "\n".join(lines)
+
+    return Attempt(f"edm2 {' '.join(map(str, words))}", run, (named,) if isinstance(named, str) else named)
+
+
+def library(words: str, do: Callable[[], object], named: str) -> Attempt:
+    """A call of a function."""
+
+    def run() -> None:
+        do()
+
+    return Attempt(words, run, (named,))
+
+
+# ------------------------------------------------------------------------------------------------ intact files
+
+
+def build(sandbox: Sandbox) -> None:
+    """Intact files of every kind, in `base`."""
+    base = sandbox.base
+    succeed("train", "--data", "digits", "--duration", 256, *TINY, "--out", base / "run")
+    succeed("plot", base / "run", "--out", base / "plots")  # matplotlib keeps a list of fonts at home
+    shutil.copy(base / "run" / "raw-weights.safetensors", base / "network.safetensors")
+    net = project.load(base / "network.safetensors")
+    (base / PUBLISHED).write_bytes(dump(contents_of(net)))
+    write_images(base / "images", (8, 8), count=6, classes=2)
+    succeed("metrics", "ref", base / "images", base / "ref.npz", "--detector", "pixels", "--device", "cpu")
+    statistics = read_reference(base / "ref.npz")["pixels"]
+    content = {"num_images": 6, "pixels": {"mu": statistics.mu, "sigma": statistics.sigma}}
+    (base / "ref.pkl").write_bytes(pickle.dumps(content))
+    succeed("generate", base / "network.safetensors", "--out", base / "drawn", *STEPS)
+    np.savez(base / "samples.npz", np.zeros((6, 8, 8, 1), dtype=np.uint8), np.zeros(6, dtype=np.int64))
+    write_checkpoint(base / "checkpoints", 64, checkpoint_tensors(), {"codec": {"kind": "pixels"}}, keep=1)
+    _build_pipeline(base)
+    _build_members(base)
+
+
+def checkpoint_tensors() -> dict[str, dict[str, torch.Tensor]]:
+    """What the intact checkpoint holds."""
+    return {"net": {"w": torch.ones(2, 3), "b": torch.zeros(4)}, "ema": {"w": torch.ones(3)}}
+
+
+def _build_pipeline(base: Path) -> None:
+    """As diffusers would save it; written by hand, since it is not everywhere."""
+    unet = base / "pipeline" / "unet"
+    unet.mkdir(parents=True)
+    metadata = project.read_metadata(base / "network.safetensors")
+    told = {name: metadata[name] for name in ("images_seen", "sigma_rel", "buffers", "training")}
+    index = {"_class_name": "EDM2Pipeline", "codec": metadata["codec"], "metadata": told}
+    (base / "pipeline" / "model_index.json").write_text(json.dumps(index))
+    (unet / "config.json").write_text(json.dumps(metadata["network"]))
+    shutil.copy(base / "network.safetensors", unet / "diffusion_pytorch_model.safetensors")
+
+
+def _build_members(base: Path) -> None:
+    """What datasets consist of: images of all formats, arrays, labels."""
+    members, pixels = base / "members", np.arange(64, dtype=np.uint8).reshape(8, 8)
+    members.mkdir()
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"):
+        Image.fromarray(pixels).convert("RGB").save(members / f"{kind}.png", kind)
+    Image.fromarray(pixels).save(members / "gray.png")
+    Image.fromarray(pixels).convert("P").save(members / "palette.png")
+    np.save(members / "pixels.npy", pixels[None])
+    np.save(members / "moments.npy", np.ones((8, 8, 8), dtype=np.float32))
+    labels = [["a.png", 0], ["b.png", 1], ["c.png", 1]]
+    content = {"labels": labels, "class_names": ["x", "y"], "pixels": {"mean": [3.0], "std": [1.0], "sigma_data": 0.5}}
+    (members / "dataset.json").write_text(json.dumps(content))
+    latents = {"vae": "none", "mean": [0.0] * 4, "std": [1.0] * 4, "pixel_range": [0, 1], "sigma_data": 1.0}
+    (members / "latents.json").write_text(json.dumps({"labels": None, "latents": latents}))
+
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+def snapshot(box: Sandbox, random: Random) -> list[Attempt]:
+    path = box.given / "network.safetensors"
+    path.write_bytes(changed_safetensors((box.base / path.name).read_bytes(), random))
+    return _uses_of_a_network(box, path, random)
+
+
+def published(box: Sandbox, random: Random) -> list[Attempt]:
+    path = box.given / PUBLISHED
+    path.write_bytes(changed_pickle((box.base / path.name).read_bytes(), random))
+    convert = command("convert", path, box.out / "converted.safetensors", named=path.name)
+    return [convert, *_uses_of_a_network(box, path, random)]
+
+
+def pipeline(box: Sandbox, random: Random) -> list[Attempt]:
+    path = shutil.copytree(box.base / "pipeline", box.given / "pipeline")
+    name = random.choice(("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"))
+    changed = changed_safetensors if name.endswith("safetensors") else _changed_json_file
+    (path / name).write_bytes(changed((path / name).read_bytes(), random))
+    return _uses_of_a_network(box, path, random)
+
+
+def _changed_json_file(data: bytes, random: Random) -> bytes:
+    return json_text(json.loads(data), random)
+
+
+def _uses_of_a_network(box: Sandbox, path: Path, random: Random) -> list[Attempt]:
+    uses = [
+        command("info", path, named=path.name),
+        library(f"edm2.load({str(path)!r})", lambda: project.load(path), path.name),
+        library(f"edm2.read_metadata({str(path)!r})", lambda: project.read_metadata(path), path.name),
+    ]
+    if random.random() < 0.3:
+        uses.append(command("generate", path, *STEPS, "--grid", box.out / "grid.png", named=path.name))
+    if random.random() < 0.1:
+        guide = ("--guide", path, "--guidance", "1.5")
+        known = box.base / "network.safetensors"
+        uses.append(command("generate", known, *STEPS, *guide, "--grid", box.out / "guided.png", named=path.name))
+    return uses
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+def run_snapshots(box: Sandbox, random: Random) -> list[Attempt]:
+    run = _copied_run(box, ("snapshots", "config.json", "stats.jsonl"))
+    chosen = random.choice(sorted((run / "snapshots").iterdir()))
+    chosen.write_bytes(changed_safetensors(chosen.read_bytes(), random))
+    out = box.out / "reconstructed"
+    return [
+        command("reconstruct", run, "--std", "0.07,0.1", "--out", out, named=str(run)),
+        command("reconstruct", run, "--std", "0.12", "--plan", named=str(run)),
+        command("info", run, named=str(run)),
+    ]
+
+
+def run_folder(box: Sandbox, random: Random) -> list[Attempt]:
+    run = _copied_run(box, ("snapshots", "config.json", "stats.jsonl"))
+    name = random.choice(("config.json", "stats.jsonl"))
+    (run / name).write_bytes(
+        _changed_config(run / name, random) if name == "config.json" else _lines(run / name, random)
+    )
+    attempts = [command("info", run, named=str(run))]
+    if random.random() < 0.1:
+        words = ("--data", "digits", "--duration", 256, *TINY, "--dry-run")
+        attempts.append(command("train", *words, "--out", run, named=str(run)))
+    if random.random() < 0.1:
+        attempts.append(command("plot", run, "--out", box.out / "plots", named=""))
+    return attempts
+
+
+def _copied_run(box: Sandbox, parts: tuple[str, ...]) -> Path:
+    run = box.given / "run"
+    run.mkdir()
+    for part in parts:
+        source = box.base / "run" / part
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, run / part)
+    return run
+
+
+def _changed_config(path: Path, random: Random) -> bytes:
+    return json_text(json.loads(path.read_bytes()), random)
+
+
+def _lines(path: Path, random: Random) -> bytes:
+    """JSON lines, of which one is another."""
+    lines = path.read_bytes().splitlines()
+    index = random.randrange(len(lines))
+    lines[index] = json_text(json.loads(lines[index]), random)
+    return b"\n".join(lines) + random.choice((b"\n", b"\n", b"", b"\n{", b"\n\n"))
+
+
+def resumed(box: Sandbox, random: Random) -> list[Attempt]:
+    """A run that somebody goes on with; it is its own output folder."""
+    run = shutil.copytree(box.base / "run", box.out / "run")
+    files = [
+        "config.json",
+        "stats.jsonl",
+        *(str(p.relative_to(run)) for p in (run / "checkpoints").rglob("*") if p.is_file()),
+    ]
+    name = random.choice(sorted(files))
+    data = (run / name).read_bytes()
+    match Path(name).suffix:
+        case ".json":
+            data = json_text(json.loads(data), random)
+        case ".jsonl":
+            data = _lines(run / name, random)
+        case _:
+            data = changed_pickle(data, random)
+    (run / name).write_bytes(data)
+    words = ("--data", "digits", "--duration", 320, *TINY, "--workers", 0)
+    return [command("train", *words, "--out", run, named=str(run))]
+
+
+def checkpoint(box: Sandbox, random: Random) -> list[Attempt]:
+    path = shutil.copytree(box.base / "checkpoints" / "000000000064", box.given / "checkpoint")
+    name = random.choice((".metadata", ".metadata", "__0_0.distcp", "state.json"))
+    data = (path / name).read_bytes()
+    (path / name).write_bytes(
+        json_text(json.loads(data), random) if name == "state.json" else changed_pickle(data, random)
+    )
+    return [library(f"load_checkpoint({str(path)!r})", lambda: load_checkpoint(path, checkpoint_tensors()), str(path))]
+
+
+def score_cache(box: Sandbox, random: Random) -> list[Attempt]:
+    """Scores that a sweep has kept; whatever is not one is computed again."""
+    path = box.given / "sweep.jsonl"
+    line = {"key": "a" * 24, "distance": 1.0, "deviation": None, "accuracy": 0.5}
+    path.write_bytes(b"\n".join([json.dumps(line).encode(), json_text(line, random), b""]))
+    return [library(f"ScoreCache({str(path)!r})", lambda: ScoreCache(path).get({}), path.name)]
+
+
+# ------------------------------------------------------------------------------------------------ datasets
+
+
+def _uses_of_a_dataset(box: Sandbox, path: Path, random: Random) -> list[Attempt]:
+    uses = [
+        command("dataset", "info", path, named=path.name),
+        command("info", path, named=path.name),
+        library(f"open_dataset({str(path)!r})", lambda: _read_all(path), path.name),
+    ]
+    if random.random() < 0.4:
+        convert = ("dataset", "convert", path, box.out / "converted.zip", "--resolution", "8")
+        uses.append(command(*convert, "--workers", 1, named=path.name))
+    if random.random() < 0.2:
+        writable = box.out / path.name
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, writable)
+        uses.append(command("dataset", "stats", writable, named=path.name))
+    if random.random() < 0.03:
+        words = ("--duration", 64, *TINY, "--dry-run", "--measure", "--workers", 0)
+        uses.append(command("train", "--data", path, *words, "--out", box.out / "run", named=path.name))
+    return uses
+
+
+def _read_all(path: Path) -> None:
+    dataset = project.training.open_dataset(path)
+    for start in range(0, len(dataset), 16):
+        dataset.batch(range(start, min(start + 16, len(dataset))))
+
+
+def _members(box: Sandbox, random: Random) -> dict[str, bytes]:
+    """Images or arrays of one size, with labels or without."""
+    members = box.base / "members"
+    if random.random() < 0.25:
+        moments = (members / "moments.npy").read_bytes()
+        return {"a.npy": moments, "b.npy": moments, "dataset.json": (members / "latents.json").read_bytes()}
+    kind = random.choice(
+        ("PNG.png", "PNG.png", "JPEG.png", "WEBP.png", "BMP.png", "GIF.png", "TIFF.png", "palette.png")
+    )
+    files = {f"{letter}.png": (members / kind).read_bytes() for letter in "abc"}
+    if kind == "PNG.png" and random.random() < 0.5:
+        files = {f"{letter}.png": (members / "gray.png").read_bytes() for letter in "abc"}
+        files["dataset.json"] = (members / "dataset.json").read_bytes()
+    return files
+
+
+def _changed_members(box: Sandbox, random: Random) -> dict[str, bytes]:
+    """The same, of which one is another."""
+    files = _members(box, random)
+    name = random.choice(sorted(files))
+    if name == "dataset.json":
+        files[name] = json_text(json.loads(files[name]), random)
+    else:
+        files[name] = (changed_npy if name.endswith(".npy") else changed_image)(files[name], random)
+    return files
+
+
+def dataset_zip(box: Sandbox, random: Random) -> list[Attempt]:
+    path = box.given / "data.zip"
+    files = _members(box, random) if random.random() < 0.7 else _changed_members(box, random)
+    path.write_bytes(hostile_zip(files, random))
+    return _uses_of_a_dataset(box, path, random)
+
+
+def dataset_folder(box: Sandbox, random: Random) -> list[Attempt]:
+    path = box.given / "data"
+    for name, data in _changed_members(box, random).items():
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(data)
+    return _uses_of_a_dataset(box, path, random)
+
+
+def dataset_index(box: Sandbox, random: Random) -> list[Attempt]:
+    """The file beside a ZIP that says what is in it, with checksums that fit."""
+    from safetensors.numpy import save_file
+
+    path = box.given / "data.zip"
+    path.write_bytes(hostile_zip(_members(box, Random(0)), Random(4)))
+    files, catalog = open_archive(path)
+    from edm2.training.data.index import _to_arrays
+
+    arrays = _to_arrays(files.members, catalog)
+    facts = {"class_names": catalog.class_names, "latents": catalog.latents, "pixels": catalog.pixels}
+    if random.random() < 0.3:
+        facts = changed_json(facts | {"class_names": list(catalog.class_names)}, random)
+    else:
+        name = random.choice(sorted(arrays))
+        array = np.frombuffer(bytearray(mangled(arrays[name].tobytes(), random)), dtype=np.uint8)
+        arrays[name] = array[: len(array) // arrays[name].itemsize * arrays[name].itemsize].view(arrays[name].dtype)
+    text = json.dumps(facts)
+    metadata = {"stamp": _stamp(path), "facts": text, "checksum": _checksum(arrays, text)}
+    save_file(arrays, box.given / ".data.zip.index", metadata)
+    return _uses_of_a_dataset(box, path, random)
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+
+
+def reference_npz(box: Sandbox, random: Random) -> list[Attempt]:
+    path = box.given / "ref.npz"
+    path.write_bytes(_changed_npz((box.base / "ref.npz").read_bytes(), random))
+    return _uses_of_a_reference(box, path, random)
+
+
+def reference_pickle(box: Sandbox, random: Random) -> list[Attempt]:
+    path = box.given / "ref.pkl"
+    path.write_bytes(changed_pickle((box.base / "ref.pkl").read_bytes(), random))
+    return _uses_of_a_reference(box, path, random)
+
+
+def _uses_of_a_reference(box: Sandbox, path: Path, random: Random) -> list[Attempt]:
+    uses = [
+        library(f"read_reference({str(path)!r})", lambda: read_reference(path), path.name),
+        library(f"read_features({str(path)!r})", lambda: read_features(path, "pixels"), path.name),
+    ]
+    if random.random() < 0.5:
+        metrics = random.choice((("--metrics", "pixels"), ("--metrics", "pixels,kid,pr"), ()))
+        named = (path.name, "the reference")
+        words = ("--ref", path, *metrics, "--device", "cpu")
+        uses.append(command("metrics", "calc", box.base / "images", *words, named=named))
+    return uses
+
+
+def samples_npz(box: Sandbox, random: Random) -> list[Attempt]:
+    path = box.given / "samples.npz"
+    path.write_bytes(_changed_npz((box.base / "samples.npz").read_bytes(), random))
+    words = ("--ref", box.base / "ref.npz", "--metrics", "pixels", "--device", "cpu")
+    return [command("metrics", "calc", path, *words, named=(path.name, "the reference"))]
+
+
+def _changed_npz(data: bytes, random: Random) -> bytes:
+    import zipfile
+
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    name = random.choice(sorted(files))
+    match random.choice(("array", "array", "zip", "bytes", "lost")):
+        case "array":
+            files[name] = changed_npy(files[name], random)
+            buffer = io.BytesIO()
+            with zipfile.ZipFile(buffer, "w", random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+                for key, contents in files.items():
+                    archive.writestr(key, contents)
+            return buffer.getvalue()
+        case "lost":
+            del files[name]
+            return hostile_zip(files, random) if files else b""
+        case "zip":
+            return hostile_zip(files, random)
+    return mangled(data, random)
+
+
+def drawn_images(box: Sandbox, random: Random) -> list[Attempt]:
+    """A folder of images that was begun, and is gone on with; it is its own output folder."""
+    folder = shutil.copytree(box.base / "drawn", box.out / "drawn")
+    if random.random() < 0.6:
+        path = folder / "generation.json"
+        path.write_bytes(json_text(json.loads(path.read_bytes()), random))
+    else:
+        path = folder / "000000.png"
+        path.write_bytes(changed_image(path.read_bytes(), random))
+    words = ("generate", box.base / "network.safetensors", *STEPS, "--out", folder)
+    grid = ("--grid", box.out / "grid.png") if random.random() < 0.5 else ()
+    return [command(*words, *grid, named="drawn")]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How to make hostile files of one kind, and how often."""
+
+    make: Callable[[Sandbox, Random], list[Attempt]]
+    weight: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.make.__name__
+
+
+KINDS = (
+    *(Kind(snapshot, 12), Kind(published, 8), Kind(pipeline, 6), Kind(run_snapshots, 6), Kind(run_folder, 8)),
+    *(Kind(resumed, 1), Kind(checkpoint, 8), Kind(score_cache, 2), Kind(dataset_zip, 14), Kind(dataset_folder, 16)),
+    *(Kind(dataset_index, 4), Kind(reference_npz, 6), Kind(reference_pickle, 6), Kind(samples_npz, 6)),
+    Kind(drawn_images, 3),
+)

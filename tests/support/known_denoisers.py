@@ -1,0 +1,65 @@
+"""Denoisers of known data, whose ODE has a known solution, and two that note what they are asked."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from edm2.sampling.samplers.heun import Denoiser
+
+MEAN, STD = 0.3, 0.5
+"""Gaussian data."""
+
+
+def gaussian_denoiser(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    """D(x; sigma) of data N(MEAN, STD²)."""
+    return (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
+
+
+def gaussian_solution(x: Tensor, sigma: Tensor | float) -> Tensor:
+    """Solution at noise level 0 of dx/dt = t (x - MEAN) / (STD² + t²) through `x` at noise level `sigma`."""
+    return MEAN + (x - MEAN) * STD / (STD**2 + sigma**2) ** 0.5
+
+
+@dataclass
+class Recorder:
+    """Passes on to a denoiser and notes every evaluation."""
+
+    denoise: Denoiser
+    x: list[Tensor] = field(default_factory=list)
+    sigma: list[Tensor] = field(default_factory=list)
+    D: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        D = self.denoise(x, sigma, labels)
+        for place, value in ((self.x, x), (self.sigma, sigma), (self.D, D)):
+            place.append(value)
+        return D
+
+
+@dataclass
+class Stepped:
+    """Another denoiser within each step, and none outside of one; notes the levels it is asked for."""
+
+    asked: list[float] = field(default_factory=list)
+
+    def at_step(self, sigma: Tensor) -> Denoiser:
+        self.asked.append(float(sigma))
+        return gaussian_denoiser
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        raise AssertionError("a sampler must use the step's denoiser")
+
+
+def mixture(parameters: dict[str, Tensor]) -> Denoiser:
+    """Closed-form denoiser of a mixture of isotropic Gaussians with label-dependent weights (golden README)."""
+
+    def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        mu, s, logw = (parameters[name].to(x.dtype) for name in ("mu", "s", "logw"))
+        v = s**2 + sigma**2
+        distance = (x[:, None] - mu).square().sum(dim=(2, 3, 4))
+        log_r = labels.to(x.dtype) @ logw - distance / (2 * v) - x[0].numel() / 2 * v.log()
+        r = log_r.softmax(dim=1)
+        means = (s**2)[:, None, None, None] * x[:, None] + sigma**2 * mu
+        return (r[:, :, None, None, None] * means / v[:, None, None, None]).sum(dim=1)
+
+    return denoise

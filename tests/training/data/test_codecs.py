@@ -1,0 +1,119 @@
+"""Codecs are exact: every level survives, and the network sees data of the promised mean and standard deviation."""
+
+import json
+import math
+
+import pytest
+import torch
+from golden_data import arrays
+
+from edm2.training.data.codecs import PixelCodec, codec_from_json
+from edm2.training.data.dataset import open_dataset, pixel_statistics
+
+CODECS = {
+    "default": PixelCodec(),
+    "digits": PixelCodec.standardized([4.88], [6.02], levels=17),
+    "per channel": PixelCodec.standardized([124.0, 116.3, 103.5], [58.4, 57.1, 57.4]),
+    "narrow": PixelCodec.standardized([250.0], [0.5]),
+    "wide": PixelCodec.standardized([-1e3], [1e4]),
+}
+
+
+def all_levels(codec: PixelCodec) -> torch.Tensor:
+    return torch.arange(codec.levels, dtype=torch.uint8).view(1, 1, 1, -1).repeat(1, len(codec.mean), 1, 1)
+
+
+@pytest.fixture(params=CODECS.values(), ids=CODECS.keys())
+def codec(request: pytest.FixtureRequest) -> PixelCodec:
+    return request.param
+
+
+def test_default_is_the_published_rgb_encoder(golden):
+    numbers = arrays(golden, "dataset/dataset.safetensors")
+    encoded, decode_in = numbers["rgb/encoded_0_255"], numbers["rgb/decode_in"]
+    levels = torch.arange(256, dtype=torch.uint8).view_as(encoded)
+    # Stated as 1e-6, and float32 resolves 6e-8 near 1; the operations are the same, so nothing differs.
+    torch.testing.assert_close(PixelCodec().encode(levels), encoded, rtol=0, atol=1e-6)
+    assert torch.equal(PixelCodec().encode(levels), levels.float() / 127.5 - 1)
+    assert torch.equal(PixelCodec().decode(decode_in), numbers["rgb/decode_out"])
+
+
+def test_every_level_survives(codec):
+    levels = all_levels(codec)
+    encoded = codec.encode(levels)
+    assert encoded.dtype == torch.float32
+    assert torch.equal(codec.decode(encoded), levels)
+
+
+def test_decoding_takes_the_nearest_level(codec):
+    """Anything less than half a level away comes back; 0.49 leaves room for the rounding of float32."""
+    levels = all_levels(codec)
+    for distance in (-0.49, 0.49):
+        exact = (levels.double() + distance - column(codec.mean)) / column(codec.std)
+        assert torch.equal(codec.decode(exact), levels)
+
+
+def column(values: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
+
+
+def test_decoding_clips_and_is_defined_everywhere(codec):
+    x = torch.tensor([-math.inf, -1e30, math.nan, 1e30, math.inf]).view(1, 1, 1, -1).repeat(1, len(codec.mean), 1, 1)
+    top = codec.levels - 1
+    assert codec.decode(x)[0, 0, 0].tolist() == [0, 0, 0, top, top]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_decoding_accepts_other_float_types(dtype):
+    """Sampler and network may work in these; -1, 0 and 1 are exact in all."""
+    x = torch.tensor([-1.0, 0.0, 1.0], dtype=dtype).view(1, 1, 1, 3)
+    assert PixelCodec().decode(x).flatten().tolist() == [0, 128, 255]
+
+
+def test_standardized_data_have_mean_0_and_the_promised_std():
+    dataset = open_dataset("digits")
+    codec = PixelCodec.standardized(*pixel_statistics(dataset), levels=dataset.levels, sigma_data=0.5)
+    x = codec.encode(dataset.images(range(len(dataset)))).double()
+    assert x.mean().item() == pytest.approx(0, abs=1e-7)  # rounding of float32, averaged
+    assert x.std(correction=0).item() == pytest.approx(0.5, rel=1e-6)
+
+
+def test_display_uses_all_of_8_bits():
+    assert torch.equal(PixelCodec().to_display(all_levels(PixelCodec())), all_levels(PixelCodec()))
+    codec = CODECS["digits"]
+    expected = [math.floor(v * 255 / 16 + 0.5) for v in range(17)]
+    assert codec.to_display(all_levels(codec)).flatten().tolist() == expected
+
+
+def test_json_brings_back_an_equal_codec(codec):
+    assert codec_from_json(json.loads(json.dumps(codec.to_json()))) == codec
+
+
+@pytest.mark.parametrize(
+    ("description", "reason"),
+    [
+        ({}, "unknown kind of codec None"),
+        ({"kind": "wavelet"}, "unknown kind of codec 'wavelet': this version knows pixels"),
+        ({"kind": "pixels", "gamma": 2.2}, "gamma"),
+        ({"kind": "pixels", "mean": 127.5}, "not iterable"),
+        ({"kind": "pixels", "mean": [], "std": []}, "must hold a finite number"),
+        ({"kind": "pixels", "mean": [1, 2], "std": [1]}, "must hold a finite number"),
+        ({"kind": "pixels", "mean": [math.nan], "std": [1]}, "must hold a finite number"),
+        ({"kind": "pixels", "mean": [1], "std": [0]}, "must be positive"),
+        ({"kind": "pixels", "levels": 1}, "levels=1"),
+        ({"kind": "pixels", "levels": 65536}, "levels=65536"),
+    ],
+)
+def test_unusable_descriptions_are_refused(description, reason):
+    with pytest.raises(ValueError, match=reason):
+        codec_from_json(description)
+
+
+def test_data_with_another_number_of_channels_are_refused():
+    """Broadcasting would otherwise turn gray images into colour ones."""
+    codec = CODECS["per channel"]
+    assert codec.network_channels(3) == 3
+    assert PixelCodec().network_channels(4) == 4
+    for use, x in ((codec.encode, torch.zeros(1, 1, 2, 2, dtype=torch.uint8)), (codec.decode, torch.zeros(1, 1, 2, 2))):
+        with pytest.raises(ValueError, match="codec for 3 channels"):
+            use(x)

@@ -1,0 +1,139 @@
+"""Reading ahead in worker processes changes when images are read, and nothing else."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edm2.training.data import loader
+from edm2.training.data.dataset import ArrayDataset, DatasetError, Indices, open_dataset
+from edm2.training.data.files import StorageError
+from edm2.training.data.loader import WorkerError, data_loader
+from edm2.training.data.order import PlaceBatches, ShuffledOrder
+
+WORKERS = [0, 2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten small images in two classes."""
+    for k in range(10):
+        path = tmp_path / "data" / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), k, dtype=np.uint8)).save(path)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_batches_are_those_of_the_dataset_in_order(folder, workers):
+    dataset = open_dataset(folder)
+    batches = PlaceBatches(ShuffledOrder(len(dataset), seed=0), 0, batch_size=4)
+    for (images, labels), indices in islice(zip(data_loader(dataset, batches, workers), batches, strict=True), 12):
+        assert torch.equal(images, dataset.images(indices))
+        assert torch.equal(labels, dataset.labels(indices))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_finite_list_of_batches_ends(folder, workers):
+    dataset = open_dataset(folder)
+    assert [len(labels) for _, labels in data_loader(dataset, [[0], [1, 2], [3, 4, 5]], workers)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_error_arrives_as_its_one_line(folder, workers):
+    """Also from a worker, whose exceptions torch turns into the text of a traceback."""
+    (folder / "a" / "4.png").write_bytes(b"damaged")
+    batches = data_loader(open_dataset(folder), [[0, 1], [2, 3]], workers)
+    next(batches)
+    with pytest.raises(DatasetError) as failure:
+        next(batches)
+    assert str(failure.value) == f"{folder / 'a' / '4.png'}: cannot be read: not an image, or damaged (index 2)"
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_reading_leaves_the_global_generator_alone(folder, workers):
+    """Initialization and dropout draw from it: the number of workers must not change them."""
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    next(data_loader(open_dataset(folder), [[0]], workers))
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.fixture
+def spawn() -> Iterator[None]:
+    """Start processes as macOS and Windows do."""
+    before = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    yield
+    torch.multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.usefixtures("spawn")
+def test_spawned_workers_read_too(folder):
+    """Nothing is inherited: all that a worker needs is pickled, after the archive was opened here."""
+    images, _ = next(data_loader(open_dataset(folder), [[0, 9]], workers=1))
+    assert images[:, 0, 0, 0].tolist() == [0, 9]
+
+
+# ------------------------------------------------------------------------------------------------ workers that fail
+
+
+class Sleepy(ArrayDataset):
+    """Takes its time, and kills who reads it for the image `deadly`."""
+
+    def __init__(self, seconds: float = 0.0, deadly: int = -1) -> None:
+        super().__init__(torch.zeros(10, 1, 4, 4, dtype=torch.uint8), name="sleepy")
+        self.seconds = seconds
+        self.deadly = deadly
+
+    def images(self, indices: Indices) -> torch.Tensor:
+        time.sleep(self.seconds)
+        if self.deadly in indices:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().images(indices)
+
+
+def test_a_worker_that_is_killed_ends_the_wait_in_one_line():
+    """As the system does when memory has run out."""
+    batches = data_loader(Sleepy(deadly=7), [[index] for index in range(10)], workers=2)
+    start = time.monotonic()
+    with pytest.raises(WorkerError) as failure:
+        list(batches)
+    assert time.monotonic() - start < 10  # torch looks after its workers every 5 seconds if it gets no signal
+    line = str(failure.value)
+    assert line.startswith("sleepy: a process that reads data has died (")
+    assert "lower --workers" in line
+    assert "run the same again" in line
+    assert len(line.splitlines()) == 1
+
+
+def test_a_death_is_told_when_the_next_batch_is_asked_for_and_nowhere_else():
+    """Not in the middle of whatever else this process does: it might be writing a checkpoint."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = data_loader(Sleepy(deadly=2), [[index] for index in range(10)], workers=1)
+    next(batches)  # while number 2 is being read ahead
+    time.sleep(1)
+    assert signal.getsignal(signal.SIGCHLD) is handler
+    with pytest.raises(WorkerError):
+        list(batches)
+
+
+def test_a_storage_that_never_answers_ends_the_wait(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader, "TIMEOUT", 1)
+    batches = data_loader(Sleepy(seconds=20), [[3, 1], [2, 5]], workers=1)
+    with pytest.raises(StorageError, match="sleepy: no answer for 1 seconds while images of indices 3, 1 were read"):
+        next(batches)
+
+
+def test_a_mistake_in_a_program_keeps_its_traceback():
+    """It is nothing that the user could mend."""
+    with pytest.raises(IndexError, match="Traceback"):
+        next(data_loader(Sleepy(), [[99]], workers=1))

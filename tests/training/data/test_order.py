@@ -1,0 +1,94 @@
+"""The order of images depends on the seed and the place, and on nothing else."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from edm2.training.data.order import PlaceBatches, ShuffledOrder, permutation
+
+
+def take(batches: PlaceBatches, count: int) -> list[int]:
+    """Indices of the first `count` micro-batches."""
+    return [index for batch in islice(batches, count) for index in batch]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 1000])
+def test_every_epoch_visits_each_image_once(length):
+    order = ShuffledOrder(length, seed=5)
+    for epoch in range(4):
+        indices = order.indices(epoch * length, (epoch + 1) * length)
+        assert indices.dtype == np.int64
+        assert sorted(indices.tolist()) == list(range(length))
+
+
+def test_epochs_and_seeds_differ():
+    """Among 1000! orders, two alike mean a mistake; a shifted or reversed one counts as alike by its correlation."""
+    orders = [ShuffledOrder(1000, seed).indices(e * 1000, (e + 1) * 1000) for seed in (0, 1, 2**40) for e in (0, 1)]
+    correlation = np.corrcoef(np.array([np.arange(1000), *orders])) - np.eye(len(orders) + 1)
+    assert np.abs(correlation).max() < 0.16  # five standard deviations, 1 / sqrt(1000)
+
+
+def test_ranges_add_up_and_may_span_epochs():
+    whole = ShuffledOrder(7, seed=1).indices(0, 40)
+    for start in range(0, 40, 3):
+        for stop in range(start, 41, 4):
+            # A new object each time: the order must not depend on what was asked before.
+            assert np.array_equal(ShuffledOrder(7, seed=1).indices(start, stop), whole[start:stop])
+
+
+def test_looking_back_changes_nothing():
+    order = ShuffledOrder(5, seed=0)
+    first = order.indices(0, 5)
+    order.indices(500, 530)
+    assert np.array_equal(order.indices(0, 5), first)
+
+
+def test_the_order_outlives_versions_of_numpy():
+    """Written down once, so that a run can be resumed with any later version."""
+    assert permutation(10, 0).tolist() == [3, 2, 1, 8, 6, 0, 7, 4, 5, 9]
+    assert ShuffledOrder(5, seed=7).indices(12, 20).tolist() == [0, 4, 3, 2, 1, 4, 3, 0]
+
+
+def test_a_run_that_starts_anywhere_goes_on_as_if_it_had_never_stopped():
+    order = ShuffledOrder(10, seed=2)
+    never_stopped = take(PlaceBatches(order, 0, 6), 20)
+    for step in range(20):
+        assert take(PlaceBatches(order, 6 * step, 6), 20 - step) == never_stopped[6 * step :]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("micro_batch", [None, 1, 2])
+def test_several_processes_see_together_what_one_sees(world_size, micro_batch):
+    """Each owns a contiguous share of every step, whatever its micro-batches."""
+    order, steps, batch = ShuffledOrder(10, seed=2), 5, 12
+    shares = []
+    for rank in range(world_size):
+        batches = PlaceBatches(order, 24, batch, micro_batch=micro_batch, rank=rank, world_size=world_size)
+        per_step = batches.share // batches.micro_batch
+        shares.append(np.reshape(take(batches, steps * per_step), (steps, batch // world_size)))
+    assert np.array_equal(np.hstack(shares).flatten(), order.indices(24, 24 + steps * batch))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        ({"batch_size": 10, "world_size": 3}, "not a multiple of the 3 processes"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 12, "world_size": 2, "micro_batch": 4}, "6 images .* micro_batch=4"),
+        ({"batch_size": 12, "micro_batch": 0}, "micro_batch=0"),
+        ({"batch_size": 12, "world_size": 2, "rank": 2}, "rank=2"),
+    ],
+)
+def test_impossible_splits_are_refused(kwargs, reason):
+    with pytest.raises(ValueError, match=reason):
+        PlaceBatches(ShuffledOrder(10, seed=0), 0, **kwargs)
+
+
+def test_impossible_orders_and_places_are_refused():
+    for length, seed in ((0, 0), (5, -1)):
+        with pytest.raises(ValueError, match="must be at least"):
+            ShuffledOrder(length, seed)
+    for start, stop in ((-1, 3), (4, 3)):
+        with pytest.raises(ValueError, match="count up from 0"):
+            ShuffledOrder(5, seed=0).indices(start, stop)

@@ -1,0 +1,151 @@
+"""Storage that fails for a while is asked again, storage that keeps failing is named, and no other trouble waits."""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_data import encoded, npy, write_folder, write_zip
+
+from edm2.training.data import retry as patience
+from edm2.training.data.dataset import DatasetError, open_dataset
+from edm2.training.data.files import StorageError
+from edm2.training.data.retry import PASSING, PAUSES, is_passing, patiently
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Nobody sleeps; the pauses are put down here."""
+    passed: list[float] = []
+    monkeypatch.setattr(patience.time, "sleep", passed.append)
+    return passed
+
+
+def failing(times: int, code: int = errno.EIO) -> Callable[[], str]:
+    """Fails so many times, then answers."""
+    left = iter(range(times))
+
+    def read() -> str:
+        if next(left, None) is not None:
+            raise OSError(code, os.strerror(code))
+        return "answer"
+
+    return read
+
+
+@pytest.mark.parametrize("code", sorted(PASSING), ids=errno.errorcode.get)
+@pytest.mark.parametrize("times", range(len(PAUSES) + 1))
+def test_what_passes_is_waited_for_twice_as_long_each_time(times: int, code: int, pauses: list[float]):
+    assert patiently(failing(times, code), "a file") == "answer"
+    assert pauses == [2**i for i in range(times)]
+
+
+def test_it_ends_after_about_a_minute(pauses: list[float]):
+    with pytest.raises(OSError, match="Input/output error, at each of 7 attempts in 0 seconds") as failure:
+        patiently(failing(100), "a file")
+    assert is_passing(failure.value)
+    assert sum(pauses) == 63
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "no"), PermissionError(errno.EACCES, "no"),
+                                   ValueError("damaged"), OSError("without a number")])  # fmt: skip
+def test_other_trouble_is_final_at_once(error: Exception, pauses: list[float]):
+    def read() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        patiently(read, "a file")
+    assert not pauses
+    assert not is_passing(error)
+
+
+def test_the_log_tells_once_that_it_waits(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        patiently(failing(3), "a file")
+    assert [record.getMessage() for record in caplog.records] == [
+        "a file: Input/output error; trying again for 63 seconds"
+    ]
+
+
+def test_the_log_tells_of_late_answers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    clock = iter([0, 0, 45])
+    monkeypatch.setattr(patience.time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.WARNING):
+        patiently(failing(0), "a file")
+    assert caplog.messages == ["a file: the answer took 45 seconds"]
+
+
+# ------------------------------------------------------------------------------------------------ through a dataset
+
+
+ATTEMPTS = len(PAUSES) + 1
+
+
+@pytest.fixture(params=[write_folder, write_zip], ids=["folder", "zip"])
+def data(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Three images, of which number k is full of k."""
+    images = {f"{k}.png": encoded(Image.new("L", (4, 4), k)) for k in range(3)}
+    return request.param(tmp_path / {write_folder: "data", write_zip: "data.zip"}[request.param], images)
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Makes the next reads fail, in the ways in which folders and ZIPs read."""
+    left = {"times": 0, "code": 0}
+    pread, fstat = os.pread, os.fstat
+
+    def failing_now(function: Callable) -> Callable:
+        def called(*arguments: object) -> object:
+            if left["times"]:
+                left["times"] -= 1
+                raise OSError(left["code"], os.strerror(left["code"]))
+            return function(*arguments)
+
+        return called
+
+    monkeypatch.setattr(os, "pread", failing_now(pread))
+    monkeypatch.setattr(os, "fstat", failing_now(fstat))
+    return lambda times, code=errno.ESTALE: left.update(times=times, code=code)
+
+
+def test_an_image_is_read_when_the_storage_is_back(data: Path, storage):
+    dataset = open_dataset(data)
+    storage(3)
+    assert dataset.images([2])[0].unique().tolist() == [2]
+
+
+def test_storage_that_stays_away_is_named_with_file_and_index(data: Path, storage):
+    dataset = open_dataset(data)
+    storage(ATTEMPTS)
+    with pytest.raises(StorageError) as failure:
+        dataset.images([1])
+    line = str(failure.value)
+    assert line.startswith(f"{data}/1.png: cannot be read: ")
+    assert line.endswith("Stale file handle, at each of 7 attempts in 0 seconds (index 1)")
+
+
+def test_opening_is_patient_too(data: Path, storage):
+    storage(2)
+    assert len(open_dataset(data)) == 3
+
+
+def test_a_stale_handle_is_given_up(tmp_path: Path, storage):
+    """A network file system refuses it for ever; a file that is opened anew it may hand out."""
+    data = write_zip(tmp_path / "data.zip", {"1.npy": npy(np.zeros((1, 2, 2), dtype=np.uint8))})
+    dataset = open_dataset(data)
+    before = dataset._files._file
+    storage(1)
+    dataset.images([0])
+    assert dataset._files._file is not before
+
+
+def test_a_zip_on_storage_that_stays_away_is_not_called_damaged(tmp_path: Path, storage):
+    data = write_zip(tmp_path / "data.zip", {"1.npy": npy(np.zeros((1, 2, 2), dtype=np.uint8))})
+    storage(ATTEMPTS)
+    with pytest.raises(DatasetError, match=r"data\.zip: cannot be (read|opened)") as failure:
+        open_dataset(data)
+    assert "copy or write it anew" not in str(failure.value)

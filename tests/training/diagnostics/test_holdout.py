@@ -1,0 +1,96 @@
+"""The loss per noise level on held-out images."""
+
+import numpy as np
+import pytest
+import torch
+from test_trainer import tiny_config
+
+from edm2.networks import NetworkConfig, build_network
+from edm2.training import NOISE_DISTRIBUTIONS, ArrayDataset, DatasetError, LnNormal, noise_distribution
+from edm2.training.data.batches import Feed
+from edm2.training.data.dataset import evenly_spaced_indices
+from edm2.training.data.tolerance import TolerantDataset
+from edm2.training.diagnostics.holdout import NOISE_QUANTILES, evenly_spaced, measure_loss
+from edm2.training.distributed.processes import ALONE
+from edm2.training.distributed.strategies import Alone
+from edm2.training.randomness import PlaceRandom
+from edm2.training.run import output as output_module
+from edm2.training.run.output import Output
+from edm2.training.run.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    torch.manual_seed(0)
+    return build_network(NetworkConfig(16, 3, 0, model_channels=8, channel_mult=(1, 2), num_blocks=1)).eval()
+
+
+@pytest.mark.parametrize("name", NOISE_DISTRIBUTIONS)
+def test_an_untrained_network_has_unit_loss_at_all_levels_of_any_distribution(untrained, name):
+    """At quantiles of the distribution. 12,288 elements err by 1.3 %, four times that."""
+    images = 0.5 * torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    measured = measure_loss(untrained, images, None, noise_distribution(name), batch_size=5)
+    assert all(low < high for low, high in zip(measured.sigmas, measured.sigmas[1:], strict=False))
+    assert measured.losses == pytest.approx([1] * len(NOISE_QUANTILES), abs=0.052)
+
+
+def test_log_normal_levels_are_deviations_from_the_mean(untrained):
+    images = torch.zeros(2, 3, 16, 16)
+    sigmas = measure_loss(untrained, images, None, LnNormal(-1.2, 1.2), batch_size=2).sigmas
+    normal = [(torch.tensor(sigma).log().item() + 1.2) / 1.2 for sigma in sigmas]
+    assert normal == pytest.approx(NOISE_QUANTILES, abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ which images
+
+
+@pytest.mark.parametrize(("length", "count"), [(10, 4), (10, 10), (10, 99), (7, 1), (7, 0), (0, 3)])
+def test_evenly_spaced_indices(length, count):
+    """Index i stands at i / count of the way."""
+    indices = evenly_spaced_indices(length, count)
+    count = min(length, count)
+    assert indices.dtype == np.int64
+    assert indices.tolist() == [i * length // count for i in range(count)]
+
+
+def test_evenly_spaced_indices_of_imagenet_where_integers_have_32_bits(monkeypatch):
+    """As those of numpy 1 have by default on Windows."""
+    arange = np.arange
+    monkeypatch.setattr(np, "arange", lambda *args, dtype=np.int32: arange(*args, dtype=dtype))
+    indices = evenly_spaced_indices(1_300_000, 10_000)
+    assert indices.dtype == np.int64
+    assert np.array_equal(indices, arange(0, 1_300_000, 130))
+
+
+def test_a_stand_in_for_a_broken_image_brings_its_label_and_the_reason():
+    class SecondIsBroken(ArrayDataset):
+        def images(self, indices):
+            if 1 in indices:
+                raise DatasetError("b.png: broken")
+            return super().images(indices)
+
+    dataset = SecondIsBroken(torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1), torch.arange(4))
+    images, labels, broken = evenly_spaced(TolerantDataset(dataset, 1), 4).batch(range(4))
+    assert images.flatten().tolist() == labels.tolist() == [0, 2, 2, 3]
+    assert broken == ("b.png: broken",)
+
+
+@pytest.mark.parametrize("holdout", [30, 270])
+def test_losses_are_measured_on_images_of_all_classes(tmp_path, monkeypatch, holdout):
+    """Also of a dataset sorted by class, and if more images are held out than trained on."""
+    classes = 3
+    dataset = ArrayDataset(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), torch.arange(300) * classes // 300)
+    config = tiny_config(tmp_path, holdout=holdout)
+    feed = Feed(config, dataset, PlaceRandom(0, 4, torch.device("cpu")))
+    output = Output(config, RunFolder(tmp_path), feed, Alone(ALONE), [], 0)
+    measured = []
+
+    def noting_labels(net, images, labels, *others):
+        measured.append(labels)
+        return measure_loss(net, images, labels, *others)
+
+    monkeypatch.setattr(output_module, "measure_loss", noting_labels)
+    output.measured_losses(build_network(config.network).eval(), LnNormal(), 30)
+    for labels in measured:
+        assert labels.bincount(minlength=classes).tolist() == pytest.approx([10] * classes, abs=6)
+    assert [len(labels) for labels in measured] == [30, 30]

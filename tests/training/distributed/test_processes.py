@@ -1,0 +1,64 @@
+"""Processes of one job."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from edm2.training.distributed.processes import Processes, joined_processes
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from edm2.training.distributed.processes import joined_processes
+
+with joined_processes() as processes:
+    time.sleep(0.5 * processes.rank)
+    Path(sys.argv[1], f"{processes.rank} of {processes.count}").write_text(str(processes.share(range(5))))
+    processes.wait()
+    assert processes.agreed(f"of {processes.rank}") == "of 0"
+    if processes.is_first:  # the other one slept, but must be done
+        print(sorted(path.name for path in Path(sys.argv[1]).iterdir()))
+"""
+
+
+def test_without_torchrun_there_is_one_process():
+    with joined_processes() as processes:
+        assert processes == Processes(rank=0, count=1)
+        processes.wait()
+        assert list(processes.share(range(3))) == [0, 1, 2]
+        assert processes.agreed("mine") == "mine"
+
+
+def test_every_item_belongs_to_one_process():
+    shared = [item for rank in range(3) for item in Processes(rank, 3).share(range(10))]
+    assert sorted(shared) == list(range(10))
+
+
+def test_each_process_has_its_gpu():
+    assert Processes(5, 8, local_rank=1).device("cuda") == torch.device("cuda", 1)
+    assert Processes(5, 8, local_rank=1).device("cpu") == torch.device("cpu")
+    assert Processes(5, 8, local_rank=1).device("cuda:3") == torch.device("cuda", 3)
+
+
+def test_the_failure_of_another_process_is_said_in_plain_words(monkeypatch: pytest.MonkeyPatch):
+    def broken() -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+    monkeypatch.setattr("torch.distributed.barrier", broken)
+    with pytest.raises(RuntimeError, match="another process of this job has failed"):
+        Processes(rank=0, count=2).wait()
+
+
+def test_two_processes_share_and_wait(tmp_path: Path):
+    script = tmp_path / "job.py"
+    script.write_text(SCRIPT)
+    out = tmp_path / "out"
+    out.mkdir()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run([*torchrun, str(script), str(out)], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "['0 of 2', '1 of 2']" in result.stdout
+    assert (out / "1 of 2").read_text() == "range(1, 5, 2)"

@@ -1,0 +1,136 @@
+"""What a run makes of its configuration's letter, weighting and averages."""
+
+import pytest
+import torch
+from test_trainer import assert_same_bits, final_state, run, tiny_config, tiny_data
+
+from edm2.networks import NetworkConfig
+from edm2.post_hoc_ema import read_metadata
+from edm2.training import Trainer, TrainingConfig
+from edm2.training.loss.by_name import WEIGHTINGS
+
+
+def letter_config(out, letter: str, **changes) -> TrainingConfig:
+    network = NetworkConfig(
+        8, 1, 3, config=letter, model_channels=32, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,),
+        channels_per_head=32, logvar_channels=8,
+    )  # fmt: skip
+    settings = {
+        "duration": 32, "batch_size": 8, "ref_lr": 0.002, "rampup_images": 0, "status_every": 16,
+        "snapshot_every": 16, "checkpoint_every": 16, "workers": 0,
+    }  # fmt: skip
+    return TrainingConfig(data="tiny", out=str(out), network=network, **settings | changes)
+
+
+def stopped_and_resumed(config: TrainingConfig, stop_at: int, prepare=lambda trainer: None) -> Trainer:
+    first = Trainer(config, tiny_data())
+    prepare(first)
+    step = first.step
+
+    def stopping(*args):
+        result = step(*args)
+        first.stop_requested = first.images_seen >= stop_at
+        return result
+
+    first.step = stopping
+    first.run()
+    assert first.images_seen == stop_at
+    torch.manual_seed(123)
+    second = Trainer(config, tiny_data())
+    prepare(second)
+    second.run()
+    return second
+
+
+@pytest.mark.parametrize("letter", "ABCDEF")
+def test_every_letter_trains_and_resumes(tmp_path, letter):
+    """In E and F, whose weights are normalized by force, they have unit magnitude before the step; in D they grow."""
+    whole = run(letter_config(tmp_path / "whole", letter))
+    parts = stopped_and_resumed(letter_config(tmp_path / "parts", letter), stop_at=16)
+    assert_same_bits(final_state(whole), final_state(parts))
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_every_weighting_trains(tmp_path, weighting):
+    trainer = run(tiny_config(tmp_path, duration=16, weighting=weighting))
+    head = trainer.net.logvar_linear.weight
+    assert head.requires_grad == (weighting == "uncertainty")
+
+
+def test_a_weighting_without_uncertainty_leaves_the_head_where_it_was(tmp_path):
+    """But for its normalization by force, which needs no gradient."""
+    config = tiny_config(tmp_path, weighting="min-snr")
+    fresh = Trainer(config, tiny_data()).net.logvar_linear.effective_weight()
+    trained = run(config).net.logvar_linear.effective_weight()
+    torch.testing.assert_close(trained, fresh, rtol=1e-3, atol=0)  # eps is added at each of 12 normalizations
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_weights_learned_from_gradients_resume_to_the_bit(tmp_path, dropout):
+    def often(trainer: Trainer) -> None:
+        trainer.loss.weighting.every = 1
+
+    whole = Trainer(tiny_config(tmp_path / "whole", weighting="pareto", dropout=dropout), tiny_data())
+    often(whole)
+    whole.run()
+    parts = stopped_and_resumed(
+        tiny_config(tmp_path / "parts", weighting="pareto", dropout=dropout), stop_at=40, prepare=often
+    )
+    assert_same_bits(final_state(whole), final_state(parts))
+    assert_same_bits(whole.loss.weighting.state_dict(), parts.loss.weighting.state_dict())
+    assert not torch.equal(whole.loss.weighting.weights, torch.full_like(whole.loss.weighting.weights, 1 / 16))
+
+
+def test_loss_scaling_is_undone_by_adam(tmp_path):
+    """But for its epsilon, 1e-8: that matters where gains start at zero, which is nowhere in config C."""
+    plain = run(letter_config(tmp_path / "plain", "C"))
+    scaled = run(letter_config(tmp_path / "scaled", "C", loss_scale=128.0))
+    for name, weight in plain.net.named_parameters():
+        torch.testing.assert_close(scaled.net.get_parameter(name), weight, rtol=1e-3, atol=1e-4)
+
+
+def test_the_gradient_norm_is_told_without_the_loss_scale(tmp_path):
+    norms = []
+    for scale in (1.0, 128.0):
+        trainer = Trainer(tiny_config(tmp_path / str(scale), loss_scale=scale), tiny_data())
+        images, labels = torch.zeros(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64)
+        norms.append(float(trainer.step([(images, labels)]).grad_norm))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+
+
+def test_a_traditional_average_is_stored_and_resumes(tmp_path):
+    config = {"traditional_ema": 50_000_000}
+    whole = run(tiny_config(tmp_path / "whole", **config))
+    parts = stopped_and_resumed(tiny_config(tmp_path / "parts", **config), stop_at=40)
+    assert_same_bits(whole.traditional_ema.average(), parts.traditional_ema.average())
+    metadata = read_metadata(whole.folder.traditional_ema)
+    assert metadata["half_life"] == 50_000_000
+    assert metadata["images_seen"] == 96
+    assert metadata["sigma_rel"] == pytest.approx(0.0629, abs=1e-4)
+
+
+def test_noise_levels_come_from_the_distribution_that_was_asked_for(tmp_path):
+    trainer = Trainer(tiny_config(tmp_path, noise="uniform"), tiny_data())
+    sigma = trainer._draw_sigma(0, 2000)
+    assert 0.002 <= float(sigma.min()) < 0.003
+    assert 60 < float(sigma.max()) <= 80.001
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"weighting": "nonsense"}, "weighting='nonsense' is unknown"),
+        ({"weighting": "min-snr", "weighting_gamma": -1.0}, "gamma=-1"),
+        ({"weighting": "edm", "weighting_gamma": 1.0}, "does not take gamma"),
+        ({"weighting": "min-snr", "weighting_k": 1.0}, "does not take k"),
+        ({"weighting": "p2", "weighting_gamma": 1e9}, "finite|zero"),
+        ({"relative_weighting": True}, "relative weighting means nothing"),
+        ({"noise": "nonsense"}, "noise='nonsense' is unknown"),
+        ({"snr_convention": "nonsense"}, "snr_convention='nonsense' is unknown"),
+        ({"loss_scale": 0.0}, "loss_scale=0.0 must be positive"),
+        ({"traditional_ema": 0}, "traditional_ema=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_with_its_configuration(tmp_path, change, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        tiny_config(tmp_path, **change)

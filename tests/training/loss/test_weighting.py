@@ -1,0 +1,361 @@
+"""Weightings against the identities of the papers, stated in the papers' own frames rather than in our formulas."""
+
+import math
+
+import pytest
+import torch
+from scipy import integrate, stats
+from torch import Tensor
+
+from edm2.training import (
+    EDM,
+    P2,
+    WEIGHTINGS,
+    Constant,
+    DDPMCosine,
+    DDPMLinear,
+    Eps,
+    InDataUnits,
+    LnNormal,
+    LnUniform,
+    MaxSNR,
+    MinSNR,
+    Pareto,
+    Relative,
+    SoftMinSNR,
+    StaticWeighting,
+    Uncertainty,
+    V,
+    levels,
+    make_weighting,
+    normalized,
+)
+from edm2.training.loss.weighting import Scaled
+
+DISTRIBUTIONS = [LnNormal(), LnNormal(-1.2, 1.2), LnUniform(), DDPMLinear(), DDPMCosine()]
+
+PAPERS = {  # on the squared errors of x0, eps and v, as the papers write them
+    EDM(): (lambda snr: 1 + snr, lambda snr: (1 + snr) / snr, lambda snr: 1 + 0 * snr),
+    V(): (lambda snr: 1 + snr, lambda snr: (1 + snr) / snr, lambda snr: 1 + 0 * snr),
+    Eps(): (lambda snr: snr, lambda snr: 1 + 0 * snr, lambda snr: snr / (1 + snr)),
+    Constant(): (lambda snr: 1 + 0 * snr, lambda snr: 1 / snr, lambda snr: 1 / (1 + snr)),
+    MaxSNR(): (
+        lambda snr: snr.clamp(min=1),
+        lambda snr: snr.clamp(min=1) / snr,
+        lambda snr: snr.clamp(min=1) / (snr + 1),
+    ),
+    MinSNR(): (
+        lambda snr: snr.clamp(max=5),
+        lambda snr: (5 / snr).clamp(max=1),
+        lambda snr: snr.clamp(max=5) / (snr + 1),
+    ),
+    SoftMinSNR(): (
+        lambda snr: 5 * snr / (snr + 5),
+        lambda snr: 5 / (snr + 5),
+        lambda snr: 5 * snr / ((snr + 5) * (snr + 1)),
+    ),
+    P2(k=1.0, gamma=0.5): (
+        lambda snr: snr / (1 + snr) ** 0.5,
+        lambda snr: 1 / (1 + snr) ** 0.5,
+        lambda snr: snr / (1 + snr) ** 1.5,
+    ),
+}
+STATIC = list(PAPERS)
+
+
+def noise_range(dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.logspace(-3, 3, 601, dtype=dtype)
+
+
+# ------------------------------------------------------------------------------------------------ one loss, many frames
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("weighting", STATIC, ids=str)
+def test_forms_on_x0_eps_v_and_F_are_one_loss(weighting, sigma_data):
+    """For any prediction: a denoiser D is read as the eps, x0 and v of the variance-preserving frame and as EDM's F,
+    each by definition, and each paper's form of the loss must be the loss on D.
+
+    1e-9: differences of nearby numbers in float64, at SNR from 1e-5 to 1e5."""
+    g = torch.Generator().manual_seed(0)
+    x0, eps, error = torch.randn(3, 400, 8, dtype=torch.float64, generator=g)
+    snr = torch.logspace(-5, 5, 400, dtype=torch.float64)[:, None]
+    alpha, s = (snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt()
+    x_t = alpha * x0 + s * eps
+    x0_hat = x0 + 0.3 * error
+
+    eps_hat = (x_t - alpha * x0_hat) / s
+    v, v_hat = alpha * eps - s * x0, alpha * eps_hat - s * x0_hat
+    on_x0, on_eps, on_v = PAPERS[weighting]
+    forms = [
+        on_x0(snr) * (x0_hat - x0) ** 2,
+        on_eps(snr) * (eps_hat - eps) ** 2,
+        on_v(snr) * (v_hat - v) ** 2,
+    ]
+
+    sd, y, D = sigma_data, sigma_data * x0, sigma_data * x0_hat  # the same in EDM's frame: x = y + sigma n
+    sigma = sd * s / alpha
+    c_skip, c_out = sd**2 / (sigma**2 + sd**2), sigma * sd / (sigma**2 + sd**2).sqrt()
+    x = y + sigma * eps
+    F, F_target = (D - c_skip * x) / c_out, (y - c_skip * x) / c_out
+    torch.testing.assert_close(F_target, -v, rtol=0, atol=1e-9)
+    torch.testing.assert_close((F - F_target) ** 2, (v_hat - v) ** 2, rtol=0, atol=1e-9)
+
+    loss = weighting((D - y) ** 2, sigma, torch.zeros_like(sigma), sd)
+    for form in forms:
+        torch.testing.assert_close(form, loss, rtol=1e-7, atol=1e-9)
+    w_F = weighting.weight(sigma, sd) * c_out**2
+    torch.testing.assert_close(w_F, on_v(snr), rtol=1e-9, atol=0)
+
+
+def test_closed_forms_in_sigma():
+    """lambda as one writes it down for EDM. 1e-12: through logarithms in float64."""
+    sigma, sd = noise_range(), 0.5
+    closed = {
+        Eps(): 1 / sigma**2,
+        P2(k=0.3, gamma=0.7): 1 / (sigma**2 * (0.3 + sd**2 / sigma**2) ** 0.7),
+        P2(k=1.0, gamma=1.0): 1 / (sigma**2 + sd**2),  # "soft-min-snr" of k-diffusion
+        SoftMinSNR(gamma=1.0): 1 / (sigma**2 + sd**2),
+        MinSNR(gamma=5.0): torch.minimum(1 / sigma**2, torch.tensor(5 / sd**2)),
+        MaxSNR(gamma=1.0): torch.maximum(1 / sigma**2, torch.tensor(1 / sd**2)),
+        Constant(): torch.full_like(sigma, 1 / sd**2),
+        V(): EDM().weight(sigma, sd),
+    }
+    for weighting, expected in closed.items():
+        torch.testing.assert_close(weighting.weight(sigma, sd), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("k", [0.25, 1.0, 5.0])
+def test_p2_with_exponent_1_is_soft_min_snr(k):
+    """Up to the constant k."""
+    sigma = noise_range()
+    ratio = SoftMinSNR(gamma=k).weight(sigma, 0.5) / P2(k=k, gamma=1.0).weight(sigma, 0.5)
+    torch.testing.assert_close(ratio, torch.full_like(sigma, k))
+
+
+def test_soft_min_snr_touches_min_snr_at_both_ends():
+    """And is half of it at the corner."""
+    sigma, sd = torch.tensor([1e-3, 0.5 / math.sqrt(5), 1e3], dtype=torch.float64), 0.5
+    ratio = SoftMinSNR().weight(sigma, sd) / MinSNR().weight(sigma, sd)
+    torch.testing.assert_close(ratio, torch.tensor([1, 0.5, 1], dtype=torch.float64), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_limits_of_low_and_high_noise(gamma):
+    """At sigma = 1e-3 SNR = 2.5e5, at 1e3 it is 2.5e-7: that is how far from the limit they are, times gamma."""
+    low, high, sd = torch.tensor(1e-3), torch.tensor(1e3), 0.5
+    p2, min_snr = P2(k=1.0, gamma=gamma), MinSNR(gamma=gamma)
+    assert p2.weight(low, sd).item() == pytest.approx(1e-3 ** (2 * gamma - 2) / sd ** (2 * gamma), rel=2e-5)
+    assert min_snr.weight(low, sd).item() == pytest.approx(gamma / sd**2, rel=1e-5)
+    for weighting in (p2, min_snr):
+        assert weighting.weight(high, sd).item() == pytest.approx(1e-6, rel=2e-5)
+
+
+def test_without_exponent_p2_is_the_simple_loss():
+    torch.testing.assert_close(P2(k=1.0, gamma=0.0).weight(noise_range(), 0.5), Eps().weight(noise_range(), 0.5))
+
+
+EXTREME = [*STATIC, P2(k=0.0, gamma=1.0), P2(k=1.0, gamma=12.0), MaxSNR(gamma=0.0), MinSNR(gamma=1e30)]
+
+
+@pytest.mark.parametrize("weighting", EXTREME, ids=str)
+def test_single_precision_is_enough(weighting):
+    """From sigma = 1e-3 to 1e3, also where a power of SNR would overflow, as (2.5e5)^12 would.
+
+    An error of 6e-8 in a logarithm of up to 30, times gamma; EDM squares instead. What is below 1e-37 may be zero."""
+    single = weighting.weight(noise_range(torch.float32), 0.5).double()
+    double = weighting.weight(noise_range(torch.float32).double(), 0.5)
+    gamma = weighting.gamma if isinstance(weighting, P2) else 1
+    torch.testing.assert_close(single, double, rtol=1e-5 * max(gamma, 1), atol=1e-37)
+
+
+# ----------------------------------------------------------------------------------------- two conventions of the ratio
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0, 1.7])
+def test_data_units_are_the_normalized_convention_with_other_parameters(sigma_data):
+    """SNR = 1 / sigma² = (sd² / sigma²) / sd²: a cap of gamma on the one is a cap of gamma sd² on the other, and
+    likewise k. P2's gamma is an exponent: it stays, and a factor sd^(2 gamma) comes out."""
+    sd, sigma = sigma_data, noise_range()
+    equals = {
+        InDataUnits(Eps()): (Eps(), 1),
+        InDataUnits(MinSNR(gamma=5.0)): (MinSNR(gamma=5 * sd**2), 1),
+        InDataUnits(MaxSNR(gamma=1.0)): (MaxSNR(gamma=sd**2), 1),
+        InDataUnits(SoftMinSNR(gamma=5.0)): (SoftMinSNR(gamma=5 * sd**2), 1),
+        InDataUnits(P2(k=1.0, gamma=0.5)): (P2(k=sd**2, gamma=0.5), sd),
+        InDataUnits(P2(k=1.0, gamma=1.0)): (P2(k=sd**2, gamma=1.0), sd**2),
+        InDataUnits(Constant()): (Constant(), sd**2),
+    }
+    for data, (same, factor) in equals.items():
+        torch.testing.assert_close(data.weight(sigma, sd), factor * same.weight(sigma, sd))
+    if sigma_data == 1:
+        for weighting in (MinSNR(), P2(), V()):
+            assert torch.equal(InDataUnits(weighting).weight(sigma, sd), weighting.weight(sigma, sd))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_data_units_reproduce_the_papers_objective(gamma):
+    """Min-SNR on pixels: for every step of DDPM, min(abar / (1 - abar), gamma) on x0 whatever the data's deviation."""
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    weight = InDataUnits(MinSNR(gamma)).weight(levels(DDPMLinear(), 1000), 0.5)
+    torch.testing.assert_close(weight, (abar / (1 - abar)).clamp(max=gamma), rtol=1e-9, atol=0)
+
+
+# -------------------------------------------------------------------------------------------------------- normalization
+
+
+def mean_on_F(weighting: StaticWeighting, distribution, sd: float) -> float:
+    """E[w_F] by another way: the sum over steps, or adaptive integration over the standard normal number."""
+
+    def w_F(sigma: Tensor) -> Tensor:
+        return weighting.weight(sigma, sd) * sigma**2 * sd**2 / (sigma**2 + sd**2)
+
+    if isinstance(distribution, (DDPMLinear, DDPMCosine)):
+        return w_F(levels(distribution, distribution.steps)).mean().item()
+
+    def density(z: float) -> float:
+        return stats.norm.pdf(z) * w_F(distribution.sigma(torch.tensor(z, dtype=torch.float64))).item()
+
+    return integrate.quad(density, -8, 8, limit=200, epsabs=1e-7)[0]
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
+@pytest.mark.parametrize("weighting", [*STATIC, InDataUnits(MinSNR())], ids=str)
+def test_normalized_weightings_have_mean_1_on_the_raw_output(weighting, distribution):
+    """1e-4: what lies beyond the outermost of 10,000 levels."""
+    assert mean_on_F(normalized(weighting, distribution, 0.5), distribution, 0.5) == pytest.approx(1, abs=1e-4)
+
+
+def test_edm_is_normalized_as_it_is():
+    scaled = normalized(EDM(), LnNormal(), 0.5)
+    assert scaled.log_scale == pytest.approx(0, abs=1e-12)
+
+
+def test_normalizing_changes_nothing_but_a_factor():
+    sigma = noise_range()
+    ratio = normalized(P2(), LnNormal(), 0.5).weight(sigma, 0.5) / P2().weight(sigma, 0.5)
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+    assert ratio[0] != pytest.approx(1, abs=0.1)
+
+
+# -------------------------------------------------------------------------------------------------- learned uncertainty
+
+
+def gradients(weighting, error: Tensor, sigma: Tensor, u: Tensor, scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """Of the loss with respect to the denoiser's error and to u; `scale` stands for another weighting on top."""
+    error, u = error.clone().requires_grad_(), u.clone().requires_grad_()
+    loss = weighting(scale * error**2, sigma, u, 0.5)
+    return torch.autograd.grad(loss.sum(), (error, u))
+
+
+@pytest.fixture
+def errors() -> tuple[Tensor, Tensor]:
+    """Errors [levels, samples, 1, 1] and noise levels [levels, 1, 1, 1]."""
+    g = torch.Generator().manual_seed(0)
+    sigma = torch.logspace(-2, 2, 9, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    return torch.randn(9, 50, 1, 1, dtype=torch.float64, generator=g) * sigma, sigma
+
+
+def optimal_u(error: Tensor, sigma: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    return (EDM().weight(sigma, 0.5) * scale * error**2).mean(dim=1, keepdim=True).log()
+
+
+def test_u_cancels_every_static_weighting(errors):
+    """Whatever is multiplied onto the squared error, u absorbs it, and the denoiser's gradient is that of
+    ln E[(D - y)²]: 2 (D - y) / E[(D - y)²]."""
+    error, sigma = errors
+    expected = 2 * error / (error**2).mean(dim=1, keepdim=True)
+    for static in STATIC:
+        w = static.weight(sigma, 0.5)
+        u = optimal_u(error, sigma, scale=w)
+        to_error, to_u = gradients(Uncertainty(), error, sigma, u, scale=w)
+        torch.testing.assert_close(to_error, expected)
+        torch.testing.assert_close(to_u, torch.zeros_like(u), atol=1e-9, rtol=0)  # it is the optimum
+
+
+@pytest.mark.parametrize("static", STATIC, ids=str)
+def test_relative_weighting_comes_after_u_and_leaves_u_alone(errors, static):
+    """Gradients of the denoiser are those of `Uncertainty` times w_F, gradients of u are the same, at any u."""
+    error, sigma = errors
+    c_out2 = 1 / EDM().weight(sigma, 0.5)
+    w_F = static.weight(sigma, 0.5) * c_out2
+    for u in (torch.zeros_like(sigma), optimal_u(error, sigma)):
+        to_error, to_u = gradients(Relative(static), error, sigma, u)
+        even_error, even_u = gradients(Uncertainty(), error, sigma, u)
+        torch.testing.assert_close(to_error, w_F * even_error)
+        torch.testing.assert_close(to_u, even_u)
+
+
+def test_relative_to_nothing_is_uncertainty_itself(errors):
+    error, sigma = errors
+    u = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(sigma.shape)
+    assert torch.equal(Relative(EDM())(error**2, sigma, u, 0.5), Uncertainty()(error**2, sigma, u, 0.5))
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_weightings_say_whether_they_use_u(name):
+    """The trainer freezes the head of u where it gets no gradient."""
+    weighting = make_weighting(name, distribution=LnNormal(), sigma_data=0.5)
+    sigma, error2 = torch.rand(4, 1, 1, 1) + 0.1, torch.rand(4, 2, 3, 3)
+    u = torch.zeros(4, 1, 1, 1, requires_grad=True)
+    loss = weighting(error2.requires_grad_(), sigma, u, 0.5)
+    assert loss.shape == error2.shape
+    (gradient,) = torch.autograd.grad(loss.sum(), (u,), allow_unused=True)
+    assert weighting.uses_uncertainty == (gradient is not None)
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+def made(name: str, *args, **options):
+    return make_weighting(name, *args, **options, distribution=LnNormal(), sigma_data=0.5)
+
+
+def test_weightings_by_name():
+    assert made("uncertainty") == Uncertainty()
+    assert made("edm") == EDM()
+    assert made("p2", gamma=0.5, k=2.0, normalize=False) == P2(k=2.0, gamma=0.5)
+    assert made("min-snr", normalize=False) == MinSNR(gamma=5.0)
+    assert made("max-snr", normalize=False) == MaxSNR(gamma=1.0)
+    assert made("eps", snr_convention="data", normalize=False) == InDataUnits(Eps())
+    assert made("min-snr", 1.25) == normalized(MinSNR(1.25), LnNormal(), 0.5)
+    assert made("v", relative=True, normalize=False) == Relative(V())
+    assert isinstance(made("soft-min-snr"), Scaled)
+    assert isinstance(made("pareto"), Pareto)
+
+
+@pytest.mark.parametrize(
+    ("options", "mentions"),
+    [
+        ({"name": "snr"}, ["'snr' is unknown", *WEIGHTINGS]),
+        ({"name": "min-snr", "snr_convention": "pixels"}, ["'pixels' is unknown", "normalized", "data"]),
+        ({"name": "eps", "gamma": 5.0}, ["'eps'", "does not take gamma", "no parameters"]),
+        ({"name": "uncertainty", "gamma": 5.0}, ["'uncertainty'", "does not take gamma", "no parameters"]),
+        ({"name": "pareto", "k": 1.0}, ["'pareto'", "does not take k", "no parameters"]),
+        ({"name": "min-snr", "k": 1.0, "gamma": 5.0}, ["'min-snr'", "does not take k", "takes gamma"]),
+        ({"name": "min-snr", "gamma": -5.0}, ["gamma=-5", "at least 0"]),
+        ({"name": "p2", "gamma": math.nan}, ["gamma=nan", "finite"]),
+        ({"name": "p2", "k": -1.0}, ["k=-1", "at least 0"]),
+        ({"name": "p2", "k": math.inf}, ["k=inf", "finite"]),
+        ({"name": "p2", "k": 0.0, "gamma": 30.0}, ["P2(k=0.0, gamma=30.0)", "not finite at noise level"]),
+        ({"name": "min-snr", "gamma": 0.0}, ["MinSNR(gamma=0.0)", "zero at every noise level"]),
+        ({"name": "soft-min-snr", "gamma": 0.0}, ["SoftMinSNR(gamma=0.0)", "zero at every noise level"]),
+        ({"name": "edm", "relative": True}, ["relative", "'edm'", "means nothing", "p2"]),
+        ({"name": "uncertainty", "relative": True}, ["relative", "'uncertainty'", "means nothing"]),
+        ({"name": "pareto", "relative": True}, ["'pareto' cannot be relative"]),
+        ({"name": "uncertainty", "snr_convention": "data"}, ["snr_convention='data'", "means nothing"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_in_one_line(options, mentions):
+    with pytest.raises(ValueError) as refusal:
+        made(**options)
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert all(mention in message for mention in mentions), message
+
+
+def test_without_k_p2_needs_bounded_noise():
+    """k = 0 leaves SNR^(1 - gamma): finite wherever the noise is, so it is allowed."""
+    weighting = made("p2", k=0.0, gamma=1.0, normalize=False)
+    torch.testing.assert_close(weighting.weight(noise_range(), 0.5), Constant().weight(noise_range(), 0.5))

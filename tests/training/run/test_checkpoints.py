@@ -1,0 +1,138 @@
+"""Checkpoints: written meanwhile, complete or not there, and read by whatever number of processes."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import Job, train_together
+from test_parallel import assert_same_numbers
+from test_trainer import assert_same_bits, final_state, run, stats, tiny_config, tiny_data
+
+from edm2.training import CheckpointError, Trainer
+from edm2.training.run import checkpoint as module
+from edm2.training.run.checkpoint import Checkpoints, find_checkpoints, load_checkpoint
+
+SETTINGS = {"checkpoint_every": 24, "status_every": 24}
+
+
+def test_any_number_of_processes_goes_on_from_any_checkpoint(tmp_path):
+    """Two with shares of the weights, one, four with shares, two with copies: as one that never stopped."""
+    whole = final_state(run(tiny_config(tmp_path / "whole", **SETTINGS)))
+    parts = tmp_path / "parts"
+    train_together(2, parts, duration=24, shard=True, **SETTINGS)
+    run(tiny_config(parts, duration=48, **SETTINGS))
+    train_together(4, parts, duration=72, shard=True, **SETTINGS)
+    assert_same_numbers(train_together(2, parts, **SETTINGS), whole)
+    assert [record["images_seen"] for record in stats(parts)] == [24, 48, 72, 96]
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_the_same_number_of_processes_resumes_to_the_bit(tmp_path, shard):
+    """The sums of a report that is not due yet included: each process has its own."""
+    settings = {**SETTINGS, "shard": shard, "duration": 48, "status_every": 32}
+    whole = train_together(2, tmp_path / "whole", **settings)
+    for late in find_checkpoints(tmp_path / "whole" / "checkpoints")[1:]:
+        shutil.rmtree(late)
+    assert_same_bits(train_together(2, tmp_path / "whole", **settings), whole)
+
+
+def test_every_process_writes_a_part(tmp_path):
+    train_together(2, tmp_path / "run", duration=24, shard=True, **SETTINGS)
+    [checkpoint] = find_checkpoints(tmp_path / "run" / "checkpoints")
+    sizes = [path.stat().st_size for path in sorted(checkpoint.glob("*.distcp"))]
+    assert len(sizes) == 2
+    assert max(sizes) < 1.5 * min(sizes)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """And what is written is the state at the time when it was due."""
+    written, may_write = module.write_checkpoint, threading.Event()
+
+    def slowly(*arguments):
+        assert may_write.wait(60)
+        written(*arguments)
+
+    class Watched(Trainer):
+        def step(self, *arguments):
+            if self.images_seen == 40:
+                assert find_checkpoints(self.folder.checkpoints) == []  # due at 24, and still not there
+                may_write.set()
+            return super().step(*arguments)
+
+    monkeypatch.setattr(module, "write_checkpoint", slowly)
+    Watched(tiny_config(tmp_path / "run", duration=48, **SETTINGS), tiny_data()).run()
+    shutil.rmtree(find_checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    monkeypatch.undo()
+    resumed = run(tiny_config(tmp_path / "run", duration=48, **SETTINGS))
+    assert_same_bits(final_state(resumed), final_state(run(tiny_config(tmp_path / "whole", duration=48, **SETTINGS))))
+
+
+def test_trouble_while_writing_ends_the_run_and_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    class Unlucky(Trainer):
+        def save_checkpoint(self):
+            if self.images_seen == 48:
+                self.checkpoints.wait()
+                monkeypatch.setattr(module, "_write_state", full)
+            super().save_checkpoint()
+
+    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint .*No space left"):
+        Unlucky(tiny_config(tmp_path, **SETTINGS), tiny_data()).run()
+    monkeypatch.undo()
+    assert [path.name for path in find_checkpoints(tmp_path / "checkpoints")] == ["000000000024"]
+    assert run(tiny_config(tmp_path, **SETTINGS)).images_seen == 96
+
+
+def test_a_checkpoint_that_is_being_removed_is_none(tmp_path, monkeypatch):
+    """Killed in the middle of it, a run must not resume from what is left."""
+
+    def killed(path: Path, **options):
+        if path.name.endswith(".old") and path.exists():
+            next(path.glob("*.distcp")).unlink()
+            raise KeyboardInterrupt
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(8, {"a": torch.ones(2)}, {})
+    checkpoints.wait()
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        module.write_checkpoint(tmp_path, 16, {"a": torch.zeros(2)}, {}, keep=1)
+    monkeypatch.undo()
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["000000000016"]
+    into = {"a": torch.ones(2)}
+    load_checkpoint(tmp_path / "000000000016", into)
+    assert not into["a"].any()
+    checkpoints.save(24, into, {})
+    checkpoints.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["000000000024"]
+
+
+class Failing(Trainer):
+    """One of several processes meets trouble of its own."""
+
+    def step(self, *arguments):
+        if self.processes.rank == 1 and self.images_seen == 16:
+            raise ValueError("image 7 is broken")
+        return super().step(*arguments)
+
+
+def fail(changes: dict) -> None:
+    from jobs import train
+
+    try:
+        train(changes, None, Failing)
+    except (ValueError, RuntimeError) as error:
+        print(type(error).__name__, error)
+        raise SystemExit(1) from None
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_trouble_of_one_process_ends_all_of_them(tmp_path, shard):
+    job = Job(2, tmp_path / "said", fail, {"out": str(tmp_path / "run"), "shard": shard})
+    assert job.wait(seconds=60) == [1, 1]
+    assert "ValueError image 7 is broken" in job.words(1)
+    assert "OtherProcessError another process of this job has failed" in job.words(0)

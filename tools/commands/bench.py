@@ -1,0 +1,156 @@
+"""`edm2 bench`: how fast this machine trains, samples, decodes and averages, and how others do beside it."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edm2.planning.presets import PRESETS
+from edm2.tools.options.groups import GroupedCommand, GroupedOption
+from edm2.tools.options.parsing import DEVICE, FILE, PRECISION
+
+if TYPE_CHECKING:
+    from edm2.tools.bench.results import Finding, Report
+
+EPILOG = """\b
+Examples:
+  # What this machine makes of the digits, in a minute or two
+  edm2 bench
+\b
+  # A network of the paper, with fewer images at once; tables for people and programs
+  edm2 bench --preset edm2-img512-xs --batch 4 --out bench.json --markdown bench.md
+\b
+  # How much faster than the plain form, at bf16 and compiled
+  edm2 bench --only training,sampling --precision bf16 --compile --against plain
+\b
+  # Against another implementation too (pip install --no-deps --target DIR denoising-diffusion-pytorch einops,
+  # and DIR into PYTHONPATH)
+  edm2 bench --only training --against plain,karras-unet
+
+\b
+What is measured (--only):
+  training   a step on random images, whole and by parts
+  sampling   an evaluation, and Heun's method with and without guidance
+  vae        decoding latents; with random weights unless --vae names a VAE
+  ema        an update of two averages, and the reconstruction of one
+
+\b
+Whom to compare with (--against), in turns in the same process:
+  plain        the same network and training in the form in which papers print it, without compilation
+  karras-unet  KarrasUnet of denoising-diffusion-pytorch with as many parameters, forward and backward
+
+With one CPU thread (OMP_NUM_THREADS=1) processor time counts, which others at work on the machine hardly change; with
+several it is the wall's clock. On a GPU it is the GPU's own.
+"""
+
+_what = partial(click.option, cls=GroupedOption, group="What is measured")
+_how = partial(click.option, cls=GroupedOption, group="How")
+_where = partial(click.option, cls=GroupedOption, group="Where it goes")
+
+
+@click.command(cls=GroupedCommand, epilog=EPILOG)
+@_what(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    metavar="NAME",
+    help="Network, as in edm2 train; default: digits8, on a GPU edm2-img512-s.",
+)
+@_what("--batch", type=click.IntRange(1), metavar="N", help="Images at once; default: 64, on a CPU 2 of 64x64.")
+@_what("--channels", type=click.IntRange(1), metavar="N", help="Base width of the network in place of the preset's.")
+@_what("--only", metavar="NAMES", help="Only these, separated by commas (see below); default: all.")
+@_what("--against", metavar="NAMES", default="", help="Compare with these, separated by commas (see below).")
+@_what("--vae", metavar="NAME", help="Folder or hub id of a VAE.")
+@_how("--device", type=DEVICE, help="Default: the fastest here.")
+@_how("--precision", type=PRECISION, help="Of our activations; default: as in edm2 train.")
+@_how(
+    "--against-precision",
+    type=PRECISION,
+    help="Of the others'; default: fp32 on a CPU; on a GPU fp16, as published, if ours is not fp32.",
+)
+@_how("--compile/--no-compile", "compile", default=False, help="Compile our network.")
+@_how("--repeats", type=click.IntRange(1), metavar="N", help="Measurements of which the median counts; default: 9.")
+@_how("--steps", type=click.IntRange(1), metavar="N", help="Steps of Heun's method; default: 4, on a GPU 32.")
+@_how("--quick", is_flag=True, help="One repeat of everything, to see that it works.")
+@_where("--out", type=FILE, help="JSON file for all numbers.")
+@_where("--markdown", type=FILE, help="Markdown file for the tables.")
+def bench(
+    preset: str | None,
+    batch: int | None,
+    channels: int | None,
+    only: str | None,
+    against: str,
+    vae: str | None,
+    device: str | None,
+    precision: str | None,
+    against_precision: str | None,
+    compile: bool,
+    repeats: int | None,
+    steps: int | None,
+    quick: bool,
+    out: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Measure how fast this machine trains, samples, decodes and averages.
+
+    Prints times, images per second, achieved FLOP/s and their share of what the device can do at most, which is
+    measured too. Needs no data and writes nothing but what --out and --markdown name.
+    """
+    from edm2.tools.bench.measuring import check_names, measure
+    from edm2.tools.bench.workload import settings_for
+    from edm2.tools.run import default_device
+
+    chosen = {
+        "preset": preset,
+        "batch": batch,
+        "channels": channels,
+        "sections": None if only is None else _names(only),
+        "against": _names(against),
+        "vae": vae,
+        "precision": precision,
+        "against_precision": against_precision,
+        "compile": compile,
+        "repeats": repeats,
+        "steps": steps,
+    }
+    settings = settings_for(device or default_device(), {k: v for k, v in chosen.items() if v is not None}, quick)
+    try:
+        check_names(settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    report = measure(settings, _print_start, _print_finding)
+    _write(report, out, markdown)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _print_start(report: "Report") -> None:
+    from edm2.tools.bench.report import about, heading
+
+    for subject, phrase in about(report):
+        click.echo(f"{subject + ':':<9}{phrase}")
+    click.echo(f"\n{heading()}")
+
+
+def _print_finding(finding: "Finding") -> None:
+    from edm2.tools.bench.report import line
+
+    click.echo(line(finding))
+
+
+def _write(report: "Report", out: Path | None, markdown: Path | None) -> None:
+    """Whole files or none."""
+    import json
+
+    from edm2.post_hoc_ema import atomic_output
+    from edm2.tools.bench import report as text
+
+    contents = {out: json.dumps(report.to_json(), indent=1) + "\n", markdown: text.markdown(report)}
+    for path, content in contents.items():
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_output(path) as temporary:
+                temporary.write_text(content, encoding="utf-8")

@@ -1,0 +1,86 @@
+"""`edm2 convert`: published networks, as files that nothing can hide in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+EPILOG = """\b
+Examples:
+  # A published network as a snapshot
+  edm2 convert edm2-img512-xs-2147483-0.135.pkl xs.safetensors
+\b
+  # The same, fetched from where it is published
+  edm2 convert https://example.org/edm2-img512-xs-2147483-0.135.pkl xs.safetensors
+\b
+  # A folder for diffusers, of a published network or a snapshot of yours
+  edm2 convert best.safetensors my-pipeline/ --to diffusers
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "form",
+    type=click.Choice(["safetensors", "diffusers"]),
+    default="safetensors",
+    show_default=True,
+    help="A snapshot of this program, or a folder with a diffusers pipeline.",
+)
+def convert(source: str, out: Path, form: str) -> None:
+    """Write the network in SOURCE to OUT in another form.
+
+    SOURCE is a network pickle of the published EDM2 program (.pkl), by its path or its URL; for diffusers also a
+    snapshot or the name of an included network. A pickle is a program, but here it is never run: whatever does not
+    belong to a network is refused. Keep the name that it was published under, which tells how many thousand images the
+    network has seen, and its EMA length.
+
+    `edm2 generate`, `edm2 reconstruct` and `edm2 info` take such pickles as they are, `edm2 generate` and `edm2 info`
+    also pipelines. If the VAE of a network cannot be had, its pipeline is written without, and a warning says so.
+    """
+    from edm2.io.model import convert_published, read_metadata
+    from edm2.pipeline import EDM2Pipeline
+
+    _check_out(out, form)
+    with _local_file(source, out.parent) as path:
+        license = read_metadata(path).get("license")
+        if form == "diffusers":
+            EDM2Pipeline.from_snapshot(path).save_pretrained(out)
+        else:
+            convert_published(path, out)
+    click.echo(f"{out}: made from {source}")
+    if license is not None:
+        click.echo(f"License of published EDM2 weights, and so of these: {license}.")
+
+
+def _check_out(out: Path, form: str) -> None:
+    """Before anything is downloaded."""
+    if form == "safetensors" and (out.suffix != ".safetensors" or out.is_dir()):
+        raise click.UsageError(f"{out}: snapshots are files named *.safetensors")
+    if form == "diffusers" and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        raise FileExistsError(f"{out}: there already; remove it, or choose another name for the pipeline's folder")
+
+
+@contextmanager
+def _local_file(source: str, folder: Path) -> Iterator[Path]:
+    """The source itself; for a URL, a copy that lies in `folder` meanwhile."""
+    from tqdm import tqdm
+
+    from edm2.io.download import downloaded, is_url
+    from edm2.io.model import resolve
+
+    if not is_url(source):
+        yield resolve(source)
+        return
+    with tqdm(desc="downloading", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+
+        def report(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        with downloaded(source, folder, report) as path:
+            bar.close()
+            yield path

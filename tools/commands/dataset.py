@@ -1,0 +1,255 @@
+"""`edm2 dataset`: make datasets of images, and look into them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edm2.tools.options.parsing import DEVICE, IMAGES, PRECISION, RESOLUTION
+
+TRANSFORMS = ("center-crop-dhariwal", "center-crop", "center-crop-wide", "resize")
+
+PIXEL_RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0)}
+
+EPILOG = """\b
+Examples:
+  edm2 dataset convert photos/ photos-64.zip --resolution 64
+  edm2 dataset stats photos-64.zip
+  edm2 dataset encode photos-512.zip latents.zip
+  edm2 dataset info photos-64.zip
+"""
+
+CONVERT_EPILOG = """\b
+Examples:
+  # Squares from the middle of every image, as is usual for ImageNet
+  edm2 dataset convert photos/ photos-64.zip --resolution 64
+\b
+  # Whole images, stretched to 64 rows and 96 columns
+  edm2 dataset convert photos.zip small.zip --resolution 64x96 --transform resize
+\b
+  # A look at what will come of it
+  edm2 dataset convert photos/ try.zip --resolution 64 --max-images 100
+\b
+  # From the Hugging Face hub (pip install datasets)
+  edm2 dataset convert hf:AI-Lab-Makerere/beans beans-64.zip --resolution 64
+  edm2 dataset convert hf:uoft-cs/cifar100 cifar.zip --resolution 32 --split test --label-column fine_label
+"""
+
+ENCODE_EPILOG = """\b
+Examples:
+  # Latents of the VAE of the paper, as its networks are trained on
+  edm2 dataset encode imagenet-512.zip latents.zip --dtype fp16 --paper-stats
+\b
+  # On all GPUs of this machine
+  torchrun --nproc-per-node gpu -m edm2 dataset encode imagenet-512.zip latents.zip
+\b
+  # By a VAE of your own that takes pixels from -1 to 1
+  edm2 dataset encode photos-256.zip latents.zip --vae my-vae/ --vae-range -1,1
+"""
+
+STATS_EPILOG = """\b
+Examples:
+  edm2 dataset stats photos-64.zip
+  edm2 dataset stats latents.zip --max-images 10000 --no-write
+"""
+
+INFO_EPILOG = """\b
+Examples:
+  edm2 dataset info photos-64.zip
+  edm2 dataset info photos/
+"""
+
+
+@click.group(epilog=EPILOG)
+def dataset() -> None:
+    """Make a dataset of images or of latents, measure one, or look into one."""
+
+
+@dataset.command(epilog=CONVERT_EPILOG, short_help="Images of any size to a dataset of one size.")
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--resolution", type=RESOLUTION, required=True, help="Size to make: 64, or HEIGHTxWIDTH such as 64x96.")
+@click.option(
+    "--transform",
+    type=click.Choice(TRANSFORMS),
+    default=TRANSFORMS[0],
+    show_default=True,
+    help="dhariwal: halve, bicubic, crop to a square; center-crop: crop, then Lanczos; wide: a band between "
+    "black bars, images too small for it left out; resize: stretch.",
+)
+@click.option("--max-images", type=IMAGES, help="Only the first so many images.")
+@click.option("--workers", type=click.IntRange(1), help="Processes that share the work; default: one per processor.")
+@click.option("--config", help="Of hf:NAME: which variant.")
+@click.option("--split", help="Of hf:NAME: which part; default: train.")
+@click.option("--image-column", help="Of hf:NAME: the images; default: the only column of images.")
+@click.option("--label-column", help="Of hf:NAME: the classes; default: the only column of class names; none: without.")
+def convert(
+    source: str,
+    out: Path,
+    resolution: tuple[int, int],
+    transform: str,
+    max_images: int | None,
+    workers: int | None,
+    **selection: str | None,
+) -> None:
+    """Make OUT, a ZIP of images of one size, from the images in SOURCE, a folder, a ZIP, or hf:NAME.
+
+    Top-level folders in SOURCE are the classes, unless it has a dataset.json. hf:NAME is a dataset on the Hugging Face
+    hub, or a local copy of one. Interrupted? Run the same again: it goes on where it was, and OUT is the same to the
+    bit, whatever the number of workers.
+    """
+    from tqdm import tqdm
+
+    from edm2.datasets import conversion
+
+    with tqdm(unit="img", leave=False, disable=None) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = conversion.convert(
+            _open_source(source, selection),
+            out,
+            conversion.TRANSFORMS[transform](*resolution),
+            max_images,
+            workers or os.cpu_count() or 1,
+            report,
+        )
+    skipped = f" ({result.skipped:,} too small, left out)" if result.skipped else ""
+    click.echo(f"{result.images:,} images in {out}{skipped}")
+
+
+def _open_source(source: str, selection: dict[str, str | None]) -> Any:
+    """What to convert: a path, or what is selected of a Hugging Face dataset."""
+    given = {option: value for option, value in selection.items() if value is not None}
+    if source.startswith("hf:"):
+        from edm2.datasets.huggingface import open_huggingface
+
+        return open_huggingface(source.removeprefix("hf:"), **given)
+    if given:
+        option = next(iter(given)).replace("_", "-")
+        raise click.UsageError(f"--{option} is for Hugging Face datasets; write hf:{source} if it is one")
+    return source
+
+
+@dataset.command(epilog=ENCODE_EPILOG, short_help="Images of one size to latents.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--vae",
+    default="stabilityai/sd-vae-ft-mse",
+    show_default=True,
+    help="Hub id, or a folder that diffusers saved an AutoencoderKL in.",
+)
+@click.option(
+    "--vae-range",
+    type=click.Choice(tuple(PIXEL_RANGES)),
+    default="0,1",
+    show_default=True,
+    help="Values of black and white at the VAE's input. The paper's networks have 0,1; most VAEs are trained on -1,1.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(("fp32", "fp16")),
+    default="fp32",
+    show_default=True,
+    help="Storage type; fp16 halves the size.",
+)
+@click.option("--paper-stats", is_flag=True, help="Store the paper's mean and std, for use with its networks.")
+@click.option("--max-images", type=IMAGES, help="Only the first so many images.")
+@click.option("--batch", "batch_size", type=click.IntRange(1), default=8, show_default=True, help="Images at a time.")
+@click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Of the VAE; others need CUDA.")
+@click.option("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
+@click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="Threads that read images.")
+def encode(
+    source: Path,
+    out: Path,
+    vae: str,
+    vae_range: str,
+    dtype: str,
+    paper_stats: bool,
+    max_images: int | None,
+    batch_size: int,
+    precision: str,
+    device: str | None,
+    workers: int,
+) -> None:
+    """Make OUT, a ZIP of latents to train on, from the images of one size in SOURCE, a folder or a ZIP.
+
+    Stored are mean and standard deviation that the VAE gives, so that training draws new latents at every visit, and
+    what they are in all. Interrupted? Run the same again: it goes on where it was, with any number of processes, and
+    OUT is the same to the bit. Needs twice the space of OUT on the way.
+    """
+    from tqdm import tqdm
+
+    from edm2.datasets import encoding
+    from edm2.datasets.moments import MomentEncoder
+    from edm2.tools.reports.statistics import print_latent_statistics
+    from edm2.tools.run import default_device
+    from edm2.training.distributed.processes import joined_processes
+
+    with joined_processes() as processes:
+        encoder = MomentEncoder(
+            vae, PIXEL_RANGES[vae_range], dtype, precision, processes.device(device or default_device())
+        )
+        with tqdm(unit="img", leave=False, disable=None if processes.is_first else True) as bar:
+
+            def report(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+                if done == total:
+                    bar.set_description("putting together")
+
+            result = encoding.encode(
+                source, out, encoder, batch_size, max_images, workers, paper_stats, processes, report
+            )
+    if result is not None:
+        channels, height, width = result.shape
+        click.echo(f"{result.images:,} images in {out}: {channels // 2} channels of {height}x{width}, {dtype}")
+        print_latent_statistics(result.statistics)
+        if paper_stats:
+            click.echo(f"Stored for training: the paper's mean {result.latents['mean']}, std {result.latents['std']}")
+
+
+@dataset.command(epilog=STATS_EPILOG, short_help="Measure mean, standard deviation and sigma_data.")
+@click.argument("path")
+@click.option("--write/--no-write", default=True, show_default=True, help="Store the values in the dataset.")
+@click.option("--max-images", type=IMAGES, help="Look at so many images only, evenly spaced; default: all.")
+@click.option("--workers", type=click.IntRange(1), help="Threads that share the work; default: one per processor.")
+def stats(path: str, write: bool, max_images: int | None, workers: int | None) -> None:
+    """Measure mean and standard deviation of the pixels or latents in PATH, for training to use.
+
+    They are stored in its dataset.json. A ZIP is copied for that, so there must be room for a second one.
+    """
+    from tqdm import tqdm
+
+    from edm2.datasets.description import check_writable, open_to_measure, store_statistics
+    from edm2.datasets.measuring import measure
+    from edm2.tools.reports.statistics import print_statistics
+
+    dataset = open_to_measure(path)
+    if write:
+        check_writable(path)
+    with tqdm(total=min(len(dataset), max_images or len(dataset)), unit="img", leave=False, disable=None) as bar:
+        statistics = measure(
+            dataset, max_images, workers or os.cpu_count() or 1, lambda done, total: bar.update(done - bar.n)
+        )
+    print_statistics(statistics, dataset)
+    if write:
+        store_statistics(path, dataset, statistics)
+        click.echo(f"Stored in {path}")
+
+
+@dataset.command(epilog=INFO_EPILOG, short_help="Say what a dataset is.")
+@click.argument("path")
+def info(path: str) -> None:
+    """Say what the dataset PATH is, and how many images each class has."""
+    from edm2.post_hoc_ema.messages import plain_line
+    from edm2.tools.reports.description import describe_classes
+
+    lines = describe_classes(path)
+    width = max(len(subject) for subject, _ in lines) + 2
+    for subject, value in lines:
+        click.echo(plain_line(f"{subject + ':':<{width}}{value}"))  # names of classes are whatever a stranger wrote

@@ -1,0 +1,127 @@
+"""`edm2 generate`: samples of a network as PNG files, one NPZ file or one grid."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edm2.sampling.presets import FAMILIES
+from edm2.tools.options.drawing import Drawing, DrawingOptions, how_it_is_drawn, options_of, what_is_drawn
+from edm2.tools.options.groups import GroupedCommand
+from edm2.tools.options.parsing import FILE, FOLDER, PNG_FILE
+
+if TYPE_CHECKING:
+    from edm2.sampling.drawing import Decoder
+
+MAX_GRID = 4096
+"""Images in a grid; more make a picture that nothing opens."""
+
+EPILOG = (
+    """\b
+Examples:
+  # Eighty digits of the network that comes with the package
+  edm2 generate digits8 --seeds 0-79 --grid digits.png
+\b
+  # Sixteen sevens, one file each
+  edm2 generate digits8 --seeds 0-15 --class 7 --out sevens/
+\b
+  # With 24 evaluations of the network in place of 63, at the same quality
+  edm2 generate digits8 --seeds 0-79 --solver deis --steps 24 --grid fast.png
+\b
+  # Fifty thousand images; interrupted, run it again and it goes on
+  edm2 generate best.safetensors --seeds 0-49999 --out images/ --subdirs --batch 256
+\b
+  # Autoguidance by an earlier snapshot, at medium noise levels only
+  edm2 generate best.safetensors --guide early.safetensors --guidance 1.8 --interval 0.19,1.61 --out guided/
+\b
+  # Classifier-free guidance by the network itself
+  edm2 generate best.safetensors --unlabelled-guide --guidance 1.4 --out guided/
+\b
+  # The paper's settings, with its files in networks/; for an evaluation suite
+  edm2 generate --preset edm2-img512-s-guid-fid --networks networks/ --seeds 0-49999 --npz samples.npz
+
+\b
+On eight GPUs, put this before the command:
+  torchrun --standalone --nproc-per-node 8 -m
+
+\b
+Presets (--list-presets shows each with its networks and its score in the paper):
+"""
+    + FAMILIES
+)
+
+
+_where = options_of("Where it goes; one or more")
+
+
+@click.command(cls=GroupedCommand, epilog=EPILOG)
+@click.argument("network", required=False)
+@what_is_drawn(seeds="0-15")
+@_where("--out", type=FOLDER, help="Folder for one PNG per seed, named by it.")
+@_where("--subdirs", is_flag=True, help="In --out, one sub-folder per thousand seeds.")
+@_where("--npz", type=FILE, help="NPZ file with all images (arr_0) and their classes (arr_1).")
+@_where("--grid", type=PNG_FILE, help="PNG file with all images side by side.")
+@_where("--latents", is_flag=True, help="What the network draws, not decoded: NPY files in --out, or an NPZ file.")
+@how_it_is_drawn
+def generate(
+    network: str | None,
+    out: Path | None,
+    subdirs: bool,
+    npz: Path | None,
+    grid: Path | None,
+    latents: bool,
+    **drawing_options: Any,
+) -> None:
+    """Draw samples of NETWORK: a snapshot file, or the name of an included network (digits8).
+
+    An image depends on its seed and class alone, whatever the batch. Images that are there already are not drawn
+    again: interrupted, run the same again. Several processes, started by torchrun, share the work.
+    """
+    options = DrawingOptions(**drawing_options)
+    _check_targets(out, npz, grid, latents, len(options.seeds))
+    choice = options.choice(network)
+    from tqdm import tqdm
+
+    from edm2.sampling.drawing import batches_of, keep_all, undecoded, unfinished
+    from edm2.sampling.generation import classes_of_seeds
+    from edm2.tools.options.targets import Targets
+    from edm2.training.distributed.processes import joined_processes
+
+    targets = Targets(out, npz, grid, subdirs, latents)
+    with joined_processes() as processes:
+        drawing = Drawing(options, choice, processes)
+        store = targets.store(drawing.settings | {"latents": latents}, processes.count)
+        pending = unfinished(processes.share(batches_of(options.seeds, options.batch_size)), store)
+        batches = drawing.batches(pending)
+        decode = undecoded if latents else drawing.decode
+        if pending:
+            _try(drawing, decode)
+        with tqdm(total=len(pending), unit="img", leave=False, disable=None if processes.is_first else True) as bar:
+            keep_all(batches, decode, store, bar.update)
+        processes.wait()
+        if processes.is_first:
+            seeds = options.seeds
+            labels = None if npz is None else classes_of_seeds(drawing.net, seeds, drawing.classes(seeds))
+            targets.finish(store, seeds, labels)
+            cost = options.solver.cost(options.num_steps)
+            click.echo(f"{len(seeds)} {'latents' if latents else 'images'} in {targets} ({cost})")
+
+
+def _check_targets(out: Path | None, npz: Path | None, grid: Path | None, latents: bool, count: int) -> None:
+    if out is None and npz is None and grid is None:
+        raise click.UsageError(
+            "say where the images go: --out FOLDER for one file per seed, --npz FILE.npz or --grid FILE.png"
+        )
+    if grid is not None and latents:
+        raise click.UsageError("--grid shows pictures, and --latents are none: give --out or --npz")
+    if grid is not None and count > MAX_GRID:
+        raise click.UsageError(f"--grid shows at most {MAX_GRID} images, not {count}: give --out or --npz")
+
+
+def _try(drawing: Drawing, decode: "Decoder") -> None:
+    from edm2.training.data.vae import VAEError
+
+    try:
+        drawing.try_out(decode)
+    except VAEError as error:
+        raise VAEError(f"{error}; --latents needs no VAE") from error

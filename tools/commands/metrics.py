@@ -1,0 +1,254 @@
+"""`edm2 metrics`: how good samples are, and whether they repeat training images."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edm2.tools.options.drawing import Drawing, DrawingOptions, how_it_is_drawn, what_is_drawn, with_options
+from edm2.tools.options.groups import GroupedCommand
+from edm2.tools.options.parsing import DEVICE, FILE, PNG_FILE
+from edm2.tools.options.scoring import SCORES, WEIGHTS, ScoringOptions, Weights, images_bar
+
+if TYPE_CHECKING:
+    from edm2.metrics.neighbours import Neighbours
+
+SMALL = 1024
+"""Values per image up to which training images are looked for pixel by pixel, if nothing else is asked for."""
+
+NAMES = "pixels, efficientnet-lite0, fid, fid-clean, fd_dinov2, or module:callable"
+
+EPILOG = """\b
+Examples:
+  # Once per dataset, then for every set of samples
+  edm2 metrics ref photos-64.zip photos-64.npz --detector efficientnet-lite0
+  edm2 metrics calc samples/ --ref photos-64.npz
+\b
+  # Draw and score, without writing images
+  edm2 metrics gen best.safetensors --ref photos-64.npz --seeds 0-9999
+\b
+  # Has it learned pictures by heart?
+  edm2 metrics neighbours samples/ --data photos-64.zip --out neighbours.png
+"""
+
+REF_EPILOG = """\b
+Examples:
+  # Offline; the detector comes with two pip packages
+  edm2 metrics ref photos-64.zip photos-64.npz --detector efficientnet-lite0
+\b
+  # For FID and FD-DINOv2, weights from files
+  edm2 metrics ref imagenet-512.zip imagenet-512.npz --detector fid --detector fd_dinov2 \\
+      --inception inception-2015-12-05.pt --dinov2 dinov2_vitl14.pt
+\b
+  # Features of your own: a function from uint8 [N, C, H, W] to [N, D], in features.py
+  edm2 metrics ref photos-64.zip photos-64.npz --detector features:embed
+"""
+
+CALC_EPILOG = """\b
+Examples:
+  # All Frechet distances that the reference has statistics for
+  edm2 metrics calc samples/ --ref photos-64.npz
+\b
+  # The published reference of ImageNet-512, in which nothing is executed
+  edm2 metrics calc samples.npz --ref img512.pkl --metrics fid,fd_dinov2
+\b
+  # Kernel distance, precision and recall through another detector
+  edm2 metrics calc samples.npz --ref photos-64.npz --metrics kid,pr --detector efficientnet-lite0
+
+\b
+On eight GPUs, put this before the command; the numbers are the same:
+  torchrun --standalone --nproc-per-node 8 -m
+"""
+
+GEN_EPILOG = """\b
+Examples:
+  # The published way: 50,000 images; FID is compared at this number only
+  edm2 metrics gen best.safetensors --ref img512.pkl --metrics fid,fd_dinov2 --seeds 0-49999
+\b
+  # Guided, with fewer images for a first look
+  edm2 metrics gen best.safetensors --guide early.safetensors --guidance 1.8 --ref photos-64.npz --seeds 0-9999
+\b
+  # The network that comes with the package
+  edm2 metrics ref digits digits.npz --detector pixels
+  edm2 metrics gen digits8 --ref digits.npz --seeds 0-999 --steps 16
+
+\b
+On eight GPUs, put this before the command; the numbers are the same:
+  torchrun --standalone --nproc-per-node 8 -m
+"""
+
+NEIGHBOURS_EPILOG = """\b
+Examples:
+  edm2 metrics neighbours samples/ --data photos-64.zip --out neighbours.png
+\b
+  # How much is chance? The same with real images that were not trained on
+  edm2 metrics neighbours held-out/ --data photos-64.zip --out chance.png
+"""
+
+_device = click.option("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
+
+
+@click.group(epilog=EPILOG)
+def metrics() -> None:
+    """Score samples against real images, or look for training images among them."""
+
+
+@metrics.command(cls=GroupedCommand, epilog=REF_EPILOG, short_help="Say what real images look like, once per dataset.")
+@click.argument("data")
+@click.argument("out", type=FILE)
+@click.option("--detector", "names", multiple=True, required=True, metavar="NAME", help=f"{NAMES}; repeat it for more.")
+@click.option(
+    "--keep",
+    type=click.IntRange(0),
+    default=10_000,
+    show_default=True,
+    help="Images whose features are kept, for kid and pr.",
+)
+@with_options(*WEIGHTS)
+@_device
+def ref(
+    data: str,
+    out: Path,
+    names: tuple[str, ...],
+    keep: int,
+    inception: Path | None,
+    dinov2: Path | None,
+    device: str | None,
+) -> None:
+    """Compute statistics of the images in DATA, for all detectors that samples are to be judged by, into OUT (.npz).
+
+    DATA is a folder, a ZIP or an NPZ file of images, or the word "digits". Several processes, started by torchrun,
+    share the work; the numbers are the same.
+    """
+    if out.suffix != ".npz":
+        raise click.BadParameter(f"{out}: a reference file's name ends in .npz", param_hint="OUT")
+    from edm2.metrics.image_source import open_images
+    from edm2.metrics.reference import collect, write_reference
+    from edm2.tools.run import default_device
+    from edm2.training.distributed.processes import joined_processes
+
+    dataset = open_images(data)
+    with joined_processes() as processes:
+        detectors = Weights(inception, dinov2).load(names, processes.device(device or default_device()))
+        with images_bar(len(dataset), processes) as bar:
+            found = collect(dataset, list(detectors.values()), keep, processes, bar.update)
+        if processes.is_first:
+            collections = dict(zip(detectors, found, strict=True))
+            statistics = {name: collection.statistics for name, collection in collections.items()}
+            features = {name: collection.features for name, collection in collections.items()} if keep else None
+            write_reference(out, statistics, features)
+            click.echo(f"statistics of {len(dataset):,} images in {out}: {', '.join(detectors)}")
+
+
+@metrics.command(cls=GroupedCommand, epilog=CALC_EPILOG, short_help="Score a folder or file of images.")
+@click.argument("images")
+@with_options(*SCORES, *WEIGHTS)
+@_device
+def calc(images: str, device: str | None, **scoring_options: Any) -> None:
+    """Score IMAGES: a folder of image files, an NPZ file, or a dataset ZIP.
+
+    Several processes, started by torchrun, share the work; the numbers are the same.
+    """
+    options = ScoringOptions(**scoring_options)
+    wanted = options.metrics()
+    from edm2.metrics.features import parts_of, read_ahead
+    from edm2.metrics.image_source import open_images
+    from edm2.tools.run import default_device
+    from edm2.training.distributed.processes import joined_processes
+
+    dataset = open_images(images)
+    parts = parts_of(len(dataset))
+    with joined_processes() as processes:
+        pixels = read_ahead(dataset, processes.share(parts))
+        place = processes.device(device or default_device())
+        options.score(pixels, [len(part) for part in parts], wanted, place, processes, {"images": images})
+
+
+@metrics.command(cls=GroupedCommand, epilog=GEN_EPILOG, short_help="Draw and score, without writing images.")
+@click.argument("network", required=False)
+@what_is_drawn(seeds="0-49999")
+@with_options(*SCORES)
+@how_it_is_drawn
+@with_options(*WEIGHTS)
+def gen(network: str | None, **given: Any) -> None:
+    """Draw samples of NETWORK as `edm2 generate` does, and score them; no image is written.
+
+    Several processes, started by torchrun, share the work; the numbers are the same.
+    """
+    of_scores = {field.name: given.pop(field.name) for field in fields(ScoringOptions)}
+    scoring, options = ScoringOptions(**of_scores), DrawingOptions(**given)
+    choice = options.choice(network)
+    wanted = scoring.metrics()
+    from edm2.sampling.drawing import batches_of
+    from edm2.training.distributed.processes import joined_processes
+
+    parts = batches_of(options.seeds, options.batch_size)
+    with joined_processes() as processes:
+        drawing = Drawing(options, choice, processes)
+        drawing.try_out(drawing.decode)
+        mine = [seed for part in processes.share(parts) for seed in part]
+        pixels = (drawing.decode(batch.samples) for batch in drawing.batches(mine))
+        settings = drawing.settings | {"first_seed": options.seeds[0], "last_seed": options.seeds[-1]}
+        scoring.score(pixels, [len(part) for part in parts], wanted, drawing.device, processes, settings)
+
+
+@metrics.command(cls=GroupedCommand, epilog=NEIGHBOURS_EPILOG, short_help="Look for training images among samples.")
+@click.argument("images")
+@click.option("--data", required=True, help="Training images.")
+@click.option(
+    "--out", type=PNG_FILE, required=True, help="PNG file: on each row a sample, then its closest training images."
+)
+@click.option("--detector", "name", metavar="NAME",
+              help=f"{NAMES}; default: pixels up to {SMALL} values per image, else efficientnet-lite0.")  # fmt: skip
+@click.option("--rows", type=click.IntRange(1, 256), default=16, show_default=True, help="Samples to show.")
+@click.option("--neighbours", "k", type=click.IntRange(1, 32), default=5, show_default=True, help="Images for each.")
+@with_options(*WEIGHTS)
+@_device
+def neighbours(
+    images: str,
+    data: str,
+    out: Path,
+    name: str | None,
+    rows: int,
+    k: int,
+    inception: Path | None,
+    dinov2: Path | None,
+    device: str | None,
+) -> None:
+    """Find the training images closest to each of IMAGES, and draw the most suspicious samples beside them.
+
+    A sample is suspicious if it is nearer to a training image than that image's own nearest neighbour.
+    """
+    from math import prod
+
+    from edm2.io.images import save_png
+    from edm2.metrics.image_source import open_images
+    from edm2.metrics.neighbours import find_neighbours, neighbours_picture
+    from edm2.metrics.reference import collect
+    from edm2.tools.run import default_device
+    from edm2.training.distributed.processes import joined_processes
+
+    samples, training = open_images(images), open_images(data)
+    name = name or ("pixels" if prod(training.shape) <= SMALL else "efficientnet-lite0")
+    with joined_processes() as processes:
+        [detector] = Weights(inception, dinov2).load([name], processes.device(device or default_device())).values()
+        with images_bar(len(samples) + len(training), processes) as bar:
+            [drawn], [real] = (
+                collect(dataset, [detector], len(dataset), processes, bar.update) for dataset in (samples, training)
+            )
+        if processes.is_first:
+            found = find_neighbours(drawn.features, real.features, k)
+            save_png(neighbours_picture(samples, training, found, rows), out)
+            _print_neighbours(found, name)
+            click.echo(f"the most suspicious, with the training images closest to them: {out}")
+
+
+def _print_neighbours(found: "Neighbours", detector: str) -> None:
+    import numpy as np
+
+    click.echo(
+        f"{100 * found.share:.1f} % of {len(found.ratios):,} samples are nearer to a training image than that image's "
+        f"own nearest neighbour (features: {detector})"
+    )
+    click.echo(f"distance as a share of that: lowest {found.ratios.min():.3f}, median {np.median(found.ratios):.3f}")

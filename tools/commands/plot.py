@@ -1,0 +1,94 @@
+"""`edm2 plot`: draw what runs have recorded, one figure per quantity."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edm2.tools.options.parsing import FOLDER
+
+if TYPE_CHECKING:
+    from edm2.tools.figures import PlottedRun, Source
+
+NAMES = (
+    "loss", "holdout", "lr", "speed", "activations", "weights", "updates", "gradients", "uncertainty", "shares",
+)  # fmt: skip
+"""Those of edm2.tools.figures.FIGURES, known here without importing matplotlib."""
+
+EPILOG = """\b
+Examples:
+  # Everything that a run has recorded, finished or not, as PNG files in runs/digits/plots
+  edm2 plot runs/digits
+\b
+  # Two runs in the same figures, under names of your choice
+  edm2 plot before=runs/digits after=runs/digits-2 --out comparison
+\b
+  # The paper's figures 3 and 15, of as many configurations as you have trained
+  edm2 plot B=runs/b C=runs/c D=runs/d E=runs/e F=runs/f G=runs/g --only activations,weights --out ladder
+
+\b
+Figures:
+  loss          training loss
+  holdout       loss on held-out and on training images                     --holdout
+  lr            learning rate
+  speed         images per second
+  activations   magnitudes of activations per block resolution              --diagnostics
+  weights       magnitudes of weights, averaged and raw                     --diagnostics
+  updates       relative update of a step, effective learning rate          --diagnostics
+  gradients     norm of the gradient per noise level                        --diagnostics
+  uncertainty   loss per noise level, with the learned u(sigma) over it     --diagnostics
+  shares        clipped activations, non-finite gradients                   --diagnostics
+
+Those with an option beside them need a run that was trained with it.
+"""
+
+
+def parse_names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
+    """Names of figures, separated by commas."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in NAMES]:
+        raise click.BadParameter(f"there is no figure {unknown[0]!r}; there are {', '.join(NAMES)}")
+    return list(dict.fromkeys(names))
+
+
+@click.command(epilog=EPILOG)
+@click.argument("runs", nargs=-1, required=True, metavar="[NAME=]RUN...")
+@click.option("--out", type=FOLDER, help="Folder for the PNG files.  [default: RUN/plots, of several runs plots]")
+@click.option("--only", callback=parse_names, metavar="NAME,...", help="Figures to draw; default: all that can be.")
+def plot(runs: tuple[str, ...], out: Path | None, only: list[str] | None) -> None:
+    """Draw what runs have recorded: losses, speed, and the measurements of --diagnostics.
+
+    Of several runs the same figures compare them, in one colour each, under the names of their folders or yours.
+    """
+    from edm2.tools.figures import FIGURES
+    from edm2.tools.figures.runs import name_and_folder, open_runs
+    from edm2.tools.figures.style import save_figure
+
+    places = [name_and_folder(text) for text in runs]
+    if missing := [folder for _, folder in places if not folder.exists()]:
+        raise click.ClickException(f"{missing[0]}: no such folder; give the folder of a run")
+    opened = open_runs(places)
+    folder = out or (places[0][1] / "plots" if len(places) == 1 else Path("plots"))
+    left_out: dict[str, list[str]] = {}
+    drawn = []
+    for name in only or NAMES:
+        source, draw = FIGURES[name]
+        known = [run for run in opened if source.records(run)]
+        if known:
+            save_figure(draw(known), folder / f"{name}.png")
+            drawn.append(name)
+        if len(known) < len(opened):
+            left_out.setdefault(_reason(source, opened), []).append(name)
+    if not drawn:
+        raise click.ClickException("; ".join(f"cannot draw {', '.join(n)}: {why}" for why, n in left_out.items()))
+    click.echo(f"{', '.join(drawn)}: in {folder}")
+    for why, names in left_out.items():
+        click.echo(f"Left out of {', '.join(names)}: {why}", err=True)
+
+
+def _reason(source: "Source", runs: list["PlottedRun"]) -> str:
+    """Which runs lack something, and the remedy."""
+    lacking = [run.name for run in runs if not source.records(run)]
+    return f"{', '.join(lacking)} ({source.remedy})"

@@ -1,0 +1,342 @@
+"""`edm2 sweep`: score many EMA lengths, times and guidance weights of a run, draw the curves, name the best."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edm2.sampling.samplers import HEUN, Solver
+from edm2.tools.options.drawing import solver_option
+from edm2.tools.options.groups import GroupedCommand, GroupedOption
+from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, INTERVAL, PRECISION, SIGMA_RELS, TIMES, WEIGHTS
+
+if TYPE_CHECKING:
+    from edm2.sweep.averages import Averages
+    from edm2.sweep.evaluator import Drawing
+    from edm2.sweep.guides import Guide
+    from edm2.sweep.sweep import Point, Range, Result, Sweep, Sweeper
+    from edm2.training import Dataset
+
+EPILOG = """\b
+Examples:
+  # Twelve lengths at the end of a run
+  edm2 sweep runs/digits
+\b
+  # How the best length moved with training
+  edm2 sweep runs/digits --at 64000,128000,...,512000 --std 0.02,0.03,...,0.25 --out moving/
+\b
+  # Guidance by the network itself: length and weight together, closing in on the best with 40 points
+  edm2 sweep runs/photos --unlabelled-guide --guidance 1,1.5,...,3 --std 0.02,0.06,...,0.22 --search 40
+\b
+  # Autoguidance by a smaller network early in its training, whose length is chosen too
+  edm2 sweep runs/big --guide runs/small --guide-at 128Mi --guidance 1.5,2,2.5 --guide-std 0.05,0.1,0.15 --search 60
+\b
+  # As published: FID of 50,000 images, the lowest of three sets of seeds
+  edm2 sweep runs/img512-s --detector fid --ref img512.pkl --samples 50000 --repeats 3 --std 0.05,0.1,0.15 --search 12
+
+\b
+On eight GPUs, put this before the command:
+  torchrun --standalone --nproc-per-node 8 -m
+
+Interrupted? Run the same command again: scores that are known (sweep.jsonl) are not computed again.
+"""
+
+
+def _options(group: str) -> Callable:
+    """Makes options that stand under one heading."""
+    return partial(click.option, cls=GroupedOption, group=group)
+
+
+_what, _guidance = _options("What is tried"), _options("Guidance")
+_score, _where, _machine = _options("How it is scored"), _options("Where it goes"), _options("Machine")
+
+
+@click.command(cls=GroupedCommand, epilog=EPILOG)
+@click.argument("run", type=FOLDER)
+@_what(
+    "--std",
+    "--sigma-rel",
+    "sigma_rels",
+    type=SIGMA_RELS,
+    default="0.02,0.04,...,0.24",
+    show_default=True,
+    help="EMA lengths.",
+)
+@_what("--at", "times", type=TIMES, help="Images seen, times with snapshots; default: the last.")
+@_what("--search", "budget", type=click.IntRange(1), help="Close in on the best with at most so many points per time.")
+@_guidance("--guidance", "guidances", type=WEIGHTS, help="Weights; default: 1, which is none.")
+@_guidance("--unlabelled-guide", is_flag=True, help="Guide away from the network itself without classes.")
+@_guidance("--guide", help="Guide away from the averages of another run, or from one network.")
+@_guidance("--guide-at", type=IMAGES, help="Images seen by the guide's run; default: its last snapshot.")
+@_guidance("--guide-std", "guide_lengths", type=SIGMA_RELS, help="EMA lengths of the guide's run; default: as --std.")
+@_guidance("--interval", type=INTERVAL, help="Noise levels with guidance; default: all.")
+@_score("--detector", help="pixels, efficientnet-lite0, fid, fid-clean, fd_dinov2, or module:callable.")
+@_score("--weights", type=FILE, help="File with the detector's weights; default: fetched once.")
+@_score("--data", help="Real images to compare with; default: those of the run.")
+@_score("--ref", type=FILE, help="Statistics of real images in their place (edm2 metrics ref, or published).")
+@_score("--samples", "count", type=click.IntRange(2), default=500, show_default=True, help="Images per point.")
+@_score("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Sets of seeds; the lowest counts.")
+@_score("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps.")
+@solver_option(_score)
+@_score("--vae", help="VAE to decode with, folder or hub id; default: the one that the run names.")
+@_where(
+    "--out",
+    type=FOLDER,
+    help="Folder for scores, plot and statistics of real images.  [default: RUN]",
+)
+@_where("--compare", "others", type=FOLDER, multiple=True, help="Another sweep's folder, to draw too; may be repeated.")
+@_machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32.")
+@_machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
+def sweep(
+    run: Path,
+    sigma_rels: list[float],
+    times: list[int] | None,
+    budget: int | None,
+    guidances: list[float] | None,
+    unlabelled_guide: bool,
+    guide: str | None,
+    guide_at: int | None,
+    guide_lengths: list[float] | None,
+    interval: tuple[float, float] | None,
+    detector: str | None,
+    weights: Path | None,
+    data: str | None,
+    ref: Path | None,
+    count: int,
+    repeats: int,
+    num_steps: int,
+    solver: Solver,
+    vae: str | None,
+    out: Path | None,
+    others: tuple[Path, ...],
+    precision: str | None,
+    device: str | None,
+) -> None:
+    """Score many EMA lengths of RUN, at several times and with several guidance weights, and plot the curves.
+
+    RUN is a run folder, or a folder of snapshots or published pickles. Every network is averaged from the snapshots,
+    draws the same seeds, as many of each class, and is scored by the Frechet distance of its images to real ones; none
+    of it is written. Small images are compared pixel by pixel, others by the features of a network (--detector). Bands
+    in the plot are two standard deviations, from halves of the images.
+    """
+    _check_guidance(guide, unlabelled_guide, guidances, guide_at, guide_lengths)
+    from edm2.sampling.guidance import EVERYWHERE
+    from edm2.sweep.averages import Averages
+    from edm2.sweep.evaluator import Drawing
+    from edm2.sweep.score_cache import ScoreCache
+    from edm2.sweep.search import check_budget
+    from edm2.sweep.sweep import Range, Sweeper
+    from edm2.tools.figures.sweep import plot_sweep
+    from edm2.tools.options.evaluators import codec_of, default_detector, load_judge
+    from edm2.tools.reports.tables import print_sweep, read_sweep, write_sweep
+    from edm2.tools.run import default_device, image_bar
+    from edm2.training.config import DTYPES
+    from edm2.training.distributed.processes import joined_processes
+
+    compared = {title: read_sweep(folder / "sweep.csv") for title, folder in _titles(others).items()}
+    averages = Averages(run)
+    dataset = None if ref else _dataset(run, data)
+    if dataset is not None:
+        _check_shape(averages, dataset, data)
+    area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_lengths or [None])
+    for time in area.times:
+        averages.check(time, area.sigma_rels)
+    if budget is not None:
+        check_budget(area.axes(), budget)
+    codec = codec_of(run, averages.metadata, vae)
+    guides = _guide(averages, guide, unlabelled_guide, guide_at)
+    out = out or run
+
+    with joined_processes() as processes:
+        bar = partial(image_bar, hidden=not processes.is_first)
+        place = processes.device(device or default_device())
+        judge = load_judge(
+            detector or default_detector(averages.metadata), weights, dataset, ref, place, processes, bar, out
+        )
+        dtype = DTYPES[precision or ("fp16" if place.type == "cuda" else "fp32")]
+        drawing = Drawing(count, num_steps, interval or EVERYWHERE, dtype, solver)
+        cache = ScoreCache(out / "sweep.jsonl")
+        averages.max_bytes //= processes.local_count  # each reconstructs for itself
+        sweeper = Sweeper(averages, codec, judge, drawing, guides, repeats, cache, processes, place)
+        if processes.is_first:
+            _warn_of_snapshots(averages, area)
+            _announce(area, budget, sweeper)
+        result = sweeper.sweep(area, dataset, budget, bar)
+        if not processes.is_first:
+            return
+        write_sweep(out / "sweep.csv", result)
+        _warn_of_other_scores(result, compared)
+        plot_sweep(out / "sweep.png", result, {title: sweep.averages for title, sweep in compared.items()})
+        print_sweep(result)
+        click.echo(f"\nThe curve: {out / 'sweep.png'}, the numbers: {out / 'sweep.csv'}.")
+        _warn_of_edges(area, result.best)
+        click.echo("The best network, and images of it:")
+        for line in _commands(run, averages, result.best.point, guides, guide, interval, drawing):
+            click.echo(f"  {line}")
+
+
+def _check_guidance(
+    guide: str | None,
+    unlabelled_guide: bool,
+    guidances: list[float] | None,
+    guide_at: int | None,
+    guide_lengths: list[float] | None,
+) -> None:
+    if guide is not None and unlabelled_guide:
+        raise click.UsageError("--guide and --unlabelled-guide are two guides: give one of them")
+    has_guide = guide is not None or unlabelled_guide
+    if has_guide and guidances is None:
+        raise click.UsageError("a guide needs weights: give --guidance, such as 1,1.5,2")
+    if not has_guide and any(weight != 1 for weight in guidances or ()):
+        raise click.UsageError("--guidance needs a network to guide away from: --guide RUN or --unlabelled-guide")
+    is_run = guide is not None and _is_run(guide)
+    if not is_run and (guide_at is not None or guide_lengths is not None):
+        raise click.UsageError(
+            "--guide-at and --guide-std choose an average of a guide's run: give its folder as --guide"
+        )
+
+
+def _titles(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by name, or by their whole path where two have the same name."""
+    names = [folder.name for folder in folders]
+    return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
+
+
+def _warn_of_other_scores(sweep: "Sweep", compared: "dict[str, Sweep]") -> None:
+    """Distances mean something beside distances of the same kind and number of samples only."""
+    from edm2.post_hoc_ema.messages import plain_line
+
+    here = f"{sweep.title} of {sweep.samples:,} samples"
+    for name, other in compared.items():
+        there = here if other.samples is None else f"{plain_line(other.title)} of {other.samples:,} samples"
+        if there != here:
+            click.echo(f"Warning: {name} has {there}, this sweep {here}: their heights do not compare", err=True)
+
+
+def _is_run(guide: str) -> bool:
+    from edm2.pipeline.folder import is_pipeline_folder
+
+    return Path(guide).is_dir() and not is_pipeline_folder(Path(guide))
+
+
+def _dataset(run: Path, data: str | None) -> "Dataset":
+    """Real images: those named, else those of the run."""
+    from edm2.tools.options.evaluators import check_pixels
+    from edm2.training import open_dataset, read_run_config
+
+    dataset = open_dataset(data or read_run_config(run).data)
+    check_pixels(dataset)
+    return dataset
+
+
+def _check_shape(averages: "Averages", dataset: "Dataset", data: str | None) -> None:
+    """Networks of pixels draw what they were trained on; what a VAE makes of latents shows later."""
+    drawn = (averages.config.img_channels, *averages.config.size)
+    of_pixels = (averages.metadata.get("codec") or {"kind": "pixels"})["kind"] == "pixels"
+    if of_pixels and dataset.shape != drawn:
+        raise ValueError(
+            f"{data or dataset.name}: images are {dataset.shape}, but {averages.folder} draws {drawn} (channels, "
+            "height, width)"
+        )
+
+
+def _guide(averages: "Averages", guide: str | None, unlabelled: bool, guide_at: int | None) -> "Guide | None":
+    from edm2.sweep.averages import Averages
+    from edm2.sweep.guides import FixedGuide, GuideRun, ItselfUnlabelled
+    from edm2.tools.options.choices import check_has_missed_labels
+
+    if unlabelled:
+        check_has_missed_labels(str(averages.folder), averages.metadata)
+        return ItselfUnlabelled()
+    if guide is None:
+        return None
+    if not _is_run(guide):
+        return FixedGuide(guide)
+    run = Averages(guide)
+    time = guide_at or run.last
+    run.check(time, [0.1])  # that there is such a time
+    return GuideRun(run, time)
+
+
+def _warn_of_snapshots(averages: "Averages", area: "Range") -> None:
+    """Lengths that the snapshots can only give roughly are not quite the lengths that the curve says."""
+    from edm2.tools.commands.reconstruct import WARNING, warn_of_missing
+
+    warn_of_missing(averages.snapshots, "averages are made without")
+    for time in area.times:
+        rough = {s: error for s, error in averages.errors(time, area.sigma_rels).items() if error > WARNING}
+        if rough:
+            worst = max(rough, key=rough.__getitem__)
+            click.echo(
+                f"Warning: at {time:,} images there are too few snapshots for the EMA lengths "
+                f"{', '.join(f'{s:g}' for s in rough)}: profiles are up to {100 * rough[worst]:.0f} % off ({worst:g}).",
+                err=True,
+            )
+
+
+def _announce(area: "Range", budget: int | None, sweeper: "Sweeper") -> None:
+    """What is to come."""
+    points = len(area.points()) if budget is None else budget * len(area.times)
+    drawing = sweeper.drawing
+    cost = drawing.solver.cost(drawing.num_steps)
+    images = f"{points * drawing.count * sweeper.repeats:,} images ({cost})"
+    if budget is None:
+        click.echo(f"{points} points, {images}, compared by {sweeper.judge.detector.title}.")
+        return
+    times = f" at each of {len(area.times)} times" if len(area.times) > 1 else ""
+    click.echo(f"A search with at most {budget} points{times}, {images}, by {sweeper.judge.detector.title}.")
+
+
+def _warn_of_edges(area: "Range", best: "Result") -> None:
+    """A minimum at the end of a list may lie beyond it."""
+    chosen = (
+        ("--std", best.point.sigma_rel, area.sigma_rels),
+        ("--guidance", best.point.guidance, area.guidances),
+        ("--guide-std", best.point.guide_sigma_rel, area.guide_sigma_rels),
+    )
+    for option, value, values in chosen:
+        no_guidance = option == "--guidance" and value == 1  # less than none is not meant
+        if len(values) > 1 and value in (values[0], values[-1]) and not no_guidance:
+            click.echo(f"The best value of {option}, {value:g}, is the end of its list: the minimum may lie beyond.")
+
+
+def _commands(
+    run: Path,
+    averages: "Averages",
+    point: "Point",
+    guides: "Guide | None",
+    guide: str | None,
+    interval: tuple[float, float] | None,
+    drawing: "Drawing",
+) -> list[str]:
+    """The command lines that make the best network and draw its images."""
+    from edm2.sweep.guides import GuideRun
+
+    lines = [_reconstruct(run, point.sigma_rel, point.images_seen, averages.last)]
+    draw = ["edm2", "generate", str(_reconstructed(run, point.images_seen, point.sigma_rel))]
+    draw += ["--seeds", "0-63", "--balanced"] if averages.config.label_dim else ["--seeds", "0-63"]
+    draw += ["--steps", str(drawing.num_steps)]
+    draw += [] if drawing.solver == HEUN else ["--solver", drawing.solver.name]
+    draw += ["--out", "samples"]
+    if point.guidance != 1:
+        if isinstance(guides, GuideRun):
+            lines.append(_reconstruct(Path(guide), point.length_of_guide, guides.at, guides.averages.last))
+            guide = str(_reconstructed(Path(guide), guides.at, point.length_of_guide))
+        draw += ["--unlabelled-guide"] if guide is None else ["--guide", guide]
+        draw += ["--guidance", f"{point.guidance:g}"]
+        draw += [] if interval is None else ["--interval", "{:g},{:g}".format(*interval)]
+    return [*lines, shlex.join(draw)]
+
+
+def _reconstruct(run: Path, sigma_rel: float, at: int, last: int) -> str:
+    command = ["edm2", "reconstruct", str(run), "--std", f"{sigma_rel:g}"]
+    return shlex.join(command if at == last else [*command, "--at", str(at)])
+
+
+def _reconstructed(run: Path, at: int, sigma_rel: float) -> Path:
+    from edm2.tools.commands.reconstruct import reconstructed_name
+
+    return run / "reconstructed" / reconstructed_name(at, sigma_rel)

@@ -1,0 +1,252 @@
+"""Options of the commands that draw samples, and what comes of them: networks, seeds and classes, ready to draw."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edm2.sampling.presets import GENERATION_PRESETS, describe_presets
+from edm2.sampling.samplers import HEUN, SOLVERS, Solver
+from edm2.tools.options.choices import Choice
+from edm2.tools.options.groups import GroupedOption
+from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, NUMBER, PRECISION, SEEDS
+
+if TYPE_CHECKING:
+    import torch
+
+    from edm2.networks import Precond
+    from edm2.sampling.drawing import Decoder
+    from edm2.sampling.generation import Batch
+    from edm2.sampling.samplers.heun import Denoiser
+    from edm2.training.distributed.processes import Processes
+
+
+def options_of(group: str) -> Callable:
+    """Makes options that stand under one heading."""
+    return partial(click.option, cls=GroupedOption, group=group)
+
+
+def solver_option(group: Callable) -> Callable:
+    """--solver, in this group; the command gets a `Solver`."""
+    return group(
+        "--solver",
+        type=click.Choice(list(SOLVERS)),
+        default=HEUN.name,
+        show_default=True,
+        callback=lambda context, parameter, name: SOLVERS[name],
+        help="Heun's method evaluates the network twice per step, the others once.",
+    )
+
+
+def _list_presets(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo("\n".join(describe_presets()))
+        context.exit()
+
+
+_what, _guidance, _sampling, _machine = map(options_of, ("What is drawn", "Guidance", "Sampling", "Machine"))
+
+WHAT = (
+    _what("--class", "class_name", help="Class of all images, by number or name; default: drawn from the seed."),
+    _what("--balanced", is_flag=True, help="As many images of each class: seed modulo number of classes."),
+    _what(
+        "--preset",
+        type=click.Choice(list(GENERATION_PRESETS)),
+        metavar="NAME",
+        help="Published settings (see --list-presets).",
+    ),
+    _what("--networks", type=FOLDER, default=".", help="Folder with the files that --preset names; default: this one."),
+    _what(
+        "--list-presets",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_list_presets,
+        help="Show all presets, and stop.",
+    ),
+)
+
+HOW = (
+    _guidance("--guide", help="Network to guide away from."),
+    _guidance("--unlabelled-guide", is_flag=True, help="Guide away from NETWORK itself without classes."),
+    _guidance("--guidance", type=NUMBER, help="Weight; default: 1, which is none."),
+    _guidance("--interval", type=INTERVAL, help="Noise levels with guidance; default: all."),
+    _sampling("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps."),
+    solver_option(_sampling),
+    _sampling("--churn", "S_churn", type=NUMBER, default=0.0, show_default=True, help="Fresh noise; 0: deterministic."),
+    _sampling("--vae", help="VAE to decode with, folder or hub id; default: the one that NETWORK names."),
+    _machine("--batch", "batch_size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."),
+    _machine("--decode-batch", type=click.IntRange(1), default=8, show_default=True, help="The same for the VAE."),
+    _machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32."),
+    _machine(
+        "--compile", is_flag=True, help="Compile the networks: faster, after a minute or more for each size of batch."
+    ),
+    _machine("--vae-precision", type=PRECISION, default="fp32", show_default=True, help="The same for the VAE."),
+    _machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here."),
+)
+
+
+def what_is_drawn(seeds: str) -> Callable[[Callable], Callable]:
+    """Adds the options of `WHAT`, and --seeds with this default."""
+    wanted = _what("--seeds", type=SEEDS, default=seeds, show_default=True, help="One image each: 0-63, or 3,5,10-12.")
+    return with_options(wanted, *WHAT)
+
+
+def with_options(*options: Callable) -> Callable[[Callable], Callable]:
+    """Adds options to a command."""
+
+    def add(command: Callable) -> Callable:
+        for option in reversed(options):  # decorators apply from below
+            command = option(command)
+        return command
+
+    return add
+
+
+how_it_is_drawn = with_options(*HOW)
+"""Adds the options of `HOW`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """Values of --seeds and of all options of `WHAT` and `HOW`, by their names there."""
+
+    seeds: list[int]
+    class_name: str | None
+    balanced: bool
+    preset: str | None
+    networks: Path
+    guide: str | None
+    unlabelled_guide: bool
+    guidance: float | None
+    interval: tuple[float, float] | None
+    num_steps: int
+    solver: Solver
+    S_churn: float
+    vae: str | None
+    batch_size: int
+    decode_batch: int
+    precision: str | None
+    compile: bool
+    vae_precision: str
+    device: str | None
+
+    def choice(self, network: str | None) -> Choice:
+        """Which networks; before anything is loaded.
+
+        Raises:
+            click.UsageError: options that exclude each other, or no network.
+            FileNotFoundError: a preset's file is not there.
+        """
+        if self.class_name is not None and self.balanced:
+            raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
+        if self.S_churn and not self.solver.churns:
+            raise click.UsageError(f"--churn needs --solver {HEUN.name}: {self.solver.name} adds no fresh noise")
+        choice = Choice(network, self.guide, self.unlabelled_guide, self.guidance, self.interval)
+        if self.preset is not None:
+            choice = choice.completed_by(GENERATION_PRESETS[self.preset], self.networks)
+        choice.check()
+        return choice
+
+
+class Drawing:
+    """Networks in the memory of this process's device, and how to draw with them.
+
+    Args:
+        options: What the command line says.
+        choice: Which networks.
+        processes: Who shares the work.
+
+    Raises:
+        OSError, ValueError: a file is no network, or options do not suit it.
+    """
+
+    def __init__(self, options: DrawingOptions, choice: Choice, processes: "Processes") -> None:
+        from edm2.io.model import read_metadata
+        from edm2.sampling.generation import class_index
+        from edm2.tools.run import default_device
+
+        self.options = options
+        self.choice = choice
+        self.device: torch.device = processes.device(options.device or default_device())
+        self.precision: str = options.precision or ("fp16" if self.device.type == "cuda" else "fp32")
+        self.net: Precond
+        self.guide: Denoiser | None
+        self.net, self.guide = choice.load(self.device, self._dtype(self.precision), warn=processes.is_first)
+        if options.compile:
+            _compile(self.net, self.guide)
+        self.metadata: dict[str, Any] = read_metadata(choice.network)
+        if options.balanced and self.net.config.label_dim == 0:
+            raise ValueError("--balanced: this network has no classes: it was trained without labels")
+        class_names = (self.metadata.get("data") or {}).get("class_names", ())
+        name = options.class_name
+        self.class_index = None if name is None else class_index(name, class_names)
+
+    def classes(self, seeds: Sequence[int]) -> int | list[int] | None:
+        """What to draw for these seeds, as `edm2.sampling.generation.generate` takes it."""
+        return [seed % self.net.config.label_dim for seed in seeds] if self.options.balanced else self.class_index
+
+    def batches(self, seeds: Sequence[int]) -> "Iterator[Batch]":
+        """Samples of seeds."""
+        from edm2.sampling.generation import generate
+        from edm2.sampling.guidance import EVERYWHERE
+
+        churn = {"S_churn": self.options.S_churn} if self.options.S_churn else {}
+        return generate(
+            self.net,
+            seeds,
+            self.classes(seeds),
+            self.guide,
+            self.choice.weight,
+            self.choice.interval or EVERYWHERE,
+            self.options.batch_size,
+            self.options.solver.sample,
+            num_steps=self.options.num_steps,
+            **churn,
+        )
+
+    @cached_property
+    def decode(self) -> "Decoder":
+        """Samples to pixels; what draws pixels has no use for --vae."""
+        from edm2.sampling.drawing import decoder
+        from edm2.tools.options.evaluators import codec_of
+
+        codec = codec_of(self.choice.network, self.metadata, self.options.vae)
+        return decoder(codec, self.options.decode_batch, self._dtype(self.options.vae_precision))
+
+    def try_out(self, decode: "Decoder") -> None:
+        """A VAE that cannot be loaded, or needs more memory than there is, shows now, not after hours of drawing."""
+        import torch
+
+        decode(torch.zeros(1, self.net.config.img_channels, *self.net.config.size, device=self.device))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the images depend on besides their seeds, as JSON."""
+        options, choice = self.options, self.choice
+        return {
+            "network": choice.network, "images_seen": self.metadata.get("images_seen"),
+            "sigma_rel": self.metadata.get("sigma_rel"), "class": "balanced" if options.balanced else self.class_index,
+            "steps": options.num_steps, "solver": options.solver.name, "churn": options.S_churn, "guide": choice.guide,
+            "unlabelled_guide": choice.unlabelled_guide, "guidance": choice.weight,
+            "interval": choice.interval and list(choice.interval), "precision": self.precision, "vae": options.vae,
+            "vae_precision": options.vae_precision,
+        }  # fmt: skip
+
+    @staticmethod
+    def _dtype(precision: str) -> "torch.dtype":
+        from edm2.training.config import DTYPES
+
+        return DTYPES[precision]
+
+
+def _compile(*denoisers: "Denoiser | None") -> None:
+    """Those that are networks, for the shapes that they meet."""
+    from edm2.networks import Precond
+
+    for denoiser in denoisers:
+        if isinstance(denoiser, Precond):
+            denoiser.compile(dynamic=False)

@@ -1,0 +1,105 @@
+"""What samples of a run are compared with: by which detector, and with which real images."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from edm2.training.distributed.processes import Processes
+
+if TYPE_CHECKING:
+    import torch
+
+    from edm2.sweep.evaluator import Judge
+    from edm2.training import Codec, Dataset
+
+SMALL = 1024
+"""Values per image up to which pixels are compared, if nothing else is asked for."""
+
+
+def codec_of(name: str | Path, metadata: dict[str, Any], vae: str | None) -> "Codec":
+    """A network's way to pixels, by another VAE if one is given.
+
+    Raises:
+        ValueError: there is nothing for a VAE to do.
+    """
+    from edm2.training import LatentCodec, codec_from_json
+
+    try:
+        codec = codec_from_json(metadata.get("codec") or {"kind": "pixels"})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if vae is None:
+        return codec
+    if not isinstance(codec, LatentCodec):
+        raise ValueError(f"{name}: draws pixels, which no --vae has to decode")
+    return replace(codec, vae=vae)
+
+
+def default_detector(metadata: dict[str, Any]) -> str:
+    """Pixels for small images, a network for others."""
+    from edm2.networks import NetworkConfig
+
+    config = NetworkConfig.from_json(metadata["network"])
+    small = prod((config.img_channels, *config.size)) <= SMALL
+    return (
+        "pixels"
+        if small and (metadata.get("codec") or {"kind": "pixels"})["kind"] == "pixels"
+        else "efficientnet-lite0"
+    )
+
+
+def check_pixels(dataset: "Dataset") -> None:
+    """Raises ValueError unless these are images."""
+    if dataset.kind != "pixels":
+        raise ValueError(
+            f"{dataset.name}: holds {dataset.kind}, which no images can be compared with; give the images that they "
+            "were made of, or statistics of them"
+        )
+
+
+def load_judge(
+    detector: str,
+    weights: Path | None,
+    dataset: "Dataset | None",
+    ref: Path | None,
+    device: "torch.device | str",
+    processes: Processes,
+    bar: Callable[[int], tqdm],
+    kept_in: Path | None = None,
+) -> "Judge":
+    """A judge by statistics in a file, or else of a dataset.
+
+    Args:
+        detector: Name as `edm2.metrics.load_detector` takes it.
+        weights: Of the detector.
+        dataset: Real images, if `ref` is None.
+        ref: Reference file.
+        device: Where to compute features.
+        processes: Who shares the work on the dataset.
+        bar: Makes a progress bar for a number of images.
+        kept_in: Folder where statistics of the dataset are looked for, and left; None: they are computed.
+
+    Raises:
+        ValueError: the reference has no statistics of this detector, or the data are no pixels.
+        OSError: a file is missing.
+    """
+    from edm2.metrics import load_detector, read_reference, reference_of
+    from edm2.sweep.evaluator import Judge, judge_by
+    from edm2.sweep.reference_cache import cached_reference
+
+    statistics = {} if ref is None else read_reference(ref)
+    if ref is not None and detector not in statistics:
+        raise ValueError(
+            f"{ref}: holds no statistics of {detector}, only of {', '.join(statistics)}; choose --detector"
+        )
+    found = load_detector(detector, weights, device)
+    if ref is not None:
+        return Judge(found, statistics[detector])
+    statistics_of = reference_of if kept_in is None else partial(cached_reference, kept_in, weights=weights)
+    with bar(len(dataset)) as progress:
+        return judge_by(dataset, found, partial(statistics_of, processes=processes, report=progress.update))

@@ -1,0 +1,182 @@
+"""What a snapshot, a run folder or a dataset is, in pairs of a subject and a phrase."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edm2.io.model import resolve
+from edm2.io.snapshots import AnySnapshot, open_run, open_snapshot
+from edm2.post_hoc_ema import sigma_rel_to_half_life
+from edm2.post_hoc_ema.messages import plain_line
+from edm2.training import Dataset, open_dataset, read_run_config
+from edm2.training.data.index import open_archive
+from edm2.training.data.vae import latent_codec_of
+from edm2.training.run.logging import read_stats
+
+Lines = list[tuple[str, Any]]
+
+
+@contextmanager
+def nonsense_named(path: str | Path) -> Iterator[None]:
+    """One line that names a file or folder if what it says of itself cannot be put into words.
+
+    Raises:
+        ValueError: that line; or as it was, if it names the file already.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        line = f"{path}: what it says of itself makes no sense ({reason}); write it again"
+        raise ValueError(plain_line(line)) from None
+
+
+def describe_snapshot(name: str) -> Lines:
+    """A snapshot, a published network pickle or an included network."""
+    path = resolve(name)
+    snapshot = open_snapshot(path)
+    metadata = snapshot.metadata
+    lines: Lines = [
+        ("snapshot", path),
+        ("size", f"{path.stat().st_size / 1e6:.2f} MB, {len(snapshot.names)} tensors"),
+        ("images seen", f"{snapshot.images_seen:,}"),
+        ("EMA length", _length(snapshot)),
+    ]
+    if "half_life" in metadata:
+        lines.append(("made by", f"traditional EMA with a half-life of {metadata['half_life']:,} images"))
+    elif "reconstructed_from" in metadata:
+        lines.append(("made from", f"{len(metadata['reconstructed_from']) or 'unnamed'} snapshots"))
+    if training := metadata.get("training"):
+        lines.append(
+            (
+                "training",
+                f"steps of {training['batch_size']} images, learning rate {training['ref_lr']:g}, "
+                f"ln sigma ~ N({training['P_mean']:g}, {training['P_std']:g}²), seed {training['seed']}",
+            )
+        )
+    shown = ("preset", "data", "network", "codec", "license")
+    return lines + [(name, _compact(metadata[name])) for name in shown if name in metadata]
+
+
+def _length(snapshot: AnySnapshot) -> str:
+    """The lengths that groups of tensors have, too, and the half-life of a traditional average of this width."""
+    if not snapshot.sigma_rel:
+        return "none (raw weights)"
+    groups = snapshot.metadata.get("sigma_rel_of") or {}
+    lengths = ", ".join([f"{snapshot.sigma_rel:g}", *(f"{length:g} for {name}" for name, length in groups.items())])
+    if snapshot.images_seen == 0 or "half_life" in snapshot.metadata:
+        return lengths
+    half_life = float(sigma_rel_to_half_life(snapshot.sigma_rel, snapshot.images_seen))
+    return f"{lengths}; as wide as a traditional EMA with a half-life of {half_life:,.0f} images"
+
+
+def describe_run(name: str) -> Lines:
+    """A run folder: what was asked for, and how far it is."""
+    folder = Path(name)
+    config = read_run_config(folder)
+    stats = folder / "stats.jsonl"
+    records = read_stats(stats) if stats.exists() else []
+    try:
+        snapshots = open_run(folder)
+    except FileNotFoundError:
+        snapshots = []
+    seen = records[-1]["images_seen"] if records else 0
+    lines: Lines = [
+        ("run", folder),
+        ("data", config.data),
+        ("preset", config.preset),
+        ("progress", f"{seen:,} of {config.duration:,} images ({100 * seen / config.duration:.0f}%)"),
+    ]
+    if records:
+        lines.append(("loss", f"{records[-1]['loss']:.4g}"))
+    return [*lines, ("snapshots", _times_and_lengths(snapshots)), ("network", _compact(config.network.to_json()))]
+
+
+def describe_published_run(name: str) -> Lines:
+    """A folder of network pickles of the published program."""
+    folder = Path(name)
+    snapshots = open_run(folder)
+    lines: Lines = [("run", folder), ("snapshots", _times_and_lengths(snapshots))]
+    shown = ("preset", "data", "network", "codec", "license")
+    metadata = snapshots[-1].metadata
+    return lines + [(name, _compact(metadata[name])) for name in shown if name in metadata]
+
+
+def _times_and_lengths(snapshots: list[AnySnapshot]) -> str:
+    times = {snapshot.images_seen for snapshot in snapshots}
+    lengths = sorted({snapshot.sigma_rel for snapshot in snapshots})
+    return f"{len(snapshots)} at {len(times)} times, EMA lengths {_compact(lengths)}"
+
+
+def describe_dataset(source: str) -> Lines:
+    """A dataset, after a look at its first image."""
+    dataset = open_dataset(source)
+    labels = f"{dataset.num_classes}: {', '.join(dataset.class_names[:12])}" if dataset.num_classes else "none"
+    return [*_images(source, dataset), ("classes", labels + (", ..." if dataset.num_classes > 12 else ""))]
+
+
+def describe_classes(source: str) -> Lines:
+    """A dataset with the number of images of every class, and where the labels come from."""
+    dataset = open_dataset(source)
+    has_json = source != "digits" and "dataset.json" in open_archive(Path(source))[0].names()
+    lines = [
+        *_images(source, dataset),
+        ("dataset.json", "yes" if has_json else "no"),
+        ("classes", dataset.num_classes or "none"),
+    ]
+    if dataset.num_classes:
+        counts = dataset.labels(range(len(dataset))).bincount(minlength=dataset.num_classes).tolist()
+        lines += [(f"  {name}", f"{count:,}") for name, count in zip(dataset.class_names, counts, strict=True)]
+    return lines
+
+
+def _images(source: str, dataset: Dataset) -> Lines:
+    channels, height, width = dataset.shape
+    dtype = str(dataset.images([0]).dtype).removeprefix("torch.")
+    lines: Lines = [
+        ("dataset", source),
+        ("images", f"{len(dataset):,}"),
+        ("size", f"{height}x{width}, {channels} channel{'s' if channels > 1 else ''}, {dataset.kind}"),
+        ("stored", dtype if source == "digits" else f"{dtype}, {_size_on_disk(Path(source)) / 1e6:,.2f} MB on disk"),
+    ]
+    return lines + (_latents(dataset) if dataset.kind == "moments" else _statistics(dataset.pixel_stats or {}))
+
+
+def _size_on_disk(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _latents(dataset: Dataset) -> Lines:
+    """What is said of them, and what training takes for granted if nothing is."""
+    known = dataset.latents or {}
+    try:
+        codec = latent_codec_of(known, dataset.shape[0], sigma_data=0.5)
+    except ValueError as error:
+        return [("latents", f"not usable: {error}")]
+    unsaid = "not stored, taken to be the paper's: "
+    black, white = codec.pixel_range
+    lines = [("VAE", ("" if "vae" in known else unsaid) + f"{codec.vae}, pixels from {black:g} to {white:g}")]
+    lines += [(key, ("" if key in known else unsaid) + _numbers(getattr(codec, key))) for key in ("mean", "std")]
+    return [*lines, ("sigma_data", _compact(known["sigma_data"]))] if "sigma_data" in known else lines
+
+
+def _statistics(known: Mapping[str, Any]) -> Lines:
+    """Mean and standard deviation in levels; sigma_data where black is -1 and white 1."""
+    return [(key, _numbers(value) if isinstance(value, list) else f"{value:.4f}") for key, value in known.items()]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def _compact(value: Any) -> str:
+    """A nested value in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_compact(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(map(_compact, value)) + ("," if len(value) == 1 else "") + ")"
+    return str(value)

@@ -1,0 +1,330 @@
+"""The contents of a dataset: images and NPY arrays in a folder or a ZIP, and the labels that belong to them.
+
+Format of the paper's tools (arXiv 2312.02696v2): PNG or NPY files in any sub-folders, and at the root `dataset.json`:
+
+    {"labels": [["00000/img00000000.png", 3], ...] or null, "class_names": ["cat", ...]}      (class_names is optional)
+
+Without `dataset.json` the top-level sub-folders are the classes. Nothing is ever written or extracted.
+"""
+
+import io
+import json
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from edm2.training.data.files import DatasetError, Files, FolderFiles, StorageError, one_line
+from edm2.training.data.retry import is_passing
+from edm2.training.data.zip_files import ZipFiles
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""What a file may be, whatever its name: Pillow knows more, and would start another program for some (PostScript)."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # from twice as many pixels on it refuses
+
+DESCRIPTION = "dataset.json"
+
+MAX_CLASSES = 1_000_000
+"""Labels are class indices; a larger one is an identifier of some other kind, and a network that large a mistake."""
+
+
+def open_files(path: Path) -> Files:
+    """The files at `path`, a folder or a ZIP file.
+
+    Raises:
+        DatasetError: Nothing is there.
+    """
+    if path.is_dir():
+        return FolderFiles(path)
+    if path.exists():
+        return ZipFiles(path)
+    raise DatasetError(f'{path}: no such file or folder; give a folder of images, a ZIP file, or the word "digits"')
+
+
+def image_names(names: Sequence[str]) -> list[str]:
+    """The images and arrays among `names`, in plain sort order; hidden files and what macOS adds to a ZIP left out."""
+    return sorted(name for name in names if name.lower().endswith(SUFFIXES) and not _is_hidden(name))
+
+
+def _is_hidden(name: str) -> bool:
+    path = f"/{name}"
+    return "/." in path or "/__MACOSX/" in path
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Labels
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The images of a dataset in their order, and all that is known of them without opening one: N images."""
+
+    names: Sequence[str]
+    """Of the images' files."""
+
+    labels: np.ndarray
+    """int64 [N] class indices, -1 throughout if unlabelled."""
+
+    class_names: tuple[str, ...]
+    """Empty if unlabelled."""
+
+    latents: Any = None
+    """Entry of dataset.json, as it is: what is known of the latents that moments are of."""
+
+    pixels: Any = None
+    """Entry of dataset.json, as it is: statistics of the pixels."""
+
+
+def read_catalog(files: Files) -> Catalog:
+    """List the images among `files`, with their labels.
+
+    Raises:
+        DatasetError: No images, `dataset.json` is malformed or lists others, or classes cannot be told.
+    """
+    present = files.names()
+    names = image_names(present)
+    if not names:
+        raise DatasetError(f"{files.path}: no images in it; expected files named *{', *'.join(SUFFIXES)}")
+    if DESCRIPTION not in present:
+        return Catalog(names, *labels_from_folders(files, names))
+    where = f"{files.path}/{DESCRIPTION}"
+    content = _parse_json(files, where)
+    labels, class_names = _labels_from_json(content, names, where)
+    return Catalog(names, labels, class_names, content.get("latents"), content.get("pixels"))
+
+
+def _labels_from_json(content: dict[str, Any], images: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    if content["labels"] is None:
+        return np.full(len(images), -1, dtype=np.int64), ()
+    labels = _label_table(content["labels"], where)
+    _check_same_names(labels, images, where)
+    values = np.array([labels[name] for name in images], dtype=np.int64)
+    return values, _class_names(content.get("class_names"), int(values.max()) + 1, where)
+
+
+def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels of `images` by top-level sub-folder: its rank in plain sort order.
+
+    Returns:
+        int64 [N] class indices, -1 throughout without sub-folders; and the names of the classes.
+
+    Raises:
+        DatasetError: Some images lie in sub-folders and others directly in the root.
+    """
+    folders = [name.split("/")[0] if "/" in name else None for name in images]
+    class_names = sorted({folder for folder in folders if folder is not None})
+    if not class_names:
+        return np.full(len(images), -1, dtype=np.int64), ()
+    if None in folders:
+        raise DatasetError(
+            f"{files.path}: {images[folders.index(None)]} lies beside class folders such as {class_names[0]}; "
+            'move it into one, or add a dataset.json with {"labels": null} to train without classes'
+        )
+    rank = {folder: index for index, folder in enumerate(class_names)}
+    return np.array([rank[folder] for folder in folders], dtype=np.int64), tuple(class_names)
+
+
+def check_latents(path: Path, description: Any) -> None:
+    """Raises DatasetError unless the entry "latents" of `dataset.json` is None or an object."""
+    if not isinstance(description, dict | None):
+        raise DatasetError(
+            f'{path}/{DESCRIPTION}: "latents" must be an object with vae, mean, std, pixel_range; '
+            "remove it, or measure anew with edm2 dataset stats"
+        )
+
+
+def check_pixel_statistics(path: Path, statistics: Any, channels: int) -> None:
+    """Raises DatasetError unless the entry "pixels" of `dataset.json` is None or fits images of so many channels."""
+    if statistics is not None and not _are_statistics(statistics, channels):
+        raise DatasetError(
+            f'{path}/{DESCRIPTION}: "pixels" must be an object with mean, std (one number for each of the {channels} '
+            "channels, std positive) and sigma_data; remove it, or measure anew with edm2 dataset stats"
+        )
+
+
+def _are_statistics(value: Any, channels: int) -> bool:
+    if not isinstance(value, dict):
+        return False
+    mean, std, sigma_data = (value.get(key) for key in ("mean", "std", "sigma_data"))
+    if not all(isinstance(numbers, list) and len(numbers) == channels for numbers in (mean, std)):
+        return False
+    return all(map(_is_finite, (*mean, *std, sigma_data))) and min(*std, sigma_data) > 0
+
+
+def _is_finite(value: Any) -> bool:
+    # bool is an int for isinstance; JSON knows NaN, and whole numbers beyond the range of floats
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _parse_json(files: Files, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(files.read(DESCRIPTION))
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{where}: not JSON: {one_line(error)}") from error
+    except Exception as error:
+        raise _unreadable(where, error) from error
+    if not isinstance(content, dict) or not isinstance(content.get("labels", 0), list | None):
+        raise DatasetError(f'{where}: must be of the form {{"labels": [[file name, class index], ...] or null}}')
+    return content
+
+
+def _label_table(pairs: list[Any], where: str) -> dict[str, int]:
+    table: dict[str, int] = {}
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise DatasetError(f'{where}: "labels" must hold pairs [file name, class index], not {_short(pair)}')
+        name, label = pair
+        if type(label) is not int or not 0 <= label < MAX_CLASSES:  # bool is an int for isinstance
+            raise DatasetError(
+                f"{where}: the label of {name} is {_short(label)}; labels are class indices, whole numbers from 0"
+            )
+        if table.setdefault(name, label) != label:
+            raise DatasetError(f"{where}: {name} has two labels, {table[name]} and {label}; keep one")
+    return table
+
+
+def _check_same_names(labels: dict[str, int], images: Sequence[str], where: str) -> None:
+    present = set(images)
+    absent = [name for name in labels if name not in present]
+    if absent:
+        raise DatasetError(
+            f"{where}: names {len(absent)} files that do not exist, the first is {absent[0]}; restore or unlist them"
+        )
+    unlisted = [name for name in images if name not in labels]
+    if unlisted:
+        raise DatasetError(
+            f"{where}: has no label for {len(unlisted)} files, the first is {unlisted[0]}; list or remove them"
+        )
+
+
+def _class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
+    """The given names, or the numbers from 0 to the largest label."""
+    if names is None:
+        return tuple(map(str, range(count)))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DatasetError(f'{where}: "class_names" must be a list of strings, not {_short(names)}')
+    if len(names) < count:
+        raise DatasetError(f'{where}: the labels go up to {count - 1}, but "class_names" has only {len(names)} names')
+    return tuple(names)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Images and arrays
+
+
+def read_array(files: Files, name: str) -> np.ndarray:
+    """One datum [C, H, W]: uint8 pixels with 1 to 4 channels, or moments (means, then standard deviations).
+
+    Moments are float32 or float16, as stored.
+
+    Raises:
+        StorageError: The storage gives no answer.
+        DatasetError: Missing, damaged, or neither of the two.
+    """
+    try:
+        data = files.read(name)
+        return _decode_npy(data) if name.lower().endswith(".npy") else _to_array(_decode_image(data))
+    except Exception as error:  # damaged or hostile bytes make ZIP, image and NPY readers raise almost anything
+        raise _unreadable(f"{files.path}/{name}", error) from error
+
+
+def read_image(files: Files, name: str) -> Image.Image:
+    """One image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA.
+
+    Raises:
+        StorageError: The storage gives no answer.
+        DatasetError: Missing, damaged, or no such image.
+    """
+    try:
+        return _decode_image(files.read(name))
+    except Exception as error:  # as above
+        raise _unreadable(f"{files.path}/{name}", error) from error
+
+
+def _unreadable(where: str, error: Exception) -> DatasetError:
+    kind = StorageError if is_passing(error) else DatasetError
+    return kind(f"{where}: cannot be read: {one_line(error)}")
+
+
+def _decode_image(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError("not an image, or damaged") from None  # Pillow's own text shows the address of a buffer
+    if _bits_per_channel(data, image.mode) > 8:
+        raise ValueError("more than 8 bits per channel are not supported; convert it to 8 bits")
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        return image.convert("RGB")
+    image.load()  # until here only the header was looked at
+    return image
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+
+
+def _bits_per_channel(data: bytes, mode: str) -> int:
+    if data.startswith(b"\x89PNG"):
+        return data[24]  # in the header chunk; Pillow silently drops the lower half of 16-bit colours
+    return 32 if mode[0] in "IF" else 8
+
+
+def _decode_npy(data: bytes) -> np.ndarray:
+    start = _npy_header_size(data)
+    shape, fortran_order, dtype = _parse_npy_header(data[:start])
+    if dtype not in (np.uint8, np.float32, np.float16) or len(shape) != 3 or 0 in shape:
+        raise ValueError(
+            f"{dtype} array of shape {list(shape)}; expected uint8 pixels or moments in float32 or float16 [C, H, W]"
+        )
+    values = np.frombuffer(data, dtype, math.prod(shape), start)
+    array = values.reshape(shape, order="F" if fortran_order else "C")
+    if array.dtype == np.uint8:
+        _check_pixels(array)
+    else:
+        _check_moments(array)
+    return array
+
+
+def _npy_header_size(data: bytes) -> int:
+    version, _ = np.lib.format.read_magic(io.BytesIO(data))
+    count = 2 if version == 1 else 4  # bytes that say how long the rest is
+    return 8 + count + int.from_bytes(data[8 : 8 + count], "little")
+
+
+@lru_cache(maxsize=8)
+def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and dtype. It takes numpy longer than all the rest, and is always the same."""
+    file = io.BytesIO(header)
+    version, _ = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == 1 else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _check_pixels(array: np.ndarray) -> None:
+    if array.shape[0] > 4:
+        raise ValueError(f"pixels of shape {list(array.shape)}; expected [C, H, W] with 1 to 4 channels")
+
+
+def _check_moments(array: np.ndarray) -> None:
+    if array.shape[0] % 2:
+        raise ValueError(f"moments of shape {list(array.shape)}; expected as many means as standard deviations")
+    if not np.isfinite(array).all():
+        raise ValueError("moments hold NaN or infinity; encode the image again")
+    if (array[array.shape[0] // 2 :] < 0).any():
+        raise ValueError("negative standard deviations in the second half of the channels; store mean, then std")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,319 @@
+"""Datasets: images by index, in memory or in files.
+
+A dataset hands out what is stored (uint8 pixels, or the float moments of latents); a codec turns that into what the
+network sees. Dimensions: N images, C channels, H rows, W columns.
+"""
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edm2.training.data.archive import Catalog, check_latents, check_pixel_statistics, read_array, read_catalog
+from edm2.training.data.files import DatasetError, Files, StorageError
+from edm2.training.data.index import open_archive
+from edm2.training.data.order import permutation
+
+__all__ = [
+    "ArchiveDataset",
+    "ArrayDataset",
+    "Batch",
+    "Dataset",
+    "DatasetError",
+    "Subset",
+    "evenly_spaced_indices",
+    "open_dataset",
+    "pixel_statistics",
+    "split_holdout",
+]
+
+Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
+
+
+class Batch(NamedTuple):
+    """Images with their labels: N of them."""
+
+    images: Tensor
+    """[N, C, H, W], as stored."""
+    labels: Tensor
+    """int64 [N], -1 where unlabelled."""
+    broken: tuple[str, ...] = ()
+    """What is wrong with images in whose place others stand (see `edm2.training.data.tolerance`); a line each."""
+
+
+class Dataset(ABC):
+    """Images of one size with class labels."""
+
+    def __init__(
+        self, name: str, shape: Sequence[int], kind: str, levels: int, class_names: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        """For people; no meaning."""
+
+        self.shape = tuple(shape)
+        """(C, H, W) of what is stored."""
+
+        self.kind = kind
+        """"pixels" (uint8) or "moments" (float32 or float16: the means of all channels, then standard deviations)."""
+
+        self.levels = levels
+        """Number of values that a pixel can take, from 0; 0 for moments."""
+
+        self.class_names = tuple(class_names)
+        """One per class; empty if the images have no labels."""
+
+        self.latents: Mapping[str, Any] | None = None
+        """What is known of the latents that moments are of: vae, mean, std, pixel_range (see `LatentCodec`)."""
+
+        self.pixel_stats: Mapping[str, Any] | None = None
+        """What was measured of the pixels, in levels: mean and std (lists, one number per channel) and sigma_data."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 if the images have no labels."""
+        return len(self.class_names)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def images(self, indices: Indices) -> Tensor:
+        """Images [N, C, H, W]: uint8 pixels or moments. Raises DatasetError where a file is unusable."""
+
+    @abstractmethod
+    def labels(self, indices: Indices) -> Tensor:
+        """Class indices int64 [N], -1 where unlabelled."""
+
+    def batch(self, indices: Indices) -> Batch:
+        """Images and labels. Raises DatasetError as `images` does."""
+        return Batch(self.images(indices), self.labels(indices))
+
+    def fingerprint(self) -> str | None:
+        """Changes when an image does, as far as can be told without reading files; None if nothing can be told."""
+        return None
+
+
+class ArrayDataset(Dataset):
+    """Images in memory.
+
+    Args:
+        images: uint8 pixels or moments [N, C, H, W].
+        labels: int64 [N], or None.
+        class_names: One per class; default: the numbers up to the largest label.
+        levels: Number of values that a pixel can take.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        class_names: Sequence[str] | None = None,
+        levels: int = 256,
+        name: str = "array",
+    ) -> None:
+        if class_names is None:
+            class_names = [] if labels is None else [str(k) for k in range(int(labels.max()) + 1)]
+        kind, levels = ("pixels", levels) if images.dtype == torch.uint8 else ("moments", 0)
+        super().__init__(name, images.shape[1:], kind, levels, class_names)
+        self._images = images
+        self._labels = torch.full([len(images)], -1) if labels is None else labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def images(self, indices: Indices) -> Tensor:
+        return self._images.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
+
+    def labels(self, indices: Indices) -> Tensor:
+        return self._labels.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
+
+    def fingerprint(self) -> str:
+        return _digest(self._images.contiguous().view(torch.uint8).numpy())
+
+
+class ArchiveDataset(Dataset):
+    """Images in the files of a folder or a ZIP, in plain sort order of their names.
+
+    Only the first image is read on opening, and decides the size; every other is checked when it is read.
+
+    Args:
+        files: Where they are.
+        catalog: What is known of them already.
+        skip_broken: So many broken ones are passed over to find the first.
+    """
+
+    def __init__(self, files: Files, catalog: Catalog | None = None, skip_broken: int = 0) -> None:
+        catalog = catalog or read_catalog(files)
+        self._files = files
+        self._names = catalog.names
+        self._labels = torch.from_numpy(catalog.labels)
+        self._first, first = self._first_usable(skip_broken)
+        self._dtype = first.dtype
+        kind, levels = ("pixels", 256) if first.dtype == np.uint8 else ("moments", 0)
+        super().__init__(files.path.stem, first.shape, kind, levels, catalog.class_names)
+        if kind == "moments":
+            check_latents(files.path, catalog.latents)
+            self.latents = catalog.latents
+        else:
+            check_pixel_statistics(files.path, catalog.pixels, first.shape[0])
+            self.pixel_stats = catalog.pixels
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def images(self, indices: Indices) -> Tensor:
+        batch = np.empty((len(indices), *self.shape), dtype=self._dtype)
+        for place, index in zip(batch, indices, strict=True):
+            place[...] = self._read(int(index))
+        return torch.from_numpy(batch)
+
+    def labels(self, indices: Indices) -> Tensor:
+        return self._labels.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
+
+    def fingerprint(self) -> str:
+        """Of names, sizes, and checksums (ZIP) or times (folder)."""
+        digest = hashlib.sha256()
+        for facts in zip(self._names, self._files.stamps(self._names), strict=True):
+            digest.update(repr(facts).encode())
+        return digest.hexdigest()
+
+    def _first_usable(self, skip_broken: int) -> tuple[str, np.ndarray]:
+        """Name and contents of the first image that can be read, after at most so many that cannot."""
+        for index, name in enumerate(self._names):
+            try:
+                return name, self._read_any(index)
+            except DatasetError as error:
+                if isinstance(error, StorageError) or index == min(skip_broken, len(self) - 1):
+                    raise
+        raise AssertionError("a catalog lists at least one image")
+
+    def _read(self, index: int) -> np.ndarray:
+        """An image like the first."""
+        array = self._read_any(index)
+        if array.shape != self.shape or array.dtype != self._dtype:
+            raise DatasetError(
+                f"{self._files.path}/{self._names[index]}: {_describe(array.shape, array.dtype)}, but the first image "
+                f"{self._first} has {_describe(self.shape, self._dtype)}; edm2 dataset convert makes all alike "
+                f"(index {index})"
+            )
+        return array
+
+    def _read_any(self, index: int) -> np.ndarray:
+        """An image of any size."""
+        try:
+            return read_array(self._files, self._names[index])
+        except DatasetError as error:
+            raise type(error)(f"{error} (index {index})") from error
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(array).hexdigest()
+
+
+def _describe(shape: Sequence[int], dtype: np.dtype) -> str:
+    channels, height, width = shape
+    unit = "pixels" if dtype == np.uint8 else f"{dtype} moments"
+    return f"{height}x{width} {unit} with {channels} channel{'s' if channels > 1 else ''}"
+
+
+class Subset(Dataset):
+    """The images of a dataset at some of its indices."""
+
+    def __init__(self, dataset: Dataset, indices: Indices) -> None:
+        super().__init__(dataset.name, dataset.shape, dataset.kind, dataset.levels, dataset.class_names)
+        self.latents = dataset.latents
+        self.pixel_stats = dataset.pixel_stats
+        self.dataset = dataset
+        self.indices = np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def images(self, indices: Indices) -> Tensor:
+        return self.dataset.images(self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def labels(self, indices: Indices) -> Tensor:
+        return self.dataset.labels(self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def batch(self, indices: Indices) -> Batch:
+        """As `dataset` has it: what stands in for a broken image has a label of its own."""
+        return self.dataset.batch(self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def fingerprint(self) -> str | None:
+        whole = self.dataset.fingerprint()
+        return None if whole is None else f"{whole} {_digest(self.indices)}"
+
+
+def open_dataset(source: str | Path, skip_broken: int = 0) -> Dataset:
+    """Open a dataset by name or path.
+
+    Args:
+        source: "digits", the handwritten digits that come with scikit-learn; or a ZIP file or folder, either with a
+            `dataset.json` (`edm2.training.data.archive`) or just images, whose top-level sub-folders are the classes.
+        skip_broken: The first image, which decides the size of all, may come after so many broken ones; to train with
+            broken ones among the others see `edm2.training.data.tolerance`.
+
+    Raises:
+        DatasetError: Nothing usable is there.
+    """
+    return _digits() if source == "digits" else ArchiveDataset(*open_archive(Path(source)), skip_broken)
+
+
+def _digits() -> Dataset:
+    """1,797 images [1, 8, 8] in 17 levels of gray (0 to 16), ten classes."""
+    from sklearn.datasets import load_digits  # a second to import, and not needed for other data
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(digits.target).to(torch.int64)
+    return ArrayDataset(images, labels, [str(name) for name in digits.target_names], levels=17, name="digits")
+
+
+def split_holdout(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Set `count` images aside for validation: (the others, those), each in the order of `dataset`.
+
+    The choice is random but the same for the same seed. Without any (count 0): (dataset, None).
+    """
+    if not 0 <= count < len(dataset):
+        raise ValueError(f"cannot hold out {count} of the {len(dataset)} images in {dataset.name}; some must remain")
+    if count == 0:
+        return dataset, None
+    shuffled = permutation(len(dataset), seed)
+    return Subset(dataset, np.sort(shuffled[count:])), Subset(dataset, np.sort(shuffled[:count]))
+
+
+def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
+    """At most `count` of the indices 0 .. length - 1, evenly spaced and ascending: int64."""
+    count = min(count, length)
+    # The product takes 64 bits, and numpy 1 has 32 by default on Windows.
+    return np.arange(count, dtype=np.int64) * length // max(count, 1)
+
+
+def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pixels of every channel, in levels.
+
+    Computed from a count of every level, so exact to float64; over at most `max_images` evenly spaced images.
+    """
+    if dataset.kind != "pixels":
+        raise ValueError(f"{dataset.name} holds {dataset.kind}, not pixels: it has no pixel statistics")
+    chosen = evenly_spaced_indices(len(dataset), max_images)
+    histogram = sum(_count_levels(dataset.images(part)) for part in np.array_split(chosen, -(-len(chosen) // 64)))
+    moments = [_mean_and_std(channel) for channel in histogram]
+    return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
+
+
+def _count_levels(pixels: Tensor) -> np.ndarray:
+    """How often each channel takes each level: int64 [C, 256]."""
+    return np.stack([channel.flatten().bincount(minlength=256).numpy() for channel in pixels.unbind(1)])
+
+
+def _mean_and_std(histogram: np.ndarray) -> tuple[float, float]:
+    level = np.arange(len(histogram))
+    mean = np.average(level, weights=histogram)
+    return float(mean), math.sqrt(np.average((level - mean) ** 2, weights=histogram))

@@ -1,0 +1,91 @@
+"""Named byte strings in a folder: what the images of a dataset and its labels are read from."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from edm2.post_hoc_ema.messages import plain_line
+from edm2.training.data.retry import Answer, is_passing, patiently
+
+MAX_BYTES = 1 << 30
+"""Of one file, unpacked: far more than any image or table of labels needs, and less than would endanger the machine."""
+
+
+class DatasetError(ValueError):
+    """The data cannot be used as they are. The message is one line: the file, what is wrong with it, the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain_line(message))
+
+
+class StorageError(DatasetError):
+    """The storage gave no answer, for longer than anybody's patience; nothing is known of the file itself."""
+
+
+class Files(Protocol):
+    """Named byte strings, read one at a time; may be used after a fork, in threads, and pickled."""
+
+    path: Path
+
+    def names(self) -> list[str]:
+        """Names of all files, relative to the root, with forward slashes."""
+
+    def read(self, name: str) -> bytes:
+        """Contents of a file. Raises OSError, or whatever else tells that they cannot be had."""
+
+    def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        """What changes when a file does, without reading any; for each of `names`."""
+
+
+class FolderFiles:
+    """The files in a folder and its sub-folders; links are followed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def names(self) -> list[str]:
+        start = len(os.path.join(self.path, ""))  # cut strings: pathlib would take longer than the disk
+        walk = os.walk(self.path, followlinks=True, onerror=self._refuse)
+        return [os.path.join(folder, file)[start:].replace(os.sep, "/") for folder, _, files in walk for file in files]
+
+    def read(self, name: str) -> bytes:
+        """Contents of a file. Raises OSError or ValueError if they cannot be had."""
+        path = os.path.join(self.path, name)
+        return patiently(lambda: _read_whole(path), path)
+
+    def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        """Size and time."""
+        stats = [os.stat(os.path.join(self.path, name)) for name in names]
+        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+    def _refuse(self, error: OSError) -> None:
+        # os.walk would silently leave out what it cannot list.
+        raise DatasetError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+
+def _read_whole(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        check_size(os.fstat(file.fileno()).st_size)
+        return file.read()
+
+
+def check_size(size: int) -> None:
+    """Raises ValueError for a file that is larger than any image or table of labels."""
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes are more than any image has; at most {MAX_BYTES:,}")
+
+
+def patiently_from(path: Path, read: Callable[[], Answer]) -> Answer:
+    """What `read` returns, with `patiently`. Raises StorageError if the storage gives no answer."""
+    try:
+        return patiently(read, str(path))
+    except OSError as error:
+        if not is_passing(error):
+            raise
+        raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__

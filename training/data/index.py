@@ -1,0 +1,161 @@
+"""What is known of a large ZIP, kept in a file beside it, so that opening it again takes no time.
+
+Reading the directory of a million members and their labels takes half a minute and a gigabyte of memory. The index, a
+safetensors file of some arrays, holds what came of it. It is nothing but a copy: if it is missing, damaged, or of
+another state of the ZIP, it is made anew.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from edm2.post_hoc_ema import atomic_output
+from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.training.data.archive import Catalog, open_files, read_catalog
+from edm2.training.data.files import Files, patiently_from
+from edm2.training.data.zip_files import Members, Names, ZipFiles, opened_zip
+
+LARGE = 10_000
+"""Members from which on an index pays: those of a smaller ZIP are listed in a tenth of a second."""
+
+VERSION = 1
+"""Of the arrays below; an index of another version is made anew."""
+
+COLUMNS = ("offset", "packed", "size", "crc", "method", "flags")
+"""Arrays of `Members` beside the names."""
+
+TAIL = 1 << 16
+"""Bytes at the end of a ZIP, its directory's last, that have to be the same."""
+
+
+def open_archive(path: Path) -> tuple[Files, Catalog]:
+    """The files at `path`, a folder or a ZIP, and the catalog of the images among them.
+
+    Raises:
+        DatasetError: Nothing usable is there.
+    """
+    files = open_files(path)
+    if not isinstance(files, ZipFiles):
+        return files, read_catalog(files)
+    stamp = _stamp(path)
+    for place in _places(path):
+        if known := _load(place, stamp):
+            members, catalog = known
+            return ZipFiles(path, members), catalog
+    catalog = read_catalog(files)
+    if len(files.members.names) > LARGE:
+        _save(path, stamp, files.members, catalog)
+    return files, catalog
+
+
+def _stamp(path: Path) -> str:
+    """What changes with the ZIP: size, time, and the end of the directory with its checksums."""
+    return patiently_from(path, lambda: _read_stamp(path))
+
+
+def _read_stamp(path: Path) -> str:
+    with opened_zip(path) as file:
+        stat = os.fstat(file.fileno())
+        file.seek(max(0, stat.st_size - TAIL))
+        return json.dumps([VERSION, stat.st_size, stat.st_mtime_ns, zlib.crc32(file.read(TAIL))])
+
+
+def _places(path: Path) -> Iterator[Path]:
+    """Where the index of a ZIP may be: beside it, else in the user's folder for such things."""
+    path = path.resolve()
+    yield path.with_name(f".{path.name}.index")
+    with suppress(RuntimeError):  # nobody's home
+        yield _cache_folder() / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.index"
+
+
+def _cache_folder() -> Path:
+    if base := os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA"):
+        return Path(base) / "edm2"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edm2"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The file
+
+
+def _save(path: Path, stamp: str, members: Members, catalog: Catalog) -> None:
+    """In the first place that can be written to; nowhere, if there is none."""
+    arrays = _to_arrays(members, catalog)
+    facts = json.dumps(
+        {"class_names": catalog.class_names, "latents": catalog.latents, "pixels": catalog.pixels}, sort_keys=True
+    )
+    metadata = {"stamp": stamp, "facts": facts, "checksum": _checksum(arrays, facts)}
+    for place in _places(path):
+        with suppress(OSError, SafetensorError), atomic_output(place) as temporary:
+            save_file(arrays, temporary, metadata)
+            return
+
+
+def _load(place: Path, stamp: str) -> tuple[Members, Catalog] | None:
+    """What the index in one place says, or None: missing, damaged, or of another ZIP."""
+    if not place.exists():
+        return None
+    try:
+        with safe_open(place, framework="numpy") as file:
+            metadata = file.metadata()
+            if metadata["stamp"] != stamp:
+                return None
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        if metadata["checksum"] != _checksum(arrays, metadata["facts"]):
+            return None
+        return _from_arrays(arrays, **parse_json(metadata["facts"]))
+    except Exception:  # damage can raise almost anything
+        return None
+
+
+def _to_arrays(members: Members, catalog: Catalog) -> dict[str, np.ndarray]:
+    row = {name: row for row, name in enumerate(members.names)}
+    return {
+        **{column: getattr(members, column) for column in COLUMNS},
+        "names": np.frombuffer(members.names.block, dtype=np.uint8),
+        "ends": members.names.ends,
+        "rows": np.array([row[name] for name in catalog.names], dtype=np.int64),
+        "labels": catalog.labels,
+    }
+
+
+def _from_arrays(arrays: dict[str, np.ndarray], class_names: list[str], **entries: Any) -> tuple[Members, Catalog]:
+    """Raises ValueError, or whatever else nonsense leads to, if these are not what `_to_arrays` makes."""
+    _check_arrays(arrays, class_names)
+    names = Names.laid_end_to_end(arrays["names"].tobytes(), arrays["ends"])
+    members = Members(names, **{column: arrays[column] for column in COLUMNS})
+    return members, Catalog(names.take(arrays["rows"]), arrays["labels"], tuple(class_names), **entries)
+
+
+def _check_arrays(arrays: dict[str, np.ndarray], class_names: list[str]) -> None:
+    """The checksum tells of damage; this, of what a stranger has put there."""
+    names, ends, rows, labels = (arrays[name] for name in ("names", "ends", "rows", "labels"))
+    names.tobytes().decode()
+    starts = ends[:-1][np.diff(ends) > 0]  # of all names but the first, unless they are empty
+    parted = (names[starts[starts < len(names)]] & 0xC0) == 0x80  # a character's bytes, in two names
+    lowest, highest = (0, len(class_names) - 1) if class_names else (-1, -1)
+    sound = (
+        all(array.ndim == 1 and array.dtype.kind in "iu" for array in arrays.values())
+        and all(len(arrays[column]) == len(ends) for column in COLUMNS)
+        and (np.diff(ends, prepend=0) >= 0).all() and ends[-1] == len(names) and not parted.any()
+        and len(rows) == len(labels) > 0 and rows.min() >= 0 and rows.max() < len(ends)
+        and lowest <= labels.min() and labels.max() <= highest
+        and all(isinstance(name, str) for name in class_names)
+    )  # fmt: skip
+    if not sound:
+        raise ValueError("not an index")
+
+
+def _checksum(arrays: dict[str, np.ndarray], facts: str) -> str:
+    checksums = {name: zlib.crc32(np.ascontiguousarray(array)) for name, array in sorted(arrays.items())}
+    return json.dumps([checksums, zlib.crc32(facts.encode())])

@@ -1,0 +1,238 @@
+"""The members of a ZIP file: a million of them if need be, read from any thread or process.
+
+Where they lie is kept in a few arrays, which, unlike a million objects, are quick to save, to copy and to hand to
+another process. Members are read by their position, so nobody shares a file position with anybody.
+"""
+
+import os
+import zlib
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+
+import numpy as np
+
+from edm2.training.data.files import DatasetError, check_size, one_line, patiently_from
+from edm2.training.data.retry import patiently
+
+LOCAL_HEADER = 30
+"""Bytes before a member's name, extra field and contents; the lengths of the first two are its last four bytes."""
+
+ENCRYPTED = 1
+"""Bit of the flags."""
+
+
+class Names(Sequence[str]):
+    """Many strings in one block of UTF-8, whose bytes sort as the strings do.
+
+    Args:
+        block: All bytes.
+        starts: Where each string starts, int64 [N].
+        ends: Where it ends, int64 [N].
+    """
+
+    def __init__(self, block: bytes, starts: np.ndarray, ends: np.ndarray) -> None:
+        self.block = block
+        self.starts = starts
+        self.ends = ends
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Names":
+        encoded = [name.encode() for name in names]
+        lengths = np.array([len(name) for name in encoded], dtype=np.int64)
+        return cls.laid_end_to_end(b"".join(encoded), np.cumsum(lengths))
+
+    @classmethod
+    def laid_end_to_end(cls, block: bytes, ends: np.ndarray) -> "Names":
+        """Strings without gaps between them."""
+        return cls(block, np.concatenate([[0], ends])[:-1].astype(np.int64), ends)
+
+    def take(self, rows: np.ndarray) -> "Names":
+        """Some of the names; the bytes are shared."""
+        return Names(self.block, self.starts[rows], self.ends[rows])
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [*self.take(index)]
+        return self.block[self.starts[index] : self.ends[index]].decode()
+
+    def __iter__(self) -> Iterator[str]:
+        bounds = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
+        return (self.block[start:end].decode() for start, end in bounds)
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """What the directory of a ZIP says of its members, sorted by name: M of them."""
+
+    names: Names
+    offset: np.ndarray
+    """Of the local header in the file, int64 [M]."""
+    packed: np.ndarray
+    """Bytes in the file, int64 [M]."""
+    size: np.ndarray
+    """Bytes of the contents, int64 [M]."""
+    crc: np.ndarray
+    """CRC-32 of the contents, uint32 [M]."""
+    method: np.ndarray
+    """Of compression, uint16 [M]."""
+    flags: np.ndarray
+    """uint16 [M]."""
+
+    def row(self, name: str) -> int:
+        """Where a name stands. Raises KeyError if nowhere."""
+        row = bisect_left(self.names, name)
+        if row == len(self.names) or self.names[row] != name:
+            raise KeyError(name)
+        return row
+
+
+def read_members(path: Path) -> Members:
+    """The directory of a ZIP; a million entries take some ten seconds.
+
+    Raises:
+        DatasetError: No ZIP, damaged, or a name stands there twice.
+    """
+    try:
+        members = patiently_from(path, lambda: _list_members(path))
+    except DatasetError:
+        raise
+    except Exception as error:  # mostly BadZipFile, but a damaged directory can raise almost anything
+        reason = one_line(error)
+        raise DatasetError(f"{path}: not a ZIP file, or cut short ({reason}); copy or write it anew") from error
+    _check_unique(path, members.names)
+    return members
+
+
+def _list_members(path: Path) -> Members:
+    with opened_zip(path) as file, ZipFile(file) as archive:
+        return _to_columns(archive)
+
+
+def opened_zip(path: Path) -> BinaryIO:
+    """A file to read. Raises DatasetError if it cannot be opened."""
+    try:
+        return patiently_from(path, lambda: open(path, "rb"))
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be opened: {error.strerror or error}") from error
+
+
+def _to_columns(archive: ZipFile) -> Members:
+    infos = sorted(archive.infolist(), key=lambda info: info.filename)
+
+    def column(attribute: str, dtype: type[np.generic]) -> np.ndarray:
+        return np.array([getattr(info, attribute) for info in infos], dtype=dtype)
+
+    return Members(
+        Names.of([info.filename for info in infos]),
+        column("header_offset", np.int64),
+        column("compress_size", np.int64),
+        column("file_size", np.int64),
+        column("CRC", np.uint32),
+        column("compress_type", np.uint16),
+        column("flag_bits", np.uint16),
+    )
+
+
+def _check_unique(path: Path, names: Names) -> None:
+    repeated = sorted({name for name, following in pairwise(names) if name == following})
+    if repeated:
+        raise DatasetError(
+            f"{path}: holds {len(repeated)} names more than once, the first is {repeated[0]}; write it anew"
+        )
+
+
+class ZipFiles:
+    """The members of a ZIP file.
+
+    Args:
+        path: The file.
+        members: Its directory, if that is known already.
+    """
+
+    def __init__(self, path: Path, members: Members | None = None) -> None:
+        self.path = path
+        self._members = members
+        self._file: BinaryIO | None = None
+
+    @property
+    def members(self) -> Members:
+        """The directory. Raises DatasetError if the file cannot be used."""
+        if self._members is None:
+            self._members = read_members(self.path)
+        return self._members
+
+    def names(self) -> list[str]:
+        return [*self.members.names]
+
+    def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        """Size and checksum. Raises DatasetError for a name that is not there."""
+        members = self.members
+        try:
+            rows = [members.row(name) for name in names]
+        except KeyError as error:
+            raise DatasetError(f"{self.path}/{error.args[0]}: not in the ZIP; copy or write it anew") from None
+        return list(zip(members.size[rows].tolist(), members.crc[rows].tolist(), strict=True))
+
+    def read(self, name: str) -> bytes:
+        """Contents of a member. Raises KeyError, ValueError, OSError or zlib.error if it cannot be had."""
+        members = self.members
+        row = members.row(name)
+        if members.flags[row] & ENCRYPTED or members.method[row] not in (ZIP_STORED, ZIP_DEFLATED):
+            raise ValueError("encrypted, or compressed in an unusual way; write the ZIP anew, stored or deflated")
+        check_size(max(int(members.packed[row]), int(members.size[row])))  # a small file can unpack to any size
+        data = patiently(lambda: self._read_packed(row), f"{self.path}/{name}")
+        if members.method[row] == ZIP_DEFLATED:
+            data = _inflate(data, int(members.size[row]))
+        # The checksum says all: the name in the local header, which may be a damaged one, decides nothing.
+        if len(data) != members.size[row] or zlib.crc32(data) != members.crc[row]:
+            raise ValueError("Bad CRC-32: damaged, copy or write the ZIP anew")
+        return data
+
+    def _read_packed(self, row: int) -> bytes:
+        try:
+            return self._read_member(int(self.members.offset[row]), int(self.members.packed[row]))
+        except OSError:
+            self._file = None  # the next attempt opens it anew: what is open may be a stale handle of a network file
+            raise
+
+    def _read_member(self, offset: int, count: int) -> bytes:
+        header = self._read_at(offset, LOCAL_HEADER)
+        if not header.startswith(b"PK\3\4"):
+            raise ValueError("not where the directory says: damaged, copy or write the ZIP anew")
+        name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+        return self._read_at(offset + LOCAL_HEADER + name + extra, count)
+
+    def _read_at(self, offset: int, count: int) -> bytes:
+        file = self._file or self._open()  # held, so that another thread that opens it too does not close this one
+        if offset + count > os.fstat(file.fileno()).st_size:  # asked before memory for a nonsensical size is
+            raise ValueError("the ZIP is cut short; copy or write it anew")
+        return _pread(file, count, offset)
+
+    def _open(self) -> BinaryIO:
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115, closed with this object
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+
+def _pread(file: BinaryIO, count: int, offset: int) -> bytes:
+    """Read at a position that the file keeps no account of: threads and forked processes do not meet there."""
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), count, offset)
+    with open(file.name, "rb") as own:  # Windows
+        own.seek(offset)
+        return own.read(count)
+
+
+def _inflate(data: bytes, size: int) -> bytes:
+    """At most one byte more than expected: a small file can unpack to any size."""
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)

@@ -1,0 +1,79 @@
+"""The loss per noise level on images that are not trained on: falls while the network generalizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edm2.networks import Precond
+from edm2.training.data.dataset import Dataset, Subset, evenly_spaced_indices
+from edm2.training.loss.noise import NoiseDistribution
+from edm2.training.loss.weighting import edm_weight
+
+NOISE_QUANTILES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+"""Noise levels measured: what the distribution of training makes of these standard normal numbers."""
+
+
+@dataclass(frozen=True)
+class LossPerLevel:
+    """Loss lambda(sigma) (D - y)² per element, averaged over images, at fixed noise levels.
+
+    At initialization, where D = c_skip x, it is 1 at every level for data of standard deviation sigma_data.
+    """
+
+    sigmas: tuple[float, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Average over the levels."""
+        return float(np.mean(self.losses))
+
+
+def evenly_spaced(dataset: Dataset, count: int) -> Subset:
+    """At most `count` images spread over a dataset, which may be sorted by class."""
+    return Subset(dataset, evenly_spaced_indices(len(dataset), count))
+
+
+def measure_loss(
+    net: Precond, images: Tensor, labels: Tensor | None, distribution: NoiseDistribution, batch_size: int
+) -> LossPerLevel:
+    """Loss of `net` on `images` at fixed quantiles of the noise levels in training; otherwise as `loss_at_levels`.
+
+    Args:
+        net: Denoiser, used as it is: call `eval()` first.
+        images: Clean data [N, C, H, W] on the network's device.
+        labels: Classes, int64 [N].
+        distribution: Noise levels in training.
+        batch_size: Images per forward pass.
+    """
+    sigmas = distribution.sigma(torch.tensor(NOISE_QUANTILES, dtype=torch.float64)).tolist()
+    return loss_at_levels(net, images, labels, sigmas, batch_size)
+
+
+@torch.no_grad()
+def loss_at_levels(
+    net: Precond, images: Tensor, labels: Tensor | None, sigmas: Sequence[float], batch_size: int
+) -> LossPerLevel:
+    """Loss of `net` on `images` at the noise levels `sigmas`; the same noise at every level and every call.
+
+    Args:
+        net: Denoiser, used as it is: call `eval()` first.
+        images: Clean data [N, C, H, W] on the network's device.
+        labels: Classes, int64 [N].
+        sigmas: Noise levels.
+        batch_size: Images per forward pass.
+    """
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    losses = []
+    for sigma in sigmas:
+        weight = edm_weight(torch.tensor(sigma, dtype=torch.float64), net.sigma_data).item()
+        total = 0.0
+        for i in range(0, len(images), batch_size):
+            part = slice(i, i + batch_size)
+            denoised = net(images[part] + sigma * noise[part], sigma, None if labels is None else labels[part])
+            total += (denoised - images[part]).square().sum().item()
+        losses.append(weight * total / images.numel())
+    return LossPerLevel(tuple(sigmas), tuple(losses))

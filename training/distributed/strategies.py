@@ -1,0 +1,217 @@
+"""Training one network with the processes of a job: alone, each with a copy (DDP), or each with a share (FSDP2).
+
+Every process sees its own places of a step. Its loss is the mean over its images, and gradients are averaged over the
+processes: the gradient is that of the mean over all images, as if one process had seen them.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+from torch.utils.checkpoint import checkpoint
+
+from edm2.networks import Precond
+from edm2.networks.skeleton import blocks
+from edm2.training.distributed.processes import Processes
+
+Denoiser = Callable[..., "Tensor | tuple[Tensor, Tensor]"]
+
+
+class Parallel(ABC):
+    """What depends on how processes train together.
+
+    Args:
+        processes: All of them call the same methods in the same order.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+
+    @abstractmethod
+    def wrap(self, net: Precond, compile: bool) -> Denoiser:
+        """What to call in training. Parameters of `net` may be replaced: make the optimizer and averages afterwards."""
+
+    @abstractmethod
+    def accumulating(self) -> AbstractContextManager[None]:
+        """For all rounds of a step but the last: their gradients add up here, and are exchanged with the last one's."""
+
+    @abstractmethod
+    def clean_gradients_(self, net: nn.Module) -> tuple[Tensor, Tensor]:
+        """Replace NaN and infinite gradients by zero (Appendix D.2), after the last round.
+
+        Returns:
+            (L2 norm of all gradients afterwards, whether any were replaced: 1 or 0, int64), both on the device; the
+            same in all processes.
+        """
+
+    @abstractmethod
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the processes."""
+
+    @abstractmethod
+    def gathered(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors, one after another: all processes must go through them to the end."""
+
+
+class Alone(Parallel):
+    """One process."""
+
+    def wrap(self, net: Precond, compile: bool) -> Denoiser:
+        return compiled(net) if compile else net
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def clean_gradients_(self, net: nn.Module) -> tuple[Tensor, Tensor]:
+        return clean_(_gradients(net.parameters()), get_total_norm)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        yield from tensors.items()
+
+
+class Several(Parallel):
+    """Several processes, which exchange tensors over the fastest way that their device has.
+
+    Args:
+        processes: The processes.
+        device: Where this one computes.
+        patience: How long a step waits for another process.
+    """
+
+    def __init__(self, processes: Processes, device: torch.device, patience: timedelta) -> None:
+        super().__init__(processes)
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        self.group = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=patience)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        distributed.all_reduce(total, group=self.group)
+        return total
+
+
+class Replicated(Several):
+    """Every process holds the whole network; gradients are averaged while they are computed (DDP)."""
+
+    def wrap(self, net: Precond, compile: bool) -> Denoiser:
+        with warnings.catch_warnings():  # the option that newer versions have in its place does not say "never"
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            self._ddp = DistributedDataParallel(
+                net,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                process_group=self.group,
+                broadcast_buffers=False,  # they never change
+                gradient_as_bucket_view=True,
+            )
+        return compiled(self._ddp) if compile else self._ddp
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        return self._ddp.no_sync()
+
+    def clean_gradients_(self, net: nn.Module) -> tuple[Tensor, Tensor]:
+        return clean_(_gradients(net.parameters()), get_total_norm)  # of averages, which are the same everywhere
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        yield from tensors.items()
+
+
+class Sharded(Several):
+    """Every process holds a share of each tensor, whole rows of it, and borrows the others' when a block runs (FSDP2).
+
+    Rows are output units, so forced weight normalization needs no other process, and neither do Adam and averages.
+    Weights travel in float32, because they are normalized in float32 where they are used. Gains are scalars, which
+    have no rows: each process holds all of them, and their gradients travel together.
+    """
+
+    def wrap(self, net: Precond, compile: bool) -> Denoiser:
+        from torch.distributed.device_mesh import DeviceMesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        warnings.filterwarnings(
+            "ignore", message="FSDP2-wrapped module .* returned a view"
+        )  # u(sigma): nobody alters it
+        self._net = net
+        self._scalars = [p for p in net.parameters() if p.ndim == 0]
+        mesh = DeviceMesh.from_group(self.group, self.device.type)
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for module in (*blocks(net), net):
+            if compile and module is not net:
+                module.compile(dynamic=False)
+            fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=set(self._scalars))
+        return net
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        self._net.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self._net.set_requires_gradient_sync(True)
+
+    def clean_gradients_(self, net: nn.Module) -> tuple[Tensor, Tensor]:
+        scalars = _gradients(self._scalars)
+        self._average_(scalars)
+        shards = [grad.to_local() for grad in _gradients(net.parameters()) if hasattr(grad, "to_local")]
+
+        def norm(grads: Sequence[Tensor]) -> Tensor:
+            squares = self.sum(get_total_norm(grads[: len(shards)]).double().square())
+            return (squares + get_total_norm(grads[len(shards) :]).double().square()).sqrt().float()
+
+        return clean_([*shards, *scalars], norm)
+
+    def _average_(self, tensors: Sequence[Tensor]) -> None:
+        """Over the processes, in one exchange."""
+        if tensors:
+            average = self.sum(torch.stack(list(tensors))) / self.processes.count
+            torch._foreach_copy_(list(tensors), list(average.unbind()))
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors.items():
+            yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def parallel(processes: Processes, device: torch.device, shard: bool, patience: timedelta) -> Parallel:
+    """How `processes` train together; one process needs no shares."""
+    if processes.count == 1:
+        return Alone(processes)
+    return (Sharded if shard else Replicated)(processes, device, patience)
+
+
+def compiled(net: nn.Module) -> nn.Module:
+    """`net` compiled for the shapes that it meets."""
+    return torch.compile(net, dynamic=False)
+
+
+def clean_(grads: Sequence[Tensor], norm: Callable[[Sequence[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:
+    """`clean_gradients_` of these gradients; `norm` takes in those of other processes."""
+    before = norm(grads)
+    nonfinite = ~before.isfinite()
+    if before.device.type == "cpu" and not nonfinite:  # on other devices asking would cost more than doing
+        return before, nonfinite.long()
+    for grad in grads:
+        torch.nan_to_num(grad, nan=0, posinf=0, neginf=0, out=grad)
+    return norm(grads), nonfinite.long()
+
+
+def _gradients(parameters: Iterator[nn.Parameter] | Sequence[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def recompute_blocks_(net: nn.Module) -> None:
+    """Let each block of `net` keep only its inputs for the backward pass.
+
+    Costs about a third more time. Dropout drops the same again, and gradients are the same to the bit.
+    """
+    for block in blocks(net):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

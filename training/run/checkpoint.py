@@ -1,0 +1,283 @@
+"""Checkpoints to resume a run from: tensors by torch.distributed.checkpoint, everything else as JSON beside them.
+
+checkpoints/000000064000/           named after the images seen; complete as soon as it has this name
+    *.distcp, .metadata             the tensors: files of each process, and the index
+    state.json                      the rest
+"""
+
+import json
+import os
+import shutil
+import threading
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.api import CheckpointException
+
+from edm2.post_hoc_ema.messages import plain_line
+from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.training.data.codecs import codec_from_json
+from edm2.training.distributed.processes import ALONE, Processes
+from edm2.training.run.checkpoint_index import SafeFileSystemReader
+
+Tensors = dict[str, "Tensor | Tensors"]
+STATE_FILE = "state.json"
+
+PATIENCE = timedelta(hours=1)
+"""How long one process waits for what another one writes."""
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in a job of one process it is meant to be
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read; the message is one line that names it and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain_line(message))
+
+
+def adam_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """The optimizer's moments by parameter name, created as zeros where no step has been made yet."""
+    state: Tensors = {}
+    for name, parameter in net.named_parameters():
+        if not optimizer.state[parameter]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=_step_device(optimizer, parameter)),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        state[name] = dict(optimizer.state[parameter])
+    return state
+
+
+def _step_device(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:
+    """Adam counts its steps on the CPU unless it is fused or capturable."""
+    group = optimizer.param_groups[0]
+    return parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
+
+
+class Checkpoints:
+    """The checkpoints of a run: written while it goes on, one at a time, by all of its processes together.
+
+    Args:
+        folder: Where they are; all processes must see the same.
+        keep: How many; older ones are removed.
+        processes: Who writes.
+    """
+
+    def __init__(self, folder: Path, keep: int, processes: Processes = ALONE) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.processes = processes
+        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE) if processes.count > 1 else None
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> None:
+        """Copy the tensors and return; they are written meanwhile. Waits for the checkpoint before.
+
+        Raises:
+            CheckpointError: that one could not be written.
+        """
+        self.wait()
+        copies = _copied(tensors)
+        self._writer = threading.Thread(target=self._write, args=(images_seen, copies, state), daemon=True)
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Until everything is on the disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        self.check()
+
+    def abandon(self, seconds: float) -> None:
+        """Wait for so long at most, and say nothing of what goes wrong: there is worse to tell."""
+        if self._writer is not None:
+            self._writer.join(seconds)
+
+    def check(self) -> None:
+        """Raise what went wrong while writing, if anything did."""
+        if self._error is not None:
+            reason = _reason(self._error)
+            raise CheckpointError(f"{self.folder}: cannot write a checkpoint ({reason}); the one before is intact")
+
+    def _write(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> None:
+        try:
+            write_checkpoint(self.folder, images_seen, tensors, state, self.keep, self.processes, self._group)
+        except (Exception, CheckpointException) as error:  # told in the main thread; the latter is no Exception
+            self._error = error
+
+
+def _copied(tensors: Tensors) -> Tensors:
+    """Copies on the CPU; of a tensor that is divided among processes, this one's part."""
+    return {
+        name: _copied(value) if isinstance(value, dict) else value.detach().to("cpu", copy=True)
+        for name, value in tensors.items()
+    }
+
+
+def write_checkpoint(
+    folder: Path,
+    images_seen: int,
+    tensors: Tensors,
+    state: dict[str, Any],
+    keep: int,
+    processes: Processes = ALONE,
+    group: distributed.ProcessGroup | None = None,
+) -> Path:
+    """Write a checkpoint into `folder`, then remove all but the newest `keep`, and the newest good one.
+
+    It is written under a temporary name and renamed when every byte of every process is on the disk.
+
+    Args:
+        folder: Where checkpoints are.
+        images_seen: The clock.
+        tensors: What to write; of those that all processes hold each writes some, of divided ones its own part.
+        state: What else to write, as JSON; the first process's.
+        keep: Checkpoints to keep, this one included.
+        processes: All of them call this.
+        group: Over which they talk about it.
+    """
+    final = folder / f"{images_seen:012d}"
+    temporary = folder / f".{final.name}.tmp"
+    if processes.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*"):  # by a run that was killed meanwhile
+            shutil.rmtree(left, ignore_errors=True)
+    writer = dcp.FileSystemWriter(temporary, sync_files=True)
+    # Before any of them writes, they all talk about who writes what: by then the folder is empty.
+    dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=processes.count == 1)
+    if processes.is_first:  # the others' files are complete: the index, which dcp writes last, describes them
+        _write_state(temporary / STATE_FILE, {"images_seen": images_seen, **state})
+        _flush(temporary)
+        if final.exists():  # left by a run that was set back to an earlier checkpoint
+            _remove(final)
+        os.replace(temporary, final)
+        _flush(folder)
+        kept = {last_good_checkpoint(folder), *find_checkpoints(folder)[-keep:]}
+        for old in find_checkpoints(folder):
+            if old not in kept:
+                _remove(old)
+    return final
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    """Wait until a folder's entries are on the disk, where the system can do so."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(checkpoint: Path) -> None:
+    """It loses its name first: whatever is left of it if this is interrupted, no run will resume from it."""
+    nameless = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(nameless, ignore_errors=True)
+    os.replace(checkpoint, nameless)
+    shutil.rmtree(nameless)
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.isdigit() and (path / STATE_FILE).is_file())
+
+
+def last_good_checkpoint(folder: Path) -> Path | None:
+    """The newest of before the loss exploded, as it seemed when they were written; None: there is none."""
+    return next((path for path in reversed(find_checkpoints(folder)) if _is_good(path)), None)
+
+
+def _is_good(checkpoint: Path) -> bool:
+    """Whether the loss was as low as ever; checkpoints of earlier versions do not say."""
+    try:
+        return (_read_state(checkpoint).get("explosion") or {}).get("good", True)
+    except (OSError, ValueError):
+        return False
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """What stands beside the tensors. Raises ValueError unless the trainer can rely on it."""
+    state = parse_json((path / STATE_FILE).read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or type(state.get("images_seen")) is not int or state["images_seen"] < 0:
+        raise ValueError(f"{STATE_FILE} does not say how many images were seen")
+    if "codec" in state:
+        codec_from_json(state["codec"])
+    if not _are_times(state.get("snapshot_times", [])):
+        raise ValueError(f"{STATE_FILE} does not say when snapshots were made")
+    if not _is_explosion(state.get("explosion")):
+        raise ValueError(f"{STATE_FILE} does not say how the loss was")
+    if not _are_counts(state.get("diagnostics")):
+        raise ValueError(f"{STATE_FILE} does not say how many steps were counted")
+    return state
+
+
+def _are_times(times: Any) -> bool:
+    """Whether these are images seen, ascending."""
+    return (
+        isinstance(times, list)
+        and all(type(t) is int and 0 < t < 1 << 62 for t in times)
+        and times == sorted(set(times))
+    )
+
+
+def _is_explosion(state: Any) -> bool:
+    """Whether this is what `Explosion` keeps, or None, which earlier versions have."""
+    kinds = {"steps": float, "usual": float, "good": bool}
+    return state is None or (
+        isinstance(state, dict) and all(type(state.get(name)) is kind for name, kind in kinds.items())
+    )
+
+
+def _are_counts(counts: Any) -> bool:
+    """Whether this is what diagnostics keep, or None, which checkpoints without them have."""
+    names = {"steps", "nonfinite_steps"}
+    known = isinstance(counts, dict) and counts.keys() >= names
+    return counts is None or (known and all(type(counts[name]) is int for name in names))
+
+
+def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ALONE) -> dict[str, Any]:
+    """Fill `tensors` in place from the checkpoint at `path`; return the rest of its state.
+
+    How many processes wrote it, and whether tensors were divided among them, makes no difference.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or belongs to another network.
+    """
+    try:
+        state = _read_state(path)
+        reader = SafeFileSystemReader(path)
+        reader.read_metadata()  # now: if it fails later, torch prints tracebacks before it raises
+        dcp.load(tensors, storage_reader=reader, no_dist=processes.count == 1)
+    except (Exception, CheckpointException) as error:  # the latter is no Exception
+        raise CheckpointError(
+            f"{path}: cannot resume from this checkpoint ({_reason(error)}); "
+            "delete this folder to resume from an earlier one"
+        ) from error
+    return state
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of what an error says."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,185 @@
+"""What a run tells about itself: a status line, stats.jsonl, diagnostics.jsonl and, when installed, TensorBoard."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from edm2.post_hoc_ema import atomic_output
+from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.training.run.speed import time_text
+
+Record = dict[str, Any]
+
+NUMBERS = ("images_seen", "loss", "lr", "grad_norm", "seconds", "images_per_second", "holdout_loss", "train_loss")
+"""What is one number in every record that has it."""
+
+
+class StatusLine:
+    """A tqdm bar on a terminal, a plain line per report in a log.
+
+    Args:
+        duration: Images of the whole run.
+        images_seen: Images seen already, in a resumed run.
+    """
+
+    def __init__(self, duration: int, images_seen: int) -> None:
+        self.duration = duration
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=duration, initial=images_seen, unit="img", unit_scale=True, dynamic_ncols=True)
+
+    def advance(self, images: int) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update(images)
+
+    def report(self, record: Record) -> None:
+        """Show a record's headline."""
+        headline = f"loss {record['loss']:.4g}  lr {record['lr']:.2e}  grad {record['grad_norm']:.3g}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(headline)
+            return
+        seen, rate = record["images_seen"], record["images_per_second"]
+        left = f"{time_text((self.duration - seen) / rate) if rate else '?'} left" if seen < self.duration else "done"
+        share = f"{100 * seen / self.duration:5.1f}%"
+        self.print(f"{share}  {seen:>10,} images  {headline}  {rate:,.0f} img/s  {left}")
+
+    def print(self, text: str) -> None:
+        """A line of text that does not disturb the bar."""
+        if self.bar is None:
+            print(text, flush=True)
+        else:
+            tqdm.write(text)
+
+    def close(self) -> None:
+        """Leave the bar behind."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class StatsFile:
+    """stats.jsonl and diagnostics.jsonl: one JSON object per record, in the order of images seen, without gaps or
+    repeats.
+
+    Args:
+        path: The file.
+        images_seen: Where the run stands; records of a later time, left by a run that was killed after its last
+            checkpoint, are dropped because they are about to be made again.
+    """
+
+    def __init__(self, path: Path, images_seen: int) -> None:
+        self.path = path
+        if path.exists():
+            kept = [record for record in read_stats(path) if record["images_seen"] <= images_seen]
+            with atomic_output(path) as temporary:
+                Path(temporary).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def append(self, record: Record) -> None:
+        """Add a record; it is on the disk when this returns."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_stats(path: Path) -> list[Record]:
+    """Records of a stats.jsonl; an unfinished last line, left by a killed run, is ignored.
+
+    Raises:
+        ValueError: another line is damaged.
+    """
+    *lines, _ = path.read_bytes().split(b"\n")  # a line is finished when its end is there
+    return [_parse_record(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _parse_record(path: Path, number: int, line: bytes) -> Record:
+    try:
+        record = parse_json(line)
+    except ValueError:
+        record = None
+    if not _is_record(record):
+        raise ValueError(f"{path}: line {number} is damaged; mend it or remove it")
+    return record
+
+
+def _is_record(record: Any) -> bool:
+    """Whether this is what every reader relies on."""
+    if not isinstance(record, dict) or type(record.get("images_seen")) is not int or record["images_seen"] < 0:
+        return False
+    return all(_is_number(record.get(name)) for name in NUMBERS) and _is_plain(record)
+
+
+def _is_number(value: Any) -> bool:
+    """A number, be it NaN or infinite, or None; bool is an int for isinstance."""
+    return value is None or type(value) is float or (type(value) is int and abs(value) < 1 << 62)
+
+
+def _is_plain(value: Any) -> bool:
+    """Numbers and texts, lists of numbers, and dicts of these."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return (
+        all(map(_is_number, value)) if isinstance(value, list) else isinstance(value, str | bool) or _is_number(value)
+    )
+
+
+class TensorBoard:
+    """TensorBoard events of every number in a record, if the package is installed; else nothing."""
+
+    def __init__(self, folder: Path, images_seen: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.writer = None
+        else:
+            self.writer = SummaryWriter(str(folder), purge_step=images_seen)
+
+    def append(self, record: Record) -> None:
+        """Write the record's numbers at its images seen."""
+        if self.writer is None:
+            return
+        for name, value in _numbers(record):
+            if name != "images_seen":
+                self.writer.add_scalar(name, value, record["images_seen"])
+        self.writer.flush()
+
+
+def _numbers(record: Record, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """The numbers of a record with their names; those of a dict inside it as "activations/max/Enc 8x8"."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value
+
+
+class Monitor:
+    """Everything that listens to a run's reports.
+
+    Args:
+        folder: Run folder.
+        duration: Images of the whole run.
+        images_seen: Where the run stands.
+    """
+
+    def __init__(self, folder: Path, duration: int, images_seen: int) -> None:
+        self.status = StatusLine(duration, images_seen)
+        self.stats = StatsFile(folder / "stats.jsonl", images_seen)
+        self.diagnostics = StatsFile(folder / "diagnostics.jsonl", images_seen)
+        self.tensorboard = TensorBoard(folder, images_seen)
+
+    def report(self, record: Record) -> None:
+        """Show and store a record."""
+        self.stats.append(record)
+        self.tensorboard.append(record)
+        self.status.report(record)
+
+    def report_diagnostics(self, record: Record) -> None:
+        """Store a measurement of `edm2.training.diagnostics`."""
+        self.diagnostics.append(record)
+        self.tensorboard.append(record)

@@ -1,0 +1,121 @@
+"""The folder of a run: config.json, stats.jsonl, TensorBoard events, snapshots/, checkpoints/, samples/, and at the end
+raw-weights.safetensors; traditional-ema.safetensors where such an average was asked for."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from edm2.post_hoc_ema.atomic import atomic_output, is_unfinished
+from edm2.post_hoc_ema.messages import plain_line
+from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.training.config import TrainingConfig, mistyped_fields
+from edm2.training.run.checkpoint import find_checkpoints
+
+
+class RunFolderError(ValueError):
+    """A run folder cannot be used; the message is one line that names it and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain_line(message))
+
+
+class RunFolder:
+    """Where a run keeps its files.
+
+    Args:
+        path: The folder; created by `claim`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.snapshots = self.path / "snapshots"
+        self.raw_weights = self.path / "raw-weights.safetensors"
+        self.traditional_ema = self.path / "traditional-ema.safetensors"
+        self.broken = self.path / "broken.txt"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+
+    def check(self, config: TrainingConfig, names: Mapping[str, str] | None = None) -> None:
+        """Whether this folder may become the run described by `config`, or is it already; nothing is written.
+
+        A folder whose run has left neither a checkpoint nor a snapshot may become another one.
+
+        Args:
+            config: The run.
+            names: What to call settings in a complaint, such as {"ref_lr": "--lr"}.
+
+        Raises:
+            RunFolderError: it belongs to another run, or holds something else.
+        """
+        if self.config.exists():
+            other = read_run_config(self.path)  # also of a run that left nothing: the file may be somebody else's
+            if self._has_begun():
+                self._refuse_another(config, other, names or {})
+                self._refuse_to_go_back(config)
+        elif self.path.is_dir() and not all(is_unfinished(path, self.config) for path in self.path.iterdir()):
+            raise RunFolderError(f"{self.path}: is not empty and holds no run; choose another --out")
+        elif self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path}: is a file; choose another --out")
+
+    def claim(self, config: TrainingConfig) -> None:
+        """Make this folder the run described by `config`, if it is not already.
+
+        Raises:
+            RunFolderError: as `check`.
+        """
+        self.check(config)
+        with atomic_output(self.config) as temporary:
+            Path(temporary).write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+        self.snapshots.mkdir(exist_ok=True)
+
+    def snapshot_times(self, until: int) -> list[int]:
+        """Images seen at the snapshots up to `until`, by the names of their files."""
+        names = (re.fullmatch(r"snapshot-(\d+)-[\d.]+", path.stem) for path in self.snapshots.glob("*.safetensors"))
+        return sorted({time for name in names if name and 0 < (time := int(name[1])) <= until})
+
+    def images_seen(self) -> int:
+        """Where a run would go on: at its last checkpoint."""
+        checkpoints = find_checkpoints(self.checkpoints)
+        return int(checkpoints[-1].name) if checkpoints else 0
+
+    def _has_begun(self) -> bool:
+        return self.images_seen() > 0 or any(self.snapshots.glob("*.safetensors"))
+
+    def _refuse_another(self, config: TrainingConfig, other: TrainingConfig, names: Mapping[str, str]) -> None:
+        found = config.differences(other)
+        if found:
+            told = ", ".join(
+                f"{names.get(name, name)} is {theirs} there and {mine} here" for name, mine, theirs in found
+            )
+            raise RunFolderError(
+                f"{self.path}: belongs to another run ({told}); choose another --out, or repeat that run's settings to "
+                "resume it"
+            )
+
+    def _refuse_to_go_back(self, config: TrainingConfig) -> None:
+        if (seen := self.images_seen()) > config.duration:
+            raise RunFolderError(
+                f"{self.path}: has seen {seen} images already, more than the duration {config.duration}; "
+                "choose a longer one, or reconstruct at an earlier time"
+            )
+
+
+def read_run_config(folder: str | Path) -> TrainingConfig:
+    """The configuration of the run in `folder`.
+
+    Raises:
+        RunFolderError: there is none, or it is damaged.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        config = TrainingConfig.from_json(parse_json(path.read_text(encoding="utf-8")))
+        wrong = mistyped_fields(config)
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder}: holds no run (config.json is missing)") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # whatever is in it
+        raise RunFolderError(f"{path}: not the configuration of a run ({error})") from None
+    if wrong:
+        raise RunFolderError(f"{path}: not the configuration of a run ({', '.join(wrong)} of a type that cannot be)")
+    return config
