@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_trainer import final_state, tiny_config, tiny_data
+from tiny_run import final_state, tiny_config, tiny_data
 from torch import Tensor
 
 from edm2.training import Trainer

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jobs import Job, train
-from test_trainer import assert_same_bits, stats
+from tiny_run import assert_same_bits, stats
 from torch import Tensor
 
 from edm2.post_hoc_ema import find_snapshots

@@ -26,7 +26,7 @@ from edm2.training.data.dataset import open_dataset
 from edm2.training.data.index import _checksum, _stamp, _to_arrays
 from edm2.training.data.zip_files import ZipFiles
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parents[1]
 
 
 def refused(*words: object) -> str:
@@ -323,7 +323,7 @@ def test_an_index_that_lies_is_made_anew(mischief: Callable[[dict], None], tmp_p
 def test_five_hundred_hostile_files(tmp_path: Path):
     """The same on every machine. More of them, and what they are: python tests/fuzz.py --help"""
     pytest.importorskip("resource", reason="limits of memory are those of Unix")
-    command = [sys.executable, str(ROOT / "fuzz.py"), "--count", "500", "--seed", "1", "--keep", str(tmp_path)]
+    command = [sys.executable, str(TESTS / "fuzz.py"), "--count", "500", "--seed", "1", "--keep", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     together = next(line.split() for line in done.stdout.splitlines() if line.startswith("together"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from jobs import Job
 from operations import Operations, operations_of
-from test_trainer import tiny_config, tiny_data
+from tiny_run import tiny_config, tiny_data
 
 from edm2.networks import MPConv, NetworkConfig, build_network, fold, force_weight_normalization_
 from edm2.networks.skeleton import blocks

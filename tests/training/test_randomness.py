@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from test_trainer import tiny_config
+from tiny_run import tiny_config
 
 from edm2.training import ArrayDataset
 from edm2.training.data.batches import Feed

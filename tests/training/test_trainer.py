@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from golden_data import arrays, rms_rel, table
+from tiny_run import assert_same_bits, final_state, run, stats, tiny_config, tiny_data
 
 from edm2.networks import NetworkConfig, build_network
 from edm2.post_hoc_ema import find_snapshots
@@ -23,11 +24,11 @@ from edm2.training import (
     TrainingError,
     codec_from_json,
     read_run_config,
-    speed,
 )
 from edm2.training.data.batches import Feed
 from edm2.training.initialization import load_snapshot_
 from edm2.training.randomness import PlaceRandom, Stream
+from edm2.training.run import speed
 from edm2.training.run.checkpoint import adam_state, find_checkpoints
 from edm2.training.run.logging import StatusLine
 
@@ -109,52 +110,6 @@ def check_weights(ours: dict, theirs: dict) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ a small run
-
-
-def tiny_data(count: int = 40, classes: int = 3) -> ArrayDataset:
-    g = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (count, 1, 8, 8), generator=g).to(torch.uint8)
-    return ArrayDataset(images, torch.arange(count) % classes)
-
-
-def tiny_config(out, **changes) -> TrainingConfig:
-    network = NetworkConfig(
-        8, 1, 3, model_channels=8, channel_mult=changes.pop("channel_mult", (1, 2)), num_blocks=1,
-        attn_resolutions=(4,), channels_per_head=8, logvar_channels=8, dropout=changes.pop("dropout", 0.0),
-    )  # fmt: skip
-    settings = {
-        "duration": 96, "batch_size": 8, "ref_batches": 4, "rampup_images": 16, "status_every": 16,
-        "snapshot_every": 24, "checkpoint_every": 40, "workers": 0, "random_block": 4, "label_dropout": 0.2,
-        "xflip": True,
-    }  # fmt: skip
-    return TrainingConfig(data="tiny", out=str(out), network=network, **settings | changes)
-
-
-def run(config: TrainingConfig, **options) -> Trainer:
-    trainer = Trainer(config, tiny_data(), **options)
-    trainer.run()
-    return trainer
-
-
-def final_state(trainer: Trainer) -> dict:
-    averages = {f"{s}/{k}": v for s in trainer.config.sigma_rels for k, v in trainer.ema.average(s).items()}
-    moments = {
-        f"{name}/{key}": value for name, state in trainer._state()["optimizer"].items() for key, value in state.items()
-    }
-    return {**trainer.net.state_dict(), **averages, **moments}
-
-
-def assert_same_bits(a: dict, b: dict) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def stats(folder) -> list[dict]:
-    """Records without what depends on the machine's speed."""
-    timed = {"seconds", "images_per_second", "peak_memory_gb"}
-    lines = (folder / "stats.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

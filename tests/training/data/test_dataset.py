@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dataset_files import encoded, npy, write_folder, write_zip
 from golden_data import arrays, table
 from PIL import Image
 
@@ -39,35 +40,8 @@ def png(size: tuple[int, int] = (6, 4), mode: str = "RGB") -> bytes:
     return encoded(Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels, mode))
 
 
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=True)
-    return buffer.getvalue()
-
-
 def labels_json(*labels: object, **others: object) -> bytes:
     return json.dumps({"labels": labels, **others}).encode()
-
-
-def write_folder(path: Path, files: dict[str, bytes]) -> Path:
-    path.mkdir(exist_ok=True)
-    for name, data in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
-
-
-def write_zip(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as file:
-        for name, data in files.items():
-            file.writestr(name, data)
-    return path
 
 
 @pytest.fixture(params=[write_folder, write_zip], ids=["folder", "zip"])

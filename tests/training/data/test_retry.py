@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_files import encoded, npy, write_folder, write_zip
 from PIL import Image
-from test_data import encoded, npy, write_folder, write_zip
 
 from edm2.training.data import retry as patience
 from edm2.training.data.dataset import DatasetError, open_dataset

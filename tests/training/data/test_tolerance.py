@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dataset_files import encoded, write_folder, write_zip
 from PIL import Image
-from test_data import encoded, write_folder, write_zip
 
 from edm2.networks import NetworkConfig
 from edm2.training.config import TrainingConfig

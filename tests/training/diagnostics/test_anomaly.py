@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_data import rms_rel
 from jobs import Job
-from test_trainer import final_state, run, tiny_config, tiny_data
+from tiny_run import final_state, run, tiny_config, tiny_data
 
 from edm2.tools.run import told_once
 from edm2.training import Trainer, TrainingError

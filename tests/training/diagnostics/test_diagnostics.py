@@ -7,7 +7,7 @@ import operator
 
 import pytest
 import torch
-from test_trainer import assert_same_bits, final_state, run, tiny_config, tiny_data
+from tiny_run import assert_same_bits, final_state, run, tiny_config, tiny_data
 from torch import nn
 
 from edm2.networks import NetworkConfig, build_network

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_trainer import tiny_config
+from tiny_run import tiny_config
 
 from edm2.networks import NetworkConfig, build_network
 from edm2.training import NOISE_DISTRIBUTIONS, ArrayDataset, DatasetError, LnNormal, noise_distribution

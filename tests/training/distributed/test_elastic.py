@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from jobs import Job, start_server, train
-from test_trainer import assert_same_bits, stats
+from tiny_run import assert_same_bits, stats
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from edm2.training import Trainer

@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden_data import rms_rel
 from jobs import Job
-from test_trainer import assert_same_bits, final_state, run, tiny_config, tiny_data
+from tiny_run import assert_same_bits, final_state, run, tiny_config, tiny_data
 
 from edm2.networks import Precond
 from edm2.tools.run import train_interruptibly

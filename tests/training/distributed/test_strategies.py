@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_data import rms_rel
 from jobs import Job, train, train_together
-from test_trainer import final_state, run, stats, tiny_config, tiny_data
+from tiny_run import assert_same_numbers, final_state, run, stats, tiny_config, tiny_data
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
@@ -24,21 +23,6 @@ def alone(tmp_path_factory) -> tuple[Path, dict[str, Tensor]]:
     """The same run by one process."""
     out = tmp_path_factory.mktemp("alone") / "run"
     return out, final_state(run(tiny_config(out, **TEN_STEPS)))
-
-
-def assert_same_numbers(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """To 1e-5 root-mean-square, for weights and averages. Sums over a step are taken in another order.
-
-    Gains are numbers that start at zero and may pass it: all of a network count as one tensor. Adam's moments are left
-    out: where gradients cancel, nothing but rounding is left of them.
-    """
-    assert ours.keys() == theirs.keys()
-    names = [name for name in ours if "/exp_avg" not in name and not name.endswith("/step")]
-    for name in names:
-        if ours[name].ndim and theirs[name].any():
-            assert rms_rel(ours[name], theirs[name]) < 1e-5, name
-    gains = [name for name in names if not ours[name].ndim and name.endswith("gain")]
-    assert rms_rel(*(torch.stack([tensors[name] for name in gains]) for tensors in (ours, theirs))) < 1e-5
 
 
 @pytest.mark.parametrize(

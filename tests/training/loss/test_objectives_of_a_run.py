@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_trainer import assert_same_bits, final_state, run, tiny_config, tiny_data
+from tiny_run import assert_same_bits, final_state, run, tiny_config, tiny_data
 
 from edm2.networks import NetworkConfig
 from edm2.post_hoc_ema import read_metadata

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from jobs import Job, train_together
-from test_parallel import assert_same_numbers
-from test_trainer import assert_same_bits, final_state, run, stats, tiny_config, tiny_data
+from tiny_run import assert_same_bits, assert_same_numbers, final_state, run, stats, tiny_config, tiny_data
 
 from edm2.training import CheckpointError, Trainer
 from edm2.training.run import checkpoint as module

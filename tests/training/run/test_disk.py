@@ -6,7 +6,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from test_trainer import assert_same_bits, final_state, run, stats, tiny_config, tiny_data
+from tiny_run import assert_same_bits, final_state, run, stats, tiny_config, tiny_data
 
 from edm2.post_hoc_ema import find_snapshots, reconstruct, reconstruction_error, thin, thin_along
 from edm2.training import Trainer, TrainingError

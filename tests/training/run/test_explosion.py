@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from jobs import Job
-from test_trainer import assert_same_bits, final_state, run, tiny_config, tiny_data
+from tiny_run import assert_same_bits, final_state, run, tiny_config, tiny_data
 
 from edm2.networks import NetworkConfig, build_network
 from edm2.post_hoc_ema import find_snapshots, thin_along

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from killing import Killer
-from test_parallel import assert_same_numbers
+from tiny_run import assert_same_numbers
 
 from edm2.training.run.checkpoint import find_checkpoints
 

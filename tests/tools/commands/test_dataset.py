@@ -16,7 +16,7 @@ from edm2.datasets import conversion
 from edm2.tools.commands import dataset
 from edm2.training import open_dataset
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 USAGE, FAILURE = 2, 1
 
 

@@ -17,7 +17,7 @@ from edm2.io.npz import write_npz
 from edm2.metrics import FeatureStatistics, read_reference
 from edm2.metrics.reference import read_features, write_reference
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 CPU = ("--device", "cpu")
 QUICK = ("--steps", 3, *CPU)
 

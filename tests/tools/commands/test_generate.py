@@ -24,7 +24,7 @@ from edm2.sampling.presets import GENERATION_PRESETS
 from edm2.training import LatentCodec
 from edm2.training.data import vae as latents_module
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 QUICK = ("--steps", 3, "--device", "cpu")
 
 

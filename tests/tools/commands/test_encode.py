@@ -17,7 +17,7 @@ from edm2.tools.commands import dataset
 from edm2.training import LatentCodec, open_dataset
 from edm2.training.data.vae import SD_VAE
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 USAGE, FAILURE = 2, 1
 
 
