@@ -11,11 +11,11 @@ from edm2.sweep.averages import Averages
 from edm2.sweep.evaluator import Drawing
 from edm2.sweep.score_cache import ScoreCache
 from edm2.sweep.sweep import Range, Result, Sweeper
-from edm2.tools.options.evaluators import check_pixels, codec_of, default_detector, load_judge
+from edm2.tools.options.evaluators import check_pixels, codec_of, default_detector, load_evaluator
 from edm2.tools.run import image_bar
 from edm2.training import Dataset, RunFolder, TrainingConfig, open_dataset
 from edm2.training.config import DTYPES
-from edm2.training.distributed.processes import ALONE
+from edm2.training.distributed.processes import ONE_PROCESS
 
 
 class Evaluation:
@@ -60,7 +60,9 @@ class Evaluation:
             check_pixels(real)
         kind = "pixels" if trained_on.kind == "pixels" else "latents"
         about = {"network": config.network.to_json(), "codec": {"kind": kind}}
-        self.judge = load_judge(detector or default_detector(about), None, real, ref, config.device, ALONE, image_bar)
+        self.judge = load_evaluator(
+            detector or default_detector(about), None, real, ref, config.device, ONE_PROCESS, image_bar
+        )
 
     def __call__(self, images_seen: int) -> dict[str, float]:
         """Score the averages of this time; nothing at most snapshots, or where it fails: a run must not end of it."""

@@ -19,7 +19,7 @@ from edm2.post_hoc_ema.messages import first_line
 from edm2.sampling.generation import generate
 from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
 from edm2.training.config import DTYPES
-from edm2.training.distributed.processes import ALONE, Processes
+from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.run.speed import time_text
 from edm2.training.trainer import OwnTrainingError, SnapshotHook
 
@@ -58,7 +58,7 @@ def run_training(
     config: TrainingConfig,
     dataset: Dataset,
     on_snapshot: SnapshotHook | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
     max_seconds: float | None = None,
 ) -> None:
     """Train as `train_interruptibly` does, and say where the snapshots are."""
@@ -71,7 +71,7 @@ def train_interruptibly(
     config: TrainingConfig,
     dataset: Dataset,
     on_snapshot: SnapshotHook | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
     max_seconds: float | None = None,
 ) -> Trainer:
     """Train; on a signal, or when time is up, finish the step, write a checkpoint and leave with an exit code.
@@ -154,7 +154,7 @@ def tell_speed(images_per_second: float, images_left: int) -> None:
     tqdm.write(f"speed: {images_per_second:,.3g} images/s; the remaining {images_left:,} images will take about {left}")
 
 
-def measure_run(config: TrainingConfig, dataset: Dataset, processes: Processes = ALONE) -> list[tuple[str, str]]:
+def measure_run(config: TrainingConfig, dataset: Dataset, processes: Processes = ONE_PROCESS) -> list[tuple[str, str]]:
     """Speed, time and memory of a run, from some of its steps; nothing is written. Memory is that of one process."""
     trainer = Trainer(config, dataset, processes=processes)
     with memory_advice(trainer):

@@ -24,7 +24,7 @@ class Stream(IntEnum):
     MOMENTS = 5
 
 
-class PlaceRandom:
+class PositionRandom:
     """Random numbers by place.
 
     Args:

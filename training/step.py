@@ -13,12 +13,12 @@ from edm2.networks import Precond, force_weight_normalization_
 from edm2.post_hoc_ema import PowerFunctionEMA, TraditionalEMA
 from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.data.batches import Microbatch
-from edm2.training.distributed.processes import ALONE, Processes
+from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.distributed.strategies import parallel, recompute_blocks_
 from edm2.training.loss.bins import x0_gradients
 from edm2.training.loss.objective import stratified_normal
 from edm2.training.loss.pareto import Pareto
-from edm2.training.randomness import PlaceRandom, Stream
+from edm2.training.randomness import PositionRandom, Stream
 from edm2.training.run.totals import StepResult
 from edm2.training.schedule import inverse_sqrt_lr
 
@@ -32,7 +32,7 @@ class Part(NamedTuple):
     labels: Tensor | None
 
 
-class Learner:
+class TrainStep:
     """A network that learns, on one device or, together with the other processes of a job, on many.
 
     Args:
@@ -50,7 +50,7 @@ class Learner:
         ValueError: the processes cannot share a step.
     """
 
-    def __init__(self, config: TrainingConfig, net: Precond, processes: Processes = ALONE) -> None:
+    def __init__(self, config: TrainingConfig, net: Precond, processes: Processes = ONE_PROCESS) -> None:
         self.config = config
         self.processes = processes
         self.share = config.share(processes.count)
@@ -73,7 +73,7 @@ class Learner:
         self.ema = PowerFunctionEMA(self.net, config.sigma_rels)
         half_life = config.traditional_ema
         self.traditional_ema = None if half_life is None else TraditionalEMA(self.net, half_life)
-        self.random = PlaceRandom(config.seed, config.random_block, self.device)
+        self.random = PositionRandom(config.seed, config.random_block, self.device)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Adam. Scalars are a group of their own: they are never divided among processes, as other parameters are."""
@@ -140,7 +140,7 @@ class Learner:
             self._seed_dropout(place)
             self.place = place
             with self.parallel.accumulating() if i + 1 < len(parts) else nullcontext():
-                losses, error = self.loss.judged(self.denoiser, images, labels, level, unit)
+                losses, error = self.loss.loss_and_error(self.denoiser, images, labels, level, unit)
                 loss = losses.sum() / self.share
                 (loss * self.config.loss_scale).backward()
             loss_sum += loss.detach()

@@ -11,25 +11,25 @@ from torch import Tensor
 from edm2.networks import Precond
 from edm2.post_hoc_ema import thin
 from edm2.training.config import DTYPES, TrainingConfig
-from edm2.training.data.batches import Feed
+from edm2.training.data.batches import BatchStream
 from edm2.training.data.codecs import codec_from_json
 from edm2.training.data.dataset import Dataset, open_dataset
 from edm2.training.data.tolerance import BrokenFiles
 from edm2.training.diagnostics import Diagnostics
 from edm2.training.diagnostics.anomaly import SHOWN, AnomalyError, finding_anomalies
-from edm2.training.distributed.processes import ALONE, Processes, failures_of_others
-from edm2.training.distributed.stop_signal import Votes
+from edm2.training.distributed.processes import ONE_PROCESS, Processes, failures_of_others
+from edm2.training.distributed.stop_signal import StopSignal
 from edm2.training.initialization import fresh_network, load_snapshot_
 from edm2.training.loss.pareto import Pareto
 from edm2.training.run.checkpoint import Checkpoints, adam_state, find_checkpoints, load_checkpoint
 from edm2.training.run.disk import file_sizes
-from edm2.training.run.failures import STEPS, Explosion, OwnTrainingError, TrainingError, Trouble
+from edm2.training.run.failures import STEPS, Divergence, Failures, OwnTrainingError, TrainingError
 from edm2.training.run.output import Output, SampleHook, peak_memory
 from edm2.training.run.run_folder import RunFolder
-from edm2.training.run.speed import Measurement, Speedometer
+from edm2.training.run.speed import SpeedMeasurement, Speedometer
 from edm2.training.run.totals import Totals
 from edm2.training.schedule import is_due
-from edm2.training.step import Learner
+from edm2.training.step import TrainStep
 
 __all__ = ["DTYPES", "OwnTrainingError", "SampleHook", "SnapshotHook", "SpeedHook", "Trainer", "TrainingError"]
 
@@ -40,7 +40,7 @@ SnapshotHook = Callable[[int], dict[str, float]]
 """Hears of images seen when the snapshots of that time are written; returns numbers for TensorBoard, by name."""
 
 
-class Trainer(Learner):
+class Trainer(TrainStep):
     """Trains one network from its beginning, or from its last checkpoint, to the end of a run.
 
     Args:
@@ -66,7 +66,7 @@ class Trainer(Learner):
         on_sample: SampleHook | None = None,
         on_speed: SpeedHook | None = None,
         on_snapshot: SnapshotHook | None = None,
-        processes: Processes = ALONE,
+        processes: Processes = ONE_PROCESS,
     ) -> None:
         self.dataset = dataset
         self.on_sample = on_sample
@@ -82,11 +82,11 @@ class Trainer(Learner):
         super().__init__(config, net, processes)
         self.diagnostics = Diagnostics(config, self.loss.distribution)
         self.totals = Totals(self.device)
-        self.explosion = Explosion(self.device)
+        self.explosion = Divergence(self.device)
         self.speedometer = Speedometer(config.batch_size, wait=self.totals.loss.item)  # reading waits for the device
-        self.votes = Votes(processes, timedelta(seconds=config.patience))
+        self.votes = StopSignal(processes, timedelta(seconds=config.patience))
         self.checkpoints = Checkpoints(self.folder.checkpoints, config.keep_checkpoints, processes)
-        self.trouble = Trouble(config, self.folder, self.checkpoints, processes)
+        self.trouble = Failures(config, self.folder, self.checkpoints, processes)
 
     # ------------------------------------------------------------------------------------------------- the run
 
@@ -170,7 +170,7 @@ class Trainer(Learner):
         more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
         return f"places {where}{more} of the run (images {which} of {self.config.data})"
 
-    def measure(self) -> Measurement:
+    def measure(self) -> SpeedMeasurement:
         """Train for some steps, which leave nothing behind but this trainer's changed weights.
 
         Raises:
@@ -180,7 +180,7 @@ class Trainer(Learner):
         for microbatches in self.feed.steps(start=0):
             self.totals.add(self.step(microbatches))
             if (speed := self.processes.agreed(self.speedometer.step_done())) is not None:
-                return Measurement(speed, peak_memory(self.device))
+                return SpeedMeasurement(speed, peak_memory(self.device))
 
     def _tell_speed(self) -> None:
         speed = self.speedometer.step_done()
@@ -190,7 +190,7 @@ class Trainer(Learner):
     def _open_feed(self, broken: BrokenFiles) -> None:
         data, limit = self.config.data, self.config.skip_broken
         dataset = open_dataset(data, limit) if self.dataset is None else self.dataset
-        self.feed = Feed(self.config, dataset, self.random, broken, self.processes)
+        self.feed = BatchStream(self.config, dataset, self.random, broken, self.processes)
 
     def _give_up_if_hopeless(self) -> None:
         now, totals = self.images_seen, self.totals

@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from edm2.metrics.detectors import Detector
 from edm2.training import Dataset, PixelCodec
-from edm2.training.distributed.processes import ALONE, Processes
+from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
 BATCH = 64
 """Images whose features are computed together."""
@@ -27,7 +27,10 @@ Report = Callable[[int], object]
 
 
 def features_of(
-    dataset: Dataset, detectors: Sequence[Detector], processes: Processes = ALONE, report: Report = lambda n: None
+    dataset: Dataset,
+    detectors: Sequence[Detector],
+    processes: Processes = ONE_PROCESS,
+    report: Report = lambda n: None,
 ) -> Iterator[list[Tensor]]:
     """Features of all images of a dataset, in order.
 
@@ -46,7 +49,7 @@ def features_of_batches(
     batches: Iterable[Tensor],
     count: int,
     detectors: Sequence[Detector],
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
     report: Report = lambda n: None,
 ) -> Iterator[list[Tensor]]:
     """Features of images, uint8 [N, C, H, W].

@@ -32,7 +32,7 @@ from edm2.metrics.frechet import FeatureStatistics, FeatureSums
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import Dataset
 from edm2.training.data.dataset import evenly_spaced_indices
-from edm2.training.distributed.processes import ALONE, Processes
+from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
 KEPT = 10_000
 """Images whose features a reference keeps, unless it is told otherwise."""
@@ -76,7 +76,7 @@ def evenly(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def reference_of(
-    dataset: Dataset, detector: Detector, processes: Processes = ALONE, report: Report = lambda n: None
+    dataset: Dataset, detector: Detector, processes: Processes = ONE_PROCESS, report: Report = lambda n: None
 ) -> FeatureStatistics:
     """Statistics of all images of a dataset.
 
@@ -96,7 +96,7 @@ def collect(
     dataset: Dataset,
     detectors: Sequence[Detector],
     keep: int = 0,
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
     report: Report = lambda n: None,
 ) -> list[Collection]:
     """As `reference_of`, by several detectors at once, with the features of `keep` images."""

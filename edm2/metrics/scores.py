@@ -22,7 +22,7 @@ from edm2.metrics.kernel import kernel_distance
 from edm2.metrics.precision_recall import precision_recall
 from edm2.metrics.reference import KEPT, Collection, evenly, read_features, read_reference
 from edm2.post_hoc_ema.messages import plain_line
-from edm2.training.distributed.processes import ALONE, Processes
+from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
 FEW = 10_000
 """Images below which a Frechet distance says more about their number than about their quality."""
@@ -193,7 +193,7 @@ def score(
     num_images: int,
     metrics: Sequence[Metric],
     detectors: Mapping[str, Detector],
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
     report: Report = lambda n: None,
 ) -> list[Value]:
     """Numbers of a set of samples.

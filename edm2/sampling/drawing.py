@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from edm2.sampling.generation import Batch, require_finite
+from edm2.sampling.generation import SampleBatch, require_finite
 from edm2.sampling.output import ImageStore
 from edm2.training import Codec
 
@@ -54,7 +54,7 @@ def unfinished(batches: Sequence[Sequence[int]], store: ImageStore) -> list[int]
 
 
 def keep_all(
-    batches: Iterable[Batch], decode: Decoder, store: ImageStore, report: Callable[[int], object] = lambda n: None
+    batches: Iterable[SampleBatch], decode: Decoder, store: ImageStore, report: Callable[[int], object] = lambda n: None
 ) -> None:
     """Decode batch by batch into the store; images that it has already stay as they are.
 

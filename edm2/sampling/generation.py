@@ -15,7 +15,7 @@ Sampler = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Batch:
+class SampleBatch:
     """Samples of a few seeds."""
 
     seeds: tuple[int, ...]
@@ -65,7 +65,7 @@ def generate(
     sampler: Sampler = sample_heun,
     device: torch.device | str | None = None,
     **sampler_options: float,
-) -> Iterator[Batch]:
+) -> Iterator[SampleBatch]:
     """Draw one sample per seed, batch by batch.
 
     Args:
@@ -95,7 +95,7 @@ def generate(
     denoise = net if guide is None else guided(net, guide, guidance, interval)
     device = next(net.buffers()).device if device is None else torch.device(device)
 
-    def drawn() -> Iterator[Batch]:
+    def drawn() -> Iterator[SampleBatch]:
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
             random, noise, labels = _beginnings(net, seeds[part], None if chosen is None else chosen[part])
@@ -106,12 +106,12 @@ def generate(
                 randn_like=random.randn_like,
                 **sampler_options,
             )
-            yield Batch(tuple(seeds[part]), labels, samples)
+            yield SampleBatch(tuple(seeds[part]), labels, samples)
 
     return drawn()
 
 
-def require_finite(batches: Iterable[Batch]) -> Iterator[Batch]:
+def require_finite(batches: Iterable[SampleBatch]) -> Iterator[SampleBatch]:
     """The same batches, up to one that is no image: a decoder would make black pixels of it.
 
     Raises:

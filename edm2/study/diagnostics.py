@@ -10,7 +10,7 @@ from edm2.training.run.logging import Record, read_stats
 
 
 @dataclass(frozen=True)
-class Readings:
+class DiagnosticsSummary:
     """Of one run, by what `--diagnostics` recorded (docs/diagnostics.md)."""
 
     activation: float
@@ -25,7 +25,7 @@ class Readings:
     """Norm of the gradient by bin of noise levels: geometric mean of the measurements in the second half."""
 
 
-def read_readings(folder: Path) -> Readings | None:
+def read_diagnostics_summary(folder: Path) -> DiagnosticsSummary | None:
     """Of a finished run; None if it recorded less than two measurements, or numbers that are not finite.
 
     Raises:
@@ -36,16 +36,16 @@ def read_readings(folder: Path) -> Readings | None:
     if len(records) < 2:
         return None
     try:
-        return _readings(records)
+        return _summary_of(records)
     except (TypeError, ValueError, ZeroDivisionError):  # None or zero stands where a number should
         return None
 
 
-def _readings(records: Sequence[Record]) -> Readings:
+def _summary_of(records: Sequence[Record]) -> DiagnosticsSummary:
     first, last = records[0], records[-1]
     half = min(records, key=lambda record: abs(record["images_seen"] - last["images_seen"] / 2))
     late = [record for record in records if record["images_seen"] >= half["images_seen"]]
-    return Readings(
+    return DiagnosticsSummary(
         activation=_largest_activation(last),
         activation_growth=_largest_activation(last) / _largest_activation(half),
         weight_growth=_mean_weight(last) / _mean_weight(first),

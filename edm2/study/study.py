@@ -20,7 +20,7 @@ from edm2.planning.costs import count_parameters
 from edm2.post_hoc_ema import atomic_output
 from edm2.sampling.generation import SamplingError
 from edm2.sweep.averages import RAW, Averages
-from edm2.sweep.evaluator import Drawing, Judge, Score, score_network
+from edm2.sweep.evaluator import Drawing, Evaluator, Score, score_network
 from edm2.sweep.score_cache import ScoreCache, key_of
 from edm2.sweep.sweep import Point, Result, Sweeper
 from edm2.training import Codec, Dataset, RunFolder, TrainingConfig, TrainingError, codec_from_json
@@ -170,7 +170,7 @@ class Scoring:
 
     sigma_rels: tuple[float, ...]
     """EMA lengths."""
-    judge: Judge
+    judge: Evaluator
     """What samples are compared with."""
     drawing: Drawing
     """How they are drawn."""

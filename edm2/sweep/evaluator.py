@@ -18,7 +18,7 @@ from edm2.sampling.guidance import EVERYWHERE, Interval
 from edm2.sampling.samplers import HEUN, Solver
 from edm2.sampling.samplers.heun import Denoiser
 from edm2.training import Codec, Dataset
-from edm2.training.distributed.processes import ALONE, Processes
+from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """What samples are compared with, and by what."""
 
     detector: Detector
@@ -51,7 +51,7 @@ class Judge:
         distance = frechet_distance(feature_statistics(features), self.reference)
         return Score(distance, frechet_deviation(features, self.reference), recognized)
 
-    def floor(self, dataset: Dataset, count: int, processes: Processes = ALONE) -> float:
+    def floor(self, dataset: Dataset, count: int, processes: Processes = ONE_PROCESS) -> float:
         """Frechet distance of `count` real images drawn with replacement: what perfect samples would score.
 
         Processes share the work; all get the same.
@@ -128,12 +128,12 @@ class Drawing:
 def score_network(
     net: Precond,
     codec: Codec,
-    judge: Judge,
+    judge: Evaluator,
     drawing: Drawing,
     guide: Denoiser | None = None,
     guidance: float = 1.0,
     set_number: int = 0,
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
     report: Report = lambda n: None,
 ) -> Score:
     """Score a folded network by one set of seeds.
@@ -158,9 +158,9 @@ def score_network(
     return judge.score(torch.cat(features), drawing.classes(net.config.label_dim, seeds))
 
 
-def judge_by(
+def evaluator_by(
     dataset: Dataset, detector: Detector, reference: Callable[[Dataset, Detector], FeatureStatistics]
-) -> Judge:
+) -> Evaluator:
     """A judge that compares with all images of a dataset, and recognizes classes where pixels are features.
 
     Args:
@@ -173,7 +173,7 @@ def judge_by(
     """
     statistics = reference(dataset, detector)
     if detector.name != "pixels" or dataset.num_classes < 2:
-        return Judge(detector, statistics)
+        return Evaluator(detector, statistics)
     indices = range(len(dataset))
     features = detector(displayed(dataset, indices))
-    return Judge(detector, statistics, ClassAccuracy(features, dataset.labels(indices).numpy()))
+    return Evaluator(detector, statistics, ClassAccuracy(features, dataset.labels(indices).numpy()))

@@ -13,7 +13,7 @@ from edm2.metrics.detectors import OwnDetector
 from edm2.metrics.features import Report
 from edm2.sweep.score_cache import key_of
 from edm2.training import Dataset
-from edm2.training.distributed.processes import ALONE, Processes
+from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
 
 def cached_reference(
@@ -21,7 +21,7 @@ def cached_reference(
     dataset: Dataset,
     detector: Detector,
     weights: Path | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
     report: Report = lambda n: None,
 ) -> FeatureStatistics:
     """As `edm2.metrics.reference_of`, from a file in `folder` if there is one; else one is written.

@@ -15,12 +15,12 @@ import torch
 
 from edm2.networks import Precond, fold
 from edm2.sweep.averages import RAW, Averages
-from edm2.sweep.evaluator import Drawing, Judge, Score, score_network
+from edm2.sweep.evaluator import Drawing, Evaluator, Score, score_network
 from edm2.sweep.guides import Guide
 from edm2.sweep.score_cache import ScoreCache
 from edm2.sweep.search import Axis, Place, search
 from edm2.training import Codec, Dataset
-from edm2.training.distributed.processes import ALONE, Processes
+from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
 LENGTH_STEP, WEIGHT_STEP = 0.001, 0.05
 """What a search tells apart: EMA lengths and guidance weights."""
@@ -135,7 +135,7 @@ class Sweeper:
     """Of the run."""
     codec: Codec
     """Its way to pixels."""
-    judge: Judge
+    judge: Evaluator
     """What to compare with."""
     drawing: Drawing = field(default_factory=Drawing)
     """How to sample."""
@@ -145,7 +145,7 @@ class Sweeper:
     """Sets of seeds; the lowest score of all counts."""
     known: ScoreCache | None = None
     """Scores that are known; the first process's is used."""
-    processes: Processes = ALONE
+    processes: Processes = ONE_PROCESS
     """Who shares the work."""
     device: torch.device | str = "cpu"
     """Where this process computes."""

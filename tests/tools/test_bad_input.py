@@ -330,10 +330,10 @@ def test_an_unusable_image_stops_the_run_by_name(
 
 
 def test_a_loss_that_is_never_finite_stops_the_run(tmp_path: Path, monkeypatch):
-    judged = DenoisingLoss.judged
+    loss_and_error = DenoisingLoss.loss_and_error
 
     def never_finite(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
-        loss, error = judged(*arguments)
+        loss, error = loss_and_error(*arguments)
         return loss * torch.nan, error
 
     monkeypatch.setattr(DenoisingLoss, "judged", never_finite)

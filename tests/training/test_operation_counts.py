@@ -22,18 +22,18 @@ from edm2.sampling.guidance import guided, without_labels
 from edm2.sampling.samplers import SOLVERS
 from edm2.tools.bench.plain import PlainPrecond, plain_loss
 from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig
-from edm2.training.data.batches import Feed
+from edm2.training.data.batches import BatchStream
 from edm2.training.distributed.processes import joined_processes
 from edm2.training.distributed.strategies import clean_
 from edm2.training.initialization import fresh_network
 from edm2.training.run.totals import Totals
-from edm2.training.step import Learner
+from edm2.training.step import TrainStep
 
 BATCH = 8
 
 
 class MetaRandom:
-    """In place of `PlaceRandom`, whose generators the meta device does not have."""
+    """In place of `PositionRandom`, whose generators the meta device does not have."""
 
     def __init__(self, seed: int, block_size: int, device: torch.device) -> None:
         self.generator = SimpleNamespace(device=device)
@@ -61,12 +61,12 @@ def run(net: NetworkConfig, device: str = "meta", **changes) -> TrainingConfig:
     return TrainingConfig(data="", out="", network=net, **settings | changes)
 
 
-def learner_on_meta(monkeypatch, config: TrainingConfig) -> Learner:
+def learner_on_meta(monkeypatch, config: TrainingConfig) -> TrainStep:
     """A learner without numbers."""
-    monkeypatch.setattr("edm2.training.step.PlaceRandom", MetaRandom)
+    monkeypatch.setattr("edm2.training.step.PositionRandom", MetaRandom)
     with torch.device("meta"):
         net = build_network(config.network)
-    return Learner(config, net)
+    return TrainStep(config, net)
 
 
 def microbatches(config: TrainingConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -142,7 +142,7 @@ def test_images_and_labels_are_all_that_goes_to_the_device(monkeypatch):
     random = MetaRandom(0, BATCH, torch.device("meta"))
     pixels = torch.zeros(20, 4, 16, 16, dtype=torch.uint8)
     dataset = ArrayDataset(pixels, torch.arange(len(pixels)) % 10)
-    batches = Feed(config, dataset, random).steps(start=0)
+    batches = BatchStream(config, dataset, random).steps(start=0)
     next(batches)
     operations = operations_of(lambda: next(batches))
     assert operations.copied == {("cpu", "meta"): BATCH * (4 * 16 * 16 + 8)}
@@ -292,7 +292,7 @@ def test_the_optimizer_takes_as_many_operations_however_deep_the_network(monkeyp
     """Two for each group of parameters: steps are counted, all tensors are updated at once."""
     for depth in (1, 3):
         config = run(network(depth), device="cpu")
-        learner = Learner(config, fresh_network(config.network, 0))
+        learner = TrainStep(config, fresh_network(config.network, 0))
         learner.step(microbatches(config))
         assert operations_of(learner.optimizer.step).total <= 2 * len(learner.optimizer.param_groups)
 
@@ -321,8 +321,8 @@ def test_gradients_are_cleaned_in_one_pass_over_each():
 def test_every_step_does_the_same_in_as_much_memory(tmp_path, changes):
     """From the second on: Adam's moments and the averages are there, and nothing grows."""
     config = replace(tiny_config(tmp_path / "run"), random_block=8, **changes)
-    learner = Learner(config, fresh_network(config.network, 0))
-    batches = Feed(config, tiny_data(), learner.random).steps(start=0)
+    learner = TrainStep(config, fresh_network(config.network, 0))
+    batches = BatchStream(config, tiny_data(), learner.random).steps(start=0)
     learner.step(next(batches))
     steps = [operations_of(lambda: learner.step(next(batches))) for _ in range(3)]
     assert steps[0].names == steps[1].names == steps[2].names
@@ -337,8 +337,8 @@ def count_collectives_of_a_step(out: str, changes: dict, found: Path) -> None:
     """Of the third step, in the first process."""
     with joined_processes() as processes:
         config = tiny_config(out, **changes)
-        learner = Learner(config, fresh_network(config.network, 0), processes)
-        batches = Feed(config, tiny_data(), learner.random, processes=processes).steps(start=0)
+        learner = TrainStep(config, fresh_network(config.network, 0), processes)
+        batches = BatchStream(config, tiny_data(), learner.random, processes=processes).steps(start=0)
         for _ in range(2):
             learner.step(next(batches))
         operations = operations_of(lambda: learner.step(next(batches)))

@@ -8,14 +8,14 @@ import torch
 from tiny_run import tiny_config
 
 from edm2.training import ArrayDataset
-from edm2.training.data.batches import Feed
-from edm2.training.randomness import PlaceRandom, Stream
+from edm2.training.data.batches import BatchStream
+from edm2.training.randomness import PositionRandom, Stream
 
 IMAGES = 40
 
 
-def place_random() -> PlaceRandom:
-    return PlaceRandom(0, 64, torch.device("cpu"))
+def place_random() -> PositionRandom:
+    return PositionRandom(0, 64, torch.device("cpu"))
 
 
 def test_streams_keep_their_numbers():
@@ -37,7 +37,7 @@ def visits(tmp_path_factory) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.zeros(IMAGES, 1, 8, 8, dtype=torch.uint8)
     images[..., 0] = 255  # white on the left
     config = tiny_config(tmp_path_factory.mktemp("run"), label_dropout=0.2, xflip=True, batch_size=400, duration=4000)
-    feed = Feed(config, ArrayDataset(images, torch.arange(IMAGES) % 3), place_random())
+    feed = BatchStream(config, ArrayDataset(images, torch.arange(IMAGES) % 3), place_random())
     steps = feed.steps(0)
     microbatches = [microbatch for _ in range(10) for microbatch in next(steps)]
     mirrored = torch.cat([images[:, 0, 0, -1] > images[:, 0, 0, 0] for images, _ in microbatches])

@@ -25,9 +25,9 @@ from edm2.training import (
     codec_from_json,
     read_run_config,
 )
-from edm2.training.data.batches import Feed
+from edm2.training.data.batches import BatchStream
 from edm2.training.initialization import load_snapshot_
-from edm2.training.randomness import PlaceRandom, Stream
+from edm2.training.randomness import PositionRandom, Stream
 from edm2.training.run import speed
 from edm2.training.run.checkpoint import adam_state, find_checkpoints
 from edm2.training.run.logging import StatusLine
@@ -354,14 +354,14 @@ def test_init_starts_the_clock_at_zero(tmp_path):
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 7), (5, 6), (3, 29), (8, 16)])
 def test_random_numbers_belong_to_their_place(start, stop):
-    random = PlaceRandom(seed=1, block_size=8, device=torch.device("cpu"))
+    random = PositionRandom(seed=1, block_size=8, device=torch.device("cpu"))
     whole = random.normal(Stream.NOISE, 0, 32, (2, 3))
     assert torch.equal(random.normal(Stream.NOISE, start, stop, (2, 3)), whole[start:stop])
 
 
 def test_streams_seeds_and_blocks_are_independent():
     draws = [
-        PlaceRandom(seed, 16, torch.device("cpu")).normal(stream, block * 16, block * 16 + 16)
+        PositionRandom(seed, 16, torch.device("cpu")).normal(stream, block * 16, block * 16 + 16)
         for seed in (0, 1)
         for stream in Stream
         for block in (0, 1)
@@ -421,9 +421,9 @@ def test_stored_statistics_make_the_codec(tmp_path):
     assert images.std().item() == pytest.approx(0.5, rel=1e-3)
 
 
-def opened(tmp_path, dataset, **settings) -> Feed:
+def opened(tmp_path, dataset, **settings) -> BatchStream:
     config = tiny_config(tmp_path, **settings)
-    return Feed(config, dataset, PlaceRandom(0, 4, torch.device("cpu")))
+    return BatchStream(config, dataset, PositionRandom(0, 4, torch.device("cpu")))
 
 
 def test_images_that_never_vary_are_refused_in_one_line(tmp_path):

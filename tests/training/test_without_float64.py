@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from edm2.networks import NetworkConfig, build_network
 from edm2.training import EDM2Loss, LnNormal, Pareto
-from edm2.training.diagnostics.batches import Batch
+from edm2.training.diagnostics.batches import ProbeBatch
 from edm2.training.diagnostics.noise_levels import DenoiserError
 
 DEVICE = torch.device("meta")
@@ -52,5 +52,5 @@ def test_the_error_of_the_denoiser_is_heard():
     images = torch.zeros(2, 1, 8, 8, device=DEVICE)
     error = DenoiserError(net)
     with WithoutFloat64():
-        error.listen(EDM2Loss(), Batch(images, None, torch.ones(2, device=DEVICE), images))
+        error.listen(EDM2Loss(), ProbeBatch(images, None, torch.ones(2, device=DEVICE), images))
     assert error.sums.gt(0).all()

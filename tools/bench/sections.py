@@ -18,9 +18,9 @@ from edm2.tools.bench.memory import peak_memory
 from edm2.tools.bench.results import Finding, Measurement, Peak, Skipped
 from edm2.tools.bench.workload import Inputs, Workload
 from edm2.training.config import DTYPES
-from edm2.training.data.batches import Feed
+from edm2.training.data.batches import BatchStream
 from edm2.training.data.vae import load_vae
-from edm2.training.step import Learner
+from edm2.training.step import TrainStep
 
 GUIDANCE = 1.5
 """Guidance weight; any but 0 and 1 costs the same."""
@@ -70,7 +70,7 @@ def training(bench: Bench) -> Iterator[Finding]:
     """A whole step, and its parts one by one."""
     workload, learner = bench.workload, bench.workload.learner()
     batch, flops = workload.settings.batch, workload.training_flops
-    feed = Feed(workload.config, workload.dataset, learner.random)
+    feed = BatchStream(workload.config, workload.dataset, learner.random)
     batches = feed.steps(start=0)
 
     def step() -> None:
@@ -118,7 +118,7 @@ def sampling(bench: Bench) -> Iterator[Finding]:
         yield bench.measured("sampling", "Heun with guidance", draw, images=images, flops=flops, note=counted)
 
 
-def passes(learner: Learner, inputs: Inputs) -> Work:
+def passes(learner: TrainStep, inputs: Inputs) -> Work:
     """Forced weight normalization, loss and gradients of a batch, to be called."""
     images, labels, sigma, noise = inputs
 

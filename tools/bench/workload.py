@@ -16,7 +16,7 @@ from edm2.planning.presets import PRESETS
 from edm2.tools.run import default_precision
 from edm2.training import ArrayDataset, TrainingConfig
 from edm2.training.initialization import fresh_network
-from edm2.training.step import Learner
+from edm2.training.step import TrainStep
 
 SHAPES = {
     "digits8": (1, 8, 8),
@@ -174,9 +174,9 @@ class Workload:
                     parameter.fill_(1)
         return net.to(self.device)
 
-    def learner(self) -> Learner:
+    def learner(self) -> TrainStep:
         """Such a network with its optimizer and averages."""
-        return Learner(self.config, self.net())
+        return TrainStep(self.config, self.net())
 
     def inputs(self) -> Inputs:
         """Random, the same every time."""

@@ -16,7 +16,7 @@ from edm2.tools.options.variants import Variant, check_common, given, planned, v
 
 if TYPE_CHECKING:
     from edm2.study.study import Failure, Outcome, Scoring, Trial
-    from edm2.sweep.evaluator import Drawing, Judge
+    from edm2.sweep.evaluator import Drawing, Evaluator
     from edm2.training import Dataset
 
 Results = dict[str, "Outcome | Failure"]
@@ -173,17 +173,17 @@ def _facts(data: str, dataset: "Dataset", common: Sequence[str]) -> dict[str, An
 
 def _judge(
     trial: "Trial", dataset: "Dataset", detector: str | None, weights: Path | None, ref: Path | None, out: Path
-) -> "Judge":
+) -> "Evaluator":
     """The same for all trials; statistics of the data are kept in the study's folder."""
-    from edm2.tools.options.evaluators import check_pixels, default_detector, load_judge
+    from edm2.tools.options.evaluators import check_pixels, default_detector, load_evaluator
     from edm2.tools.run import image_bar
-    from edm2.training.distributed.processes import ALONE
+    from edm2.training.distributed.processes import ONE_PROCESS
 
     if ref is None:
         check_pixels(dataset)
     described = {"network": trial.config.network.to_json(), "codec": {"kind": dataset.kind}}
     name = detector or default_detector(described)
-    return load_judge(name, weights, dataset, ref, trial.config.device, ALONE, image_bar, out)
+    return load_evaluator(name, weights, dataset, ref, trial.config.device, ONE_PROCESS, image_bar, out)
 
 
 def _drawing(trial: "Trial", count: int, num_steps: int, precision: str | None) -> "Drawing":

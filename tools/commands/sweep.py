@@ -130,7 +130,7 @@ def sweep(
     from edm2.sweep.search import check_budget
     from edm2.sweep.sweep import Range, Sweeper
     from edm2.tools.figures.sweep import plot_sweep
-    from edm2.tools.options.evaluators import codec_of, default_detector, load_judge
+    from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator
     from edm2.tools.reports.tables import print_sweep, read_sweep, write_sweep
     from edm2.tools.run import default_device, image_bar
     from edm2.training.config import DTYPES
@@ -153,7 +153,7 @@ def sweep(
     with joined_processes() as processes:
         bar = partial(image_bar, hidden=not processes.is_first)
         place = processes.device(device or default_device())
-        judge = load_judge(
+        judge = load_evaluator(
             detector or default_detector(averages.metadata), weights, dataset, ref, place, processes, bar, out
         )
         dtype = DTYPES[precision or ("fp16" if place.type == "cuda" else "fp32")]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edm2.networks import Precond
     from edm2.sampling.drawing import Decoder
-    from edm2.sampling.generation import Batch
+    from edm2.sampling.generation import SampleBatch
     from edm2.sampling.samplers.heun import Denoiser
     from edm2.training.distributed.processes import Processes
 
@@ -189,7 +189,7 @@ class Drawing:
         """What to draw for these seeds, as `edm2.sampling.generation.generate` takes it."""
         return [seed % self.net.config.label_dim for seed in seeds] if self.options.balanced else self.class_index
 
-    def batches(self, seeds: Sequence[int]) -> "Iterator[Batch]":
+    def batches(self, seeds: Sequence[int]) -> "Iterator[SampleBatch]":
         """Samples of seeds."""
         from edm2.sampling.generation import generate
         from edm2.sampling.guidance import EVERYWHERE

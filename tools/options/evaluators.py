@@ -14,7 +14,7 @@ from edm2.training.distributed.processes import Processes
 if TYPE_CHECKING:
     import torch
 
-    from edm2.sweep.evaluator import Judge
+    from edm2.sweep.evaluator import Evaluator
     from edm2.training import Codec, Dataset
 
 SMALL = 1024
@@ -62,7 +62,7 @@ def check_pixels(dataset: "Dataset") -> None:
         )
 
 
-def load_judge(
+def load_evaluator(
     detector: str,
     weights: Path | None,
     dataset: "Dataset | None",
@@ -71,7 +71,7 @@ def load_judge(
     processes: Processes,
     bar: Callable[[int], tqdm],
     kept_in: Path | None = None,
-) -> "Judge":
+) -> "Evaluator":
     """A judge by statistics in a file, or else of a dataset.
 
     Args:
@@ -89,7 +89,7 @@ def load_judge(
         OSError: a file is missing.
     """
     from edm2.metrics import load_detector, read_reference, reference_of
-    from edm2.sweep.evaluator import Judge, judge_by
+    from edm2.sweep.evaluator import Evaluator, evaluator_by
     from edm2.sweep.reference_cache import cached_reference
 
     statistics = {} if ref is None else read_reference(ref)
@@ -99,7 +99,7 @@ def load_judge(
         )
     found = load_detector(detector, weights, device)
     if ref is not None:
-        return Judge(found, statistics[detector])
+        return Evaluator(found, statistics[detector])
     statistics_of = reference_of if kept_in is None else partial(cached_reference, kept_in, weights=weights)
     with bar(len(dataset)) as progress:
-        return judge_by(dataset, found, partial(statistics_of, processes=processes, report=progress.update))
+        return evaluator_by(dataset, found, partial(statistics_of, processes=processes, report=progress.update))

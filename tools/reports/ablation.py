@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from edm2.post_hoc_ema import atomic_output
-from edm2.study.diagnostics import Readings, geometric_means, read_readings, unevenness
+from edm2.study.diagnostics import DiagnosticsSummary, geometric_means, read_diagnostics_summary, unevenness
 from edm2.study.study import Failure, Outcome, Scoring, Trial
 from edm2.study.summary import Spread, Summary, best_common_length, differing_settings, spread, summarize
 from edm2.tools.figures.ablation import draw_distances, draw_losses
@@ -58,11 +58,11 @@ class Report:
         return best_common_length(self.scored) if self.fixed is None else self.fixed
 
     @cached_property
-    def readings(self) -> dict[str, list[Readings]]:
+    def readings(self) -> dict[str, list[DiagnosticsSummary]]:
         """By variant, of its runs that recorded diagnostics."""
         done = {(outcome.label, outcome.seed) for outcome in self.outcomes}
         finished = [trial for trial in self.trials if (trial.label, trial.seed) in done]
-        found = [(trial.label, read_readings(trial.folder.path)) for trial in finished]
+        found = [(trial.label, read_diagnostics_summary(trial.folder.path)) for trial in finished]
         return {s.label: [r for label, r in found if label == s.label and r is not None] for s in self.summaries}
 
     @property
@@ -187,7 +187,7 @@ def _columns(report: Report) -> dict[str, Column]:
 def _diagnostics(report: Report) -> dict[str, Column]:
     """What the instruments of the runs recorded."""
 
-    def over_runs(quantity: Callable[[Readings], float]) -> Column:
+    def over_runs(quantity: Callable[[DiagnosticsSummary], float]) -> Column:
         return lambda summary: _spread(spread(map(quantity, report.readings[summary.label])), ".3g")
 
     def uneven(summary: Summary) -> str:

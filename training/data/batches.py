@@ -10,17 +10,17 @@ from edm2.training.config import TrainingConfig
 from edm2.training.data.codecs import Codec, PixelCodec
 from edm2.training.data.dataset import Dataset, DatasetError, Subset, pixel_statistics, split_holdout
 from edm2.training.data.loader import data_loader
-from edm2.training.data.order import PlaceBatches, ShuffledOrder
+from edm2.training.data.order import PositionBatches, ShuffledOrder
 from edm2.training.data.tolerance import BrokenFiles, TolerantDataset
 from edm2.training.data.vae import latent_codec_of
-from edm2.training.distributed.processes import ALONE, Processes
-from edm2.training.randomness import PlaceRandom, Stream
+from edm2.training.distributed.processes import ONE_PROCESS, Processes
+from edm2.training.randomness import PositionRandom, Stream
 
 Microbatch = tuple[Tensor, "Tensor | None"]
 """Images as the network sees them, [N, C, H, W] float32, and their classes, int64 [N] (-1: none)."""
 
 
-class Feed:
+class BatchStream:
     """Feeds a run.
 
     Args:
@@ -45,9 +45,9 @@ class Feed:
         self,
         config: TrainingConfig,
         dataset: Dataset,
-        random: PlaceRandom,
+        random: PositionRandom,
         broken: BrokenFiles | None = None,
-        processes: Processes = ALONE,
+        processes: Processes = ONE_PROCESS,
     ) -> None:
         self.broken = BrokenFiles() if broken is None else broken
         self.config = config
@@ -97,7 +97,7 @@ class Feed:
         share = config.share(count)
         size = min(config.images_per_forward, share)
         order = ShuffledOrder(len(self.train_set), config.seed)
-        places = PlaceBatches(order, start, config.batch_size, micro_batch=size, rank=rank, world_size=count)
+        places = PositionBatches(order, start, config.batch_size, micro_batch=size, rank=rank, world_size=count)
         pin_memory = self.device.type == "cuda"
         loader = data_loader(self.train_set, places, config.workers, pin_memory, self.broken.add)
         for first in itertools.count(start + rank * share, config.batch_size):

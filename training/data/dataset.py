@@ -23,9 +23,9 @@ from edm2.training.data.order import permutation
 __all__ = [
     "ArchiveDataset",
     "ArrayDataset",
-    "Batch",
     "Dataset",
     "DatasetError",
+    "LabelledImages",
     "Subset",
     "evenly_spaced_indices",
     "open_dataset",
@@ -36,7 +36,7 @@ __all__ = [
 Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
 
 
-class Batch(NamedTuple):
+class LabelledImages(NamedTuple):
     """Images with their labels: N of them."""
 
     images: Tensor
@@ -90,9 +90,9 @@ class Dataset(ABC):
     def labels(self, indices: Indices) -> Tensor:
         """Class indices int64 [N], -1 where unlabelled."""
 
-    def batch(self, indices: Indices) -> Batch:
+    def batch(self, indices: Indices) -> LabelledImages:
         """Images and labels. Raises DatasetError as `images` does."""
-        return Batch(self.images(indices), self.labels(indices))
+        return LabelledImages(self.images(indices), self.labels(indices))
 
     def fingerprint(self) -> str | None:
         """Changes when an image does, as far as can be told without reading files; None if nothing can be told."""
@@ -241,7 +241,7 @@ class Subset(Dataset):
     def labels(self, indices: Indices) -> Tensor:
         return self.dataset.labels(self.indices[np.asarray(indices, dtype=np.int64)])
 
-    def batch(self, indices: Indices) -> Batch:
+    def batch(self, indices: Indices) -> LabelledImages:
         """As `dataset` has it: what stands in for a broken image has a label of its own."""
         return self.dataset.batch(self.indices[np.asarray(indices, dtype=np.int64)])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edm2.post_hoc_ema.messages import plain_line
-from edm2.training.data.retry import Answer, is_passing, patiently
+from edm2.training.data.retry import Answer, is_passing, retry
 
 MAX_BYTES = 1 << 30
 """Of one file, unpacked: far more than any image or table of labels needs, and less than would endanger the machine."""
@@ -52,7 +52,7 @@ class FolderFiles:
     def read(self, name: str) -> bytes:
         """Contents of a file. Raises OSError or ValueError if they cannot be had."""
         path = os.path.join(self.path, name)
-        return patiently(lambda: _read_whole(path), path)
+        return retry(lambda: _read_whole(path), path)
 
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """Size and time."""
@@ -76,10 +76,10 @@ def check_size(size: int) -> None:
         raise ValueError(f"{size:,} bytes are more than any image has; at most {MAX_BYTES:,}")
 
 
-def patiently_from(path: Path, read: Callable[[], Answer]) -> Answer:
-    """What `read` returns, with `patiently`. Raises StorageError if the storage gives no answer."""
+def retry_from(path: Path, read: Callable[[], Answer]) -> Answer:
+    """What `read` returns, with `retry`. Raises StorageError if the storage gives no answer."""
     try:
-        return patiently(read, str(path))
+        return retry(read, str(path))
     except OSError as error:
         if not is_passing(error):
             raise

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from edm2.post_hoc_ema import atomic_output
 from edm2.post_hoc_ema.plain_json import parse_json
 from edm2.training.data.archive import Catalog, open_files, read_catalog
-from edm2.training.data.files import Files, patiently_from
+from edm2.training.data.files import Files, retry_from
 from edm2.training.data.zip_files import Members, Names, ZipFiles, opened_zip
 
 LARGE = 10_000
@@ -60,7 +60,7 @@ def open_archive(path: Path) -> tuple[Files, Catalog]:
 
 def _stamp(path: Path) -> str:
     """What changes with the ZIP: size, time, and the end of the directory with its checksums."""
-    return patiently_from(path, lambda: _read_stamp(path))
+    return retry_from(path, lambda: _read_stamp(path))
 
 
 def _read_stamp(path: Path) -> str:

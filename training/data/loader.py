@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails
 
-from edm2.training.data.dataset import Batch, Dataset, DatasetError
+from edm2.training.data.dataset import Dataset, DatasetError, LabelledImages
 from edm2.training.data.files import StorageError, one_line
 
 TIMEOUT = 900
@@ -38,7 +38,7 @@ def data_loader(
 
     Args:
         dataset: Where to read from.
-        batches: Dataset indices of each batch, such as `PlaceBatches`; may be endless.
+        batches: Dataset indices of each batch, such as `PositionBatches`; may be endless.
         workers: Processes that read ahead, each with one thread; 0 reads here, right when a batch is asked for.
         pin_memory: Return page-locked tensors, which copy to a GPU in the background. No effect without one.
         on_broken: Called in this process, before the batch is returned, with what is wrong with images of it in whose
@@ -61,13 +61,19 @@ def data_loader(
         yield images, labels
 
 
-def _read_here(dataset: Dataset, batches: Iterable[list[int]], pin_memory: bool) -> Iterator[Batch]:
+def _read_here(dataset: Dataset, batches: Iterable[list[int]], pin_memory: bool) -> Iterator[LabelledImages]:
     for indices in batches:
         images, labels, broken = dataset.batch(indices)
-        yield Batch(images.pin_memory(), labels.pin_memory(), broken) if pin_memory else Batch(images, labels, broken)
+        yield (
+            LabelledImages(images.pin_memory(), labels.pin_memory(), broken)
+            if pin_memory
+            else LabelledImages(images, labels, broken)
+        )
 
 
-def _read_ahead(dataset: Dataset, batches: Iterable[list[int]], workers: int, pin_memory: bool) -> Iterator[Batch]:
+def _read_ahead(
+    dataset: Dataset, batches: Iterable[list[int]], workers: int, pin_memory: bool
+) -> Iterator[LabelledImages]:
     asked: deque[list[int]] = deque()
     loader = DataLoader(
         _WholeBatches(dataset),
@@ -113,7 +119,7 @@ def _noted(batches: Iterable[list[int]], asked: deque[list[int]]) -> Iterator[li
         yield indices
 
 
-def _next(ready: Iterator[Batch | DatasetError]) -> Batch | Exception | None:
+def _next(ready: Iterator[LabelledImages | DatasetError]) -> LabelledImages | Exception | None:
     """The next batch, or None after the last, or what came in its place: a worker may have died, or die meanwhile."""
     try:
         with _when_a_child_ends(lambda signal_number, frame: _error_if_any_worker_fails()):
@@ -163,12 +169,12 @@ class _WholeBatches:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, indices: list[int]) -> Batch | DatasetError:
+    def __getitems__(self, indices: list[int]) -> LabelledImages | DatasetError:
         try:
             return self.dataset.batch(indices)
         except DatasetError as error:
             return error
 
 
-def _as_it_is(batch: Batch | DatasetError) -> Batch | DatasetError:
+def _as_it_is(batch: LabelledImages | DatasetError) -> LabelledImages | DatasetError:
     return batch

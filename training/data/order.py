@@ -50,7 +50,7 @@ class ShuffledOrder:
         return self._epochs[epoch]
 
 
-class PlaceBatches:
+class PositionBatches:
     """Dataset indices of one process's micro-batches, without end; a batch sampler for `data_loader`.
 
     A step takes `batch_size` consecutive places. Process `rank` owns the `rank`-th of `world_size` equal, contiguous

@@ -36,7 +36,7 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in PASSING
 
 
-def patiently(read: Callable[[], Answer], what: str) -> Answer:
+def retry(read: Callable[[], Answer], what: str) -> Answer:
     """What `read` returns, at the first attempt or a later one. May be used in any thread and process.
 
     Tells in the log, once, that attempts are repeated, and that an answer came late.

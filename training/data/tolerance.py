@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm2.training.data.dataset import Batch, Dataset, Indices
+from edm2.training.data.dataset import Dataset, Indices, LabelledImages
 from edm2.training.data.files import DatasetError, StorageError
 
 
@@ -46,7 +46,7 @@ class TolerantDataset(Dataset):
     def fingerprint(self) -> str | None:
         return self.dataset.fingerprint()
 
-    def batch(self, indices: Indices) -> Batch:
+    def batch(self, indices: Indices) -> LabelledImages:
         """Images, labels, and what is wrong with those that others stand in for.
 
         Raises:
@@ -59,15 +59,15 @@ class TolerantDataset(Dataset):
             raise
         except DatasetError:  # one of them is broken, perhaps several
             images, labels, broken = zip(*(self._usable(int(index)) for index in indices), strict=True)
-            return Batch(torch.cat(images), torch.cat(labels), sum(broken, ()))
+            return LabelledImages(torch.cat(images), torch.cat(labels), sum(broken, ()))
 
-    def _usable(self, index: int) -> Batch:
+    def _usable(self, index: int) -> LabelledImages:
         """The image of an index, or the next that is not broken."""
         broken: list[str] = []
         while True:
             try:
                 images, labels, _ = self.dataset.batch([(index + len(broken)) % len(self)])
-                return Batch(images, labels, tuple(broken))
+                return LabelledImages(images, labels, tuple(broken))
             except StorageError:
                 raise
             except DatasetError as error:

@@ -16,8 +16,8 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 
-from edm2.training.data.files import DatasetError, check_size, one_line, patiently_from
-from edm2.training.data.retry import patiently
+from edm2.training.data.files import DatasetError, check_size, one_line, retry_from
+from edm2.training.data.retry import retry
 
 LOCAL_HEADER = 30
 """Bytes before a member's name, extra field and contents; the lengths of the first two are its last four bytes."""
@@ -101,7 +101,7 @@ def read_members(path: Path) -> Members:
         DatasetError: No ZIP, damaged, or a name stands there twice.
     """
     try:
-        members = patiently_from(path, lambda: _list_members(path))
+        members = retry_from(path, lambda: _list_members(path))
     except DatasetError:
         raise
     except Exception as error:  # mostly BadZipFile, but a damaged directory can raise almost anything
@@ -119,7 +119,7 @@ def _list_members(path: Path) -> Members:
 def opened_zip(path: Path) -> BinaryIO:
     """A file to read. Raises DatasetError if it cannot be opened."""
     try:
-        return patiently_from(path, lambda: open(path, "rb"))
+        return retry_from(path, lambda: open(path, "rb"))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be opened: {error.strerror or error}") from error
 
@@ -188,7 +188,7 @@ class ZipFiles:
         if members.flags[row] & ENCRYPTED or members.method[row] not in (ZIP_STORED, ZIP_DEFLATED):
             raise ValueError("encrypted, or compressed in an unusual way; write the ZIP anew, stored or deflated")
         check_size(max(int(members.packed[row]), int(members.size[row])))  # a small file can unpack to any size
-        data = patiently(lambda: self._read_packed(row), f"{self.path}/{name}")
+        data = retry(lambda: self._read_packed(row), f"{self.path}/{name}")
         if members.method[row] == ZIP_DEFLATED:
             data = _inflate(data, int(members.size[row]))
         # The checksum says all: the name in the local header, which may be a damaged one, decides nothing.

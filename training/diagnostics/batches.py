@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edm2.training.data.batches import Feed, Microbatch
+from edm2.training.data.batches import BatchStream, Microbatch
 from edm2.training.diagnostics.holdout import evenly_spaced
 from edm2.training.loss.noise import NoiseDistribution, levels
 
 
 @dataclass(frozen=True)
-class Batch:
+class ProbeBatch:
     """Images y, labels, noise levels sigma [N] and unit noise n shaped like the images."""
 
     images: Tensor
@@ -28,27 +28,29 @@ class Batch:
         """y + sigma n."""
         return self.images + self.sigma.reshape(-1, 1, 1, 1) * self.noise
 
-    def split(self, size: int) -> Iterator["Batch"]:
+    def split(self, size: int) -> Iterator["ProbeBatch"]:
         """In parts of at most `size` images."""
         for i in range(0, len(self.images), size):
             part = slice(i, i + size)
             labels = None if self.labels is None else self.labels[part]
-            yield Batch(self.images[part], labels, self.sigma[part], self.noise[part])
+            yield ProbeBatch(self.images[part], labels, self.sigma[part], self.noise[part])
 
 
-def spaced_images(feed: Feed, count: int) -> Microbatch:
+def spaced_images(feed: BatchStream, count: int) -> Microbatch:
     """Training images evenly spaced over the dataset, which may be sorted by class; at most `count`."""
     return feed.all_of(evenly_spaced(feed.train_set, count))
 
 
-def over_all_levels(images: Tensor, labels: Tensor | None, distribution: NoiseDistribution) -> Batch:
+def over_all_levels(images: Tensor, labels: Tensor | None, distribution: NoiseDistribution) -> ProbeBatch:
     """Each image at a noise level from another stratum of the distribution."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(images), generator=generator)
     return _batch(images, labels, levels(distribution, len(images))[order], generator)
 
 
-def by_bin(images: Tensor, labels: Tensor | None, distribution: NoiseDistribution, bins: int) -> dict[float, Batch]:
+def by_bin(
+    images: Tensor, labels: Tensor | None, distribution: NoiseDistribution, bins: int
+) -> dict[float, ProbeBatch]:
     """For each of `bins` bins of equal probability, by its median: all images, spread over the noise levels within it.
 
     Images and their noise are the same in every bin, so bins differ by their noise levels only.
@@ -59,6 +61,6 @@ def by_bin(images: Tensor, labels: Tensor | None, distribution: NoiseDistributio
     return dict(zip(medians, batches, strict=True))
 
 
-def _batch(images: Tensor, labels: Tensor | None, sigma: Tensor, generator: torch.Generator) -> Batch:
+def _batch(images: Tensor, labels: Tensor | None, sigma: Tensor, generator: torch.Generator) -> ProbeBatch:
     noise = torch.randn(images.shape, generator=generator)
-    return Batch(images, labels, sigma.float().to(images.device), noise.to(images.device))
+    return ProbeBatch(images, labels, sigma.float().to(images.device), noise.to(images.device))

@@ -9,7 +9,7 @@ import torch
 
 from edm2.networks import Precond
 from edm2.training.config import TrainingConfig
-from edm2.training.data.batches import Feed
+from edm2.training.data.batches import BatchStream
 from edm2.training.diagnostics.batches import by_bin, over_all_levels, spaced_images
 from edm2.training.diagnostics.magnitudes import measure_activations, measure_weights, number
 from edm2.training.diagnostics.noise_levels import measure_noise_levels
@@ -85,7 +85,7 @@ class Diagnostics:
         net: Precond,
         averaged: Callable[[float], Precond],
         loss: DenoisingLoss,
-        feed: Feed,
+        feed: BatchStream,
         images_per_forward: int,
     ) -> Record:
         """Everything that is measured at one time.
@@ -115,12 +115,14 @@ class Diagnostics:
         record["diagnostics_seconds"] = number(time.perf_counter() - start + watch.seconds)
         return record
 
-    def _activations(self, average: Precond, feed: Feed, images_per_forward: int) -> dict[str, Any]:
+    def _activations(self, average: Precond, feed: BatchStream, images_per_forward: int) -> dict[str, Any]:
         images, labels = spaced_images(feed, self.activation_images)
         batch = over_all_levels(images, labels, self.distribution)
         return measure_activations(average, batch.split(images_per_forward))
 
-    def _noise_levels(self, net: Precond, loss: DenoisingLoss, feed: Feed, images_per_forward: int) -> dict[str, Any]:
+    def _noise_levels(
+        self, net: Precond, loss: DenoisingLoss, feed: BatchStream, images_per_forward: int
+    ) -> dict[str, Any]:
         images, labels = spaced_images(feed, self.images_per_bin)
         bins = by_bin(images, labels, self.distribution, BINS)
         return measure_noise_levels(net, loss, bins, images_per_forward)

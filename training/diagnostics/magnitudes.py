@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edm2.networks import Precond
-from edm2.training.diagnostics.batches import Batch
+from edm2.training.diagnostics.batches import ProbeBatch
 from edm2.training.diagnostics.layers import block_layers, listening
 
 Buckets = dict[str, "float | None"]
@@ -70,7 +70,7 @@ class FeatureMagnitudes:
 
 
 @torch.no_grad()
-def measure_activations(net: Precond, batches: Iterable[Batch]) -> dict[str, Any]:
+def measure_activations(net: Precond, batches: Iterable[ProbeBatch]) -> dict[str, Any]:
     """Magnitudes of what every layer with trainable weights in the blocks puts out, attention and embedding included.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edm2.networks import Precond
 from edm2.networks.skeleton import blocks
-from edm2.training.diagnostics.batches import Batch
+from edm2.training.diagnostics.batches import ProbeBatch
 from edm2.training.diagnostics.layers import listening
 from edm2.training.diagnostics.magnitudes import number
 from edm2.training.loss.objective import DenoisingLoss
@@ -20,7 +20,7 @@ from edm2.training.loss.weighting import edm_weight
 
 
 def measure_noise_levels(
-    net: Precond, loss: DenoisingLoss, bins: Mapping[float, Batch], images_per_forward: int
+    net: Precond, loss: DenoisingLoss, bins: Mapping[float, ProbeBatch], images_per_forward: int
 ) -> dict[str, Any]:
     """Gradient norm, loss, u(sigma) and shares of what was clipped or not finite.
 
@@ -54,7 +54,7 @@ def measure_noise_levels(
     }
 
 
-def _measure_bin(net: Precond, loss: DenoisingLoss, batch: Batch, images_per_forward: int) -> dict[str, float]:
+def _measure_bin(net: Precond, loss: DenoisingLoss, batch: ProbeBatch, images_per_forward: int) -> dict[str, float]:
     gradient, errors = BinGradient(net, len(batch.images)), DenoiserError(net)
     for part in batch.split(images_per_forward):
         gradient.add(errors.listen(loss, part))
@@ -71,7 +71,7 @@ class DenoiserError:
         self.net = net
         self.sums = torch.zeros(2)
 
-    def listen(self, loss: DenoisingLoss, batch: Batch) -> Tensor:
+    def listen(self, loss: DenoisingLoss, batch: ProbeBatch) -> Tensor:
         """The training loss per element; on the way, note what the denoiser said."""
         heard: list[tuple[Tensor, Tensor]] = []
         with listening([self.net], lambda net, output: heard.append(output)):

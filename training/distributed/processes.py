@@ -89,7 +89,7 @@ class Processes:
                 distributed.barrier()
 
 
-ALONE = Processes()
+ONE_PROCESS = Processes()
 """A job of one process."""
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, distributed
 from edm2.training.distributed.processes import Processes
 
 
-class Votes:
+class StopSignal:
     """Whether any of the processes wants to stop. All of them hear the same answer in the same step.
 
     With several processes a vote is taken in the background, on the CPU, while a step is made: the answer comes one

@@ -60,7 +60,7 @@ class Parallel(ABC):
         """Whole tensors, one after another: all processes must go through them to the end."""
 
 
-class Alone(Parallel):
+class SingleProcess(Parallel):
     """One process."""
 
     def wrap(self, net: Precond, compile: bool) -> Denoiser:
@@ -79,7 +79,7 @@ class Alone(Parallel):
         yield from tensors.items()
 
 
-class Several(Parallel):
+class MultiProcess(Parallel):
     """Several processes, which exchange tensors over the fastest way that their device has.
 
     Args:
@@ -101,7 +101,7 @@ class Several(Parallel):
         return total
 
 
-class Replicated(Several):
+class DDP(MultiProcess):
     """Every process holds the whole network; gradients are averaged while they are computed (DDP)."""
 
     def wrap(self, net: Precond, compile: bool) -> Denoiser:
@@ -126,7 +126,7 @@ class Replicated(Several):
         yield from tensors.items()
 
 
-class Sharded(Several):
+class FSDP(MultiProcess):
     """Every process holds a share of each tensor, whole rows of it, and borrows the others' when a block runs (FSDP2).
 
     Rows are output units, so forced weight normalization needs no other process, and neither do Adam and averages.
@@ -184,8 +184,8 @@ class Sharded(Several):
 def parallel(processes: Processes, device: torch.device, shard: bool, patience: timedelta) -> Parallel:
     """How `processes` train together; one process needs no shares."""
     if processes.count == 1:
-        return Alone(processes)
-    return (Sharded if shard else Replicated)(processes, device, patience)
+        return SingleProcess(processes)
+    return (FSDP if shard else DDP)(processes, device, patience)
 
 
 def compiled(net: nn.Module) -> nn.Module:

@@ -61,9 +61,9 @@ class DenoisingLoss:
             sigma = self.sigma_from_normal(torch.randn(len(images), device=images.device, dtype=images.dtype))
         if noise is None:
             noise = torch.randn_like(images)
-        return self.judged(net, images, labels, sigma, noise)[0]
+        return self.loss_and_error(net, images, labels, sigma, noise)[0]
 
-    def judged(
+    def loss_and_error(
         self,
         net: Callable[..., tuple[Tensor, Tensor]],
         images: Tensor,

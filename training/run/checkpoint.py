@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from edm2.post_hoc_ema.messages import plain_line
 from edm2.post_hoc_ema.plain_json import parse_json
 from edm2.training.data.codecs import codec_from_json
-from edm2.training.distributed.processes import ALONE, Processes
+from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.run.checkpoint_index import SafeFileSystemReader
 
 Tensors = dict[str, "Tensor | Tensors"]
@@ -70,7 +70,7 @@ class Checkpoints:
         processes: Who writes.
     """
 
-    def __init__(self, folder: Path, keep: int, processes: Processes = ALONE) -> None:
+    def __init__(self, folder: Path, keep: int, processes: Processes = ONE_PROCESS) -> None:
         self.folder = folder
         self.keep = keep
         self.processes = processes
@@ -132,7 +132,7 @@ def write_checkpoint(
     tensors: Tensors,
     state: dict[str, Any],
     keep: int,
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
     group: distributed.ProcessGroup | None = None,
 ) -> Path:
     """Write a checkpoint into `folder`, then remove all but the newest `keep`, and the newest good one.
@@ -242,7 +242,7 @@ def _are_times(times: Any) -> bool:
 
 
 def _is_explosion(state: Any) -> bool:
-    """Whether this is what `Explosion` keeps, or None, which earlier versions have."""
+    """Whether this is what `Divergence` keeps, or None, which earlier versions have."""
     kinds = {"steps": float, "usual": float, "good": bool}
     return state is None or (
         isinstance(state, dict) and all(type(state.get(name)) is kind for name, kind in kinds.items())
@@ -256,7 +256,7 @@ def _are_counts(counts: Any) -> bool:
     return counts is None or (known and all(type(counts[name]) is int for name in names))
 
 
-def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ALONE) -> dict[str, Any]:
+def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ONE_PROCESS) -> dict[str, Any]:
     """Fill `tensors` in place from the checkpoint at `path`; return the rest of its state.
 
     How many processes wrote it, and whether tensors were divided among them, makes no difference.

@@ -24,7 +24,7 @@ class OwnTrainingError(TrainingError):
     """Trouble of one process, of which the others know nothing: it has to be told there."""
 
 
-class Trouble:
+class Failures:
     """Ends a run where it must.
 
     Args:
@@ -116,7 +116,7 @@ STEPS = 256
 """Exploded steps in a row after which there is no hope."""
 
 
-class Explosion:
+class Divergence:
     """Watches the relative error of every step, on the device: no step waits for it.
 
     Args:

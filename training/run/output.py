@@ -13,7 +13,7 @@ from edm2 import __version__
 from edm2.networks import Precond, build_network
 from edm2.post_hoc_ema import TraditionalEMA, snapshot_name, write_snapshot
 from edm2.training.config import DTYPES, TrainingConfig
-from edm2.training.data.batches import Feed
+from edm2.training.data.batches import BatchStream
 from edm2.training.data.codecs import Codec
 from edm2.training.diagnostics.holdout import evenly_spaced, measure_loss
 from edm2.training.distributed.strategies import Parallel
@@ -44,7 +44,7 @@ class Output:
         self,
         config: TrainingConfig,
         folder: RunFolder,
-        feed: Feed,
+        feed: BatchStream,
         parallel: Parallel,
         buffers: Sequence[str],
         images_seen: int,

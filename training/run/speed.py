@@ -50,7 +50,7 @@ class Speedometer:
         return enough or self.steps >= MANY_STEPS or seconds >= LONG_SECONDS
 
 
-class Measurement(NamedTuple):
+class SpeedMeasurement(NamedTuple):
     """What a few steps of a run were like."""
 
     images_per_second: float

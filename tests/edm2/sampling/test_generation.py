@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 import edm2
 from edm2.networks import NetworkConfig, Precond, build_network, fold
-from edm2.sampling.generation import Batch, classes_of_seeds
+from edm2.sampling.generation import SampleBatch, classes_of_seeds
 from edm2.sampling.guidance import without_labels
 from edm2.sampling.samplers.heun import Denoiser, sample_heun
 from edm2.training import PixelCodec
@@ -165,7 +165,7 @@ def test_batches_say_what_they_hold(net):
     batches = list(edm2.generate(net, range(5), batch_size=2, num_steps=2))
     assert [batch.seeds for batch in batches] == [(0, 1), (2, 3), (4,)]
     for batch in batches:
-        assert isinstance(batch, Batch)
+        assert isinstance(batch, SampleBatch)
         assert batch.samples.dtype == torch.float32
         assert batch.samples.shape == (len(batch.seeds), 3, 8, 8)
         assert batch.classes.dtype == torch.int64

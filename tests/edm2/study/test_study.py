@@ -10,11 +10,11 @@ import pytest
 
 from edm2.metrics import feature_statistics, load_detector
 from edm2.planning.plan import plan_run
-from edm2.study.diagnostics import read_readings
+from edm2.study.diagnostics import read_diagnostics_summary
 from edm2.study.folder import StudyFolder, StudyFolderError
 from edm2.study.study import SIGMAS, Failure, Outcome, Scoring, Trial
 from edm2.study.summary import Summary, best_common_length, differing_settings, spread
-from edm2.sweep.evaluator import Drawing, Judge
+from edm2.sweep.evaluator import Drawing, Evaluator
 from edm2.tools.figures.ablation import draw_distances, draw_losses
 from edm2.tools.reports.ablation import Report
 from edm2.training import open_dataset
@@ -46,7 +46,7 @@ def outcome(label: str, seed: int, *distances: float, loss: float = 1.0, **chang
 @pytest.fixture(scope="module")
 def scoring() -> Scoring:
     features = np.random.default_rng(0).normal(size=(100, 64))
-    judge = Judge(load_detector("pixels"), feature_statistics(features))
+    judge = Evaluator(load_detector("pixels"), feature_statistics(features))
     return Scoring(LENGTHS, judge, Drawing(100, 8), open_dataset("digits"))
 
 
@@ -181,10 +181,10 @@ def test_diagnostics_are_compared_if_there_are_any(report: Report, tmp_path: Pat
 @pytest.mark.parametrize("wrong", [None, 0.0])
 def test_diagnostics_that_are_no_numbers_are_left_out(wrong: float | None, tmp_path: Path):
     (tmp_path / "diagnostics.jsonl").write_text("")
-    assert read_readings(tmp_path) is None
+    assert read_diagnostics_summary(tmp_path) is None
     lines = [json.dumps(record(images, 1, 1, 1, wrong)) + "\n" for images in (64, 500)]
     (tmp_path / "diagnostics.jsonl").write_text("".join(lines))
-    assert read_readings(tmp_path) is None
+    assert read_diagnostics_summary(tmp_path) is None
 
 
 def test_one_row_per_run(report: Report, tmp_path: Path):

@@ -9,7 +9,7 @@ from edm2.metrics.features import displayed
 from edm2.networks import fold
 from edm2.sampling.generation import SamplingError
 from edm2.sampling.samplers import SOLVERS
-from edm2.sweep.evaluator import Drawing, Judge, Score, judge_by, score_network
+from edm2.sweep.evaluator import Drawing, Evaluator, Score, evaluator_by, score_network
 from edm2.sweep.score_cache import ScoreCache
 from edm2.training import ArrayDataset, PixelCodec, open_dataset
 
@@ -23,11 +23,11 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def judge(digits) -> Judge:
-    return judge_by(digits, load_detector("pixels"), reference_of)
+def judge(digits) -> Evaluator:
+    return evaluator_by(digits, load_detector("pixels"), reference_of)
 
 
-def features_of(judge: Judge, dataset, indices) -> torch.Tensor:
+def features_of(judge: Evaluator, dataset, indices) -> torch.Tensor:
     return judge.detector(displayed(dataset, indices))
 
 
@@ -116,12 +116,12 @@ def test_progress_counts_images(judge, make_net):
 def test_networks_and_data_without_classes_have_no_accuracy(digits, judge, make_net):
     assert score_network(fold(make_net(img_channels=1, label_dim=0)), CODEC, judge, DRAWING).accuracy is None
     unlabelled = ArrayDataset(digits.images(range(50)), levels=17)
-    assert judge_by(unlabelled, load_detector("pixels"), reference_of).accuracy is None
+    assert evaluator_by(unlabelled, load_detector("pixels"), reference_of).accuracy is None
 
 
 def test_latents_are_not_pixels():
     with pytest.raises(ValueError, match="moments"):
-        judge_by(ArrayDataset(torch.zeros(4, 8, 4, 4)), load_detector("pixels"), reference_of)
+        evaluator_by(ArrayDataset(torch.zeros(4, 8, 4, 4)), load_detector("pixels"), reference_of)
 
 
 # ------------------------------------------------------------------------------------------------------- the cache

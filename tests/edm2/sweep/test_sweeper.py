@@ -14,7 +14,7 @@ from edm2.post_hoc_ema import find_snapshots, reconstruct
 from edm2.sampling.guidance import without_labels
 from edm2.sampling.samplers import SOLVERS
 from edm2.sweep.averages import RAW, Averages
-from edm2.sweep.evaluator import Drawing, judge_by, score_network
+from edm2.sweep.evaluator import Drawing, evaluator_by, score_network
 from edm2.sweep.guides import FixedGuide, GuideRun, ItselfUnlabelled
 from edm2.sweep.score_cache import ScoreCache
 from edm2.sweep.sweep import Point, Range, Sweeper
@@ -53,7 +53,7 @@ def other_run(digits, tmp_path_factory) -> Path:
 @pytest.fixture
 def sweeper(run, digits) -> Sweeper:
     averages = Averages(run)
-    judge = judge_by(digits, load_detector("pixels"), reference_of)
+    judge = evaluator_by(digits, load_detector("pixels"), reference_of)
     return Sweeper(averages, codec_from_json(averages.metadata["codec"]), judge, Drawing(12, 2))
 
 
@@ -205,7 +205,7 @@ def test_whatever_decides_a_score_is_part_of_its_key(sweeper, run, other_run, tm
         "steps": {"drawing": Drawing(12, 3)},
         "dtype": {"drawing": Drawing(12, 2, dtype=torch.bfloat16)},
         "solver": {"drawing": Drawing(12, 2, solver=SOLVERS["euler"])},
-        "reference": {"judge": judge_by(part, load_detector("pixels"), reference_of)},
+        "reference": {"judge": evaluator_by(part, load_detector("pixels"), reference_of)},
     }
     for name, changed in others.items():
         other = replace(sweeper, known=ScoreCache(path), **changed)

@@ -10,7 +10,7 @@ from edm2.sampling.guidance import guided, without_labels
 from edm2.sampling.samplers.heun import sample_heun
 from edm2.tools.bench.plain import PlainEMA, PlainPrecond, PlainTraining, plain_copy, plain_heun, plain_loss
 from edm2.training import EDM2Loss, TrainingConfig
-from edm2.training.step import Learner
+from edm2.training.step import TrainStep
 
 CONFIGS = {
     "classes": NetworkConfig(8, 3, 5, model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,)),
@@ -82,7 +82,7 @@ def test_training_agrees_step_by_step(tmp_path):
     run = TrainingConfig(data="", out=str(tmp_path), network=config, batch_size=8, duration=64, **schedule)
     net = network(config)
     gammas = sigma_rel_to_gamma(run.sigma_rels)
-    learner = Learner(run, net)
+    learner = TrainStep(run, net)
     plain = PlainTraining(
         plain_copy(net.train()), 8, lambda seen: learner.learning_rate(), run.betas, gammas, run.loss_scale
     )

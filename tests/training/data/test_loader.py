@@ -16,7 +16,7 @@ from edm2.training.data import loader
 from edm2.training.data.dataset import ArrayDataset, DatasetError, Indices, open_dataset
 from edm2.training.data.files import StorageError
 from edm2.training.data.loader import WorkerError, data_loader
-from edm2.training.data.order import PlaceBatches, ShuffledOrder
+from edm2.training.data.order import PositionBatches, ShuffledOrder
 
 WORKERS = [0, 2]
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("workers", WORKERS)
 def test_batches_are_those_of_the_dataset_in_order(folder, workers):
     dataset = open_dataset(folder)
-    batches = PlaceBatches(ShuffledOrder(len(dataset), seed=0), 0, batch_size=4)
+    batches = PositionBatches(ShuffledOrder(len(dataset), seed=0), 0, batch_size=4)
     for (images, labels), indices in islice(zip(data_loader(dataset, batches, workers), batches, strict=True), 12):
         assert torch.equal(images, dataset.images(indices))
         assert torch.equal(labels, dataset.labels(indices))

@@ -5,10 +5,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from edm2.training.data.order import PlaceBatches, ShuffledOrder, permutation
+from edm2.training.data.order import PositionBatches, ShuffledOrder, permutation
 
 
-def take(batches: PlaceBatches, count: int) -> list[int]:
+def take(batches: PositionBatches, count: int) -> list[int]:
     """Indices of the first `count` micro-batches."""
     return [index for batch in islice(batches, count) for index in batch]
 
@@ -52,9 +52,9 @@ def test_the_order_outlives_versions_of_numpy():
 
 def test_a_run_that_starts_anywhere_goes_on_as_if_it_had_never_stopped():
     order = ShuffledOrder(10, seed=2)
-    never_stopped = take(PlaceBatches(order, 0, 6), 20)
+    never_stopped = take(PositionBatches(order, 0, 6), 20)
     for step in range(20):
-        assert take(PlaceBatches(order, 6 * step, 6), 20 - step) == never_stopped[6 * step :]
+        assert take(PositionBatches(order, 6 * step, 6), 20 - step) == never_stopped[6 * step :]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
@@ -64,7 +64,7 @@ def test_several_processes_see_together_what_one_sees(world_size, micro_batch):
     order, steps, batch = ShuffledOrder(10, seed=2), 5, 12
     shares = []
     for rank in range(world_size):
-        batches = PlaceBatches(order, 24, batch, micro_batch=micro_batch, rank=rank, world_size=world_size)
+        batches = PositionBatches(order, 24, batch, micro_batch=micro_batch, rank=rank, world_size=world_size)
         per_step = batches.share // batches.micro_batch
         shares.append(np.reshape(take(batches, steps * per_step), (steps, batch // world_size)))
     assert np.array_equal(np.hstack(shares).flatten(), order.indices(24, 24 + steps * batch))
@@ -82,7 +82,7 @@ def test_several_processes_see_together_what_one_sees(world_size, micro_batch):
 )
 def test_impossible_splits_are_refused(kwargs, reason):
     with pytest.raises(ValueError, match=reason):
-        PlaceBatches(ShuffledOrder(10, seed=0), 0, **kwargs)
+        PositionBatches(ShuffledOrder(10, seed=0), 0, **kwargs)
 
 
 def test_impossible_orders_and_places_are_refused():

@@ -14,7 +14,7 @@ from PIL import Image
 from edm2.training.data import retry as patience
 from edm2.training.data.dataset import DatasetError, open_dataset
 from edm2.training.data.files import StorageError
-from edm2.training.data.retry import PASSING, PAUSES, is_passing, patiently
+from edm2.training.data.retry import PASSING, PAUSES, is_passing, retry
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +40,13 @@ def failing(times: int, code: int = errno.EIO) -> Callable[[], str]:
 @pytest.mark.parametrize("code", sorted(PASSING), ids=errno.errorcode.get)
 @pytest.mark.parametrize("times", range(len(PAUSES) + 1))
 def test_what_passes_is_waited_for_twice_as_long_each_time(times: int, code: int, pauses: list[float]):
-    assert patiently(failing(times, code), "a file") == "answer"
+    assert retry(failing(times, code), "a file") == "answer"
     assert pauses == [2**i for i in range(times)]
 
 
 def test_it_ends_after_about_a_minute(pauses: list[float]):
     with pytest.raises(OSError, match="Input/output error, at each of 7 attempts in 0 seconds") as failure:
-        patiently(failing(100), "a file")
+        retry(failing(100), "a file")
     assert is_passing(failure.value)
     assert sum(pauses) == 63
 
@@ -58,14 +58,14 @@ def test_other_trouble_is_final_at_once(error: Exception, pauses: list[float]):
         raise error
 
     with pytest.raises(type(error)):
-        patiently(read, "a file")
+        retry(read, "a file")
     assert not pauses
     assert not is_passing(error)
 
 
 def test_the_log_tells_once_that_it_waits(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
-        patiently(failing(3), "a file")
+        retry(failing(3), "a file")
     assert [record.getMessage() for record in caplog.records] == [
         "a file: Input/output error; trying again for 63 seconds"
     ]
@@ -75,7 +75,7 @@ def test_the_log_tells_of_late_answers(caplog: pytest.LogCaptureFixture, monkeyp
     clock = iter([0, 0, 45])
     monkeypatch.setattr(patience.time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.WARNING):
-        patiently(failing(0), "a file")
+        retry(failing(0), "a file")
     assert caplog.messages == ["a file: the answer took 45 seconds"]
 
 

@@ -11,13 +11,13 @@ from PIL import Image
 
 from edm2.networks import NetworkConfig
 from edm2.training.config import TrainingConfig
-from edm2.training.data.batches import Feed
+from edm2.training.data.batches import BatchStream
 from edm2.training.data.dataset import DatasetError, Subset, open_dataset
 from edm2.training.data.files import StorageError
 from edm2.training.data.loader import data_loader
-from edm2.training.data.order import PlaceBatches, ShuffledOrder
+from edm2.training.data.order import PositionBatches, ShuffledOrder
 from edm2.training.data.tolerance import BrokenFiles, TolerantDataset
-from edm2.training.randomness import PlaceRandom
+from edm2.training.randomness import PositionRandom
 
 COUNT = 12
 BROKEN = (3, 4, 11)  # two that follow each other, and the last
@@ -58,7 +58,7 @@ def test_it_depends_on_nothing_but_the_index(data: Path):
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_it_is_the_same_however_many_workers_read(data: Path, workers: int):
     dataset, told = tolerant(data), []
-    batches = PlaceBatches(ShuffledOrder(COUNT, seed=0), 0, batch_size=4)
+    batches = PositionBatches(ShuffledOrder(COUNT, seed=0), 0, batch_size=4)
     found = BrokenFiles(3, tell=told.append)
     read = list(islice(data_loader(dataset, batches, workers, on_broken=found.add), 9))  # three epochs
     for (pixels, labels), indices in zip(read, batches, strict=False):
@@ -112,10 +112,12 @@ def test_storage_that_fails_is_no_broken_file(data: Path, monkeypatch: pytest.Mo
         dataset.images([0])
 
 
-def feed(data: Path, workers: int, limit: int = 3) -> Feed:
+def feed(data: Path, workers: int, limit: int = 3) -> BatchStream:
     network = NetworkConfig(img_resolution=4, img_channels=1, label_dim=COUNT, channel_mult=(1,))
     config = TrainingConfig(data=str(data), out="none", network=network, batch_size=4, duration=96, workers=workers)
-    return Feed(config, open_dataset(data, limit), PlaceRandom(0, 64, torch.device("cpu")), BrokenFiles(limit))
+    return BatchStream(
+        config, open_dataset(data, limit), PositionRandom(0, 64, torch.device("cpu")), BrokenFiles(limit)
+    )
 
 
 def test_a_run_that_is_resumed_sees_what_it_would_have_seen(data: Path):

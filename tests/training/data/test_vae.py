@@ -25,10 +25,10 @@ from edm2.training import (
     open_dataset,
 )
 from edm2.training.data import vae as latents_module
-from edm2.training.data.batches import Feed
+from edm2.training.data.batches import BatchStream
 from edm2.training.data.vae import VAEError, latent_codec_of, load_vae
-from edm2.training.randomness import PlaceRandom
-from edm2.training.step import Learner
+from edm2.training.randomness import PositionRandom
+from edm2.training.step import TrainStep
 
 
 def test_the_paper_s_constants(golden):
@@ -212,13 +212,13 @@ def test_training_on_moments_tells_its_snapshots_the_codec(tmp_path):
 def test_every_visit_draws_a_new_latent_that_belongs_to_its_place(tmp_path):
     dataset = open_dataset(moments_zip(tmp_path / "a.zip"))
     settings = config(tmp_path / "a.zip", tmp_path / "run", batch_size=12, duration=12)
-    feed = Feed(settings, dataset, PlaceRandom(0, 64, torch.device("cpu")))
+    feed = BatchStream(settings, dataset, PositionRandom(0, 64, torch.device("cpu")))
     steps = feed.steps(0)
     (first, labels), (second, _) = next(steps)[0], next(steps)[0]
     by_content = sorted(first.flatten(1).mean(1).tolist()), sorted(second.flatten(1).mean(1).tolist())
     assert by_content[0] != by_content[1]  # the same twelve images, other latents
     assert labels.shape == (12,)
-    again = next(Feed(settings, dataset, PlaceRandom(0, 64, torch.device("cpu"))).steps(12))[0][0]
+    again = next(BatchStream(settings, dataset, PositionRandom(0, 64, torch.device("cpu"))).steps(12))[0][0]
     assert torch.equal(again, second)
 
 
@@ -230,8 +230,8 @@ def test_latents_are_drawn_apart_from_the_noise_of_diffusion(tmp_path):
     dataset.latents = {"mean": [0], "std": [1]}
     network = NetworkConfig(8, 1, 0, model_channels=8, channel_mult=(1,), num_blocks=1)
     settings = TrainingConfig(data="", out=str(tmp_path), network=network, batch_size=192, duration=192, workers=0)
-    learner = Learner(settings, build_network(network))
-    feed = Feed(settings, dataset, learner.random)
+    learner = TrainStep(settings, build_network(network))
+    feed = BatchStream(settings, dataset, learner.random)
     latents = torch.cat([images for images, _ in next(feed.steps(0))])
     assert latents.std().item() == pytest.approx(0.5, rel=5 / (2 * 12_288) ** 0.5)
     noise = learner._draw_noise(0, latents.shape)

@@ -14,7 +14,7 @@ from edm2.networks import NetworkConfig, build_network
 from edm2.networks.skeleton import blocks
 from edm2.training import Trainer, TrainingConfig
 from edm2.training.diagnostics import Diagnostics
-from edm2.training.diagnostics.batches import Batch, by_bin, over_all_levels
+from edm2.training.diagnostics.batches import ProbeBatch, by_bin, over_all_levels
 from edm2.training.diagnostics.layers import block_layers, weight_layers
 from edm2.training.diagnostics.magnitudes import measure_activations, measure_weights
 from edm2.training.diagnostics.noise_levels import measure_noise_levels
@@ -177,7 +177,7 @@ def test_bins_share_the_noise_levels_of_training_and_see_the_same_images():
         assert torch.equal(batch.noise, next(iter(bins.values())).noise)
 
 
-def naive(net: nn.Module, loss: DenoisingLoss, batch: Batch) -> tuple[float, float]:
+def naive(net: nn.Module, loss: DenoisingLoss, batch: ProbeBatch) -> tuple[float, float]:
     """Gradient norm and EDM loss of a bin by ordinary backward."""
     net.zero_grad()
     elements = loss(net, batch.images, batch.labels, sigma=batch.sigma, noise=batch.noise)

@@ -7,13 +7,13 @@ from tiny_run import tiny_config
 
 from edm2.networks import NetworkConfig, build_network
 from edm2.training import NOISE_DISTRIBUTIONS, ArrayDataset, DatasetError, LnNormal, noise_distribution
-from edm2.training.data.batches import Feed
+from edm2.training.data.batches import BatchStream
 from edm2.training.data.dataset import evenly_spaced_indices
 from edm2.training.data.tolerance import TolerantDataset
 from edm2.training.diagnostics.holdout import NOISE_QUANTILES, evenly_spaced, measure_loss
-from edm2.training.distributed.processes import ALONE
-from edm2.training.distributed.strategies import Alone
-from edm2.training.randomness import PlaceRandom
+from edm2.training.distributed.processes import ONE_PROCESS
+from edm2.training.distributed.strategies import SingleProcess
+from edm2.training.randomness import PositionRandom
 from edm2.training.run import output as output_module
 from edm2.training.run.output import Output
 from edm2.training.run.run_folder import RunFolder
@@ -81,8 +81,8 @@ def test_losses_are_measured_on_images_of_all_classes(tmp_path, monkeypatch, hol
     classes = 3
     dataset = ArrayDataset(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), torch.arange(300) * classes // 300)
     config = tiny_config(tmp_path, holdout=holdout)
-    feed = Feed(config, dataset, PlaceRandom(0, 4, torch.device("cpu")))
-    output = Output(config, RunFolder(tmp_path), feed, Alone(ALONE), [], 0)
+    feed = BatchStream(config, dataset, PositionRandom(0, 4, torch.device("cpu")))
+    output = Output(config, RunFolder(tmp_path), feed, SingleProcess(ONE_PROCESS), [], 0)
     measured = []
 
     def noting_labels(net, images, labels, *others):

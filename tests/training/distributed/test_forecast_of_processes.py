@@ -16,7 +16,7 @@ from edm2.tools.bench.studies.plan_memory import measure_growth
 from edm2.training import TrainingConfig
 from edm2.training.distributed.processes import joined_processes
 from edm2.training.initialization import fresh_network
-from edm2.training.step import Learner
+from edm2.training.step import TrainStep
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and tells glibc how to allocate")
 
@@ -63,7 +63,7 @@ def bytes_written() -> int:
 
 def tell_bytes_sent(config: TrainingConfig, said: Path) -> None:
     with joined_processes() as processes:
-        learner = Learner(config, fresh_network(config.network, config.seed), processes)
+        learner = TrainStep(config, fresh_network(config.network, config.seed), processes)
         images = torch.zeros(learner.images_per_forward, config.network.img_channels, *config.network.size)
         microbatches = [(images, None)] * (learner.share // len(images))
         learner.step(microbatches)  # the first one also agrees on the order of buckets

@@ -15,7 +15,7 @@ from edm2.networks import Precond
 from edm2.tools.run import train_interruptibly
 from edm2.training import Trainer, TrainingConfig
 from edm2.training.distributed.processes import joined_processes
-from edm2.training.distributed.strategies import Alone, recompute_blocks_
+from edm2.training.distributed.strategies import SingleProcess, recompute_blocks_
 from edm2.training.run.checkpoint import find_checkpoints
 
 LONG = {"duration": 80_000, "checkpoint_every": 80_000, "snapshot_every": 80_000, "status_every": 80}
@@ -73,7 +73,7 @@ def test_time_is_up_for_both_at_once(tmp_path):
     assert len(find_checkpoints(tmp_path / "run" / "checkpoints")) == 1
 
 
-class SmallMemory(Alone):
+class SmallMemory(SingleProcess):
     """A device that runs out of memory with more than three images."""
 
     def wrap(self, net, compile):

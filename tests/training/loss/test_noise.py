@@ -19,7 +19,7 @@ from edm2.training import (
     noise_distribution,
 )
 from edm2.training.loss.objective import stratified_normal
-from edm2.training.randomness import PlaceRandom, Stream
+from edm2.training.randomness import PositionRandom, Stream
 
 ALL = [noise_distribution(name) for name in NOISE_DISTRIBUTIONS]
 
@@ -38,7 +38,7 @@ def probability(distribution: NoiseDistribution, sigma: Tensor) -> np.ndarray:
 
 def test_ln_normal_is_what_it_was_to_the_bit():
     """Runs that were begun before there were other distributions go on with the same noise levels."""
-    normal = PlaceRandom(3, 64, torch.device("cpu")).normal(Stream.SIGMA, 0, 4096)
+    normal = PositionRandom(3, 64, torch.device("cpu")).normal(Stream.SIGMA, 0, 4096)
     assert torch.equal(LnNormal(-0.8, 1.6).sigma(normal), (-0.8 + 1.6 * normal).exp())
 
 

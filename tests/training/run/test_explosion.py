@@ -14,7 +14,7 @@ from edm2.training.distributed.processes import joined_processes
 from edm2.training.loss.objective import EDM2Loss, relative_error
 from edm2.training.run import failures as explosion
 from edm2.training.run.checkpoint import find_checkpoints
-from edm2.training.run.failures import EXPLODED, STEPS, Explosion
+from edm2.training.run.failures import EXPLODED, STEPS, Divergence
 from edm2.training.run.totals import StepResult
 
 
@@ -24,7 +24,7 @@ def test_a_network_that_outputs_nothing_has_error_1_on_any_data(scale):
     net = build_network(NetworkConfig(8, 1, 0, model_channels=8, channel_mult=(1,), num_blocks=1, channels_per_head=8))
     images = scale * torch.randn(64, 1, 8, 8)
     loss = EDM2Loss()
-    _, error = loss.judged(net, images, None, loss.sigma_from_normal(torch.randn(64)), torch.randn_like(images))
+    _, error = loss.loss_and_error(net, images, None, loss.sigma_from_normal(torch.randn(64)), torch.randn_like(images))
     assert float(error) == pytest.approx(1, abs=1e-5)
 
 
@@ -33,8 +33,8 @@ def test_a_perfect_network_has_error_0():
     assert float(relative_error(torch.zeros_like(images), noisy, images, sigma, 0.5)) == 0
 
 
-def watched(errors: list[float]) -> Explosion:
-    explosion = Explosion(torch.device("cpu"))
+def watched(errors: list[float]) -> Divergence:
+    explosion = Divergence(torch.device("cpu"))
     for error in errors:
         explosion.add(torch.tensor(error))
     return explosion
@@ -65,7 +65,7 @@ def test_what_is_saved_is_suspect_before_it_counts_as_exploded():
 
 def test_a_resumed_run_goes_on_counting():
     first = watched([3.0, 50.0, 50.0])
-    second = Explosion(torch.device("cpu"))
+    second = Divergence(torch.device("cpu"))
     second.load_state(first.state())
     second.add(torch.tensor(50.0))
     assert second.state() == {"steps": 3.0, "usual": 3.0, "good": False}
@@ -159,6 +159,6 @@ def nothing_but_the_clock(trainer: Trainer, *arguments) -> StepResult:
 def test_watching_changes_nothing(tmp_path, monkeypatch):
     """Weights are the same to the bit with a watch that never looks."""
     with_watch = final_state(run(tiny_config(tmp_path / "a", duration=40)))
-    monkeypatch.setattr(explosion.Explosion, "add", lambda *arguments: None)
+    monkeypatch.setattr(explosion.Divergence, "add", lambda *arguments: None)
     assert_same_bits(final_state(run(tiny_config(tmp_path / "b", duration=40))), with_watch)
     assert EXPLODED > 8.4  # where config F starts, and where its first steps may be counted from

@@ -18,10 +18,10 @@ from edm2.post_hoc_ema import atomic_output
 from edm2.study.diagnostics import unevenness
 from edm2.tools.options.parsing import FILE, FOLDER
 from edm2.training import RunFolder, open_dataset, read_run_config
-from edm2.training.data.batches import Feed
+from edm2.training.data.batches import BatchStream
 from edm2.training.diagnostics.batches import by_bin, spaced_images
 from edm2.training.diagnostics.noise_levels import measure_noise_levels
-from edm2.training.randomness import PlaceRandom
+from edm2.training.randomness import PositionRandom
 
 BINS = 8
 """Of noise levels."""
@@ -57,8 +57,8 @@ def gradients(run: Path, images: int) -> Curve:
     config = read_run_config(run)
     net = load(RunFolder(run).raw_weights).to(config.device).requires_grad_(True)
     objective = config.objective()
-    random = PlaceRandom(config.seed, config.random_block, torch.device(config.device))
-    shown, labels = spaced_images(Feed(config, open_dataset(config.data), random), images)
+    random = PositionRandom(config.seed, config.random_block, torch.device(config.device))
+    shown, labels = spaced_images(BatchStream(config, open_dataset(config.data), random), images)
     bins = by_bin(shown, labels, objective.distribution, BINS)
     return measure_noise_levels(net, objective, bins, config.images_per_forward)["noise_levels"]["gradient_norm"]
 

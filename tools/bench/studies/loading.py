@@ -26,7 +26,7 @@ from edm2.datasets.stored_zip import Entry, directory, local_header, writing_zip
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import Dataset, open_dataset
 from edm2.training.data.loader import data_loader
-from edm2.training.data.order import PlaceBatches, ShuffledOrder
+from edm2.training.data.order import PositionBatches, ShuffledOrder
 
 SHAPE = (8, 64, 64)
 """Moments of a 512x512 image: mean and standard deviation of four channels."""
@@ -155,7 +155,7 @@ def measure_waiting(path: Path, images: int, dtype: type[np.generic], batch: int
 
 def waits(dataset: Dataset, batch: int, workers: int, steps: int, step: float) -> list[float]:
     """Seconds that each step of training waits for its images; the first one, in which workers start, left out."""
-    places = PlaceBatches(ShuffledOrder(len(dataset), seed=0), 0, batch)
+    places = PositionBatches(ShuffledOrder(len(dataset), seed=0), 0, batch)
     batches = data_loader(dataset, places, workers)
     next(batches)
     waited = []

@@ -29,11 +29,11 @@ from edm2.sweep.averages import Averages
 from edm2.tools.figures.style import save_figure
 from edm2.tools.options.parsing import FOLDER, NUMBER
 from edm2.training import EDM, Dataset, TrainingConfig, open_dataset, read_run_config
-from edm2.training.data.batches import Feed, Microbatch
+from edm2.training.data.batches import BatchStream, Microbatch
 from edm2.training.diagnostics.holdout import evenly_spaced, loss_at_levels
 from edm2.training.loss.noise import levels
 from edm2.training.loss.objective import DenoisingLoss
-from edm2.training.randomness import PlaceRandom, Stream
+from edm2.training.randomness import PositionRandom, Stream
 from edm2.training.run.logging import read_stats
 
 PER_BIN = 4
@@ -89,14 +89,14 @@ class FineTuning:
         return DenoisingLoss(self.config.objective().distribution, self.config.network.sigma_data, EDM())
 
     @cached_property
-    def random(self) -> PlaceRandom:
+    def random(self) -> PositionRandom:
         """The run's; the fine-tuning takes the places after its end, whatever the bin."""
-        return PlaceRandom(self.config.seed, self.config.random_block, torch.device(self.config.device))
+        return PositionRandom(self.config.seed, self.config.random_block, torch.device(self.config.device))
 
     @cached_property
-    def feed(self) -> Feed:
+    def feed(self) -> BatchStream:
         """The run's."""
-        return Feed(self.config, self.dataset, self.random)
+        return BatchStream(self.config, self.dataset, self.random)
 
     @cached_property
     def measured_on(self) -> Microbatch:

@@ -24,7 +24,7 @@ from edm2.planning.costs import MemoryEstimate, estimate_memory
 from edm2.training import TrainingConfig
 from edm2.training.distributed.processes import Processes, joined_processes
 from edm2.training.initialization import fresh_network
-from edm2.training.step import Learner
+from edm2.training.step import TrainStep
 
 STEPS = 3
 """Adam's moments come into being in the first, DDP's final buckets in the second, which touches them at its end: memory
@@ -116,7 +116,7 @@ def measure_growth(config: TrainingConfig) -> int | None:
 
 
 def _train(config: TrainingConfig, processes: Processes) -> None:
-    learner = Learner(config, fresh_network(config.network, config.seed), processes)
+    learner = TrainStep(config, fresh_network(config.network, config.seed), processes)
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)  # on CPUs a learner sets it high, and keeps what is freed
     images = torch.zeros(learner.images_per_forward, config.network.img_channels, *config.network.size)
     for _ in range(STEPS):
