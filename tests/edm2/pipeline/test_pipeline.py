@@ -723,7 +723,7 @@ def refused(pipe: EDM2Pipeline, **options: Any) -> str:
         ({"output_type": "jpeg"}, "output_type='jpeg'"),
         ({"guidance_scale": 2.0, "guidance_interval": (3.0, 1.0)}, "low < high"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_mistakes_are_told_in_one_line(pipe, options, words):
     assert words in refused(pipe, **options)
