@@ -10,7 +10,7 @@ from pathlib import Path
 from edm2.costs import TRAINING_FLOPS, count_flops
 from edm2.hardware import GPU, GPUS
 from edm2.networks import NetworkConfig
-from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.post_hoc_ema.files import parse_json
 from edm2.presets import PRESETS
 
 A100 = GPUS["a100-80"]

@@ -20,7 +20,6 @@ snapshots of two averages, stored along the run, rebuild the average of any widt
     atomic          files that appear complete or not at all
 """
 
-from edm2.post_hoc_ema.atomic import atomic_output
 from edm2.post_hoc_ema.conversions import (
     beta_to_half_life,
     half_life_to_beta,
@@ -29,6 +28,7 @@ from edm2.post_hoc_ema.conversions import (
     sigma_rel_to_half_life,
     sigma_rel_to_rampup_ratio,
 )
+from edm2.post_hoc_ema.files import atomic_output
 from edm2.post_hoc_ema.profile import (
     SIGMA_REL_MAX,
     ReconstructionError,

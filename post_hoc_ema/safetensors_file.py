@@ -18,7 +18,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from edm2.post_hoc_ema.atomic import atomic_output
+from edm2.post_hoc_ema.files import atomic_output
 
 DTYPES = {
     "F64": torch.float64,

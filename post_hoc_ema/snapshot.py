@@ -20,9 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edm2.post_hoc_ema.atomic import atomic_output
-from edm2.post_hoc_ema.messages import plain_line
-from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.post_hoc_ema.files import atomic_output, parse_json, plain_line
 from edm2.post_hoc_ema.safetensors_file import TensorLayout, locate_tensors, read_numbers
 
 METADATA_KEY = "edm2"

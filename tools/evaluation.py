@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from edm2.averages import Averages
-from edm2.post_hoc_ema.messages import first_line
+from edm2.post_hoc_ema.files import first_line
 from edm2.score_cache import ScoreCache
 from edm2.scoring import Drawing
 from edm2.sweeping import Range, Result, Sweeper
