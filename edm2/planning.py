@@ -19,7 +19,7 @@ from edm2.costs import (
 from edm2.ladder import ladder_settings
 from edm2.networks import NetworkConfig
 from edm2.post_hoc_ema import reconstruction_error
-from edm2.post_hoc_ema.storage_plan import MOST_SNAPSHOTS
+from edm2.post_hoc_ema.planning import MOST_SNAPSHOTS
 from edm2.presets import PRESETS, Settings
 from edm2.training import Dataset, TrainingConfig
 from edm2.training.disk import DiskForecast, free_space, used_space

@@ -29,6 +29,16 @@ from edm2.post_hoc_ema.conversions import (
     sigma_rel_to_rampup_ratio,
 )
 from edm2.post_hoc_ema.files import atomic_output
+from edm2.post_hoc_ema.planning import (
+    StoragePlan,
+    evenly_spaced_error,
+    plan_storage,
+    rounding_error,
+    snapshots_needed,
+    storage_dtype,
+    thin,
+    thin_along,
+)
 from edm2.post_hoc_ema.profile import (
     SIGMA_REL_MAX,
     ReconstructionError,
@@ -49,7 +59,6 @@ from edm2.post_hoc_ema.reconstruction import (
     reconstruct_tensors,
     select_snapshots,
 )
-from edm2.post_hoc_ema.safetensors_file import TensorLayout
 from edm2.post_hoc_ema.snapshot import (
     PartialSnapshot,
     SafetensorsSnapshot,
@@ -60,17 +69,8 @@ from edm2.post_hoc_ema.snapshot import (
     snapshot_name,
     write_snapshot,
 )
-from edm2.post_hoc_ema.storage_plan import (
-    StoragePlan,
-    evenly_spaced_error,
-    plan_storage,
-    rounding_error,
-    snapshots_needed,
-    storage_dtype,
-)
-from edm2.post_hoc_ema.thinning import thin, thin_along
-from edm2.post_hoc_ema.tracker import PowerFunctionEMA
-from edm2.post_hoc_ema.traditional import TraditionalEMA
+from edm2.post_hoc_ema.tensor_files import TensorLayout
+from edm2.post_hoc_ema.tracker import PowerFunctionEMA, TraditionalEMA
 
 __all__ = [
     "SIGMA_REL_MAX",

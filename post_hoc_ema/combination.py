@@ -15,9 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from edm2.post_hoc_ema.dtypes import average_dtype
-from edm2.post_hoc_ema.safetensors_file import TensorLayout
 from edm2.post_hoc_ema.snapshot import PartialSnapshot, Snapshot
+from edm2.post_hoc_ema.tensor_files import TensorLayout, average_dtype
 
 CACHE = 16 << 20
 """Bytes of a part, all rows together, beyond which it is no faster."""

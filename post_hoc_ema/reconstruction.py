@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from edm2.post_hoc_ema.combination import Resources, Sink, WholeTensors, combine, exact_products, make_parts, pour
-from edm2.post_hoc_ema.dtypes import average_dtype
 from edm2.post_hoc_ema.profile import solve_coefficients
-from edm2.post_hoc_ema.safetensors_file import TensorLayout, writing_safetensors
 from edm2.post_hoc_ema.snapshot import METADATA_KEY, PartialSnapshot, Snapshot
+from edm2.post_hoc_ema.tensor_files import TensorLayout, average_dtype, writing_safetensors
 
 MEMORY = 4 << 30
 """Bytes that reconstruction may use unless told otherwise."""

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edm2.post_hoc_ema.files import atomic_output, parse_json, plain_line
-from edm2.post_hoc_ema.safetensors_file import TensorLayout, locate_tensors, read_numbers
+from edm2.post_hoc_ema.tensor_files import TensorLayout, locate_tensors, read_numbers
 
 METADATA_KEY = "edm2"
 """Where the header keeps the metadata."""

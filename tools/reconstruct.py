@@ -243,7 +243,7 @@ def _write(
 
 def print_storage_plan(sigma_rels: Sequence[float], interval: int, duration: int, parameters: int) -> None:
     """What snapshots at this interval are good for, and how many are needed for errors of 5 % and 1 %."""
-    from edm2.post_hoc_ema.storage_plan import STORED, evenly_spaced_error, plan_storage, rounding_error, storage_dtype
+    from edm2.post_hoc_ema.planning import STORED, evenly_spaced_error, plan_storage, rounding_error, storage_dtype
 
     count = duration // interval
     if count < 1:

@@ -22,7 +22,7 @@ from edm2.post_hoc_ema import (
     write_snapshot,
 )
 from edm2.post_hoc_ema.combination import Resources
-from edm2.post_hoc_ema.safetensors_file import SafetensorsFile
+from edm2.post_hoc_ema.tensor_files import SafetensorsWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = [0.03, 0.07, 0.13, 0.2]
@@ -158,7 +158,7 @@ def test_a_disk_too_small_is_told_before_anything_is_written(run, tmp_path, monk
 
 @pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_trouble_in_the_middle_leaves_nothing(run, tmp_path, monkeypatch, trouble):
-    write, calls = SafetensorsFile.write, []
+    write, calls = SafetensorsWriter.write, []
 
     def fail(self, name, start, numbers):
         calls.append(name)
@@ -166,7 +166,7 @@ def test_trouble_in_the_middle_leaves_nothing(run, tmp_path, monkeypatch, troubl
             raise trouble
         write(self, name, start, numbers)
 
-    monkeypatch.setattr(SafetensorsFile, "write", fail)
+    monkeypatch.setattr(SafetensorsWriter, "write", fail)
     with pytest.raises(type(trouble)):
         reconstruct_into(tmp_path, run, memory=1 << 18)
     assert not list(tmp_path.iterdir())
