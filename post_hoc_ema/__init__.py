@@ -52,13 +52,8 @@ from edm2.post_hoc_ema.profile import (
     sigma_rel_to_gamma,
     solve_coefficients,
 )
-from edm2.post_hoc_ema.reconstruction import (
-    missing_snapshots,
-    reconstruct,
-    reconstruct_files,
-    reconstruct_tensors,
-    select_snapshots,
-)
+from edm2.post_hoc_ema.reconstruction import reconstruct, reconstruct_files, reconstruct_tensors
+from edm2.post_hoc_ema.selection import missing_snapshots, select_snapshots
 from edm2.post_hoc_ema.snapshot import (
     PartialSnapshot,
     SafetensorsSnapshot,

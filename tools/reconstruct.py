@@ -152,7 +152,7 @@ def reconstruct(
             raise click.UsageError("Missing argument 'RUN'.")
         print_storage_plan(sigma_rels, interval, duration, parameters)
         return
-    from edm2.post_hoc_ema.reconstruction import THREADS, Problem
+    from edm2.post_hoc_ema.reconstruction import THREADS, Reconstruction
     from edm2.snapshots import open_run, refuse_different_runs
 
     snapshots = open_run(run)
@@ -161,9 +161,11 @@ def reconstruct(
         refuse_different_runs(used)
         paths = [(out or run / "reconstructed") / reconstructed_name(used[0].images_seen, s) for s in sigma_rels]
         threads = threads or THREADS
-        problem = Problem(used, sigma_rels, groups=dict(groups))  # what cannot be combined shows before the forecast
+        whole = Reconstruction(
+            used, sigma_rels, groups=dict(groups)
+        )  # what cannot be combined shows before the forecast
         if not plan:
-            problem.resources(problem.layouts().values(), memory, threads)  # too little memory shows before it as well
+            whole.resources(whole.layouts(), memory, threads)  # too little memory shows before it as well
         print_forecast(used, sigma_rels, paths)
         if not plan:
             _write(used, sigma_rels, paths, dict(groups), dtype, memory, threads)
