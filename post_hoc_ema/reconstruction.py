@@ -1,4 +1,4 @@
-"""Averages of any EMA length, reconstructed from snapshots (Karras et al. 2024, arXiv 2312.02696v2, Appendix C.3).
+"""Averages of any EMA length, reconstructed from snapshots (Karras et al. 2024, arXiv 2312.02696v2, Appendix C).
 
 Algorithm 3: every tensor of a reconstructed network is one linear combination of that tensor in the snapshots,
 
@@ -78,8 +78,9 @@ class Reconstruction:
             for snapshot, x_i in zip(self.inputs, self._x[group_of(name, self.groups)].tolist(), strict=True):
                 theta_i = theta if snapshot is self.newest else snapshot.read(name)
                 refuse_different_shapes(name, theta.shape, theta_i.shape, self.newest, snapshot)
+                theta_i = theta_i.to(dtype)  # stored in float16, say; the sum needs float32
                 for total, x in zip(sums, x_i, strict=True):  # one per target
-                    total.add_(theta_i.to(dtype), alpha=x)
+                    total.add_(theta_i, alpha=x)
             yield name, sums
 
     def _is_average(self, name: str, dtype: torch.dtype) -> bool:
@@ -194,7 +195,8 @@ def reconstruct(
     """Reconstruct state dicts, one per EMA length, in that order.
 
     Arguments, types and errors as of `reconstruct_tensors`; memory is that of the results and a little. It is the same
-    sum, computed in blocks by several threads where the snapshots can be read in parts, as files of ours can.
+    sum; snapshots that can be read in parts, as our files can, are combined in blocks by several threads, and meanwhile
+    torch computes all products of this process in one thread each (see `streaming.stream_combine`).
     """
     reconstruction = Reconstruction(snapshots, sigma_rels, at, groups)
     layouts = reconstruction.layouts()
