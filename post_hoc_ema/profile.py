@@ -2,9 +2,9 @@
 
     θ̂_γ(t) = ∫ p_γ(τ; t) θ(τ) dτ,    p_γ(τ; t) = (γ + 1) τ^γ / t^(γ + 1)   for 0 <= τ <= t
 
-A profile is named by its relative width σ_rel: the standard deviation of p_γ, as a fraction of t. Widths lie between 0
-(only the newest weights) and 12^-0.5 = 0.2887 (a plain mean, γ = 0), both excluded. Times are in images seen; any unit
-will do where all times share it. Scalars and arrays are accepted and broadcast as in numpy.
+A profile is named by its EMA length σ_rel: the standard deviation of p_γ, as a fraction of t. EMA lengths lie between
+0 (only the newest weights) and 12^-0.5 = 0.2887 (a plain mean, γ = 0), both excluded. Times are in images seen; any
+unit will do if it is the same for all. Scalars and arrays are accepted and broadcast as in numpy.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 
 SIGMA_REL_MAX = 12**-0.5
-"""Width of the plain mean (γ = 0), which no profile reaches."""
+"""EMA length of the plain mean (γ = 0), which no profile reaches."""
 
 
 def sigma_rel_to_gamma(sigma_rel: ArrayLike) -> FloatArray:
-    """Exponent γ > 0 of the profile with relative width `sigma_rel` (Eq. 126, Algorithm 2).
+    """Exponent γ > 0 of the profile with EMA length `sigma_rel` (Eq. 126, Algorithm 2).
 
     γ is the largest root of γ³ + 7γ² + (16 - σ_rel⁻²) γ + (12 - σ_rel⁻²).
 
     Raises:
-        ValueError: A width is outside (0, 12^-0.5).
+        ValueError: An EMA length is outside (0, 12^-0.5).
     """
     r = _valid_sigma_rel(sigma_rel) ** -2.0
     # With γ = y - 7/3 the polynomial is y³ + py + q, whose three real roots Viète gives in closed form.
@@ -38,7 +38,7 @@ def sigma_rel_to_gamma(sigma_rel: ArrayLike) -> FloatArray:
 
 
 def gamma_to_sigma_rel(gamma: ArrayLike) -> FloatArray:
-    """Relative width of the profile with exponent `gamma` (Eq. 123).
+    """EMA length of the profile with exponent `gamma` (Eq. 123).
 
         σ_rel = sqrt((γ + 1) / ((γ + 2)² (γ + 3)))
 
@@ -51,21 +51,21 @@ def gamma_to_sigma_rel(gamma: ArrayLike) -> FloatArray:
 
 
 def power_function_beta(sigma_rel: ArrayLike, t: ArrayLike, dt: ArrayLike) -> FloatArray:
-    """Share that the average keeps in an update, β = (1 - dt/t)^(γ + 1) (Eq. 127).
+    """Weight of the old average in an update, β = (1 - dt/t)^(γ + 1) (Eq. 127).
 
     Args:
-        sigma_rel: Relative width of the profile.
+        sigma_rel: EMA length.
         t: Images seen after the step.
         dt: Images seen since the last update, whatever number of steps that was; `dt = t` gives β = 0.
 
     Raises:
-        ValueError: Not 0 < dt <= t, or a width is outside (0, 12^-0.5).
+        ValueError: Not 0 < dt <= t, or an EMA length is outside (0, 12^-0.5).
     """
     return np.exp(_log_beta(sigma_rel, t, dt))
 
 
 def power_function_step(sigma_rel: ArrayLike, t: ArrayLike, dt: ArrayLike) -> FloatArray:
-    """Share that the new weights get in an update, 1 - β; arguments as in `power_function_beta`.
+    """Weight of the new parameters in an update, 1 - β; arguments as in `power_function_beta`.
 
     Late in training β is so close to 1 that subtracting it from 1 would lose most digits of the difference.
     """
@@ -89,7 +89,7 @@ def power_function_profile(tau: ArrayLike, t: ArrayLike, sigma_rel: ArrayLike) -
 
 
 def power_function_response(t: ArrayLike, sigma_rel: ArrayLike, length: int) -> FloatArray:
-    """Weights of the moments 0, 1, ..., length - 1 in the average at time `t`: the profile at these moments, sum 1.
+    """Weights of the moments 0, 1, ..., length - 1 in the average at time `t`: the profile there, with sum 1.
 
     Returns:
         [length, ...], followed by the broadcast shape of `t` and `sigma_rel` (Eqs. 108, 121).
@@ -106,7 +106,7 @@ def profile_inner_product(t_a: ArrayLike, sigma_rel_a: ArrayLike, t_b: ArrayLike
         (γ_a + 1)(γ_b + 1) / ((γ_a + γ_b + 1) t_b) · (t_a / t_b)^γ_b
 
     Raises:
-        ValueError: A time is not positive, or a width is outside (0, 12^-0.5).
+        ValueError: A time is not positive, or an EMA length is outside (0, 12^-0.5).
     """
     t_a, t_b = _valid_time(t_a), _valid_time(t_b)
     gamma_a, gamma_b = sigma_rel_to_gamma(sigma_rel_a), sigma_rel_to_gamma(sigma_rel_b)
@@ -118,29 +118,30 @@ def profile_inner_product(t_a: ArrayLike, sigma_rel_a: ArrayLike, t_b: ArrayLike
 def solve_coefficients(
     in_t: ArrayLike, in_sigma_rel: ArrayLike, out_t: ArrayLike, out_sigma_rel: ArrayLike
 ) -> FloatArray:
-    """Weights that combine tracked averages into wanted ones (Algorithm 3).
+    """Coefficients x that combine tracked averages into wanted ones, θ̂ = Σ_i x_i θ̂_i (Algorithm 3).
 
     Solves A x = b with A_ij = <p_i, p_j> and b_i = <p_i, p_wanted>: the combination nearest to the wanted profile in
     the L2 sense. Beyond the paper's algorithm, x is divided by its sum, as the weights of an average add up to 1.
 
     Args:
         in_t: [inputs] images seen of the tracked averages.
-        in_sigma_rel: [inputs] their relative widths.
+        in_sigma_rel: [inputs] their EMA lengths.
         out_t: Images seen of the wanted averages, one for all or [outputs].
-        out_sigma_rel: Their relative widths, one or [outputs].
+        out_sigma_rel: Their EMA lengths, one or [outputs].
 
     Returns:
-        [inputs, outputs], each column with sum 1. Float64, as A is ill-conditioned: 1e6 for 64 times of two widths.
+        [inputs, outputs], each column with sum 1. Float64, as A is ill-conditioned: 1e6 for 64 times of 2 EMA lengths.
 
     Raises:
-        ValueError: Two inputs share time and width, a time is not positive, or a width is outside (0, 12^-0.5).
+        ValueError: Two inputs have the same time and EMA length, a time is not positive, or an EMA length is outside
+            (0, 12^-0.5).
     """
     return _solve_normalized(*_normal_equations(in_t, in_sigma_rel, out_t, out_sigma_rel))
 
 
 @dataclass(frozen=True)
 class ReconstructionError:
-    """What to expect of reconstructed averages, before any of them is computed; each field is [outputs]."""
+    """Forecast for reconstructed averages, before any of them is computed; each field is [outputs]."""
 
     profile_error: FloatArray
     """||Σ x_i p_i - p|| / ||p|| (L2): how far the profile obtained is from the wanted one p. Values below
@@ -187,7 +188,7 @@ def _solve_normalized(A: FloatArray, b: FloatArray) -> FloatArray:
 
 
 def _refuse_duplicates(t: FloatArray, sigma_rel: FloatArray) -> None:
-    """Equal inputs make equal rows of A: no single solution."""
+    """Raise ValueError if two inputs are equal: A x = b then has no single solution."""
     pairs, counts = np.unique(np.stack([t, sigma_rel], axis=1), axis=0, return_counts=True)
     if (counts > 1).any():
         t, sigma_rel = pairs[counts > 1][0]

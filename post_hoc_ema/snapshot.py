@@ -3,7 +3,7 @@
 A file holds the tensors and, as one JSON text under the key `edm2` of the safetensors metadata, everything else. Of
 that text this package reads four entries:
 
-    images_seen, sigma_rel   when the average was stored, and its relative width: together they make a file a snapshot
+    images_seen, sigma_rel   when the average was stored, and its EMA length: together they make a file a snapshot
     buffers                  names of tensors that are not averages but copies (optional)
     reconstructed_from       marks weights that were reconstructed from snapshots (optional); they are not snapshots
 """
@@ -20,30 +20,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edm2.post_hoc_ema.atomic import atomic_output
-from edm2.post_hoc_ema.messages import plain_line
-from edm2.post_hoc_ema.plain_json import parse_json
-from edm2.post_hoc_ema.safetensors_file import TensorLayout, locate_tensors, read_numbers
+from edm2.post_hoc_ema.files import atomic_output, parse_json, plain_line
+from edm2.post_hoc_ema.tensor_files import TensorLayout, locate_tensors, read_numbers
 
 METADATA_KEY = "edm2"
-"""Where the header keeps the metadata."""
+"""Key of the metadata in the header."""
 
 
 class SnapshotError(ValueError):
-    """A file that is not what it should be; the message names it and what to do."""
+    """Error of a file that is not what it should be; the message names it and what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(plain_line(message))
 
 
 class Snapshot(Protocol):
-    """What reconstruction reads. Readers of other formats offer these names too; `buffers` may be left out."""
+    """Interface that reconstruction reads. Readers of other formats have it too; `buffers` may be left out."""
 
     images_seen: int
     """Images seen by the training run when the average was stored."""
 
     sigma_rel: float
-    """Relative width of the average."""
+    """EMA length of the average."""
 
     names: Sequence[str]
     """Names of all tensors, in order."""
@@ -65,7 +63,7 @@ class PartialSnapshot(Snapshot, Protocol):
         ...
 
     def read_part(self, name: str, start: int, stop: int) -> Tensor:
-        """Numbers `start` to `stop` of a tensor, in a row [stop - start]; from any thread."""
+        """Numbers `start` to `stop` of a tensor, as [stop - start]; called from any thread."""
         ...
 
 
@@ -83,10 +81,10 @@ class SafetensorsSnapshot(PartialSnapshot):
         with _opened(self.path) as file:
             self.names = tuple(file.keys())
             self.metadata = _parse_metadata(self.path, file.metadata())
-        self._places = locate_tensors(self.path)
+        self._stored = locate_tensors(self.path)
         self.images_seen, self.sigma_rel = self.metadata.get("images_seen"), self.metadata.get("sigma_rel")
         self.buffers = frozenset(self.metadata.get("buffers", ()))
-        if not _is_time(self.images_seen) or not _is_length(self.sigma_rel):
+        if not _is_time(self.images_seen) or not _is_sigma_rel(self.sigma_rel):
             raise SnapshotError(
                 f"{self.path} does not say at how many images_seen and with which sigma_rel it was averaged,"
                 " so it is not a snapshot; move it elsewhere"
@@ -99,12 +97,12 @@ class SafetensorsSnapshot(PartialSnapshot):
 
     def layout(self, name: str) -> TensorLayout:
         """Type and shape of a tensor."""
-        return self._places[name].layout
+        return self._stored[name].layout
 
     def read_part(self, name: str, start: int, stop: int) -> Tensor:
         """Numbers `start` to `stop` of a tensor, in the type in which it is stored."""
         try:
-            return read_numbers(self.path, self._places[name], start, stop)
+            return read_numbers(self.path, self._stored[name], start, stop)
         except EOFError:
             raise SnapshotError(
                 f"{self.path} cannot be read: truncated since it was opened; copy or write it again"
@@ -138,12 +136,12 @@ def write_snapshot(
 
 
 def snapshot_name(images_seen: int, sigma_rel: float) -> str:
-    """File name of a snapshot; names sort by time, then width."""
+    """File name of a snapshot; names sort by time, then EMA length."""
     return f"snapshot-{images_seen:012d}-{sigma_rel:.4f}.safetensors"
 
 
 def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
-    """All snapshots of a run, sorted by `images_seen`, then `sigma_rel`; reconstructed weights are left out.
+    """Open the snapshots of a run, sorted by `images_seen`, then `sigma_rel`; reconstructed weights are left out.
 
     Args:
         folder: A run folder (the snapshots are in its `snapshots/`) or a folder of `.safetensors` files.
@@ -164,7 +162,7 @@ def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
-    """An open safetensors file, every trouble with it told in one line."""
+    """Yield an open safetensors file; whatever is wrong with it becomes an error of one line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; give the path of a .safetensors file")
     try:
@@ -191,19 +189,19 @@ def _parse_metadata(path: Path, entries: Mapping[str, str] | None) -> dict[str, 
 
 
 def check_buffers(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Raises SnapshotError unless the entry `buffers` is missing or a list of names."""
+    """Raise SnapshotError unless the entry `buffers` is missing or a list of names."""
     buffers = metadata.get("buffers", [])
     if not isinstance(buffers, list) or not all(isinstance(name, str) for name in buffers):
         raise SnapshotError(f"{path} is damaged: buffers must be a list of names; copy or write it again")
 
 
 def _is_time(value: Any) -> bool:
-    """Whether this can be a number of images."""
+    """True if this can be a number of images."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
-def _is_length(value: Any) -> bool:
-    """Whether this can be the length of a profile."""
+def _is_sigma_rel(value: Any) -> bool:
+    """True if this can be an EMA length."""
     return type(value) in (int, float) and 0 <= value < 1
 
 

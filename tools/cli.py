@@ -85,7 +85,7 @@ def main() -> None:
 
 def one_line(error: Exception) -> str:
     """The message of an error without line breaks; the file's name too, where the operating system reports one."""
-    from edm2.post_hoc_ema.messages import plain_line  # here, since torch comes with it, which takes seconds
+    from edm2.post_hoc_ema.files import plain_line
 
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = " ".join(str(error).split("Set TORCH")[0].split())  # what follows is for the authors of torch

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from edm2.post_hoc_ema.messages import first_line
+from edm2.post_hoc_ema.files import first_line
 from edm2.sweep.averages import Averages
 from edm2.sweep.evaluator import Drawing
 from edm2.sweep.score_cache import ScoreCache

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from edm2.io.images import save_grid
 from edm2.networks import Precond, fold
 from edm2.planning.presets import PRESETS
-from edm2.post_hoc_ema.messages import first_line
+from edm2.post_hoc_ema.files import first_line
 from edm2.sampling.generation import generate
 from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
 from edm2.training.config import DTYPES

@@ -123,7 +123,7 @@ class TrainingConfig:
     snapshot_every: int = 8 << 20
     """Images between EMA snapshots."""
     keep_snapshots: int | None = None
-    """Times to keep snapshots of; see `edm2.post_hoc_ema.thinning`. None: all."""
+    """Times to keep snapshots of; see `edm2.post_hoc_ema.planning`. None: all."""
     checkpoint_every: int = 128 << 20
     """Images between checkpoints."""
     sample_every: int | None = None

@@ -21,7 +21,7 @@ from edm2.metrics.inception_score import inception_score
 from edm2.metrics.kernel import kernel_distance
 from edm2.metrics.precision_recall import precision_recall
 from edm2.metrics.reference import KEPT, Collection, evenly, read_features, read_reference
-from edm2.post_hoc_ema.messages import plain_line
+from edm2.post_hoc_ema.files import plain_line
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
 FEW = 10_000

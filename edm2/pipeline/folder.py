@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edm2.post_hoc_ema import SnapshotError
-from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.post_hoc_ema.files import parse_json
 from edm2.post_hoc_ema.snapshot import check_buffers
 
 INDEX = "model_index.json"

@@ -11,7 +11,7 @@ from edm2.networks import NetworkConfig
 from edm2.planning.costs import TRAINING_FLOPS, count_flops
 from edm2.planning.hardware import GPU, GPUS
 from edm2.planning.presets import PRESETS
-from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.post_hoc_ema.files import parse_json
 
 A100 = GPUS["a100-80"]
 PUBLISHED_GPUS = 32

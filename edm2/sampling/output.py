@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edm2.io.images import save_png
 from edm2.post_hoc_ema import atomic_output
-from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.post_hoc_ema.files import parse_json
 
 DESCRIPTION = "generation.json"
 

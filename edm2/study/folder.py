@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edm2.post_hoc_ema.atomic import atomic_output, is_unfinished
+from edm2.post_hoc_ema.files import atomic_output, is_unfinished
 
 Facts = Mapping[str, Any]
 

@@ -10,12 +10,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def modules():
-    """Names of all modules loaded by `import edm2.post_hoc_ema`."""
-    program = "import json, sys; import edm2.post_hoc_ema; print(json.dumps(list(sys.modules)))"
+def loaded_by(statement):
+    """Names of all modules loaded by a statement in a new process."""
+    program = f"import json, sys; {statement}; print(json.dumps(list(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(json.loads(run.stdout))
+
+
+@pytest.fixture(scope="module")
+def modules():
+    """Names of all modules loaded by all public names of `edm2.post_hoc_ema`."""
+    return loaded_by("from edm2.post_hoc_ema import *")
 
 
 @pytest.mark.parametrize(
@@ -31,8 +36,20 @@ def test_importing_loads_nothing_else_of_the_project(modules):
     assert {name for name in ours if name != "edm2" and not name.startswith("edm2.post_hoc_ema")} == set()
 
 
+@pytest.mark.parametrize("names", ["find_snapshots", "PowerFunctionEMA"])
+def test_snapshots_and_trackers_load_no_reconstruction(names):
+    assert "edm2.post_hoc_ema.reconstruction" not in loaded_by(f"from edm2.post_hoc_ema import {names}")
+
+
+@pytest.mark.parametrize("names", ["__all__", "solve_coefficients, sigma_rel_to_half_life", "atomic_output"])
+def test_the_mathematics_needs_no_torch(names):
+    assert "torch" not in loaded_by(f"from edm2.post_hoc_ema import {names}")
+
+
 def test_public_names_exist():
     import edm2.post_hoc_ema as package
 
     assert all(hasattr(package, name) for name in package.__all__)
     assert callable(package.reconstruct)  # not hidden by a module of the same name
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = package.nonsense

@@ -17,12 +17,13 @@ from edm2.post_hoc_ema import (
     read_metadata,
     reconstruct,
     reconstruct_files,
+    reconstruct_tensors,
     snapshot_name,
     solve_coefficients,
     write_snapshot,
 )
-from edm2.post_hoc_ema.combination import Resources
-from edm2.post_hoc_ema.safetensors_file import SafetensorsFile
+from edm2.post_hoc_ema.streaming import Resources
+from edm2.post_hoc_ema.tensor_files import SafetensorsWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = [0.03, 0.07, 0.13, 0.2]
@@ -96,6 +97,18 @@ def test_values_are_the_sums_in_float64(run, tmp_path):
             torch.testing.assert_close(state[name].double(), exact, rtol=0, atol=6e-8 * len(found) * 14 * 5)
 
 
+def test_blocks_hold_what_the_plain_sum_does(run):
+    """Both are in float32 at least, in another order: rounding, times the inputs, times the sum of coefficients."""
+    found = find_snapshots(run)
+    plain, states = dict(reconstruct_tensors(found, TARGETS)), reconstruct(found, TARGETS)
+    for i, state in enumerate(states):
+        assert list(state) == list(plain)
+        for name, x in state.items():
+            assert x.dtype == plain[name][i].dtype
+            epsilon = torch.finfo(x.dtype).eps if name not in ("freqs", "count", "flag") else 0
+            torch.testing.assert_close(x, plain[name][i], rtol=0, atol=epsilon * len(found) * 14 * 5, msg=name)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_storage_type(run, tmp_path, dtype):
     """For averages; buffers, integers and complex numbers keep theirs."""
@@ -146,7 +159,7 @@ def test_resources_stay_within_what_is_allowed(memory, inputs, targets):
     resources = Resources.within(memory, 8, inputs, targets)
     assert resources.threads * resources.workspace <= memory
     assert 1 <= resources.threads <= 8
-    assert resources.part % 64 == 0
+    assert resources.block % 64 == 0
 
 
 def test_a_disk_too_small_is_told_before_anything_is_written(run, tmp_path, monkeypatch):
@@ -158,7 +171,7 @@ def test_a_disk_too_small_is_told_before_anything_is_written(run, tmp_path, monk
 
 @pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_trouble_in_the_middle_leaves_nothing(run, tmp_path, monkeypatch, trouble):
-    write, calls = SafetensorsFile.write, []
+    write, calls = SafetensorsWriter.write, []
 
     def fail(self, name, start, numbers):
         calls.append(name)
@@ -166,7 +179,7 @@ def test_trouble_in_the_middle_leaves_nothing(run, tmp_path, monkeypatch, troubl
             raise trouble
         write(self, name, start, numbers)
 
-    monkeypatch.setattr(SafetensorsFile, "write", fail)
+    monkeypatch.setattr(SafetensorsWriter, "write", fail)
     with pytest.raises(type(trouble)):
         reconstruct_into(tmp_path, run, memory=1 << 18)
     assert not list(tmp_path.iterdir())

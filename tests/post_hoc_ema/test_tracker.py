@@ -295,7 +295,11 @@ def test_the_state_of_another_run_is_refused_and_changes_nothing(other, sigma_re
 
 def test_misuse_is_refused():
     net = nn.Linear(2, 2)
-    for sigma_rels, message in [((0.05, 0.3), "sigma_rel=0.3"), ((0.1, 0.1), "each once"), ((), "one width or more")]:
+    for sigma_rels, message in [
+        ((0.05, 0.3), "sigma_rel=0.3"),
+        ((0.1, 0.1), "each once"),
+        ((), "EMA length or more"),
+    ]:
         with pytest.raises(ValueError, match=message):
             PowerFunctionEMA(net, sigma_rels)
     with pytest.raises(ValueError, match="Identity has no floating-point parameters"):
@@ -413,7 +417,7 @@ def test_shards_are_not_offloaded(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_any_interval_and_type_gives_the_exact_average(dtype, interval, monkeypatch):
     """The sum Σ ((t_k/T)^(γ+1) - (t_{k-1}/T)^(γ+1)) θ_k of weights as they are stored, within float32's rounding."""
-    monkeypatch.setattr("edm2.post_hoc_ema.parameter_averages.BATCH", 60)  # so that there are three of them
+    monkeypatch.setattr("edm2.post_hoc_ema.tracker.BATCH", 60)  # so that there are three of them
     generator = torch.Generator().manual_seed(0)
     net = nn.ParameterList([nn.Parameter(torch.zeros(37, dtype=dtype), requires_grad=False) for _ in range(5)])
     tracker = PowerFunctionEMA(net)

@@ -424,7 +424,7 @@ def test_a_full_disk(things: Path, tmp_path: Path, monkeypatch):
     def no_space(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device", "weights")
 
-    monkeypatch.setattr("edm2.post_hoc_ema.safetensors_file.SafetensorsFile.write", no_space)
+    monkeypatch.setattr("edm2.post_hoc_ema.tensor_files.SafetensorsWriter.write", no_space)
     result = edm2("reconstruct", things / "run", "--std", "0.1", "--out", tmp_path / "out")
     assert result.code == FAILURE
     assert "No space left on device" in complaint(result.err)

@@ -246,7 +246,7 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
 @click.argument("path")
 def info(path: str) -> None:
     """Say what the dataset PATH is, and how many images each class has."""
-    from edm2.post_hoc_ema.messages import plain_line
+    from edm2.post_hoc_ema.files import plain_line
     from edm2.tools.reports.description import describe_classes
 
     lines = describe_classes(path)

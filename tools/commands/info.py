@@ -17,7 +17,7 @@ Examples:
 @click.argument("path")
 def info(path: str) -> None:
     """Say what PATH is: a snapshot, a run folder or a dataset; or a published network pickle, or a folder of them."""
-    from edm2.post_hoc_ema.messages import plain_line
+    from edm2.post_hoc_ema.files import plain_line
     from edm2.tools.reports import description
 
     if path == "digits" or path.endswith(".zip"):

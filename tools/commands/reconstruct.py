@@ -153,7 +153,7 @@ def reconstruct(
         print_storage_plan(sigma_rels, interval, duration, parameters)
         return
     from edm2.io.snapshots import open_run, refuse_different_runs
-    from edm2.post_hoc_ema.reconstruction import THREADS, Problem
+    from edm2.post_hoc_ema.reconstruction import THREADS, Reconstruction
 
     snapshots = open_run(run)
     try:
@@ -161,9 +161,11 @@ def reconstruct(
         refuse_different_runs(used)
         paths = [(out or run / "reconstructed") / reconstructed_name(used[0].images_seen, s) for s in sigma_rels]
         threads = threads or THREADS
-        problem = Problem(used, sigma_rels, groups=dict(groups))  # what cannot be combined shows before the forecast
+        whole = Reconstruction(
+            used, sigma_rels, groups=dict(groups)
+        )  # what cannot be combined shows before the forecast
         if not plan:
-            problem.resources(problem.layouts().values(), memory, threads)  # too little memory shows before it as well
+            whole.resources(whole.layouts(), memory, threads)  # too little memory shows before it as well
         print_forecast(used, sigma_rels, paths)
         if not plan:
             _write(used, sigma_rels, paths, dict(groups), dtype, memory, threads)
@@ -243,7 +245,7 @@ def _write(
 
 def print_storage_plan(sigma_rels: Sequence[float], interval: int, duration: int, parameters: int) -> None:
     """What snapshots at this interval are good for, and how many are needed for errors of 5 % and 1 %."""
-    from edm2.post_hoc_ema.storage_plan import STORED, evenly_spaced_error, plan_storage, rounding_error, storage_dtype
+    from edm2.post_hoc_ema.planning import STORED, evenly_spaced_error, plan_storage, rounding_error, storage_dtype
 
     count = duration // interval
     if count < 1:

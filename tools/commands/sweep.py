@@ -207,7 +207,7 @@ def _titles(folders: Sequence[Path]) -> dict[str, Path]:
 
 def _warn_of_other_scores(sweep: "Sweep", compared: "dict[str, Sweep]") -> None:
     """Distances mean something beside distances of the same kind and number of samples only."""
-    from edm2.post_hoc_ema.messages import plain_line
+    from edm2.post_hoc_ema.files import plain_line
 
     here = f"{sweep.title} of {sweep.samples:,} samples"
     for name, other in compared.items():

@@ -8,7 +8,7 @@ from typing import Any
 from edm2.io.model import resolve
 from edm2.io.snapshots import AnySnapshot, open_run, open_snapshot
 from edm2.post_hoc_ema import sigma_rel_to_half_life
-from edm2.post_hoc_ema.messages import plain_line
+from edm2.post_hoc_ema.files import plain_line
 from edm2.training import Dataset, open_dataset, read_run_config
 from edm2.training.data.index import open_archive
 from edm2.training.data.vae import latent_codec_of

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from edm2.post_hoc_ema.messages import plain_line
+from edm2.post_hoc_ema.files import plain_line
 from edm2.training.data.retry import Answer, is_passing, retry
 
 MAX_BYTES = 1 << 30

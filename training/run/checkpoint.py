@@ -19,8 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from edm2.post_hoc_ema.messages import plain_line
-from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.post_hoc_ema.files import parse_json, plain_line
 from edm2.training.data.codecs import codec_from_json
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.run.checkpoint_index import SafeFileSystemReader

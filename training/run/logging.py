@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from edm2.post_hoc_ema import atomic_output
-from edm2.post_hoc_ema.plain_json import parse_json
+from edm2.post_hoc_ema.files import parse_json
 from edm2.training.run.speed import time_text
 
 Record = dict[str, Any]

@@ -1,7 +1,7 @@
-"""Parts of safetensors files: numbers read from the middle of a tensor, and files written piece by piece.
+"""Parts of safetensors files: read from the middle of a tensor, and written in any order.
 
-The library reads and writes whole tensors; a reconstruction holds a few rows of each. The format is a length (8 bytes,
-little-endian), a header in JSON that says where each tensor lies, and the numbers.
+The library reads and writes whole tensors; a reconstruction of many averages holds a few thousand numbers of each. The
+format is a length (8 bytes, little-endian), a header in JSON with the offset of each tensor, and the numbers.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from edm2.post_hoc_ema.atomic import atomic_output
+from edm2.post_hoc_ema.files import atomic_output
 
 DTYPES = {
     "F64": torch.float64,
@@ -33,14 +33,24 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""As the format calls them."""
+"""Types by their names in the format."""
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
+def average_dtype(dtype: torch.dtype) -> torch.dtype | None:
+    """Type in which tensors of `dtype` are averaged: float32 at least; None for integers, which are copied.
+
+    One update moves an average by parts per million, which vanishes in the rounding of bfloat16 and float16.
+    """
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.promote_types(dtype, torch.float32)
+    return None
+
+
 @dataclass(frozen=True)
 class TensorLayout:
-    """What a tensor is, without its numbers."""
+    """Type and shape of a tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -66,7 +76,7 @@ class StoredTensor:
 
 
 def locate_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Where the tensors of a safetensors file lie, by name; those of unusual types are left out.
+    """Layouts and offsets of the tensors in a safetensors file, by name; those of unusual types are left out.
 
     The file must have been found to be sound before.
     """
@@ -84,7 +94,7 @@ def locate_tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_numbers(path: Path, stored: StoredTensor, start: int, stop: int) -> Tensor:
-    """Numbers `start` to `stop` of a tensor, in a row. The file is open only meanwhile.
+    """Read numbers `start` to `stop` of a tensor, as [stop - start]. The file is open only meanwhile.
 
     Read, not mapped: mapped pages would count as this program's memory until the system takes them back.
 
@@ -92,26 +102,19 @@ def read_numbers(path: Path, stored: StoredTensor, start: int, stop: int) -> Ten
         EOFError: The file has become shorter.
     """
     numbers = torch.empty(stop - start, dtype=stored.layout.dtype)
+    view = _bytes_of(numbers)
     with path.open("rb", buffering=0) as file:
         file.seek(stored.offset + start * numbers.itemsize)
-        if not fill(file, numbers):
-            raise EOFError(f"{path} has become shorter")
+        while len(view):  # the system may hand out less at a time
+            count = file.readinto(view)
+            if not count:
+                raise EOFError(f"{path} has become shorter")
+            view = view[count:]
     return numbers
 
 
-def fill(file: BinaryIO, numbers: Tensor) -> bool:
-    """Read until `numbers` [n] is full; False if the file ends before."""
-    view = _bytes_of(numbers)
-    while len(view):
-        count = file.readinto(view)
-        if not count:
-            return False
-        view = view[count:]
-    return True
-
-
-class SafetensorsFile:
-    """A file whose header is written and whose numbers are awaited, in any order, from any thread."""
+class SafetensorsWriter:
+    """A safetensors file whose numbers are written part by part, in any order, from any thread."""
 
     def __init__(self, file: BinaryIO, layouts: Mapping[str, TensorLayout], metadata: Mapping[str, str]) -> None:
         """Write the header and reserve the file's length.
@@ -124,44 +127,42 @@ class SafetensorsFile:
         """
         self._file = file
         self._lock = threading.Lock()
-        self._places: dict[str, StoredTensor] = {}
         header: dict[str, object] = {"__metadata__": dict(metadata)}
-        end = 0
+        end = 0  # of the numbers so far, counted from the end of the header, as the format does
         for name in sorted(layouts, key=lambda name: (-layouts[name].dtype.itemsize, name)):
             layout = layouts[name]
-            header[name] = {
-                "dtype": CODES[layout.dtype],
-                "shape": layout.shape,
-                "data_offsets": [end, end + layout.nbytes],
-            }
-            self._places[name] = StoredTensor(layout, end)
+            offsets = [end, end + layout.nbytes]
+            header[name] = {"dtype": CODES[layout.dtype], "shape": layout.shape, "data_offsets": offsets}
             end += layout.nbytes
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        self._start = 8 + len(text)
-        file.truncate(self._start + end)
+        start = 8 + len(text)
+        self._stored = {
+            name: StoredTensor(layout, start + header[name]["data_offsets"][0]) for name, layout in layouts.items()
+        }
+        file.truncate(start + end)
         _write(file, memoryview(struct.pack("<Q", len(text)) + text))
 
     def write(self, name: str, start: int, numbers: Tensor) -> None:
-        """Put numbers [n] into a tensor, from its number `start` on, converted to its type."""
-        stored = self._places[name]
+        """Write numbers [n] of a tensor, from its number `start` on, converted to its type."""
+        stored = self._stored[name]
         numbers = numbers.to(stored.layout.dtype).contiguous()
         with self._lock:
-            self._file.seek(self._start + stored.offset + start * numbers.itemsize)
+            self._file.seek(stored.offset + start * numbers.itemsize)
             _write(self._file, _bytes_of(numbers))
 
 
 @contextmanager
 def writing_safetensors(
     path: str | os.PathLike[str], layouts: Mapping[str, TensorLayout], metadata: Mapping[str, str]
-) -> Iterator[SafetensorsFile]:
-    """A file to fill, which appears under its name, complete, when the block succeeds."""
+) -> Iterator[SafetensorsWriter]:
+    """Yield the writer of a file that appears under its name, complete, when the block succeeds."""
     with atomic_output(path) as temporary, temporary.open("wb", buffering=0) as file:
-        yield SafetensorsFile(file, layouts, metadata)
+        yield SafetensorsWriter(file, layouts, metadata)
 
 
 def _write(file: BinaryIO, data: memoryview) -> None:
-    """Write all of it: the system may take less at a time."""
+    """Write all of the data: the system may take less at a time."""
     while len(data):
         data = data[file.write(data) :]
 

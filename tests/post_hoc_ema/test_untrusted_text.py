@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from edm2.post_hoc_ema.messages import plain_line
-from edm2.post_hoc_ema.plain_json import DEEPEST, parse_json
+from edm2.post_hoc_ema.files import MAX_DEPTH, parse_json, plain_line
 
 
 @pytest.mark.parametrize(
@@ -15,7 +14,7 @@ def test_json_is_read_as_json(value):
     assert parse_json(json.dumps(value)) == parse_json(json.dumps(value).encode()) == value
 
 
-@pytest.mark.parametrize("depth", [DEEPEST, 500, 100_000])
+@pytest.mark.parametrize("depth", [MAX_DEPTH, 500, 100_000])
 @pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}")])
 def test_what_is_too_deep_is_a_value_error(depth, start, end):
     """Not a RecursionError, here or wherever somebody walks through it."""
@@ -24,7 +23,7 @@ def test_what_is_too_deep_is_a_value_error(depth, start, end):
 
 
 def test_as_deep_as_allowed_is_fine():
-    parse_json("[" * (DEEPEST - 1) + "0" + "]" * (DEEPEST - 1))
+    parse_json("[" * (MAX_DEPTH - 1) + "0" + "]" * (MAX_DEPTH - 1))
 
 
 @pytest.mark.parametrize("text", ["", "{", "nan", b"\xff\xff", "1" * 10_000, '"'])
