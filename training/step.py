@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,6 @@ from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.distributed.strategies import parallel, recompute_blocks_
 from edm2.training.loss.bins import x0_gradients
 from edm2.training.loss.noise import stratified_normal
-from edm2.training.loss.objective import loss_and_error
 from edm2.training.loss.pareto import Pareto
 from edm2.training.randomness import PositionRandom, Stream
 from edm2.training.run.totals import StepResult
@@ -141,13 +141,13 @@ class TrainStep:
             self._seed_dropout(place)
             self.place = place
             with self.parallel.accumulating() if i + 1 < len(parts) else nullcontext():
-                losses, error = loss_and_error(
-                    self.loss, self.denoiser, images, labels, sigma=level, noise=unit, sigma_data=self.net.sigma_data
-                )
+                reported: dict[str, Tensor] = {}
+                context = SimpleNamespace(report=reported.__setitem__)
+                losses = self.loss(self.denoiser, images, labels, sigma=level, noise=unit, context=context)
                 loss = losses.sum() / self.share
                 (loss * self.config.loss_scale).backward()
             loss_sum += loss.detach()
-            error_sum += error * (len(images) / self.share)
+            error_sum += reported["error"] * (len(images) / self.share)
         return loss_sum, error_sum
 
     def _parts(self, microbatches: Sequence[Microbatch]) -> list[Part]:

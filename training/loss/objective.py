@@ -39,7 +39,7 @@ class DenoisingLoss:
         sigma: Tensor | None = None,
         noise: Tensor | None = None,
         conditions: Mapping[str, Tensor | None] | None = None,
-        context: object = None,
+        context: Any = None,
     ) -> Tensor:
         """Loss per element (Eq. 14).
 
@@ -51,7 +51,7 @@ class DenoisingLoss:
             sigma: Noise levels [N]; drawn if not given.
             noise: Unit Gaussian noise shaped like `images`; drawn if not given.
             conditions: Other conditions by name, for `net`.
-            context: Not used; a trainer tells its losses about the run.
+            context: Given by a trainer, to report `relative_error` to: context.report("error", value).
 
         Returns:
             [N, C, H, W]. Training minimizes its sum over all elements divided by the number of images.
@@ -69,7 +69,10 @@ class DenoisingLoss:
             denoised, u = net(noisy, sigma, labels, return_logvar=True, **given)
         else:
             denoised, u = net(noisy, sigma, labels, **given), None
-        return self.weighting((denoised - images) ** 2, sigma, u, self.sigma_data)  # Eq. 21
+        squared_error = (denoised - images) ** 2
+        if context is not None:
+            context.report("error", relative_error(squared_error.detach(), noisy, images, sigma, self.sigma_data))
+        return self.weighting(squared_error, sigma, u, self.sigma_data)  # Eq. 21
 
 
 class EDM2Loss(DenoisingLoss):
@@ -90,39 +93,6 @@ class EDM2Loss(DenoisingLoss):
         weighting: Weighting = UNCERTAINTY,
     ) -> None:
         super().__init__(LnNormal(P_mean, P_std), sigma_data, weighting)
-
-
-def loss_and_error(
-    loss: Callable[..., Tensor],
-    net: Callable[..., Any],
-    images: Tensor,
-    labels: Tensor | None = None,
-    *,
-    sigma: Tensor,
-    noise: Tensor,
-    sigma_data: float,
-    conditions: Mapping[str, Tensor | None] | None = None,
-    context: object = None,
-) -> tuple[Tensor, Tensor]:
-    """Any loss, and the `relative_error` of the denoiser that it called, from the same forward pass.
-
-    Args:
-        loss: A `DenoisingLoss`, or any callable with its signature; the other arguments are those of the call.
-
-    Returns:
-        (loss per element [N, C, H, W], relative error of the first output of `net`, 0-dimensional and without a graph).
-    """
-    calls = []
-
-    def recorded(x: Tensor, sigma: Tensor, *args: Any, **options: Any) -> Any:
-        output = net(x, sigma, *args, **options)
-        calls.append((x, sigma, output[0] if isinstance(output, tuple) else output))
-        return output
-
-    elements = loss(recorded, images, labels, sigma=sigma, noise=noise, conditions=conditions, context=context)
-    x, sigma, denoised = calls[0]
-    squared_error = (denoised.detach() - images) ** 2
-    return elements, relative_error(squared_error, x, images, sigma.reshape(-1, 1, 1, 1), sigma_data)
 
 
 def relative_error(squared_error: Tensor, noisy: Tensor, images: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:

@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import succeed
 from scipy import integrate, stats
 from torch import Tensor
 
+from edm2.tools import commands
+from edm2.tools.commands import train
 from edm2.training import (
     EDM,
     NOISE_DISTRIBUTIONS,
@@ -360,16 +362,13 @@ def test_a_file_and_a_line_make_a_weighting_and_a_distribution(tmp_path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(WEIGHTINGS, "made-up", Registered("made_up:Made", "the cube root of SNR"))
     monkeypatch.setitem(NOISE_DISTRIBUTIONS, "two-levels", Registered("made_up:TwoLevels", "1/2 or 3/2"))
-    for module in ("edm2.tools.commands.train", "made_up"):  # imported with the tables as they are now
-        monkeypatch.delitem(sys.modules, module, raising=False)
-    from edm2.tools.commands.train import train
-
-    options = ["--data", "digits", "--out", str(tmp_path / "run"), "--weighting", "made-up", "--gamma", "2"]
-    result = CliRunner().invoke(train, [*options, "--noise", "two-levels", "--p-mean", "1", "--dry-run"])
-    assert result.exit_code == 0, result.output
-    assert "made-up gamma=2" in result.output
-    assert "two-levels" in result.output
-    help_text = CliRunner().invoke(train, ["--help"]).output
+    monkeypatch.setattr(commands, "train", train)
+    monkeypatch.delitem(sys.modules, train.__name__)  # imported anew, with the tables as they are now
+    options = ["--data", "digits", "--out", tmp_path / "run", "--weighting", "made-up", "--gamma", 2]
+    described = succeed("train", *options, "--noise", "two-levels", "--p-mean", 1, "--dry-run")
+    assert "made-up gamma=2" in described
+    assert "two-levels" in described
+    help_text = succeed("train", "--help")
     assert f"{'made-up':<18} the cube root of SNR" in help_text
     assert f"{'two-levels':<18} 1/2 or 3/2" in help_text
     weighting = make_weighting("made-up", 2, normalize=False, distribution=LnNormal(), sigma_data=1.0)
