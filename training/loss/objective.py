@@ -56,10 +56,8 @@ class DenoisingLoss:
         Returns:
             [N, C, H, W]. Training minimizes its sum over all elements divided by the number of images.
         """
-        if sigma is None:
-            sigma = self.distribution.sigma(
-                torch.randn(len(images), device=images.device, dtype=images.dtype)
-            )  # Eq. 15
+        if sigma is None:  # Eq. 15
+            sigma = self.distribution.sigma(torch.randn(len(images), device=images.device, dtype=images.dtype))
         if noise is None:
             noise = torch.randn_like(images)
         sigma = sigma.reshape(-1, 1, 1, 1)  # [N, 1, 1, 1]

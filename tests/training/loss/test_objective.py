@@ -15,7 +15,6 @@ from torch import Tensor
 
 from edm2.networks import NetworkConfig, Precond, build_network, force_weight_normalization_
 from edm2.training import EDM, EDM2Loss, Uncertainty
-from edm2.training.loss.noise import stratified_normal
 from edm2.training.loss.objective import relative_error
 
 
@@ -201,24 +200,3 @@ def test_noise_levels_are_log_normal(P_mean, P_std):
     )
     assert levels[0].log().mean().item() == pytest.approx(P_mean, abs=4 * P_std / math.sqrt(20_000))
     assert levels[0].log().std().item() == pytest.approx(P_std, abs=4 * P_std / math.sqrt(40_000))
-
-
-def test_with_stratified_noise_levels_the_loss_of_a_batch_varies_less():
-    """If the loss depends on the noise level, its variance between batches of 16 falls by a factor of 20, to that of
-    the noise itself, averaged over 192 pixels per image."""
-    g = torch.Generator().manual_seed(0)
-    batches, strata = 400, 16
-    loss = EDM2Loss(P_mean=-1.2, P_std=1.2, weighting=EDM())
-    y = 0.1 * torch.randn(strata * batches, 3, 8, 8, generator=g)
-    noise = torch.randn(y.shape, generator=g)
-
-    def shrink(x, sigma, labels):
-        return x * 0.25 / (0.25 + sigma**2)
-
-    def variance(normal: Tensor) -> float:
-        losses = loss(shrink, y, sigma=loss.distribution.sigma(normal), noise=noise).mean(dim=(1, 2, 3))
-        return losses.reshape(batches, strata).mean(dim=1).var().item()
-
-    independent = variance(torch.randn(len(y), generator=g))
-    stratified = variance(stratified_normal(0, torch.rand(len(y), generator=g), strata))
-    assert stratified < independent / 10
