@@ -51,7 +51,7 @@ def over_all_levels(images: Tensor, labels: Tensor | None, distribution: NoiseDi
 def by_bin(
     images: Tensor, labels: Tensor | None, distribution: NoiseDistribution, bins: int
 ) -> dict[float, ProbeBatch]:
-    """All images in each of `bins` equally probable bins, spread over the noise levels within it; by its median.
+    """Batch of each of `bins` equally probable bins, by its median: each image, spread over the noise levels within.
 
     Images and their noise are the same in every bin, so bins differ by their noise levels only.
     """
