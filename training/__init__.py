@@ -11,7 +11,7 @@
     data/              from files to batches
     distributed/       several processes: who they are, how they share a network
     run/               the folder of a run: logs, snapshots, samples, checkpoints
-    diagnostics/       instruments: magnitudes, gradients, updates, held-out loss, anomalies
+    diagnostics/       measurements: magnitudes, gradients, updates, held-out loss, anomalies
 
 Public names are loaded on first use, so that importing the loss loads the loss and no more.
 """
@@ -23,20 +23,17 @@ _HOMES = {
     "edm2.training.data.codecs": ["Codec", "PixelCodec", "codec_from_json"],
     "edm2.training.data.dataset": ["ArrayDataset", "Dataset", "DatasetError", "open_dataset"],
     "edm2.training.data.vae": ["LatentCodec"],
-    "edm2.training.loss.bins": ["NoiseBins", "bin_gradients", "equal_bins", "x0_gradients"],
-    "edm2.training.loss.by_name": ["SNR_CONVENTIONS", "WEIGHTINGS", "make_weighting"],
-    "edm2.training.loss.noise": [
-        "DDPMCosine",
-        "DDPMLinear",
-        "LnNormal",
-        "LnUniform",
+    "edm2.training.loss.bins": ["NoiseBins", "equal_bins", "x0_gradients"],
+    "edm2.training.loss.by_name": [
         "NOISE_DISTRIBUTIONS",
-        "NoiseDistribution",
-        "levels",
+        "SNR_CONVENTIONS",
+        "WEIGHTINGS",
+        "make_weighting",
         "noise_distribution",
     ],
+    "edm2.training.loss.noise": ["DDPMCosine", "DDPMLinear", "LnNormal", "LnUniform", "NoiseDistribution", "levels"],
     "edm2.training.loss.objective": ["DenoisingLoss", "EDM2Loss"],
-    "edm2.training.loss.pareto": ["Pareto", "pareto_objective", "pareto_weights"],
+    "edm2.training.loss.pareto": ["Pareto", "pareto_weights"],
     "edm2.training.loss.snr": ["Constant", "Eps", "InDataUnits", "MaxSNR", "MinSNR", "P2", "SoftMinSNR", "V"],
     "edm2.training.loss.weighting": ["EDM", "Relative", "StaticWeighting", "Uncertainty", "Weighting", "normalized"],
     "edm2.training.run.checkpoint": ["CheckpointError"],

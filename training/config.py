@@ -13,8 +13,7 @@ import torch
 from edm2.networks import NetworkConfig
 from edm2.networks.config import dataclass_from_json
 from edm2.post_hoc_ema import sigma_rel_to_gamma
-from edm2.training.loss.by_name import make_weighting
-from edm2.training.loss.noise import noise_distribution
+from edm2.training.loss.by_name import make_weighting, noise_distribution
 from edm2.training.loss.objective import DenoisingLoss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from edm2.training.data.batches import Microbatch
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.distributed.strategies import parallel, recompute_blocks_
 from edm2.training.loss.bins import x0_gradients
-from edm2.training.loss.objective import stratified_normal
+from edm2.training.loss.noise import stratified_normal
 from edm2.training.loss.pareto import Pareto
 from edm2.training.randomness import PositionRandom, Stream
 from edm2.training.run.totals import StepResult
@@ -140,11 +141,13 @@ class TrainStep:
             self._seed_dropout(place)
             self.place = place
             with self.parallel.accumulating() if i + 1 < len(parts) else nullcontext():
-                losses, error = self.loss.loss_and_error(self.denoiser, images, labels, level, unit)
+                reported: dict[str, Tensor] = {}
+                context = SimpleNamespace(report=reported.__setitem__)
+                losses = self.loss(self.denoiser, images, labels, sigma=level, noise=unit, context=context)
                 loss = losses.sum() / self.share
                 (loss * self.config.loss_scale).backward()
             loss_sum += loss.detach()
-            error_sum += error * (len(images) / self.share)
+            error_sum += reported["error"] * (len(images) / self.share)
         return loss_sum, error_sum
 
     def _parts(self, microbatches: Sequence[Microbatch]) -> list[Part]:
@@ -192,11 +195,11 @@ class TrainStep:
     def _draw_sigma(self, place: int, count: int) -> Tensor:
         if self.config.stratified_sigma:
             return self._stratified_sigma(place, count)
-        return self.loss.sigma_from_normal(self.random.normal(Stream.SIGMA, place, place + count))
+        return self.loss.distribution.sigma(self.random.normal(Stream.SIGMA, place, place + count))
 
     def _stratified_sigma(self, place: int, count: int) -> Tensor:
         uniform = self.random.uniform(Stream.SIGMA, place, place + count)
-        return self.loss.sigma_from_normal(stratified_normal(place, uniform, self.config.batch_size))
+        return self.loss.distribution.sigma(stratified_normal(place, uniform, self.config.batch_size))
 
     def _draw_noise(self, place: int, shape: torch.Size) -> Tensor:
         return self.random.normal(Stream.NOISE, place, place + shape[0], tuple(shape[1:]))

@@ -79,7 +79,7 @@ def test_step_repeats_the_published_trajectory(golden, run, tmp_path):
         images = values["step/images"][k].clone()
         if poison and poison[0] == k:
             images[0][tuple(poison[1])] = torch.inf
-        sigma = trainer.loss.sigma_from_normal(values["step/rnd_normal"][k]).flatten(1)
+        sigma = trainer.loss.distribution.sigma(values["step/rnd_normal"][k]).flatten(1)
         assert trainer.learning_rate() == pytest.approx(float(values["step/lr"][k]), rel=1e-6, abs=1e-12)
         labels = values["step/labels"][k]
         result = trainer.step(list(zip(images, labels, strict=True)), sigma, values["step/unit_noise"][k])

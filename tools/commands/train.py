@@ -22,27 +22,11 @@ from edm2.tools.options.parsing import (
     SIGMA_RELS,
     TIME,
 )
+from edm2.training.loss.by_name import NOISE_DISTRIBUTIONS, SNR_CONVENTIONS, WEIGHTINGS
 
 if TYPE_CHECKING:
     from edm2.training import Dataset, TrainingConfig
     from edm2.training.distributed.processes import Processes
-
-WEIGHTINGS = {
-    "uncertainty": "learned u(sigma), which evens out all noise levels (EDM2)",
-    "edm": "1 on the network's output F (EDM)",
-    "eps": "SNR: 1 on the noise (DDPM)",
-    "constant": "1 on the image",
-    "v": "SNR + 1: 1 on the velocity",
-    "max-snr": "max(SNR, gamma), gamma 1: truncated SNR",
-    "min-snr": "min(SNR, gamma), gamma 5 (Min-SNR)",
-    "soft-min-snr": "SNR gamma / (SNR + gamma), gamma 5 (HDiT)",
-    "p2": "SNR / (k + SNR)^gamma, k 1, gamma 1 (P2)",
-    "pareto": "learned per bin of noise levels: all bins improve alike (Min-SNR's optimum)",
-}
-NOISE = ("ln-normal", "ddpm", "ddpm-cosine", "uniform")
-SNR_CONVENTIONS = ("normalized", "data")
-"""Names that training knows; to import them from there would take a second before --help."""
-
 
 EPILOG = (
     """\b
@@ -84,7 +68,13 @@ Presets:
 \b
 Weightings, of the squared error on the image (docs/weightings.md):
 """
-    + "\n".join(f"  {name:<18} {formula}" for name, formula in WEIGHTINGS.items())
+    + "\n".join(f"  {name:<18} {weighting.summary}" for name, weighting in WEIGHTINGS.items())
+    + """
+
+\b
+Distributions of noise levels:
+"""
+    + "\n".join(f"  {name:<18} {distribution.summary}" for name, distribution in NOISE_DISTRIBUTIONS.items())
 )
 
 
@@ -153,7 +143,9 @@ _machine = _choices("Machine")
 @_schedule("--decay", "ref_batches", "Steps after which the learning rate decays; 0 for never.")
 @_schedule("--rampup", "rampup_images", "Images over which the learning rate rises.", IMAGES)
 @_schedule("--seed", "seed", "Seed of everything random.", SEED)
-@_noise("--noise", "noise", "Their distribution in training; default: ln-normal.", click.Choice(NOISE))
+@_noise(
+    "--noise", "noise", "Their distribution in training; default: ln-normal.", click.Choice(list(NOISE_DISTRIBUTIONS))
+)
 @_noise("--p-mean", "P_mean", "Mean of ln sigma in training.")
 @_noise("--p-std", "P_std", "Standard deviation of ln sigma in training.")
 @_noise(

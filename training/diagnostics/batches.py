@@ -1,6 +1,6 @@
-"""What the instruments show the network: the same images, noise levels and noise at every measurement.
+"""Batches for measurements: the same images, noise levels and noise every time, so that a curve shows the network.
 
-So a curve moves because the network has moved. The random numbers come from generators of their own.
+Their random numbers come from generators of their own.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from edm2.training.loss.noise import NoiseDistribution, levels
 
 @dataclass(frozen=True)
 class ProbeBatch:
-    """Images y, labels, noise levels sigma [N] and unit noise n shaped like the images."""
+    """Images y [N, C, H, W], labels, noise levels sigma [N] and unit noise n shaped like the images."""
 
     images: Tensor
     labels: Tensor | None
@@ -29,16 +29,16 @@ class ProbeBatch:
         return self.images + self.sigma.reshape(-1, 1, 1, 1) * self.noise
 
     def split(self, size: int) -> Iterator["ProbeBatch"]:
-        """In parts of at most `size` images."""
+        """Parts of at most `size` images."""
         for i in range(0, len(self.images), size):
             part = slice(i, i + size)
             labels = None if self.labels is None else self.labels[part]
             yield ProbeBatch(self.images[part], labels, self.sigma[part], self.noise[part])
 
 
-def spaced_images(feed: BatchStream, count: int) -> Microbatch:
-    """Training images evenly spaced over the dataset, which may be sorted by class; at most `count`."""
-    return feed.all_of(evenly_spaced(feed.train_set, count))
+def spaced_images(stream: BatchStream, count: int) -> Microbatch:
+    """At most `count` training images, evenly spaced over the dataset, which may be sorted by class."""
+    return stream.all_of(evenly_spaced(stream.train_set, count))
 
 
 def over_all_levels(images: Tensor, labels: Tensor | None, distribution: NoiseDistribution) -> ProbeBatch:
@@ -51,7 +51,7 @@ def over_all_levels(images: Tensor, labels: Tensor | None, distribution: NoiseDi
 def by_bin(
     images: Tensor, labels: Tensor | None, distribution: NoiseDistribution, bins: int
 ) -> dict[float, ProbeBatch]:
-    """For each of `bins` bins of equal probability, by its median: all images, spread over the noise levels within it.
+    """Batch of each of `bins` equally probable bins, by its median: each image, spread over the noise levels within.
 
     Images and their noise are the same in every bin, so bins differ by their noise levels only.
     """

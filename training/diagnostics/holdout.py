@@ -1,4 +1,4 @@
-"""The loss per noise level on images that are not trained on: falls while the network generalizes."""
+"""Loss per noise level on images that are not trained on, which falls while the network generalizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from edm2.training.loss.noise import NoiseDistribution
 from edm2.training.loss.weighting import edm_weight
 
 NOISE_QUANTILES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
-"""Noise levels measured: what the distribution of training makes of these standard normal numbers."""
+"""Standard normal numbers, from which the distribution of training makes the noise levels that are measured."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,7 @@ def evenly_spaced(dataset: Dataset, count: int) -> Subset:
 def measure_loss(
     net: Precond, images: Tensor, labels: Tensor | None, distribution: NoiseDistribution, batch_size: int
 ) -> LossPerLevel:
-    """Loss of `net` on `images` at fixed quantiles of the noise levels in training; otherwise as `loss_at_levels`.
-
-    Args:
-        net: Denoiser, used as it is: call `eval()` first.
-        images: Clean data [N, C, H, W] on the network's device.
-        labels: Classes, int64 [N].
-        distribution: Noise levels in training.
-        batch_size: Images per forward pass.
-    """
+    """`loss_at_levels` at fixed quantiles of the noise levels in training."""
     sigmas = distribution.sigma(torch.tensor(NOISE_QUANTILES, dtype=torch.float64)).tolist()
     return loss_at_levels(net, images, labels, sigmas, batch_size)
 

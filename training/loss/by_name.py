@@ -1,43 +1,56 @@
-"""The weighting that a run asks for by name, with everything that cannot work refused in one line."""
+"""Weightings and noise distributions by name, for configuration, command line and studies.
 
-from dataclasses import fields
+A new one takes its own file and a line in a table here. Its class is imported when it is asked for: `--help` needs the
+names alone, and torch takes a second to import.
+"""
 
-import torch
+from __future__ import annotations
 
-from edm2.training.loss.noise import NoiseDistribution
-from edm2.training.loss.pareto import Pareto
-from edm2.training.loss.snr import (
-    P2,
-    Constant,
-    Eps,
-    InDataUnits,
-    MaxSNR,
-    MinSNR,
-    SNRWeighting,
-    SoftMinSNR,
-    V,
-)
-from edm2.training.loss.weighting import EDM, Relative, StaticWeighting, Uncertainty, Weighting, normalized
+import importlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-STATIC: dict[str, type[SNRWeighting]] = {
-    "eps": Eps,
-    "constant": Constant,
-    "max-snr": MaxSNR,
-    "min-snr": MinSNR,
-    "soft-min-snr": SoftMinSNR,
-    "p2": P2,
-    "v": V,
+if TYPE_CHECKING:
+    from edm2.training.loss.noise import NoiseDistribution
+    from edm2.training.loss.weighting import Weighting
+
+
+class Registered(NamedTuple):
+    """A class that has a name on the command line."""
+
+    home: str
+    """Module and class; a module that begins with a dot lies in this folder."""
+    summary: str
+    """One line for `--help`."""
+
+
+WEIGHTINGS = {
+    "uncertainty": Registered(".weighting:Uncertainty", "learned u(sigma), which evens out all noise levels (EDM2)"),
+    "edm": Registered(".weighting:EDM", "1 on the network's output F (EDM)"),
+    "eps": Registered(".snr:Eps", "SNR: 1 on the noise (DDPM)"),
+    "constant": Registered(".snr:Constant", "1 on the image"),
+    "v": Registered(".snr:V", "SNR + 1: 1 on the velocity"),
+    "max-snr": Registered(".snr:MaxSNR", "max(SNR, gamma), gamma 1: truncated SNR"),
+    "min-snr": Registered(".snr:MinSNR", "min(SNR, gamma), gamma 5 (Min-SNR)"),
+    "soft-min-snr": Registered(".snr:SoftMinSNR", "SNR gamma / (SNR + gamma), gamma 5 (HDiT)"),
+    "p2": Registered(".snr:P2", "SNR / (k + SNR)^gamma, k 1, gamma 1 (P2)"),
+    "pareto": Registered(
+        ".pareto:Pareto", "learned per bin of noise levels: all bins improve alike (Min-SNR's optimum)"
+    ),
 }
-"""Functions of the signal-to-noise ratio by name."""
+"""Weightings by name: any `Weighting`, with the parameters `gamma` and `k` if its class is a dataclass with them."""
 
-WEIGHTINGS = ("uncertainty", "edm", *STATIC, "pareto")
-"""Names that `make_weighting` knows."""
+NOISE_DISTRIBUTIONS = {
+    "ln-normal": Registered(".noise:LnNormal", "ln sigma normal (EDM2)"),
+    "ddpm": Registered(".noise:DDPMLinear", "steps of DDPM's linear schedule"),
+    "ddpm-cosine": Registered(".noise:DDPMCosine", "steps of the cosine schedule"),
+    "uniform": Registered(".noise:LnUniform", "ln sigma uniform"),
+}
+"""Distributions of noise levels by name: any `NoiseDistribution`, with `P_mean` and `P_std` if it has these fields."""
 
 SNR_CONVENTIONS = ("normalized", "data")
 """SNR = sigma_data² / sigma², or 1 / sigma²."""
-
-FARTHEST = 6.0
-"""Standard normal numbers drawn in training lie within this of zero, but for one in a billion."""
 
 
 def make_weighting(
@@ -51,16 +64,16 @@ def make_weighting(
     distribution: NoiseDistribution,
     sigma_data: float,
 ) -> Weighting:
-    """The weighting of that name.
+    """Make the weighting of that name.
 
     Args:
         name: One of `WEIGHTINGS`.
         gamma: Parameter of "max-snr", "min-snr", "soft-min-snr" and "p2"; None: its default.
         k: Parameter of "p2"; None: its default.
         snr_convention: One of `SNR_CONVENTIONS`, for functions of the signal-to-noise ratio.
-        normalize: Scale it so that its mean weight on the raw output F is 1.
-        relative: Multiply a function of the signal-to-noise ratio onto the loss that learned uncertainty has evened
-            out, instead of replacing it: see `Relative`.
+        normalize: Scale a static weighting so that its mean weight on the raw output F is 1.
+        relative: Multiply a static weighting onto the loss that learned uncertainty has evened out, instead of
+            replacing it: see `Relative`.
         distribution: Noise levels in training.
         sigma_data: Standard deviation of the data.
 
@@ -68,57 +81,74 @@ def make_weighting(
         ValueError: an unknown name or convention, a parameter that the weighting does not take or cannot have, a
             combination that means nothing, or a weighting that is zero or not finite on these noise levels.
     """
-    _check_names(name, snr_convention)
-    parameters = {key: value for key, value in (("gamma", gamma), ("k", k)) if value is not None}
-    _check_parameters(name, parameters)
-    if name not in STATIC:
-        _check_plain(name, snr_convention, relative)
-        if name == "pareto":
-            return Pareto(distribution, sigma_data, normalize=normalize)
-        return EDM() if name == "edm" else Uncertainty()
-    weighting: StaticWeighting = STATIC[name](**parameters)
+    from edm2.training.loss.pareto import Pareto
+    from edm2.training.loss.snr import InDataUnits
+    from edm2.training.loss.weighting import Relative, StaticWeighting, check_range, normalized
+
+    kind = _load("weighting", WEIGHTINGS, name)
+    parameters = _parameters(name, kind, {"gamma": gamma, "k": k})
+    _check_combination(name, kind, snr_convention, relative)
+    if kind is Pareto:
+        return Pareto(distribution, sigma_data, normalize=normalize)
+    weighting = kind(**parameters)
+    if not isinstance(weighting, StaticWeighting):
+        return weighting
     if snr_convention == "data":
         weighting = InDataUnits(weighting)
-    _check_range(weighting, distribution, sigma_data)
+    check_range(weighting, distribution, sigma_data)
     if normalize:
         weighting = normalized(weighting, distribution, sigma_data)
-        _check_range(weighting, distribution, sigma_data)
+        check_range(weighting, distribution, sigma_data)
     return Relative(weighting) if relative else weighting
 
 
-def _check_names(name: str, snr_convention: str) -> None:
-    if name not in WEIGHTINGS:
-        raise ValueError(f"weighting={name!r} is unknown; there are {', '.join(WEIGHTINGS)}")
+def noise_distribution(name: str, P_mean: float = -0.4, P_std: float = 1.0) -> NoiseDistribution:
+    """Make the distribution of that name.
+
+    Args:
+        name: One of `NOISE_DISTRIBUTIONS`.
+        P_mean: Mean of ln sigma, for "ln-normal" only.
+        P_std: Standard deviation of ln sigma, for "ln-normal" only.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    kind = _load("noise", NOISE_DISTRIBUTIONS, name)
+    return kind(**{key: value for key, value in (("P_mean", P_mean), ("P_std", P_std)) if key in _fields(kind)})
+
+
+def _load(what: str, table: Mapping[str, Registered], name: str) -> type:
+    """The class of that name."""
+    if name not in table:
+        raise ValueError(f"{what}={name!r} is unknown; there are {', '.join(table)}")
+    module, _, class_name = table[name].home.partition(":")
+    return getattr(importlib.import_module(module, "edm2.training.loss"), class_name)
+
+
+def _fields(kind: type) -> list[str]:
+    return [field.name for field in fields(kind)] if is_dataclass(kind) else []
+
+
+def _parameters(name: str, kind: type, values: Mapping[str, float | None]) -> dict[str, float]:
+    """Parameters that were given, if the weighting takes them."""
+    given = {key: value for key, value in values.items() if value is not None}
+    takes = _fields(kind)
+    if strange := [key for key in given if key not in takes]:
+        its = " and ".join(takes) or "no parameters"
+        raise ValueError(f"weighting {name!r} does not take {' and '.join(strange)}: it takes {its}")
+    return given
+
+
+def _check_combination(name: str, kind: type, snr_convention: str, relative: bool) -> None:
+    from edm2.training.loss.snr import SNRWeighting
+    from edm2.training.loss.weighting import EDM, StaticWeighting
+
     if snr_convention not in SNR_CONVENTIONS:
         raise ValueError(f"snr_convention={snr_convention!r} is unknown; there are {', '.join(SNR_CONVENTIONS)}")
-
-
-def _check_parameters(name: str, given: dict[str, float]) -> None:
-    takes = [field.name for field in fields(STATIC[name])] if name in STATIC else []
-    if strange := [parameter for parameter in given if parameter not in takes]:
-        its = " and ".join(takes) if takes else "no parameters"
-        raise ValueError(f"weighting {name!r} does not take {' and '.join(strange)}: it takes {its}")
-
-
-def _check_plain(name: str, snr_convention: str, relative: bool) -> None:
-    """Of what is not a function of the signal-to-noise ratio."""
-    if snr_convention != "normalized":
+    if snr_convention == "data" and not issubclass(kind, SNRWeighting):
         raise ValueError(f"snr_convention={snr_convention!r} means nothing for weighting {name!r}: it uses no SNR")
-    if relative and name == "pareto":
-        raise ValueError("weighting 'pareto' cannot be relative: its weights are optimal for the plain squared error")
-    if relative:
+    if relative and (kind is EDM or not issubclass(kind, StaticWeighting)):
         raise ValueError(
-            f"relative weighting means nothing for weighting {name!r}: on top of learned uncertainty it would be "
-            f"'uncertainty' itself; leave it out, or choose one of {', '.join(STATIC)}"
+            f"relative weighting means nothing for weighting {name!r}: leave it out, or choose a static weighting "
+            "that is not constant on F, such as min-snr or p2"
         )
-
-
-def _check_range(weighting: StaticWeighting, distribution: NoiseDistribution, sigma_data: float) -> None:
-    """In float32, at all noise levels of training."""
-    sigma = distribution.sigma(torch.linspace(-FARTHEST, FARTHEST, 1001))
-    weight = weighting.weight(sigma, sigma_data)
-    finite = weight.isfinite()
-    if not finite.all():
-        raise ValueError(f"weighting {weighting} is not finite at noise level {sigma[~finite][0]:.3g}")
-    if not weight.any():
-        raise ValueError(f"weighting {weighting} is zero at every noise level")

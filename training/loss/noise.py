@@ -1,4 +1,4 @@
-"""Distributions of the noise level sigma in training.
+"""Distributions of the noise level sigma in training (arXiv 2312.02696v2, Eq. 15, and those of other papers).
 
 Each maps standard normal numbers to noise levels, monotonically: all of them draw from the same random stream, and a
 stratified stream gives stratified noise levels of any distribution.
@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-NOISE_DISTRIBUTIONS = ("ln-normal", "ddpm", "ddpm-cosine", "uniform")
-"""Names that `noise_distribution` knows."""
+HALF_STEP = 2.0**-25
+"""Half of the distance between float32 uniform numbers: added to them, it keeps 0 out and 1 out."""
 
 
 class NoiseDistribution(Protocol):
@@ -52,11 +52,11 @@ class LnNormal:
 
 @dataclass(frozen=True)
 class LnUniform:
-    """ln sigma uniform from ln sigma_min to ln sigma_max: every factor of noise equally often.
+    """ln sigma uniform from ln sigma_min to ln sigma_max; by default over the range of EDM's sampler.
 
     Args:
-        sigma_min: Lowest noise level; by default where EDM's sampler ends.
-        sigma_max: Highest noise level; by default where it starts.
+        sigma_min: Lowest noise level.
+        sigma_max: Highest noise level.
     """
 
     sigma_min: float = 0.002
@@ -70,7 +70,7 @@ class LnUniform:
 
 @dataclass(frozen=True)
 class DDPMSchedule(ABC):
-    """The noise levels of T steps that add noise of variance beta_t, each step equally often.
+    """Noise levels of T steps that add noise of variance beta_t, each step equally often.
 
         sigma_t = sqrt((1 - abar_t) / abar_t),    abar_t = prod_{s <= t} (1 - beta_s)
 
@@ -99,17 +99,19 @@ def sigma_table(schedule: DDPMSchedule) -> Tensor:
 
 @dataclass(frozen=True)
 class DDPMLinear(DDPMSchedule):
-    """beta_t rises linearly from 0.0001 to 0.02 (Ho et al. 2020, arXiv 2006.11239, Section 4), as P2 and Min-SNR use
-    it on pixels. 1000 steps span sigma from 0.01 to 157."""
+    """Linear beta_t from 0.0001 to 0.02 (Ho et al. 2020, arXiv 2006.11239, Section 4).
+
+    P2 and Min-SNR use it on pixels. 1000 steps span sigma from 0.01 to 157.
+    """
 
     def betas(self) -> Tensor:
-        """See `DDPMSchedule`."""
+        """beta_t, float64 [T]."""
         return torch.linspace(1e-4, 0.02, self.steps, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class DDPMCosine(DDPMSchedule):
-    """abar follows a squared cosine (Nichol and Dhariwal 2021, arXiv 2102.09672, Eq. 17).
+    """abar as a squared cosine (Nichol and Dhariwal 2021, arXiv 2102.09672, Eq. 17).
 
         abar(t) = cos²((t / T + 0.008) / 1.008 · pi / 2),    beta_t = min(1 - abar(t) / abar(t - 1), 0.999)
 
@@ -117,7 +119,7 @@ class DDPMCosine(DDPMSchedule):
     """
 
     def betas(self) -> Tensor:
-        """See `DDPMSchedule`."""
+        """beta_t, float64 [T]."""
         t = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
         abar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
@@ -132,20 +134,24 @@ def levels(distribution: NoiseDistribution, count: int) -> Tensor:
     return distribution.sigma(torch.special.ndtri(quantile))
 
 
-def noise_distribution(name: str, P_mean: float = -0.4, P_std: float = 1.0) -> NoiseDistribution:
-    """The distribution of that name.
+def stratified_normal(first_position: int, uniform: Tensor, strata: int) -> Tensor:
+    """Standard normal numbers: each block of `strata` positions has one in every stratum of equal probability.
+
+        normal = Phi⁻¹((p mod B + U) / B)
+
+    with B strata and p the position in the run. Each number for itself is N(0, 1), if U is uniform.
 
     Args:
-        name: One of `NOISE_DISTRIBUTIONS`.
-        P_mean: Mean of ln sigma, of "ln-normal" only.
-        P_std: Standard deviation of ln sigma, of "ln-normal" only.
+        first_position: Position p of the first number.
+        uniform: U in [0, 1) of consecutive positions, float32 [N].
+        strata: B, usually the images per step.
 
-    Raises:
-        ValueError: an unknown name.
+    Returns:
+        float32 [N] on the device of `uniform`.
     """
-    if name == "ln-normal":
-        return LnNormal(P_mean, P_std)
-    others = {"uniform": LnUniform, "ddpm": DDPMLinear, "ddpm-cosine": DDPMCosine}
-    if name not in others:
-        raise ValueError(f"noise={name!r} is unknown; there are {', '.join(NOISE_DISTRIBUTIONS)}")
-    return others[name]()
+    device = uniform.device
+    if device.type == "mps":  # has no float64
+        uniform = uniform.cpu()
+    stratum = torch.arange(first_position, first_position + len(uniform), device=uniform.device) % strata
+    quantile = (stratum + uniform.double() + HALF_STEP) / strata
+    return torch.special.ndtri(quantile).float().to(device)

@@ -1,7 +1,8 @@
 """The training objective: denoise at a random noise level (arXiv 2312.02696v2, Eqs. 14, 15 and 21)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +13,15 @@ from edm2.training.loss.weighting import Uncertainty, Weighting, edm_weight
 UNCERTAINTY = Uncertainty()
 """The default weighting."""
 
-HALF_STEP = 2.0**-25
-"""Half of the distance between float32 uniform numbers: added to them, it keeps 0 out and 1 out."""
-
 
 @dataclass(frozen=True)
 class DenoisingLoss:
-    """Loss of a denoiser at random noise levels.
+    """Weighted squared error of a denoiser at random noise levels.
 
         loss = weighting((D(y + sigma n; sigma) - y)²),    n ~ N(0, I)
 
     Args:
-        distribution: Where noise levels sigma come from.
+        distribution: Distribution of the noise levels sigma.
         sigma_data: Standard deviation of the data y.
         weighting: Loss from squared errors.
     """
@@ -32,62 +30,51 @@ class DenoisingLoss:
     sigma_data: float
     weighting: Weighting
 
-    def sigma_from_normal(self, normal: Tensor) -> Tensor:
-        """Standard normal numbers -> noise levels."""
-        return self.distribution.sigma(normal)
-
     def __call__(
         self,
-        net: Callable[..., tuple[Tensor, Tensor]],
+        net: Callable[..., Any],
         images: Tensor,
         labels: Tensor | None = None,
         *,
         sigma: Tensor | None = None,
         noise: Tensor | None = None,
+        conditions: Mapping[str, Tensor | None] | None = None,
+        context: Any = None,
     ) -> Tensor:
-        """Loss per element.
+        """Loss per element (Eq. 14).
 
         Args:
-            net: Denoiser, called as net(noisy, sigma, labels, return_logvar=True).
+            net: Denoiser, called as net(noisy, sigma, labels) with sigma [N, 1, 1, 1]; with return_logvar=True if the
+                weighting uses u(sigma), and with conditions=... if there are any.
             images: Clean data y, [N, C, H, W].
             labels: Classes in any form that `net` takes.
             sigma: Noise levels [N]; drawn if not given.
             noise: Unit Gaussian noise shaped like `images`; drawn if not given.
+            conditions: Other conditions by name, for `net`.
+            context: Given by a trainer, to report `relative_error` to: context.report("error", value).
 
         Returns:
             [N, C, H, W]. Training minimizes its sum over all elements divided by the number of images.
         """
-        if sigma is None:
-            sigma = self.sigma_from_normal(torch.randn(len(images), device=images.device, dtype=images.dtype))
+        if sigma is None:  # Eq. 15
+            sigma = self.distribution.sigma(torch.randn(len(images), device=images.device, dtype=images.dtype))
         if noise is None:
             noise = torch.randn_like(images)
-        return self.loss_and_error(net, images, labels, sigma, noise)[0]
-
-    def loss_and_error(
-        self,
-        net: Callable[..., tuple[Tensor, Tensor]],
-        images: Tensor,
-        labels: Tensor | None,
-        sigma: Tensor,
-        noise: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The loss, and how good the network is whatever the weighting; arguments as above.
-
-        Returns:
-            (loss per element [N, C, H, W], `relative_error` of all images).
-        """
-        sigma = sigma.reshape(-1, 1, 1, 1)
+        sigma = sigma.reshape(-1, 1, 1, 1)  # [N, 1, 1, 1]
         noisy = images + sigma * noise
-        denoised, u = net(noisy, sigma, labels, return_logvar=True)
+        given = {} if conditions is None else {"conditions": conditions}
+        if self.weighting.uses_uncertainty:
+            denoised, u = net(noisy, sigma, labels, return_logvar=True, **given)
+        else:
+            denoised, u = net(noisy, sigma, labels, **given), None
         squared_error = (denoised - images) ** 2
-        return (
-            self.weighting(squared_error, sigma, u, self.sigma_data),
-            relative_error(squared_error.detach(), noisy, images, sigma, self.sigma_data),
-        )
+        if context is not None:
+            context.report("error", relative_error(squared_error.detach(), noisy, images, sigma, self.sigma_data))
+        return self.weighting(squared_error, sigma, u, self.sigma_data)  # Eq. 21
 
 
 class EDM2Loss(DenoisingLoss):
-    """The paper's: ln sigma ~ N(P_mean, P_std²) (Eq. 15), weighted by learned uncertainty (Eq. 21).
+    """The paper's loss: ln sigma ~ N(P_mean, P_std²) (Eq. 15), weighted by learned uncertainty (Eq. 21).
 
     Args:
         P_mean: Mean of ln sigma.
@@ -115,7 +102,7 @@ def relative_error(squared_error: Tensor, noisy: Tensor, images: Tensor, sigma: 
 
     Args:
         squared_error: (D - y)², [N, C, H, W].
-        noisy: x, shaped like it.
+        noisy: x, likewise.
         images: y, likewise.
         sigma: Noise levels, [N, 1, 1, 1].
         sigma_data: Standard deviation of the data y.
@@ -126,26 +113,3 @@ def relative_error(squared_error: Tensor, noisy: Tensor, images: Tensor, sigma: 
     weight = edm_weight(sigma, sigma_data)
     c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)
     return (weight * squared_error).sum() / (weight * (c_skip * noisy - images) ** 2).sum()
-
-
-def stratified_normal(first_place: int, uniform: Tensor, strata: int) -> Tensor:
-    """Standard normal numbers of which each block of `strata` places has one in every stratum of equal probability.
-
-        normal = Phi⁻¹((p mod B + U) / B)
-
-    with B strata and p the place. Each number for itself is N(0, 1), if U is uniform.
-
-    Args:
-        first_place: Place p of the first number.
-        uniform: U in [0, 1) of consecutive places, float32 [N].
-        strata: B, usually the images per step.
-
-    Returns:
-        float32 [N] on the device of `uniform`.
-    """
-    device = uniform.device
-    if device.type == "mps":  # has no float64
-        uniform = uniform.cpu()
-    stratum = torch.arange(first_place, first_place + len(uniform), device=uniform.device) % strata
-    quantile = (stratum + uniform.double() + HALF_STEP) / strata
-    return torch.special.ndtri(quantile).float().to(device)

@@ -4,10 +4,10 @@ Noise levels are tasks that share one network: bins t, with losses L_t. The weig
 
     || sum_t w_t grad L_t ||² + lambda sum_t w_t²
 
-weigh them such that a step along -sum_t w_t grad L_t improves all alike, if lambda is small; the second term keeps
-weights together. Min-SNR finds them by *unconstrained gradient descent* (UGD) over b, with w_t = e^b_t / sum_s e^b_s.
-All that matters of the gradients is their Gram matrix G_ts = grad L_t . grad L_s, and in w the problem is convex: here
-the minimum that UGD descends to is computed exactly.
+let a step along -sum_t w_t grad L_t improve all tasks alike, if lambda is small; the second term keeps weights
+together. Min-SNR finds them by *unconstrained gradient descent* (UGD) over b, with w_t = e^b_t / sum_s e^b_s.
+Only the Gram matrix of the gradients matters, G_ts = grad L_t . grad L_s, and in w the problem is convex: here the
+minimum that UGD descends to is computed exactly.
 """
 
 from typing import ClassVar
@@ -21,26 +21,15 @@ from edm2.training.loss.noise import NoiseDistribution, levels
 from edm2.training.loss.weighting import LEVELS, edm_weight
 
 
-def pareto_objective(weights: Tensor, gram: Tensor, strength: float) -> Tensor:
-    """|| sum_t w_t grad L_t ||² + lambda sum_t w_t², 0-dimensional.
-
-    Args:
-        weights: w, [bins].
-        gram: G_ts = grad L_t . grad L_s, [bins, bins].
-        strength: lambda in units of the mean of |grad L_t|².
-    """
-    return weights @ gram @ weights + strength * gram.diagonal().mean() * weights.square().sum()
-
-
 def pareto_weights(gram: Tensor, strength: float) -> Tensor:
-    """The w >= 0 of sum 1 that minimizes `pareto_objective`; it is unique.
+    """Find the only w >= 0 of sum 1 that minimizes || sum_t w_t grad L_t ||² + lambda sum_t w_t².
 
     With H = G + lambda I, the x >= 0 that minimizes x H x / 2 - sum x satisfies the same conditions of optimality up to
     its scale, so w = x / sum x. With H = R^T R it is a non-negative least-squares problem: R x ~ R^-T 1.
 
     Args:
         gram: Positive semidefinite and not zero, float64 [bins, bins].
-        strength: Positive; see `pareto_objective`.
+        strength: lambda in units of the mean of |grad L_t|², positive.
 
     Returns:
         float64 [bins].
@@ -56,26 +45,26 @@ def pareto_weights(gram: Tensor, strength: float) -> Tensor:
 
 
 class Pareto:
-    """Pareto-optimal weights per bin of noise levels, updated now and then; constant on x0 until the first time.
+    """Pareto-optimal weights per bin of noise levels, updated every 100 steps; constant on x0 until the first time.
 
     A `Weighting` without learned uncertainty. L_t is the mean of ||D - y||² in bin t, and there lambda(sigma) is
     bins w_t / sd², so that equal weights are the constant weighting of x0.
 
     Args:
-        distribution: Noise levels in training, which the bins share equally.
+        distribution: Noise levels in training, which the bins divide into equally probable parts.
         sigma_data: Standard deviation of the data.
         bins: Number of bins.
         every: Steps between two updates.
         strength: lambda of the objective, in units of the mean of |grad L_t|². The smaller, the more of the weight
             goes to the bins whose gradients are small: those of low noise.
-        decay: What the moving average of the Gram matrix keeps at an update. Gradients of a few images per bin are
+        decay: Factor on the moving average of the Gram matrix at an update. Gradients of a few images per bin are
             noisy, and so would be the weights.
-        floor: Share of the weight that all bins share equally. The optimum often gives bins of high noise none at all,
-            since what the others learn helps them too; but sampling starts there, and what if it does not?
+        floor: Part of the weight that is spread evenly over all bins. The optimum often gives bins of high noise none
+            at all, since what the others learn helps them too; but sampling starts there.
         normalize: Scale the weighting to mean 1 on the raw output F, as `normalized` does static ones.
 
     Attributes:
-        bins: The bins.
+        bins: `NoiseBins`.
     """
 
     uses_uncertainty: ClassVar[bool] = False
@@ -99,12 +88,12 @@ class Pareto:
         self.floor = floor
         self.normalize = normalize
         self._c_out2 = c_out2_by_bin(self.bins, distribution, sigma_data)
-        self._gram = torch.zeros(bins, bins, dtype=torch.float64)  # moving sum of Gram matrices,
-        self._seen = torch.zeros(bins, dtype=torch.float64)  # and of how often each bin had images
+        self._gram = torch.zeros(bins, bins, dtype=torch.float64)  # moving average of Gram matrices, starting at zero
+        self._seen = torch.zeros(bins, dtype=torch.float64)  # moving average of 1 for bins with images, 0 for others
         self._weights = torch.full((bins,), 1 / bins, dtype=torch.float64)
 
-    def __call__(self, squared_error: Tensor, sigma: Tensor, u: Tensor, sigma_data: float) -> Tensor:
-        """See `Weighting`."""
+    def __call__(self, squared_error: Tensor, sigma: Tensor, u: Tensor | None, sigma_data: float) -> Tensor:
+        """lambda (D - y)²."""
         return self.weight(sigma, sigma_data) * squared_error
 
     def weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
@@ -129,17 +118,17 @@ class Pareto:
         return self._gram / torch.outer(scale, scale)
 
     def is_due(self, steps: int) -> bool:
-        """Whether gradients should be measured in the step that follows `steps` others."""
+        """True if gradients are to be measured in the step that follows `steps` others."""
         return steps > 0 and steps % self.every == 0
 
     def update(self, gradients: Tensor, images: Tensor) -> None:
-        """Move the average towards new gradients; once every bin has been seen, find the optimal weights.
+        """Move the average towards new gradients; once every bin had an image, find the optimal weights.
 
-        Gradients that are not finite, as they occur in half precision, are passed over.
+        Gradients that are not finite, as they occur in half precision, are ignored.
 
         Args:
-            gradients: Sums over the images of each bin, as `x0_gradients` returns them: [bins, P]. Of several
-                micro-batches or processes, their sum.
+            gradients: Sums over the images of each bin, as `x0_gradients` returns them, [bins, P]; those of several
+                micro-batches or processes added up.
             images: Images in each bin, int64 [bins].
         """
         gradients, images = gradients.cpu().double(), images.cpu()  # in this order: MPS has no float64
@@ -153,12 +142,12 @@ class Pareto:
             self._weights.copy_(pareto_weights(self.gram, self.strength))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs; the tensors themselves, to be stored or filled in place."""
+        """State for a checkpoint: the tensors themselves, to be stored or filled in place."""
         return {"gram": self._gram, "seen": self._seen, "weights": self._weights}
 
 
 def c_out2_by_bin(bins: NoiseBins, distribution: NoiseDistribution, sigma_data: float) -> Tensor:
-    """What each bin adds to the mean of c_out² = 1 / lambda_EDM, float64 [bins]."""
+    """Contribution of each bin to the mean of c_out² = 1 / lambda_EDM, float64 [bins]."""
     sigma = levels(distribution, LEVELS)
     c_out2 = 1 / edm_weight(sigma, sigma_data)
     return torch.zeros(len(bins), dtype=torch.float64).index_add(0, bins.index(sigma), c_out2 / LEVELS)

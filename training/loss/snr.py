@@ -24,21 +24,25 @@ def _ln_sum(log_snr: Tensor, x: float) -> Tensor:
     return torch.logaddexp(log_snr, torch.full_like(log_snr, _ln(x)))
 
 
-def _check(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value:g} of the weighting must be a finite number, at least 0")
-
-
 @dataclass(frozen=True)
 class SNRWeighting(StaticWeighting):
-    """A function of the signal-to-noise ratio."""
+    """A function of the signal-to-noise ratio.
+
+    Raises:
+        ValueError: a parameter is negative or not finite.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value:g} of the weighting must be a finite number, at least 0")
 
     @abstractmethod
     def log_w(self, log_snr: Tensor) -> Tensor:
         """ln of the weight on the squared error of x0, at ln SNR, for data of unit variance."""
 
     def log_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        """lambda = w(SNR) / sd² with SNR = sd² / sigma²; see `StaticWeighting`."""
+        """ln lambda(sigma), with lambda = w(SNR) / sd² and SNR = sd² / sigma²."""
         log_sd = math.log(sigma_data)
         return self.log_w(2 * (log_sd - sigma.log())) - 2 * log_sd
 
@@ -51,7 +55,7 @@ class Eps(SNRWeighting):
     """
 
     def log_w(self, log_snr: Tensor) -> Tensor:
-        """See `SNRWeighting`."""
+        """ln SNR."""
         return log_snr
 
 
@@ -63,7 +67,7 @@ class Constant(SNRWeighting):
     """
 
     def log_w(self, log_snr: Tensor) -> Tensor:
-        """See `SNRWeighting`."""
+        """ln 1 = 0."""
         return torch.zeros_like(log_snr)
 
 
@@ -75,7 +79,7 @@ class V(SNRWeighting):
     """
 
     def log_w(self, log_snr: Tensor) -> Tensor:
-        """See `SNRWeighting`."""
+        """ln(1 + SNR)."""
         return _ln_sum(log_snr, 1)
 
 
@@ -87,18 +91,12 @@ class MaxSNR(SNRWeighting):
 
     Args:
         gamma: SNR below which the weight on x0 does not fall further.
-
-    Raises:
-        ValueError: gamma is negative or not finite.
     """
 
     gamma: float = 1.0
 
-    def __post_init__(self) -> None:
-        _check("gamma", self.gamma)
-
     def log_w(self, log_snr: Tensor) -> Tensor:
-        """See `SNRWeighting`."""
+        """ln max(SNR, gamma)."""
         return log_snr.clamp(min=_ln(self.gamma))
 
 
@@ -110,18 +108,12 @@ class MinSNR(SNRWeighting):
 
     Args:
         gamma: SNR above which the weight on x0 does not rise further.
-
-    Raises:
-        ValueError: gamma is negative or not finite.
     """
 
     gamma: float = 5.0
 
-    def __post_init__(self) -> None:
-        _check("gamma", self.gamma)
-
     def log_w(self, log_snr: Tensor) -> Tensor:
-        """See `SNRWeighting`."""
+        """ln min(SNR, gamma)."""
         return log_snr.clamp(max=_ln(self.gamma))
 
 
@@ -132,19 +124,13 @@ class SoftMinSNR(SNRWeighting):
     gamma / (SNR + gamma) on eps, gamma SNR / ((SNR + gamma)(1 + SNR)) on v and F. A constant times P2(gamma, 1).
 
     Args:
-        gamma: What the weight on x0 approaches at high SNR.
-
-    Raises:
-        ValueError: gamma is negative or not finite.
+        gamma: Limit of the weight on x0 at high SNR.
     """
 
     gamma: float = 5.0
 
-    def __post_init__(self) -> None:
-        _check("gamma", self.gamma)
-
     def log_w(self, log_snr: Tensor) -> Tensor:
-        """See `SNRWeighting`."""
+        """ln(gamma SNR / (SNR + gamma))."""
         return _ln(self.gamma) + log_snr - _ln_sum(log_snr, self.gamma)
 
 
@@ -156,21 +142,14 @@ class P2(SNRWeighting):
 
     Args:
         k: Bounds the weight on eps at high noise; the paper uses 1.
-        gamma: How much clean-up at high SNR is played down; the paper uses 0.5 and 1.
-
-    Raises:
-        ValueError: k or gamma is negative or not finite.
+        gamma: Lowers the weight at high SNR, that is of the last clean-up; the paper uses 0.5 and 1.
     """
 
     k: float = 1.0
     gamma: float = 1.0
 
-    def __post_init__(self) -> None:
-        _check("k", self.k)
-        _check("gamma", self.gamma)
-
     def log_w(self, log_snr: Tensor) -> Tensor:
-        """See `SNRWeighting`."""
+        """ln(SNR / (k + SNR)^gamma)."""
         return log_snr - self.gamma * _ln_sum(log_snr, self.k)
 
 
@@ -178,7 +157,7 @@ class P2(SNRWeighting):
 class InDataUnits(StaticWeighting):
     """A weighting in the *data* convention: SNR = 1 / sigma² and lambda = w, whatever the data's standard deviation.
 
-    That is what the papers' code does, on pixels from -1 to 1 as on latents. Up to a constant it is the normalized
+    The papers' code does so, on pixels from -1 to 1 as on latents. Up to a constant it is the normalized
     convention with k sd² and gamma sd² for k of P2 and gamma of Min-, Max- and Soft-Min-SNR. P2's gamma, an exponent,
     stays.
 
@@ -189,5 +168,5 @@ class InDataUnits(StaticWeighting):
     weighting: SNRWeighting
 
     def log_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        """See `StaticWeighting`."""
+        """ln w(1 / sigma²)."""
         return self.weighting.log_weight(sigma, 1.0)

@@ -1,4 +1,4 @@
-"""How the squared error of the denoiser is weighted across noise levels (arXiv 2312.02696v2, Eqs. 14 and 21).
+"""Weighting of the denoiser's squared error across noise levels (arXiv 2312.02696v2, Eqs. 14, 16 and 21).
 
 A weighting maps squared error, noise level and the network's uncertainty u(sigma) to a loss per element. Static ones
 multiply by a function lambda(sigma). The same lambda means something else on whatever else a network may predict: with
@@ -9,7 +9,7 @@ SNR = sd² / sigma², sd the standard deviation of the data, and all errors meas
     on the velocity v             w / (1 + SNR)
     on the raw output F           w / (1 + SNR), called w_F here: what F should be is -v
 
-The functions of SNR that other papers proposed are in snr_weightings.py, docs/weightings.md compares them.
+snr.py has the functions of SNR that other papers proposed, docs/weightings.md compares them.
 """
 
 import math
@@ -25,6 +25,9 @@ from edm2.training.loss.noise import NoiseDistribution, levels
 LEVELS = 10_000
 """Noise levels over which the mean of a weighting is taken."""
 
+FARTHEST = 6.0
+"""Largest standard normal number in training, but for one in a billion."""
+
 
 def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
     """lambda(sigma) = (sigma² + sd²) / (sigma sd)² (Eq. 16): unit weight on the raw output F at every level."""
@@ -32,20 +35,20 @@ def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
 
 
 class Weighting(Protocol):
-    """Turns squared errors into a loss."""
+    """Loss from squared errors."""
 
     @property
     def uses_uncertainty(self) -> bool:
-        """Whether the loss depends on u(sigma); if not, the network's head for it gets no gradient."""
+        """True if the loss depends on u(sigma); if not, the network is not asked for it."""
         ...
 
-    def __call__(self, squared_error: Tensor, sigma: Tensor, u: Tensor, sigma_data: float) -> Tensor:
+    def __call__(self, squared_error: Tensor, sigma: Tensor, u: Tensor | None, sigma_data: float) -> Tensor:
         """Loss per element.
 
         Args:
             squared_error: (D - y)², [N, C, H, W].
             sigma: Noise level, [N, 1, 1, 1].
-            u: Uncertainty u(sigma) of the network, [N, 1, 1, 1].
+            u: Uncertainty u(sigma) of the network, [N, 1, 1, 1]; None unless `uses_uncertainty`.
             sigma_data: Standard deviation of the data.
         """
         ...
@@ -62,7 +65,7 @@ class Uncertainty:
     uses_uncertainty: ClassVar[bool] = True
 
     def __call__(self, squared_error: Tensor, sigma: Tensor, u: Tensor, sigma_data: float) -> Tensor:
-        """See `Weighting`."""
+        """lambda / e^u (D - y)² + u."""
         return edm_weight(sigma, sigma_data) / torch.exp(u) * squared_error + u
 
 
@@ -74,14 +77,14 @@ class StaticWeighting(ABC):
 
     @abstractmethod
     def log_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        """ln lambda(sigma): no power of a signal-to-noise ratio overflows. Shape and dtype of `sigma`."""
+        """ln lambda(sigma), in which no power of a signal-to-noise ratio overflows. Shape and dtype of `sigma`."""
 
     def weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
         """lambda(sigma). Shape and dtype of `sigma`."""
         return self.log_weight(sigma, sigma_data).exp()
 
-    def __call__(self, squared_error: Tensor, sigma: Tensor, u: Tensor, sigma_data: float) -> Tensor:
-        """See `Weighting`."""
+    def __call__(self, squared_error: Tensor, sigma: Tensor, u: Tensor | None, sigma_data: float) -> Tensor:
+        """lambda (D - y)²."""
         return self.weight(sigma, sigma_data) * squared_error
 
 
@@ -93,11 +96,11 @@ class EDM(StaticWeighting):
     """
 
     def log_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        """See `StaticWeighting`."""
+        """ln lambda(sigma)."""
         return edm_weight(sigma, sigma_data).log()
 
     def weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        """See `StaticWeighting`."""
+        """lambda(sigma), without rounding by a logarithm."""
         return edm_weight(sigma, sigma_data)
 
 
@@ -106,7 +109,7 @@ class Scaled(StaticWeighting):
     """A static weighting times a constant.
 
     Args:
-        weighting: What is scaled.
+        weighting: The static weighting.
         log_scale: ln of the constant.
     """
 
@@ -114,7 +117,7 @@ class Scaled(StaticWeighting):
     log_scale: float
 
     def log_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        """See `StaticWeighting`."""
+        """ln lambda(sigma)."""
         return self.weighting.log_weight(sigma, sigma_data) + self.log_scale
 
 
@@ -128,30 +131,47 @@ class Relative:
     evens out the levels, and then each of them counts w_rel times. With w_rel = 1 this is `Uncertainty`.
 
     Args:
-        weighting: Where w_F comes from: its weight on the raw output F. Usually `normalized`, so that its mean is 1.
+        weighting: Its weight on the raw output F is w_F. Usually `normalized`, so that the mean of w_F is 1.
     """
 
     weighting: StaticWeighting
     uses_uncertainty: ClassVar[bool] = True
 
     def __call__(self, squared_error: Tensor, sigma: Tensor, u: Tensor, sigma_data: float) -> Tensor:
-        """See `Weighting`."""
+        """w_rel r + u; the gradient of u is that of r + u."""
         w_rel = (self.weighting.log_weight(sigma, sigma_data) - edm_weight(sigma, sigma_data).log()).exp()
         even = edm_weight(sigma, sigma_data) / torch.exp(u.detach()) * squared_error
         return Uncertainty()(squared_error, sigma, u, sigma_data) + (w_rel - 1) * even
 
 
-def normalized(weighting: StaticWeighting, distribution: NoiseDistribution, sigma_data: float) -> Scaled:
-    """`weighting` scaled so that its mean weight on the raw output F is 1: E[w_F] = 1 over the noise levels.
+def normalized(weighting: StaticWeighting, distribution: NoiseDistribution, sigma_data: float) -> StaticWeighting:
+    """Scale `weighting` so that its mean weight on the raw output F is 1: E[w_F] = 1 over the noise levels.
 
     The scale of a gradient then does not depend on the weighting's name or parameters.
 
     Raises:
         ValueError: the weighting has no mean: it is zero everywhere, or not finite.
     """
+    if isinstance(weighting, EDM):
+        return weighting  # w_F = 1 at every level
     sigma = levels(distribution, LEVELS)
     log_w_F = weighting.log_weight(sigma, sigma_data) - edm_weight(sigma, sigma_data).log()
     log_mean = (log_w_F.logsumexp(0) - math.log(len(sigma))).item()
     if not math.isfinite(log_mean):
         raise ValueError(f"{weighting} is zero or not finite on average over {distribution}")
     return Scaled(weighting, -log_mean)
+
+
+def check_range(weighting: StaticWeighting, distribution: NoiseDistribution, sigma_data: float) -> None:
+    """Check the weighting in float32, at all noise levels of training.
+
+    Raises:
+        ValueError: it is not finite somewhere, or zero everywhere.
+    """
+    sigma = distribution.sigma(torch.linspace(-FARTHEST, FARTHEST, 1001))
+    weight = weighting.weight(sigma, sigma_data)
+    finite = weight.isfinite()
+    if not finite.all():
+        raise ValueError(f"weighting {weighting} is not finite at noise level {sigma[~finite][0]:.3g}")
+    if not weight.any():
+        raise ValueError(f"weighting {weighting} is zero at every noise level")

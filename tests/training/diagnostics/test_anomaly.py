@@ -18,7 +18,7 @@ LAYER = "unet.enc.8x8_block0.conv_res0"
 
 
 class Poisoned(Trainer):
-    """After 16 images something goes wrong."""
+    """A trainer that poisons the step after 16 images."""
 
     def step(self, microbatches, *arguments):
         return super().step(self.poison(microbatches) if self.images_seen == 16 else microbatches, *arguments)
@@ -28,15 +28,13 @@ class Poisoned(Trainer):
 
 
 class PoisonedWeight(Poisoned):
-    value = math.nan
-
     def poison(self, microbatches):
-        self.net.get_submodule(LAYER).weight.data[1, 2, 0, 0] = self.value
+        self.net.get_submodule(LAYER).weight.data[1, 2, 0, 0] = math.nan
         return microbatches
 
 
 class PoisonedGradient(Poisoned):
-    """Of a layer's weight."""
+    """NaN in the gradient of a layer's weight."""
 
     def poison(self, microbatches):
         weight = self.net.get_submodule(LAYER).weight
@@ -45,7 +43,7 @@ class PoisonedGradient(Poisoned):
 
 
 class Spoil(torch.autograd.Function):
-    """Nothing forward; backward, one image's gradient overflows."""
+    """Identity, but backward one image's gradient overflows."""
 
     @staticmethod
     def forward(context, x):
@@ -59,7 +57,7 @@ class Spoil(torch.autograd.Function):
 
 
 class PoisonedBackward(Poisoned):
-    """Of what a layer hands back to the layer before."""
+    """Infinity in the gradient that a layer returns to the layer before."""
 
     def poison(self, microbatches):
         layer = self.net.get_submodule(LAYER)
@@ -69,7 +67,7 @@ class PoisonedBackward(Poisoned):
 
 
 class PoisonedImages(Poisoned):
-    """The second and the fourth of the step."""
+    """NaN and infinity in the second and the fourth image of the step."""
 
     def poison(self, microbatches):
         [(images, labels)] = microbatches
@@ -78,11 +76,11 @@ class PoisonedImages(Poisoned):
         return [(images, labels)]
 
 
-def said_by(trainer: Trainer) -> str:
-    with pytest.raises(TrainingError) as told:
+def message_of(trainer: Trainer) -> str:
+    with pytest.raises(TrainingError) as error:
         trainer.run()
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -97,13 +95,13 @@ def said_by(trainer: Trainer) -> str:
 )
 def test_the_layer_and_the_images_are_named(tmp_path, kind, where, places, recompute):
     config = tiny_config(tmp_path, detect_anomaly=True, checkpoint_every=8, recompute=recompute)
-    said = said_by(kind(config, tiny_data()))
-    assert f"in the step after 16 images: {where}; {places}" in said
-    assert said.endswith("000000000016")
+    message = message_of(kind(config, tiny_data()))
+    assert f"in the step after 16 images: {where}; {places}" in message
+    assert message.endswith("000000000016")
 
 
-def test_it_is_found_in_whatever_part_of_the_step(tmp_path):
-    """Of the step's four forward passes the second has the fourth image, of which nothing else is looked at then."""
+def test_it_is_found_in_any_part_of_the_step(tmp_path):
+    """The second of the step's four forward passes has the fourth image."""
 
     class InParts(Poisoned):
         def poison(self, microbatches):
@@ -112,14 +110,14 @@ def test_it_is_found_in_whatever_part_of_the_step(tmp_path):
             return [microbatches[0], (images, microbatches[1][1]), *microbatches[2:]]
 
     trainer = InParts(tiny_config(tmp_path, detect_anomaly=True, micro_batch=2, holdout=5), tiny_data())
-    said = said_by(trainer)
+    message = message_of(trainer)
     [index] = trainer.feed.indices([19])
-    assert f"places 19 of the run (images {index} of tiny)" in said
+    assert f"places 19 of the run (images {index} of tiny)" in message
     assert trainer.feed.train_set.indices[trainer.feed.train_set.indices == index].size == 1  # not one held out
 
 
-def test_an_overflow_between_layers_is_told_by_its_neighbours(tmp_path):
-    """The embedding is finite still; the block multiplies activations by it, and some are larger than 1.2."""
+def test_an_overflow_between_layers_is_reported_with_its_neighbours(tmp_path):
+    """The embedding is finite; the block multiplies activations by it, and some are larger than 1.2."""
 
     class Between(Poisoned):
         def poison(self, microbatches):
@@ -127,23 +125,23 @@ def test_an_overflow_between_layers_is_told_by_its_neighbours(tmp_path):
             embedding.register_forward_hook(lambda *all: torch.full_like(all[-1], 3e38))
             return microbatches
 
-    said = said_by(Between(tiny_config(tmp_path, detect_anomaly=True), tiny_data()))
-    assert "forward, between the layer before and unet.enc.8x8_block0.conv_res1; places" in said
+    message = message_of(Between(tiny_config(tmp_path, detect_anomaly=True), tiny_data()))
+    assert "forward, between the layer before and unet.enc.8x8_block0.conv_res1; places" in message
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_looking_changes_nothing_but_rounding(tmp_path, recompute):
-    """Gradients are added up in another order, within 1e-5 after five steps. Nothing stays behind on the network."""
+def test_checks_change_nothing_but_rounding(tmp_path, recompute):
+    """Gradients are added up in another order, within 1e-5 after five steps. No hook is left on the network."""
     changes = {"duration": 40, "recompute": recompute, "dropout": 0.2}
-    looking = run(tiny_config(tmp_path / "looking", detect_anomaly=True, **changes))
+    checked = run(tiny_config(tmp_path / "checked", detect_anomaly=True, **changes))
     plain = final_state(run(tiny_config(tmp_path / "plain", **changes)))
-    for name, tensor in looking.net.named_parameters():
+    for name, tensor in checked.net.named_parameters():
         assert tensor.ndim == 0 or rms_rel(tensor.detach(), plain[name]) < 1e-5, name
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in looking.net.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in checked.net.modules())
 
 
 def poisoned_together(out: str, shard: bool) -> None:
-    """The second process of two meets a bad image."""
+    """Train as one of two processes, of which the second has a bad image."""
 
     class Second(PoisonedImages):
         def poison(self, microbatches):
@@ -159,15 +157,15 @@ def poisoned_together(out: str, shard: bool) -> None:
 
 
 @pytest.mark.parametrize("shard", [False, True])
-def test_of_several_processes_the_one_that_has_the_image_tells(tmp_path, shard):
+def test_the_process_that_has_the_image_reports_it(tmp_path, shard):
     job = Job(2, tmp_path / "said", poisoned_together, str(tmp_path / "run"), shard)
     assert job.wait(100) == [1, 1]
     assert "OwnTrainingError" in job.words(1)
-    assert "the noisy images; places 21, 23 of the run" in job.words(1)  # of its share, which begins at place 20
+    assert "the noisy images; places 21, 23 of the run" in job.words(1)  # its images begin at position 20
 
 
-def test_what_one_process_alone_knows_it_tells_itself():
-    """What all of them know, the first one tells."""
+def test_an_error_of_one_process_alone_is_reported_by_it():
+    """An error of all processes is reported by the first."""
     second = Processes(rank=1, count=2)
     with pytest.raises(OwnTrainingError), told_once(second):
         raise OwnTrainingError("at place 21")

@@ -46,7 +46,7 @@ def test_log_normal_levels_are_deviations_from_the_mean(untrained):
 
 @pytest.mark.parametrize(("length", "count"), [(10, 4), (10, 10), (10, 99), (7, 1), (7, 0), (0, 3)])
 def test_evenly_spaced_indices(length, count):
-    """Index i stands at i / count of the way."""
+    """Index i is at i / count of the way."""
     indices = evenly_spaced_indices(length, count)
     count = min(length, count)
     assert indices.dtype == np.int64
@@ -54,7 +54,7 @@ def test_evenly_spaced_indices(length, count):
 
 
 def test_evenly_spaced_indices_of_imagenet_where_integers_have_32_bits(monkeypatch):
-    """As those of numpy 1 have by default on Windows."""
+    """They have in numpy 1 on Windows."""
     arange = np.arange
     monkeypatch.setattr(np, "arange", lambda *args, dtype=np.int32: arange(*args, dtype=dtype))
     indices = evenly_spaced_indices(1_300_000, 10_000)
@@ -62,7 +62,7 @@ def test_evenly_spaced_indices_of_imagenet_where_integers_have_32_bits(monkeypat
     assert np.array_equal(indices, arange(0, 1_300_000, 130))
 
 
-def test_a_stand_in_for_a_broken_image_brings_its_label_and_the_reason():
+def test_a_replacement_of_a_broken_image_has_its_own_label_and_the_reason():
     class SecondIsBroken(ArrayDataset):
         def images(self, indices):
             if 1 in indices:
@@ -77,7 +77,7 @@ def test_a_stand_in_for_a_broken_image_brings_its_label_and_the_reason():
 
 @pytest.mark.parametrize("holdout", [30, 270])
 def test_losses_are_measured_on_images_of_all_classes(tmp_path, monkeypatch, holdout):
-    """Also of a dataset sorted by class, and if more images are held out than trained on."""
+    """Even of a dataset sorted by class, and if more images are held out than trained on."""
     classes = 3
     dataset = ArrayDataset(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), torch.arange(300) * classes // 300)
     config = tiny_config(tmp_path, holdout=holdout)

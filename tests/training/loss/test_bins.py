@@ -7,48 +7,25 @@ import torch
 from torch import Tensor
 
 from edm2.networks import NetworkConfig, Precond, build_network
-from edm2.training import (
-    DDPMCosine,
-    DDPMLinear,
-    LnNormal,
-    LnUniform,
-    bin_gradients,
-    equal_bins,
-    levels,
-    x0_gradients,
-)
+from edm2.training import DDPMCosine, DDPMLinear, LnNormal, LnUniform, equal_bins, levels, x0_gradients
 from edm2.training.loss.bins import last_convolutions
-
-DISTRIBUTIONS = [LnNormal(), LnUniform(), DDPMLinear(), DDPMCosine()]
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 25])
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
-def test_bins_share_the_noise_levels_equally(distribution, count):
+@pytest.mark.parametrize("distribution", [LnNormal(), LnUniform(), DDPMLinear(), DDPMCosine()], ids=str)
+def test_bins_divide_the_noise_levels_equally(distribution, count):
     """All 1000 levels, of which DDPM has no more; in single precision, in which they are drawn."""
     bins = equal_bins(distribution, count)
     index = bins.index(levels(distribution, 1000).float())
     assert index.dtype == torch.int64
     assert torch.equal(index, torch.arange(1000) * count // 1000)
+    assert torch.equal(bins.index(levels(distribution, count)), torch.arange(count))  # medians lie in their bins
     assert len(bins) == count
-
-
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
-def test_centers_lie_in_their_bins(distribution):
-    bins = equal_bins(distribution, 16)
-    assert torch.equal(bins.index(bins.centers), torch.arange(16))
-    assert bins.edges.shape == (15,)
-    assert (bins.edges.diff() > 0).all()
 
 
 def test_the_outer_bins_are_open():
     bins = equal_bins(LnNormal(), 4)
     assert bins.index(torch.tensor([[1e-9], [1e9]])).tolist() == [[0], [3]]
-
-
-def test_no_bins_are_refused():
-    with pytest.raises(ValueError, match="0 bins"):
-        equal_bins(LnNormal(), 0)
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients
@@ -74,7 +51,7 @@ def batch() -> dict[str, Tensor]:
 
 
 def image_gradient(net: Precond, batch: dict[str, Tensor], i: int) -> Tensor:
-    """Of the i-th image's squared error, by a backward pass through the whole network."""
+    """Gradient of the i-th image's squared error, by a backward pass through the whole network."""
     net = copy.deepcopy(net)
     one = {name: value[i : i + 1] for name, value in batch.items()}
     denoised = net(one["images"] + one["sigma"].reshape(1, 1, 1, 1) * one["noise"], one["sigma"], one["labels"])
@@ -82,14 +59,16 @@ def image_gradient(net: Precond, batch: dict[str, Tensor], i: int) -> Tensor:
     return torch.cat([p.grad.flatten() for p in last_convolutions(net)])
 
 
-def test_bin_gradients_are_sums_over_the_images_of_a_bin(net, batch):
-    """1e-5 of the largest: single precision, and convolutions that depend on the batch size."""
-    bins = equal_bins(LnNormal(), 5)
+@pytest.mark.parametrize("count", [5, 200])
+def test_bin_gradients_are_sums_over_the_images_of_a_bin(net, batch, count):
+    """Most of 200 bins have no image. 1e-5 of the largest: single precision, and convolutions that depend on the
+    batch size."""
+    bins = equal_bins(LnNormal(), count)
     gradients, images = x0_gradients(net, bins, **batch)
     expected = torch.zeros_like(gradients)
     for i, t in enumerate(bins.index(batch["sigma"]).tolist()):
         expected[t] += image_gradient(net, batch, i)
-    assert images.tolist() == bins.index(batch["sigma"]).bincount(minlength=5).tolist()
+    assert images.tolist() == bins.index(batch["sigma"]).bincount(minlength=count).tolist()
     assert images.count_nonzero() > 1
     torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
@@ -105,27 +84,19 @@ def test_micro_batches_add_up(net, batch):
 
 
 def test_measuring_leaves_the_network_as_it_was(net, batch):
-    """No gradient is left behind, and what asked for one still does, a frozen layer still does not."""
+    """No gradient is left behind, and the same parameters require one as before."""
     net = copy.deepcopy(net)
     net.logvar_linear.requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
-    with torch.no_grad():
-        x0_gradients(net, equal_bins(LnNormal(), 3), **batch)
+    x0_gradients(net, equal_bins(LnNormal(), 3), **batch)
     assert before == {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-def test_bins_without_images_have_no_gradient():
-    weight = torch.ones(3, requires_grad=True)
-    gradients, images = bin_gradients(weight * torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), [weight], 4)
-    assert gradients.tolist() == [[0, 2, 0], [0, 0, 0], [1, 0, 4], [0, 0, 0]]
-    assert images.tolist() == [1, 0, 2, 0]
-
-
-@pytest.mark.parametrize("letter", "ABCDEFG")
-def test_the_last_convolutions_are_found_in_every_configuration(letter):
+@pytest.mark.parametrize("config", "ABCDEFG")
+def test_the_last_convolutions_are_found_in_every_configuration(config):
     """The output's, with one unit per image channel, and the last one before it, at the finest level."""
-    net = build_network(NetworkConfig(8, 2, 3, config=letter, model_channels=32, channel_mult=(1, 2), num_blocks=1))
+    net = build_network(NetworkConfig(8, 2, 3, config=config, model_channels=32, channel_mult=(1, 2), num_blocks=1))
     block, output = last_convolutions(net)
     assert output.shape == (2, 32, 3, 3)
     assert block.shape == (32, 32, 3, 3)

@@ -1,4 +1,4 @@
-"""Distributions of noise levels against their definitions, and what all of them share: one stream of random numbers."""
+"""Distributions of noise levels against their definitions, and the stratified stream that all of them draw from."""
 
 import math
 
@@ -18,14 +18,15 @@ from edm2.training import (
     levels,
     noise_distribution,
 )
-from edm2.training.loss.objective import stratified_normal
+from edm2.training.data.order import ShuffledOrder
+from edm2.training.loss.noise import stratified_normal
 from edm2.training.randomness import PositionRandom, Stream
 
 ALL = [noise_distribution(name) for name in NOISE_DISTRIBUTIONS]
 
 
 def probability(distribution: NoiseDistribution, sigma: Tensor) -> np.ndarray:
-    """The distribution function by another way: for a discrete one, the middle of the step's share."""
+    """The distribution function by another way; for a discrete one, in the middle of a step."""
     sigma = sigma.double().numpy()
     if isinstance(distribution, LnNormal):
         return stats.norm.cdf(np.log(sigma), distribution.P_mean, distribution.P_std)
@@ -37,7 +38,7 @@ def probability(distribution: NoiseDistribution, sigma: Tensor) -> np.ndarray:
 
 
 def test_ln_normal_is_what_it_was_to_the_bit():
-    """Runs that were begun before there were other distributions go on with the same noise levels."""
+    """So that runs resume with the same noise levels."""
     normal = PositionRandom(3, 64, torch.device("cpu")).normal(Stream.SIGMA, 0, 4096)
     assert torch.equal(LnNormal(-0.8, 1.6).sigma(normal), (-0.8 + 1.6 * normal).exp())
 
@@ -57,7 +58,7 @@ def test_larger_numbers_give_higher_noise(distribution, dtype):
 @pytest.mark.parametrize("distribution", ALL, ids=NOISE_DISTRIBUTIONS)
 @pytest.mark.parametrize("strata", [1, 8, 50])
 def test_stratified_batches_have_one_noise_level_per_stratum(distribution, strata):
-    """Of any distribution; 1000 steps divide evenly into these strata."""
+    """1000 steps divide evenly into these strata."""
     uniform = torch.rand(20 * strata, generator=torch.Generator().manual_seed(1))
     sigma = distribution.sigma(stratified_normal(0, uniform, strata))
     stratum = np.floor(strata * probability(distribution, sigma)).astype(int)
@@ -74,7 +75,7 @@ def test_drawn_noise_levels_follow_the_distribution(distribution):
 
 @pytest.mark.parametrize("distribution", ALL, ids=NOISE_DISTRIBUTIONS)
 @pytest.mark.parametrize("count", [1, 10, 1000])
-def test_levels_are_the_middles_of_equal_shares(distribution, count):
+def test_levels_are_the_middles_of_equal_strata(distribution, count):
     """1e-12: Phi and its inverse in float64. A step's middle differs by up to half a step of 1/1000."""
     sigma = levels(distribution, count)
     assert sigma.dtype == torch.float64
@@ -111,20 +112,57 @@ def test_the_cosine_schedule_by_its_definition():
     assert sigma[-1] == pytest.approx(20291.2, abs=0.1)
 
 
-def test_every_step_of_a_schedule_is_equally_likely():
-    """Stratified into its 1000 steps, each occurs once; float32 may miss a step by its rounding of 6e-8 in Phi."""
-    uniform = torch.full((1000,), 0.5)
-    for schedule in (DDPMLinear(), DDPMCosine()):
-        drawn = schedule.sigma(stratified_normal(0, uniform, 1000))
-        torch.testing.assert_close(drawn.double(), levels(schedule, 1000), rtol=1e-6, atol=0)
-
-
 def test_ln_uniform_spans_the_sampler_s_range():
-    """From its end at 0.002 to its start at 80, both within reach of the middle of the outer shares."""
+    """From its end at 0.002 to its start at 80, both within reach of the middle of the outer strata."""
     sigma = levels(LnUniform(), 100_000)
     assert sigma[0].item() == pytest.approx(0.002, rel=1e-4)
     assert sigma[-1].item() == pytest.approx(80, rel=1e-4)
     assert sigma.log().diff().std() < 1e-9
+
+
+# --------------------------------------------------------------------------------------------- stratified noise levels
+
+
+@pytest.mark.parametrize("strata", [1, 3, 64, 2048])
+def test_every_batch_has_one_noise_level_per_stratum(strata):
+    """At any first position. 1e-4: float32 rounds a normal number by 1e-7, that is 2e-4 of 2048 strata."""
+    first = 7 * strata + 2
+    uniform = torch.rand(2 * strata, generator=torch.Generator().manual_seed(0))
+    normal = stratified_normal(first, uniform, strata)
+    assert normal.dtype == torch.float32
+    position = torch.arange(first, first + 2 * strata)
+    torch.testing.assert_close(
+        strata * torch.special.ndtr(normal.double()), (position % strata + uniform).double(), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("strata", [1, 2, 2048, 1 << 20])
+def test_the_ends_of_the_distribution_are_finite(strata):
+    """The smallest and the largest float32 uniform numbers, in the first and the last stratum."""
+    ends = torch.tensor([0.0, 1 - 2.0**-24])
+    lowest = stratified_normal(0, ends[:1], strata)
+    highest = stratified_normal(strata - 1, ends[1:], strata)
+    assert -8 < lowest < -5
+    torch.testing.assert_close(lowest, -highest)
+
+
+def test_each_number_for_itself_is_normal():
+    """One position, drawn at random, of each of 5,000 batches, as an image meets them over the epochs."""
+    strata, batches = 16, 5_000
+    g = torch.Generator().manual_seed(0)
+    normal = stratified_normal(0, torch.rand(strata * batches, generator=g), strata).reshape(batches, strata)
+    position = torch.randint(strata, (batches,), generator=g)
+    assert stats.kstest(normal[torch.arange(batches), position].numpy(), "norm").pvalue > 0.01
+    assert normal.std() == pytest.approx(1, abs=4 / math.sqrt(2 * normal.numel()))
+
+
+def test_images_and_strata_are_independent():
+    """The order of images does not depend on strata. 4,000 epochs of 40 images, which end within a batch of 16."""
+    images, strata, epochs = 40, 16, 4_000
+    order = ShuffledOrder(images, seed=0).indices(0, images * epochs)
+    position = torch.arange(images * epochs)
+    met = (torch.from_numpy(order) * strata + position % strata).bincount(minlength=images * strata)
+    assert stats.chi2_contingency(met.reshape(images, strata).numpy()).pvalue > 0.01
 
 
 # ---------------------------------------------------------------------------------------------------------------- names

@@ -1,20 +1,21 @@
-"""The training objective around whole networks against golden losses and gradients, in training and evaluation mode."""
+"""The training objective against golden losses and gradients of whole networks, and what it asks of a denoiser."""
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from golden_data import arrays, max_rel, select, table
-from scipy import stats
 from torch import Tensor
 
 from edm2.networks import NetworkConfig, Precond, build_network, force_weight_normalization_
-from edm2.training import EDM, EDM2Loss
-from edm2.training.data.order import ShuffledOrder
-from edm2.training.loss.objective import stratified_normal
+from edm2.training import EDM, EDM2Loss, Uncertainty
+from edm2.training.loss.objective import relative_error
 
 
 def golden_runs(golden) -> Iterator[tuple[str, dict[str, Any], Precond, dict[str, Tensor], dict[str, Tensor]]]:
@@ -47,7 +48,7 @@ def objective_of(description: dict[str, Any]) -> EDM2Loss:
 
 
 class Recorder:
-    """Stands for the network: keeps what the objective gave it and got back, with the gradient of the input."""
+    """A network that keeps its input, with its gradient, and its outputs."""
 
     def __init__(self, net: Precond) -> None:
         self.net = net
@@ -60,7 +61,7 @@ class Recorder:
 
 def test_noise_levels_golden(golden):
     for _, description, _, data, results in golden_runs(golden):
-        sigma = objective_of(description).sigma_from_normal(data["loss/rnd_normal"])
+        sigma = objective_of(description).distribution.sigma(data["loss/rnd_normal"])
         assert max_rel(sigma, results["sigma"]) <= 1e-6  # exp in float32
 
 
@@ -105,7 +106,7 @@ def test_loss_in_float64_golden(golden):
         net.load_state_dict(select(data, "state"))
         net, data = prepared(net.double(), mode), {name: x.double() for name, x in data.items()}
         objective = objective_of(description)
-        sigma = objective.sigma_from_normal(data["loss/rnd_normal"])
+        sigma = objective.distribution.sigma(data["loss/rnd_normal"])
         noise, labels = data["loss/unit_noise"], data.get("in/labels")
         loss_map = objective(net, data["loss/images"], labels, sigma=sigma, noise=noise)
         total, expected = loss_map.sum() / len(loss_map), results["loss_total_fp64"]
@@ -114,17 +115,65 @@ def test_loss_in_float64_golden(golden):
     assert checked
 
 
-def perfect(y: Tensor, u: float = 0.0):
-    """A denoiser that knows the data."""
-    return lambda x, sigma, labels, return_logvar: (y, torch.full((len(x), 1, 1, 1), u))
-
-
-def test_a_perfect_denoiser_is_left_with_its_uncertainty():
+def test_a_perfect_denoiser_has_its_uncertainty_as_loss():
     """(D - y)² = 0 leaves u, once per pixel and channel (Eq. 21)."""
     y = torch.randn(3, 2, 4, 4)
-    loss_map = EDM2Loss()(perfect(y, u=-1.5), y)
+    loss_map = EDM2Loss()(lambda x, sigma, labels, return_logvar: (y, torch.full((3, 1, 1, 1), -1.5)), y)
     assert loss_map.shape == y.shape
     torch.testing.assert_close(loss_map, torch.full_like(y, -1.5))
+
+
+def test_with_a_static_weighting_any_denoiser_fits():
+    """No u(sigma) is asked for, and no conditions if there are none."""
+    y, sigma = torch.randn(3, 2, 4, 4), torch.full((3,), 0.5)
+    loss_map = EDM2Loss(weighting=EDM())(lambda x, sigma, labels: x, y, sigma=sigma, noise=torch.ones_like(y))
+    torch.testing.assert_close(loss_map, torch.full_like(y, 2))  # lambda = 2 / sigma² where sigma = sd
+
+
+@pytest.mark.parametrize("weighting", [EDM(), Uncertainty()], ids=str)
+def test_conditions_reach_the_network(weighting):
+    given = {"text": torch.ones(3, 7), "depth": None}
+
+    def net(x, sigma, labels, return_logvar=False, *, conditions):
+        assert conditions is given
+        return (x, torch.zeros(3, 1, 1, 1)) if return_logvar else x
+
+    EDM2Loss(weighting=weighting)(net, torch.zeros(3, 2, 4, 4), conditions=given)
+
+
+@pytest.mark.parametrize("weighting", [EDM(), Uncertainty()], ids=str)
+def test_the_error_is_reported_whatever_the_weighting(weighting):
+    y, noise, sigma = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.1, 1.0, 10.0])
+    reported = {}
+
+    def net(x, sigma, labels, return_logvar=False):
+        return (x / 2, torch.ones(3, 1, 1, 1)) if return_logvar else x / 2
+
+    context = SimpleNamespace(report=reported.__setitem__)
+    EDM2Loss(weighting=weighting)(net, y, sigma=sigma, noise=noise, context=context)
+    sigma = sigma.reshape(3, 1, 1, 1)
+    x = y + sigma * noise
+    assert torch.equal(reported["error"], relative_error((x / 2 - y) ** 2, x, y, sigma, 0.5))
+
+
+def test_importing_and_calling_the_loss_takes_little():
+    """At most 25 modules of the project, and beside the network at most 4 functions: call, noise distribution, and
+    weighting with its lambda."""
+    program = """
+import sys
+from edm2.training import EDM2Loss
+modules = [name for name in sys.modules if name.split(".")[0] == "edm2"]
+import torch
+loss, net, entered = EDM2Loss(), lambda x, *args, **options: (x, torch.zeros(2, 1, 1, 1)), []
+sys.setprofile(lambda frame, event, arg: entered.append(frame.f_code) if event == "call" else None)
+loss(net, torch.zeros(2, 1, 4, 4))
+sys.setprofile(None)
+print(len(modules), len([code for code in entered if "training" in code.co_filename]))
+"""
+    out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    modules, functions = map(int, out.split())
+    assert modules <= 25
+    assert functions <= 4
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.5, 80.0])
@@ -144,79 +193,10 @@ def test_an_untrained_network_starts_at_unit_loss_at_every_noise_level(sigma):
 @pytest.mark.parametrize(("P_mean", "P_std"), [(-0.4, 1.0), (-0.8, 1.6)])
 def test_noise_levels_are_log_normal(P_mean, P_std):
     """Drawn by the objective itself; 20,000 numbers: the mean errs by P_std / 141, the deviation by P_std / 200."""
-    seen = []
-
-    def net(x, sigma, labels, return_logvar):
-        seen.append(sigma.flatten())
-        return x, torch.zeros(len(x), 1, 1, 1)
-
     torch.manual_seed(0)
-    EDM2Loss(P_mean, P_std)(net, torch.zeros(20_000, 1, 1, 1))
-    assert seen[0].log().mean().item() == pytest.approx(P_mean, abs=4 * P_std / math.sqrt(20_000))
-    assert seen[0].log().std().item() == pytest.approx(P_std, abs=4 * P_std / math.sqrt(40_000))
-
-
-# --------------------------------------------------------------------------------------------- stratified noise levels
-
-
-@pytest.mark.parametrize("strata", [1, 3, 64, 2048])
-def test_every_batch_has_one_noise_level_per_stratum(strata):
-    """Wherever the first place lies. 1e-4: float32 rounds a normal number by 1e-7, that is 2e-4 of 2048 strata."""
-    first = 7 * strata + 2
-    uniform = torch.rand(2 * strata, generator=torch.Generator().manual_seed(0))
-    normal = stratified_normal(first, uniform, strata)
-    assert normal.dtype == torch.float32
-    place = torch.arange(first, first + 2 * strata)
-    torch.testing.assert_close(
-        strata * torch.special.ndtr(normal.double()), (place % strata + uniform).double(), atol=1e-4, rtol=0
+    levels = []
+    EDM2Loss(P_mean, P_std, weighting=EDM())(
+        lambda x, sigma, _: levels.append(sigma) or x, torch.zeros(20_000, 1, 1, 1)
     )
-
-
-@pytest.mark.parametrize("strata", [1, 2, 2048, 1 << 20])
-def test_the_ends_of_the_distribution_are_finite(strata):
-    """The smallest and the largest float32 uniform numbers, in the first and the last stratum."""
-    ends = torch.tensor([0.0, 1 - 2.0**-24])
-    lowest = stratified_normal(0, ends[:1], strata)
-    highest = stratified_normal(strata - 1, ends[1:], strata)
-    assert -8 < lowest < -5
-    torch.testing.assert_close(lowest, -highest)
-
-
-def test_each_number_for_itself_is_normal():
-    """One place, drawn at random, of each of 5,000 batches: what an image meets over the epochs."""
-    strata, batches = 16, 5_000
-    g = torch.Generator().manual_seed(0)
-    normal = stratified_normal(0, torch.rand(strata * batches, generator=g), strata).reshape(batches, strata)
-    place = torch.randint(strata, (batches,), generator=g)
-    assert stats.kstest(normal[torch.arange(batches), place].numpy(), "norm").pvalue > 0.01
-    assert normal.std() == pytest.approx(1, abs=4 / math.sqrt(2 * normal.numel()))
-
-
-def test_images_and_strata_are_independent():
-    """The order of images knows nothing of places. 4,000 epochs of 40 images, which end within a batch of 16."""
-    images, strata, epochs = 40, 16, 4_000
-    order = ShuffledOrder(images, seed=0).indices(0, images * epochs)
-    place = torch.arange(images * epochs)
-    met = (torch.from_numpy(order) * strata + place % strata).bincount(minlength=images * strata)
-    assert stats.chi2_contingency(met.reshape(images, strata).numpy()).pvalue > 0.01
-
-
-def test_the_loss_of_a_batch_varies_less():
-    """Of a denoiser whose loss depends on the noise level, the variance between batches of 16 falls by a factor of 20:
-    what is left is that of the noise itself, averaged over 192 pixels per image."""
-    g = torch.Generator().manual_seed(0)
-    batches, strata = 400, 16
-    loss = EDM2Loss(P_mean=-1.2, P_std=1.2, weighting=EDM())
-    y = 0.1 * torch.randn(strata * batches, 3, 8, 8, generator=g)
-    noise = torch.randn(y.shape, generator=g)
-
-    def shrink(x, sigma, labels, return_logvar):
-        return x * 0.25 / (0.25 + sigma**2), torch.zeros(len(x), 1, 1, 1)
-
-    def variance(normal: Tensor) -> float:
-        losses = loss(shrink, y, sigma=loss.sigma_from_normal(normal), noise=noise).mean(dim=(1, 2, 3))
-        return losses.reshape(batches, strata).mean(dim=1).var().item()
-
-    independent = variance(torch.randn(len(y), generator=g))
-    stratified = variance(stratified_normal(0, torch.rand(len(y), generator=g), strata))
-    assert stratified < independent / 10
+    assert levels[0].log().mean().item() == pytest.approx(P_mean, abs=4 * P_std / math.sqrt(20_000))
+    assert levels[0].log().std().item() == pytest.approx(P_std, abs=4 * P_std / math.sqrt(40_000))

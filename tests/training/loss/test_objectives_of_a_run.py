@@ -1,4 +1,4 @@
-"""What a run makes of its configuration's letter, weighting and averages."""
+"""Configuration, weighting, noise levels and averages of a run."""
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ from edm2.training import Trainer, TrainingConfig
 from edm2.training.loss.by_name import WEIGHTINGS
 
 
-def letter_config(out, letter: str, **changes) -> TrainingConfig:
+def ladder_config(out, config: str, **changes) -> TrainingConfig:
     network = NetworkConfig(
-        8, 1, 3, config=letter, model_channels=32, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,),
+        8, 1, 3, config=config, model_channels=32, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,),
         channels_per_head=32, logvar_channels=8,
     )  # fmt: skip
     settings = {
@@ -42,11 +42,10 @@ def stopped_and_resumed(config: TrainingConfig, stop_at: int, prepare=lambda tra
     return second
 
 
-@pytest.mark.parametrize("letter", "ABCDEF")
-def test_every_letter_trains_and_resumes(tmp_path, letter):
-    """In E and F, whose weights are normalized by force, they have unit magnitude before the step; in D they grow."""
-    whole = run(letter_config(tmp_path / "whole", letter))
-    parts = stopped_and_resumed(letter_config(tmp_path / "parts", letter), stop_at=16)
+@pytest.mark.parametrize("config", "ABCDEF")
+def test_every_configuration_trains_and_resumes(tmp_path, config):
+    whole = run(ladder_config(tmp_path / "whole", config))
+    parts = stopped_and_resumed(ladder_config(tmp_path / "parts", config), stop_at=16)
     assert_same_bits(final_state(whole), final_state(parts))
 
 
@@ -58,7 +57,7 @@ def test_every_weighting_trains(tmp_path, weighting):
 
 
 def test_a_weighting_without_uncertainty_leaves_the_head_where_it_was(tmp_path):
-    """But for its normalization by force, which needs no gradient."""
+    """Except for its forced normalization, which needs no gradient."""
     config = tiny_config(tmp_path, weighting="min-snr")
     fresh = Trainer(config, tiny_data()).net.logvar_linear.effective_weight()
     trained = run(config).net.logvar_linear.effective_weight()
@@ -82,14 +81,14 @@ def test_weights_learned_from_gradients_resume_to_the_bit(tmp_path, dropout):
 
 
 def test_loss_scaling_is_undone_by_adam(tmp_path):
-    """But for its epsilon, 1e-8: that matters where gains start at zero, which is nowhere in config C."""
-    plain = run(letter_config(tmp_path / "plain", "C"))
-    scaled = run(letter_config(tmp_path / "scaled", "C", loss_scale=128.0))
+    """Except for its epsilon, 1e-8: it matters where gains start at zero, which is nowhere in config C."""
+    plain = run(ladder_config(tmp_path / "plain", "C"))
+    scaled = run(ladder_config(tmp_path / "scaled", "C", loss_scale=128.0))
     for name, weight in plain.net.named_parameters():
         torch.testing.assert_close(scaled.net.get_parameter(name), weight, rtol=1e-3, atol=1e-4)
 
 
-def test_the_gradient_norm_is_told_without_the_loss_scale(tmp_path):
+def test_the_gradient_norm_is_reported_without_the_loss_scale(tmp_path):
     norms = []
     for scale in (1.0, 128.0):
         trainer = Trainer(tiny_config(tmp_path / str(scale), loss_scale=scale), tiny_data())
@@ -120,17 +119,12 @@ def test_noise_levels_come_from_the_distribution_that_was_asked_for(tmp_path):
     ("change", "complaint"),
     [
         ({"weighting": "nonsense"}, "weighting='nonsense' is unknown"),
-        ({"weighting": "min-snr", "weighting_gamma": -1.0}, "gamma=-1"),
-        ({"weighting": "edm", "weighting_gamma": 1.0}, "does not take gamma"),
-        ({"weighting": "min-snr", "weighting_k": 1.0}, "does not take k"),
         ({"weighting": "p2", "weighting_gamma": 1e9}, "finite|zero"),
-        ({"relative_weighting": True}, "relative weighting means nothing"),
         ({"noise": "nonsense"}, "noise='nonsense' is unknown"),
-        ({"snr_convention": "nonsense"}, "snr_convention='nonsense' is unknown"),
         ({"loss_scale": 0.0}, "loss_scale=0.0 must be positive"),
         ({"traditional_ema": 0}, "traditional_ema=0 must be at least 1"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_with_its_configuration(tmp_path, change, complaint):
+def test_impossible_objectives_are_refused_with_the_configuration(tmp_path, change, complaint):
     with pytest.raises(ValueError, match=complaint):
         tiny_config(tmp_path, **change)

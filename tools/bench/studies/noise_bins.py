@@ -140,7 +140,7 @@ class FineTuning:
         stop = place + len(images)
         uniform = self.random.uniform(Stream.SIGMA, place, stop).double()
         quantile = uniform if bin_number == ALL else (bin_number + uniform) / self.bins
-        sigma = self.objective.sigma_from_normal(torch.special.ndtri(quantile.clamp(1e-9, 1 - 1e-9)).float())
+        sigma = self.objective.distribution.sigma(torch.special.ndtri(quantile.clamp(1e-9, 1 - 1e-9)).float())
         noise = self.random.normal(Stream.NOISE, place, stop, tuple(images.shape[1:]))
         return self.objective(net, images, labels, sigma=sigma, noise=noise).sum() / self.config.batch_size
 
