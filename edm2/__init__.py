@@ -50,4 +50,8 @@ _HOMES = {
 }
 
 __all__ = ["__version__", *(name for names in _HOMES.values() for name in names)]
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, _ = lazy_names(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return __all__
