@@ -11,7 +11,7 @@ from edm2.networks import Precond
 from edm2.sampling.guidance import EVERYWHERE, Interval, guided
 from edm2.sampling.samplers.heun import Denoiser, sample_heun
 
-Sampler = Callable[..., Tensor]
+SamplerFunction = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def generate(
     guidance: float = 1.0,
     interval: Interval = EVERYWHERE,
     batch_size: int = 64,
-    sampler: Sampler = sample_heun,
+    sampler: SamplerFunction = sample_heun,
     device: torch.device | str | None = None,
     **sampler_options: float,
 ) -> Iterator[SampleBatch]:

@@ -15,7 +15,7 @@ from edm2.metrics.frechet import frechet_deviation
 from edm2.networks import Precond
 from edm2.sampling.generation import generate, require_finite
 from edm2.sampling.guidance import EVERYWHERE, Interval
-from edm2.sampling.samplers import HEUN, Solver
+from edm2.sampling.samplers import HEUN, Sampler
 from edm2.sampling.samplers.heun import Denoiser
 from edm2.training import Codec, Dataset
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
@@ -84,7 +84,7 @@ class Drawing:
     """Noise levels with guidance."""
     dtype: torch.dtype = torch.float32
     """Of activations."""
-    solver: Solver = HEUN
+    sampler: Sampler = HEUN
     """Takes the steps."""
 
     def classes(self, label_dim: int, seeds: Sequence[int]) -> list[int] | None:
@@ -106,7 +106,15 @@ class Drawing:
         for seeds in parts:
             classes = self.classes(net.config.label_dim, seeds)
             batches = generate(
-                net, seeds, classes, guide, guidance, self.interval, BATCH, self.solver.sample, num_steps=self.num_steps
+                net,
+                seeds,
+                classes,
+                guide,
+                guidance,
+                self.interval,
+                BATCH,
+                self.sampler.sample,
+                num_steps=self.num_steps,
             )
             for batch in require_finite(batches):
                 yield codec.to_display(codec.decode(batch.samples))
@@ -115,7 +123,7 @@ class Drawing:
         """What decides the images besides the networks."""
         low, high = self.interval
         shown = [low, None if high == float("inf") else high]
-        other_solver = {} if self.solver == HEUN else {"solver": self.solver.name}  # scores from before there were any
+        other_solver = {} if self.sampler == HEUN else {"solver": self.sampler.name}  # as in older scores
         return {
             "count": self.count,
             "steps": self.num_steps,

@@ -19,7 +19,7 @@ from edm2.networks import MPConv, NetworkConfig, build_network, fold, force_weig
 from edm2.networks.skeleton import blocks
 from edm2.post_hoc_ema import PowerFunctionEMA
 from edm2.sampling.guidance import guided, without_labels
-from edm2.sampling.samplers import SOLVERS
+from edm2.sampling.samplers import SAMPLERS
 from edm2.tools.bench.plain import PlainPrecond, plain_loss
 from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig
 from edm2.training.data.batches import BatchStream
@@ -163,16 +163,16 @@ def test_an_evaluation_waits_for_no_number():
             assert operations.copied == {}
 
 
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda solver: solver.name)
-def test_sampling_waits_for_no_number(solver):
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=lambda sampler: sampler.name)
+def test_sampling_waits_for_no_number(sampler):
     """Guidance within an interval included: whether a step has it is decided on the host."""
     with torch.device("meta"):
         net = fold(build_network(network()))
     noise, labels = torch.ones(BATCH, 4, 16, 16, device="meta"), torch.zeros(BATCH, dtype=torch.int64, device="meta")
-    options = {"num_steps": 6, "S_churn": 3} if solver.churns else {"num_steps": 6}
+    options = {"num_steps": 6, "S_churn": 3} if sampler.churns else {"num_steps": 6}
     for guide in (without_labels(net), fold(net)):
         denoise = guided(net, guide, 1.5, interval=(0.1, 10))
-        operations = operations_of(lambda d=denoise: solver.sample(d, noise, labels, **options))
+        operations = operations_of(lambda d=denoise: sampler.sample(d, noise, labels, **options))
         assert [read for read in operations.reads if read[1] != "cpu"] == []
 
 

@@ -103,7 +103,7 @@ def generate(
             seeds = options.seeds
             labels = None if npz is None else classes_of_seeds(drawing.net, seeds, drawing.classes(seeds))
             targets.finish(store, seeds, labels)
-            cost = options.solver.cost(options.num_steps)
+            cost = options.sampler.cost(options.num_steps)
             click.echo(f"{len(seeds)} {'latents' if latents else 'images'} in {targets} ({cost})")
 
 

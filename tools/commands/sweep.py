@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edm2.sampling.samplers import HEUN, Solver
-from edm2.tools.options.drawing import solver_option
+from edm2.sampling.samplers import HEUN, Sampler
+from edm2.tools.options.drawing import sampler_option
 from edm2.tools.options.groups import GroupedCommand, GroupedOption
 from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, INTERVAL, PRECISION, SIGMA_RELS, TIMES, WEIGHTS
 
@@ -80,7 +80,7 @@ _score, _where, _machine = _options("How it is scored"), _options("Where it goes
 @_score("--samples", "count", type=click.IntRange(2), default=500, show_default=True, help="Images per point.")
 @_score("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Sets of seeds; the lowest counts.")
 @_score("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps.")
-@solver_option(_score)
+@sampler_option(_score)
 @_score("--vae", help="VAE to decode with, folder or hub id; default: the one that the run names.")
 @_where(
     "--out",
@@ -108,7 +108,7 @@ def sweep(
     count: int,
     repeats: int,
     num_steps: int,
-    solver: Solver,
+    sampler: Sampler,
     vae: str | None,
     out: Path | None,
     others: tuple[Path, ...],
@@ -157,7 +157,7 @@ def sweep(
             detector or default_detector(averages.metadata), weights, dataset, ref, place, processes, bar, out
         )
         dtype = DTYPES[precision or ("fp16" if place.type == "cuda" else "fp32")]
-        drawing = Drawing(count, num_steps, interval or EVERYWHERE, dtype, solver)
+        drawing = Drawing(count, num_steps, interval or EVERYWHERE, dtype, sampler)
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
         sweeper = Sweeper(averages, codec, judge, drawing, guides, repeats, cache, processes, place)
@@ -281,7 +281,7 @@ def _announce(area: "Range", budget: int | None, sweeper: "Sweeper") -> None:
     """What is to come."""
     points = len(area.points()) if budget is None else budget * len(area.times)
     drawing = sweeper.drawing
-    cost = drawing.solver.cost(drawing.num_steps)
+    cost = drawing.sampler.cost(drawing.num_steps)
     images = f"{points * drawing.count * sweeper.repeats:,} images ({cost})"
     if budget is None:
         click.echo(f"{points} points, {images}, compared by {sweeper.judge.detector.title}.")
@@ -319,7 +319,7 @@ def _commands(
     draw = ["edm2", "generate", str(_reconstructed(run, point.images_seen, point.sigma_rel))]
     draw += ["--seeds", "0-63", "--balanced"] if averages.config.label_dim else ["--seeds", "0-63"]
     draw += ["--steps", str(drawing.num_steps)]
-    draw += [] if drawing.solver == HEUN else ["--solver", drawing.solver.name]
+    draw += [] if drawing.sampler == HEUN else ["--solver", drawing.sampler.name]
     draw += ["--out", "samples"]
     if point.guidance != 1:
         if isinstance(guides, GuideRun):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.sampling.presets import GENERATION_PRESETS, describe_presets
-from edm2.sampling.samplers import HEUN, SOLVERS, Solver
+from edm2.sampling.samplers import HEUN, SAMPLERS, Sampler
 from edm2.tools.options.choices import Choice
 from edm2.tools.options.groups import GroupedOption
 from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, NUMBER, PRECISION, SEEDS
@@ -29,14 +29,28 @@ def options_of(group: str) -> Callable:
     return partial(click.option, cls=GroupedOption, group=group)
 
 
-def solver_option(group: Callable) -> Callable:
-    """--solver, in this group; the command gets a `Solver`."""
+class SamplerName(click.ParamType):
+    """Name of a registered sampler, looked up when the command runs; becomes the `Sampler`."""
+
+    name = "sampler"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(SAMPLERS)}]"
+
+    def convert(self, value: "str | Sampler", param: click.Parameter | None, ctx: click.Context | None) -> Sampler:
+        if isinstance(value, Sampler):
+            return value
+        return SAMPLERS[click.Choice(list(SAMPLERS)).convert(value, param, ctx)]
+
+
+def sampler_option(group: Callable) -> Callable:
+    """--solver, in this group; the command gets a `Sampler`."""
     return group(
         "--solver",
-        type=click.Choice(list(SOLVERS)),
+        "sampler",
+        type=SamplerName(),
         default=HEUN.name,
         show_default=True,
-        callback=lambda context, parameter, name: SOLVERS[name],
         help="Heun's method evaluates the network twice per step, the others once.",
     )
 
@@ -75,7 +89,7 @@ HOW = (
     _guidance("--guidance", type=NUMBER, help="Weight; default: 1, which is none."),
     _guidance("--interval", type=INTERVAL, help="Noise levels with guidance; default: all."),
     _sampling("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps."),
-    solver_option(_sampling),
+    sampler_option(_sampling),
     _sampling("--churn", "S_churn", type=NUMBER, default=0.0, show_default=True, help="Fresh noise; 0: deterministic."),
     _sampling("--vae", help="VAE to decode with, folder or hub id; default: the one that NETWORK names."),
     _machine("--batch", "batch_size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."),
@@ -124,7 +138,7 @@ class DrawingOptions:
     guidance: float | None
     interval: tuple[float, float] | None
     num_steps: int
-    solver: Solver
+    sampler: Sampler
     S_churn: float
     vae: str | None
     batch_size: int
@@ -143,8 +157,8 @@ class DrawingOptions:
         """
         if self.class_name is not None and self.balanced:
             raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
-        if self.S_churn and not self.solver.churns:
-            raise click.UsageError(f"--churn needs --solver {HEUN.name}: {self.solver.name} adds no fresh noise")
+        if self.S_churn and not self.sampler.churns:
+            raise click.UsageError(f"--churn needs --solver {HEUN.name}: {self.sampler.name} adds no fresh noise")
         choice = Choice(network, self.guide, self.unlabelled_guide, self.guidance, self.interval)
         if self.preset is not None:
             choice = choice.completed_by(GENERATION_PRESETS[self.preset], self.networks)
@@ -203,7 +217,7 @@ class Drawing:
             self.choice.weight,
             self.choice.interval or EVERYWHERE,
             self.options.batch_size,
-            self.options.solver.sample,
+            self.options.sampler.sample,
             num_steps=self.options.num_steps,
             **churn,
         )
@@ -230,7 +244,7 @@ class Drawing:
         return {
             "network": choice.network, "images_seen": self.metadata.get("images_seen"),
             "sigma_rel": self.metadata.get("sigma_rel"), "class": "balanced" if options.balanced else self.class_index,
-            "steps": options.num_steps, "solver": options.solver.name, "churn": options.S_churn, "guide": choice.guide,
+            "steps": options.num_steps, "solver": options.sampler.name, "churn": options.S_churn, "guide": choice.guide,
             "unlabelled_guide": choice.unlabelled_guide, "guidance": choice.weight,
             "interval": choice.interval and list(choice.interval), "precision": self.precision, "vae": options.vae,
             "vae_precision": options.vae_precision,

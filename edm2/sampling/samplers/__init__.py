@@ -12,6 +12,6 @@ earlier evaluations said. They differ in what they extrapolate from there:
 docs/solvers.md has measurements and a recommendation.
 """
 
-from edm2.sampling.samplers.registry import HEUN, SOLVERS, Solver
+from edm2.sampling.samplers.registry import HEUN, SAMPLERS, Sampler
 
-__all__ = ["HEUN", "SOLVERS", "Solver"]
+__all__ = ["HEUN", "SAMPLERS", "Sampler"]

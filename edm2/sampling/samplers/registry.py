@@ -1,4 +1,4 @@
-"""Solvers by name, and what they cost; imports no solver before it is used, for the sake of the command line."""
+"""Samplers by name, and their cost. Samplers are imported on first use, so that the command line starts fast."""
 
 import importlib
 from collections.abc import Callable
@@ -10,41 +10,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Solver:
-    """A function of the form of `edm2.sample_heun`, by name."""
+class Sampler:
+    """Entry of a function of the form of `edm2.sample_heun`."""
 
     name: str
-    """The function is called sample_{name}."""
+    """Its name on the command line; the function is called sample_{name}."""
     module: str
-    """Where it lives."""
+    """Module that defines the function."""
     evaluations_per_step: int = 1
-    """Of the denoiser; but one in the last step, to noise level 0."""
+    """Evaluations of the denoiser in every step but the last, which takes one."""
     churns: bool = False
-    """Whether it can add fresh noise (S_churn)."""
+    """True if the function takes S_churn."""
 
     @property
     def sample(self) -> "Callable[..., Tensor]":
-        """The function."""
+        """The function itself."""
         return getattr(importlib.import_module(self.module), f"sample_{self.name}")
 
     def evaluations(self, num_steps: int) -> int:
-        """How often an image is denoised in so many steps."""
+        """Number of evaluations of the denoiser per image."""
         return self.evaluations_per_step * (num_steps - 1) + 1
 
     def cost(self, num_steps: int) -> str:
-        """The same for people: "63 evaluations each, heun"."""
+        """Number of evaluations as text: "63 evaluations each, heun"."""
         count = self.evaluations(num_steps)
         return f"{count} evaluation{'s' if count > 1 else ''} each, {self.name}"
 
 
-HEUN = Solver("heun", "edm2.sampling.samplers.heun", evaluations_per_step=2, churns=True)
+HEUN = Sampler("heun", "edm2.sampling.samplers.heun", evaluations_per_step=2, churns=True)
 
-SOLVERS = {
-    solver.name: solver
-    for solver in (
+SAMPLERS = {
+    sampler.name: sampler
+    for sampler in (
         HEUN,
-        Solver("deis", "edm2.sampling.samplers.deis"),
-        Solver("dpmpp_2m", "edm2.sampling.samplers.dpmpp"),
-        Solver("euler", "edm2.sampling.samplers.euler"),
+        Sampler("deis", "edm2.sampling.samplers.deis"),
+        Sampler("dpmpp_2m", "edm2.sampling.samplers.dpmpp"),
+        Sampler("euler", "edm2.sampling.samplers.euler"),
     )
 }
+"""All samplers: `--solver` takes its names from here, so that a new sampler is one file and one entry."""

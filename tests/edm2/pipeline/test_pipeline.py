@@ -603,12 +603,12 @@ def test_the_card_of_published_weights(net, tmp_path, licence):
 
 def test_the_card_s_example_runs(folder, monkeypatch):
     _, text = card_of(folder)
-    example, solver = (part.split("```")[0] for part in text.split("```python\n")[1:3])
+    example, sampler = (part.split("```")[0] for part in text.split("```python\n")[1:3])
     monkeypatch.chdir(folder.parent)
     names: dict[str, Any] = {}
     exec(example, names)
     assert len(names["images"]) == 4
-    exec(solver, names)
+    exec(sampler, names)
     assert isinstance(names["pipe"].scheduler, EDMDPMSolverMultistepScheduler)
 
 

@@ -20,11 +20,11 @@ from torch.nn.functional import one_hot
 import edm2
 from edm2.networks import fold
 from edm2.sampling.guidance import changes_between, guided, interval_of_steps, without_labels
-from edm2.sampling.samplers import HEUN, SOLVERS
+from edm2.sampling.samplers import HEUN, SAMPLERS
 from edm2.sampling.samplers.deis import deis_weights
 from edm2.sampling.samplers.heun import Denoiser
 
-MULTISTEP = {name: solver.sample for name, solver in SOLVERS.items() if solver != HEUN}
+MULTISTEP = {name: sampler.sample for name, sampler in SAMPLERS.items() if sampler != HEUN}
 ORDERS = {
     "euler": (edm2.sample_euler, 1),
     "dpmpp_2m": (edm2.sample_dpmpp_2m, 2),
@@ -33,7 +33,7 @@ ORDERS = {
     "deis-3": (edm2.sample_deis, 3),
 }
 
-every_solver = pytest.mark.parametrize("sample", MULTISTEP.values(), ids=MULTISTEP)
+every_sampler = pytest.mark.parametrize("sample", MULTISTEP.values(), ids=MULTISTEP)
 every_order = pytest.mark.parametrize(("sample", "order"), ORDERS.values(), ids=ORDERS)
 
 
@@ -129,7 +129,7 @@ def test_24_evaluations_are_as_good_as_63_of_heun():
 # ------------------------------------------------------------------------------------------------ exactness
 
 
-@every_solver
+@every_sampler
 @pytest.mark.parametrize("N", [1, 2, 3, 5, 32])
 def test_a_single_image_is_reached_on_a_straight_line(noise, sample, N):
     """D is the image whatever x, so the way there is straight, and every step of any length is exact."""
@@ -141,7 +141,7 @@ def test_a_single_image_is_reached_on_a_straight_line(noise, sample, N):
         torch.testing.assert_close(x, image + t * (noise - image / 80), rtol=0, atol=1e-12 * 80)
 
 
-@every_solver
+@every_sampler
 def test_the_last_step_ends_at_the_denoised_image(noise, sample):
     for N in (1, 2, 6):
         recorder = Recorder(gaussian_denoiser)
@@ -220,21 +220,21 @@ def test_steps_of_deis_are_those_of_diffusers(noise, order):
 # ------------------------------------------------------------------------------------------------ their form
 
 
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 @pytest.mark.parametrize("N", [1, 2, 7])
-def test_evaluations_are_as_many_as_announced(noise, solver, N):
+def test_evaluations_are_as_many_as_announced(noise, sampler, N):
     recorder = Recorder(gaussian_denoiser)
-    solver.sample(recorder, noise, num_steps=N)
-    assert len(recorder.x) == solver.evaluations(N)
+    sampler.sample(recorder, noise, num_steps=N)
+    assert len(recorder.x) == sampler.evaluations(N)
     assert all(sigma.ndim == 0 and sigma > 0 for sigma in recorder.sigma)
-    assert solver.cost(N).startswith(f"{solver.evaluations(N)} evaluation")
+    assert sampler.cost(N).startswith(f"{sampler.evaluations(N)} evaluation")
 
 
 def test_solvers_by_name():
-    assert {name: solver.sample for name, solver in SOLVERS.items()} == {
+    assert {name: sampler.sample for name, sampler in SAMPLERS.items()} == {
         name: getattr(edm2, f"sample_{name}") for name in ("heun", "deis", "dpmpp_2m", "euler")
     }
-    assert (HEUN.evaluations(32), SOLVERS["deis"].evaluations(32)) == (63, 32)
+    assert (HEUN.evaluations(32), SAMPLERS["deis"].evaluations(32)) == (63, 32)
 
 
 def test_names_cost_no_import_of_torch():
@@ -242,14 +242,14 @@ def test_names_cost_no_import_of_torch():
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(edm2.__file__).parents[1])
 
 
-@every_solver
+@every_sampler
 def test_an_image_depends_on_its_noise_alone(noise, sample):
     together = sample(gaussian_denoiser, noise, num_steps=6)
     for i in range(len(noise)):
         assert torch.equal(sample(gaussian_denoiser, noise[i : i + 1], num_steps=6)[0], together[i])
 
 
-@every_solver
+@every_sampler
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_an_image_depends_on_its_seed_alone(net, sample, batch_size):
     """But for the rounding of convolutions, which depends on the size of the batch."""
@@ -259,7 +259,7 @@ def test_an_image_depends_on_its_seed_alone(net, sample, batch_size):
     assert torch.equal(torch.cat([b.classes for b in batches]), together.classes)
 
 
-@every_solver
+@every_sampler
 def test_sampling_draws_nothing_and_records_no_gradients(noise, sample):
     def refuse(x: Tensor) -> Tensor:
         raise AssertionError("a deterministic solver asked for random numbers")
@@ -275,7 +275,7 @@ def test_sampling_draws_nothing_and_records_no_gradients(noise, sample):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@every_solver
+@every_sampler
 def test_dtype_is_that_of_the_integration(noise, sample):
     for dtype in (torch.float32, torch.float64):
         recorder = Recorder(lambda x, sigma, labels: gaussian_denoiser(x, sigma).half())
@@ -283,14 +283,14 @@ def test_dtype_is_that_of_the_integration(noise, sample):
         assert {x.dtype for x in recorder.x} == {dtype}
 
 
-@every_solver
+@every_sampler
 def test_labels_pass_through(noise, sample):
     labels, seen = object(), []
     sample(lambda x, sigma, c: seen.append(c) or x * 0, noise, labels, num_steps=3)
     assert all(c is labels for c in seen)
 
 
-@every_solver
+@every_sampler
 def test_levels_are_those_of_sigma_steps(noise, sample):
     recorder = Recorder(gaussian_denoiser)
     options = {"num_steps": 9, "sigma_min": 0.01, "sigma_max": 50, "rho": 5}
@@ -298,7 +298,7 @@ def test_levels_are_those_of_sigma_steps(noise, sample):
     assert torch.equal(torch.stack(recorder.sigma), edm2.sigma_steps(**options)[:-1])
 
 
-@every_solver
+@every_sampler
 def test_at_step_is_asked_once_per_step_with_the_level_where_it_begins(noise, sample):
     denoise = Stepped()
     sample(denoise, noise, num_steps=5)
@@ -306,7 +306,7 @@ def test_at_step_is_asked_once_per_step_with_the_level_where_it_begins(noise, sa
 
 
 @pytest.mark.parametrize("wrong", [{"num_steps": 0}, {"sigma_min": -1}, {"sigma_max": math.inf}, {"rho": 0}], ids=str)
-@every_solver
+@every_sampler
 def test_impossible_levels_are_refused_in_one_line(noise, sample, wrong):
     with pytest.raises(ValueError) as error:
         sample(gaussian_denoiser, noise, **wrong)
@@ -323,7 +323,7 @@ def test_orders_that_deis_does_not_have_are_refused(noise, order):
 # ------------------------------------------------------------------------------------------------ guidance
 
 
-@every_solver
+@every_sampler
 def test_guidance_is_heard_in_the_steps_of_its_interval(noise, sample):
     main, guide = Recorder(gaussian_denoiser), Recorder(lambda x, sigma, labels: 0.5 * x)
     sample(guided(main, guide, 2.0, interval_of_steps(2, 5, 8)), noise, num_steps=8)
@@ -331,7 +331,7 @@ def test_guidance_is_heard_in_the_steps_of_its_interval(noise, sample):
     assert len(main.x) == 8
 
 
-@every_solver
+@every_sampler
 def test_an_interval_without_a_step_changes_nothing(noise, sample):
     plain = sample(gaussian_denoiser, noise, num_steps=6)
     never = guided(gaussian_denoiser, lambda x, sigma, labels: 0.5 * x, 2.0, (100, 200))

@@ -8,7 +8,7 @@ from edm2.metrics import ClassAccuracy, feature_statistics, frechet_distance, lo
 from edm2.metrics.features import displayed
 from edm2.networks import fold
 from edm2.sampling.generation import SamplingError
-from edm2.sampling.samplers import SOLVERS
+from edm2.sampling.samplers import SAMPLERS
 from edm2.sweep.evaluator import Drawing, Evaluator, Score, evaluator_by, score_network
 from edm2.sweep.score_cache import ScoreCache
 from edm2.training import ArrayDataset, PixelCodec, open_dataset
@@ -103,7 +103,7 @@ def test_a_drawing_by_heun_has_the_key_that_it_had_before_there_were_others():
     """So that scores in existing sweep.jsonl files stay known."""
     before = {"count": 500, "steps": 32, "interval": [0, None], "dtype": "torch.float32"}
     assert Drawing().to_json() == before
-    assert Drawing(solver=SOLVERS["deis"]).to_json() == before | {"solver": "deis"}
+    assert Drawing(sampler=SAMPLERS["deis"]).to_json() == before | {"solver": "deis"}
 
 
 def test_progress_counts_images(judge, make_net):

@@ -12,7 +12,7 @@ from edm2.networks import fold
 from edm2.planning.plan import plan_run
 from edm2.post_hoc_ema import find_snapshots, reconstruct
 from edm2.sampling.guidance import without_labels
-from edm2.sampling.samplers import SOLVERS
+from edm2.sampling.samplers import SAMPLERS
 from edm2.sweep.averages import RAW, Averages
 from edm2.sweep.evaluator import Drawing, evaluator_by, score_network
 from edm2.sweep.guides import FixedGuide, GuideRun, ItselfUnlabelled
@@ -204,7 +204,7 @@ def test_whatever_decides_a_score_is_part_of_its_key(sweeper, run, other_run, tm
         "count": {"drawing": Drawing(14, 2)},
         "steps": {"drawing": Drawing(12, 3)},
         "dtype": {"drawing": Drawing(12, 2, dtype=torch.bfloat16)},
-        "solver": {"drawing": Drawing(12, 2, solver=SOLVERS["euler"])},
+        "solver": {"drawing": Drawing(12, 2, sampler=SAMPLERS["euler"])},
         "reference": {"judge": evaluator_by(part, load_detector("pixels"), reference_of)},
     }
     for name, changed in others.items():

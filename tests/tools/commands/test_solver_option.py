@@ -8,6 +8,7 @@ import pytest
 from command_line import complaint, edm2, succeed
 
 from edm2.networks import Precond
+from edm2.sampling.samplers import SAMPLERS, Sampler
 
 QUICK = ("--seeds", "0-3", "--steps", 6, "--device", "cpu")
 SCORED = ("--std", 0.1, "--samples", 20, "--steps", 3, "--device", "cpu")
@@ -27,12 +28,29 @@ def evaluations(monkeypatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize(("solver", "count"), [("heun", 11), ("deis", 6), ("dpmpp_2m", 6), ("euler", 6)])
-def test_images_are_drawn_by_it_and_say_so(outspoken_network, tmp_path, evaluations, solver, count):
-    shown = succeed("generate", outspoken_network, *QUICK, "--solver", solver, "--out", tmp_path)
+@pytest.mark.parametrize(("sampler", "count"), [("heun", 11), ("deis", 6), ("dpmpp_2m", 6), ("euler", 6)])
+def test_images_are_drawn_by_it_and_say_so(outspoken_network, tmp_path, evaluations, sampler, count):
+    shown = succeed("generate", outspoken_network, *QUICK, "--solver", sampler, "--out", tmp_path)
     assert evaluations == [4] * count
-    assert f"({count} evaluations each, {solver})" in shown
-    assert json.loads((tmp_path / "generation.json").read_text())["solver"] == solver
+    assert f"({count} evaluations each, {sampler})" in shown
+    assert json.loads((tmp_path / "generation.json").read_text())["solver"] == sampler
+
+
+def test_a_new_sampler_is_one_file_and_one_registration(
+    tiny_run, outspoken_network, tmp_path, evaluations, monkeypatch
+):
+    (tmp_path / "own_sampler.py").write_text(
+        "from edm2 import sample_euler\n\n"
+        "def sample_own(denoise, noise, labels=None, **options):\n"
+        "    return sample_euler(denoise, noise, labels, **options)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(SAMPLERS, "own", Sampler("own", module="own_sampler"))
+    shown = succeed("generate", outspoken_network, *QUICK, "--solver", "own", "--out", tmp_path / "images")
+    assert "(6 evaluations each, own)" in shown
+    assert evaluations == [4] * 6
+    assert "(3 evaluations each, own)" in succeed("sweep", tiny_run, *SCORED, "--solver", "own", "--out", tmp_path)
+    assert "|own]" in succeed("generate", "--help")
 
 
 def test_heun_is_the_default(outspoken_network, tmp_path, evaluations):

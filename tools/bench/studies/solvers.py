@@ -30,7 +30,7 @@ from edm2.metrics import load_detector, reference_of
 from edm2.networks import fold
 from edm2.sampling.generation import SeedRandom
 from edm2.sampling.guidance import EVERYWHERE, Interval
-from edm2.sampling.samplers import HEUN, SOLVERS, Solver
+from edm2.sampling.samplers import HEUN, SAMPLERS, Sampler
 from edm2.sampling.samplers.heun import Denoiser, denoiser_at_step, sample_heun, sigma_steps
 from edm2.sweep.evaluator import Drawing, evaluator_by, score_network
 from edm2.tools.figures.style import GRAY, colors, save_figure, styled
@@ -57,9 +57,9 @@ class Problem:
     interval: Interval = EVERYWHERE
     """Noise levels with guidance, which `denoise` has already."""
 
-    def solved(self, solver: Solver, num_steps: int) -> Tensor:
+    def solved(self, sampler: Sampler, num_steps: int) -> Tensor:
         """What a solver makes of the noise."""
-        return solver.sample(self.denoise, self.noise, self.labels, num_steps=num_steps, dtype=torch.float64)
+        return sampler.sample(self.denoise, self.noise, self.labels, num_steps=num_steps, dtype=torch.float64)
 
     def solution(self, num_steps: int | None = None) -> Tensor:
         """The limit of many steps; with guidance where it is for this number of them, if one is given."""
@@ -161,22 +161,22 @@ Errors = dict[str, list[tuple[float, float]]]
 
 def print_errors(problem: Problem, budgets: Sequence[int]) -> Errors:
     """Print the errors of all solvers, one row per number of evaluations."""
-    found: Errors = {name: [] for name in SOLVERS}
+    found: Errors = {name: [] for name in SAMPLERS}
     solution = cache(problem.solution)
-    click.echo(f"\n| {problem.name} | " + " | ".join(SOLVERS) + " |\n" + "|---" * (1 + len(SOLVERS)) + "|")
+    click.echo(f"\n| {problem.name} | " + " | ".join(SAMPLERS) + " |\n" + "|---" * (1 + len(SAMPLERS)) + "|")
     for budget in budgets:
-        for name, solver in SOLVERS.items():
-            num_steps = steps_within(solver, budget)
+        for name, sampler in SAMPLERS.items():
+            num_steps = steps_within(sampler, budget)
             exact = solution(None if problem.interval == EVERYWHERE else num_steps)
-            found[name].append(distances(problem.solved(solver, num_steps), exact))
-        shown = (f"{rms:.1e} ({median:.1e})" for rms, median in (found[name][-1] for name in SOLVERS))
+            found[name].append(distances(problem.solved(sampler, num_steps), exact))
+        shown = (f"{rms:.1e} ({median:.1e})" for rms, median in (found[name][-1] for name in SAMPLERS))
         click.echo(f"| {budget} | " + " | ".join(shown) + " |")
     return found
 
 
-def steps_within(solver: Solver, budget: int) -> int:
+def steps_within(sampler: Sampler, budget: int) -> int:
     """Steps that take at most so many evaluations."""
-    return (budget - 1) // solver.evaluations_per_step + 1
+    return (budget - 1) // sampler.evaluations_per_step + 1
 
 
 def distances(images: Tensor, exact: Tensor) -> tuple[float, float]:
@@ -193,8 +193,8 @@ def plot_errors(path: Path, budgets: Sequence[int], errors: dict[str, Errors]) -
     for axes, (name, found) in zip(panels[0], errors.items(), strict=True):
         styled(axes)
         for color, (solver_name, values) in zip(colors(len(found)), found.items(), strict=True):
-            solver = SOLVERS[solver_name]
-            taken = [solver.evaluations(steps_within(solver, budget)) for budget in budgets]
+            sampler = SAMPLERS[solver_name]
+            taken = [sampler.evaluations(steps_within(sampler, budget)) for budget in budgets]
             axes.loglog(taken, [median for _, median in values], "o-", color=color, label=solver_name, markersize=4)
         axes.axhline(found[HEUN.name][-1][1], color=GRAY, linewidth=0.8, linestyle=":")
         axes.set_xticks(budgets, map(str, budgets))
@@ -215,12 +215,12 @@ def print_distances(count: int) -> None:
     net, codec = fold(edm2.load("digits8")), codec_of("digits8", edm2.read_metadata("digits8"), None)
     judge = evaluator_by(open_dataset("digits"), load_detector("pixels"), reference_of)
     tried = [(HEUN, 63), (HEUN, 31), (HEUN, 15)]
-    tried += [(solver, n) for solver in SOLVERS.values() if solver != HEUN for n in (63, 32, 24, 16, 12, 8)]
+    tried += [(sampler, n) for sampler in SAMPLERS.values() if sampler != HEUN for n in (63, 32, 24, 16, 12, 8)]
     click.echo("\n| evaluations | Frechet distance | recognized |\n|---|---|---|")
-    for solver, budget in tried:
-        num_steps = steps_within(solver, budget)
-        score = score_network(net, codec, judge, Drawing(count, num_steps, solver=solver))
-        title = f"{solver.evaluations(num_steps)}, {solver.name}"
+    for sampler, budget in tried:
+        num_steps = steps_within(sampler, budget)
+        score = score_network(net, codec, judge, Drawing(count, num_steps, sampler=sampler))
+        title = f"{sampler.evaluations(num_steps)}, {sampler.name}"
         click.echo(f"| {title} | {score.distance:.4f} ± {score.deviation:.4f} | {score.accuracy:.4f} |")
 
 
