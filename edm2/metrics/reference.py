@@ -13,7 +13,6 @@ nothing in them is executed, and one that holds anything else is refused.
 """
 
 import math
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,8 +23,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from edm2.io.npz import read_member
-from edm2.io.published.arrays import ArrayReader, NumpyArray
-from edm2.io.published.inert_pickle import Budget, PickleReader, PickleRefused
+from edm2.io.published.arrays import NUMPY_MAKERS, NumpyArray
+from edm2.io.published.inert_pickle import PickleFile, PickleRefused, read_pickle
 from edm2.metrics.detectors import Detector
 from edm2.metrics.features import Report, features_of
 from edm2.metrics.frechet import FeatureStatistics, FeatureSums
@@ -207,9 +206,7 @@ def _read_pickle(path: Path) -> dict[str, FeatureStatistics]:
 
 def _statistics_in(file: BinaryIO) -> dict[str, FeatureStatistics]:
     """{num_images, <detector>: {mu, sigma}, ...}, read by a machine that knows nothing but arrays."""
-    budget = Budget()
-    makers = {name: make for name, make in ArrayReader(file, budget).makers().items() if name.startswith("numpy.")}
-    content = PickleReader(file, os.fstat(file.fileno()).st_size, makers, budget=budget).read()
+    content = read_pickle(PickleFile(file), NUMPY_MAKERS)
     match content:
         case {"num_images": int(number), **detectors} if detectors:
             return {name: _detector_statistics(file, entry, number) for name, entry in detectors.items()}

@@ -1,4 +1,4 @@
-"""Tensors and arrays inside a pickle, found without executing it: where their numbers lie in the file.
+"""Tensors and arrays inside a pickle, found without executing it: where their numbers are in the file.
 
     torch.storage._load_from_bytes(bytes)       numbers in a row: a stream of torch.save as it was before ZIP files
     torch._utils._rebuild_tensor_v2(...)        a tensor: a storage, where it begins there, shape and strides
@@ -12,12 +12,21 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from edm2.io.published.inert_pickle import Budget, Buildable, ByteString, Global, Maker, PickleReader, PickleRefused
+from edm2.io.published.inert_pickle import (
+    Buildable,
+    ByteString,
+    Global,
+    Maker,
+    PickleFile,
+    PickleRefused,
+    read_pickle,
+)
 
 STORAGES: dict[str, torch.dtype] = {
     "torch.HalfStorage": torch.float16,
@@ -29,9 +38,8 @@ NUMPY_DTYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
 
 MAX_DIMS = 8
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_PROTOCOL = 1001
-"""With what streams of torch.save begin."""
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+"""First two pickles in a stream of torch.save."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +84,12 @@ class StoredTensor:
         return math.prod(self.shape)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes in the tensor."""
-        return self.numel * self.dtype.itemsize
-
-    @property
     def span(self) -> int:
         """Numbers from the first to the last in the storage."""
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True)) if self.numel else 0
 
     def read(self, file: BinaryIO) -> Tensor:
-        """The tensor itself, contiguous.
+        """Read the tensor, contiguous.
 
         Raises:
             PickleRefused: the file has become shorter.
@@ -94,7 +97,7 @@ class StoredTensor:
         return self._read_storage(file, 0, self.span).as_strided(self.shape, self.stride).contiguous()
 
     def read_part(self, file: BinaryIO, start: int, stop: int) -> Tensor:
-        """Numbers `start` to `stop`, in a row; of a tensor that is not contiguous, all are read for that.
+        """Read numbers `start` to `stop`, in a row; of a tensor that is not contiguous, all are read for that.
 
         Raises:
             PickleRefused: the file has become shorter.
@@ -112,78 +115,56 @@ class StoredTensor:
         return numbers
 
 
-class ArrayReader:
-    """What makes arrays of the calls in a pickle.
-
-    Args:
-        file: The pickle.
-        budget: Shared with the reader of the pickle, since storages hold pickles of their own.
-    """
-
-    def __init__(self, file: BinaryIO, budget: Budget) -> None:
-        self.file = file
-        self.budget = budget
-        self._storages: dict[ByteString, Storage] = {}
-
-    def makers(self) -> dict[str, Maker | None]:
-        """By the names that torch and numpy put into pickles."""
-        return {
-            "torch.storage._load_from_bytes": self.storage,
-            "torch._utils._rebuild_tensor_v2": make_tensor,
-            "torch._utils._rebuild_parameter": make_parameter,
-            "numpy._core.multiarray._reconstruct": NumpyArray,
-            "numpy.core.multiarray._reconstruct": NumpyArray,  # before numpy 2
-            "numpy.ndarray": None,
-            "numpy.dtype": NumpyDtype,
-        }
-
-    def storage(self, *arguments: Any) -> Storage:
-        """The storage inside a byte string."""
-        match arguments:
-            case (ByteString() as place,):
-                if place not in self._storages:
-                    self._storages[place] = self._read_storage(place)
-                return self._storages[place]
-        raise PickleRefused("is damaged: numbers that are no byte string")
-
-    def _read_storage(self, place: ByteString) -> Storage:
-        """Look into the stream: five pickles, a count, the numbers."""
-        position, end = self.file.tell(), place.offset + place.size
-        self.file.seek(place.offset)
-        magic, protocol, system, storage, keys = [self._read_inner(end) for _ in range(5)]
-        _check_stream(magic, protocol, system, storage, keys)
-        start = self.file.tell() + 8
-        counted = self.file.read(8) if start <= end else b""
-        self.file.seek(position)
-        _, dtype, count = storage
-        if counted != struct.pack("<q", count) or start + count * dtype.itemsize != end:
-            raise PickleRefused("is damaged: it does not hold as many numbers as it says")
-        return Storage(dtype, start, count)
-
-    def _read_inner(self, end: int) -> Any:
-        names = dict.fromkeys(STORAGES)
-        return PickleReader(self.file, end, names, persistent_id=_identified_storage, budget=self.budget).read()
+def contiguous_stride(shape: Sequence[int], by_columns: bool) -> tuple[int, ...]:
+    """Strides of a contiguous array, counted in numbers."""
+    dims = range(len(shape))
+    return tuple(math.prod(shape[:dim] if by_columns else shape[dim + 1 :]) for dim in dims)
 
 
-def _identified_storage(identifier: Any) -> tuple[str, torch.dtype, int]:
-    """A storage's key, dtype and count, from the persistent id that torch.save writes."""
+# ------------------------------------------------------------------------------------------------ torch
+
+
+def torch_makers(file: PickleFile) -> dict[str, Maker | None]:
+    """Makers of tensors, by the names that torch puts into pickles."""
+    return {
+        "torch.storage._load_from_bytes": partial(make_storage, file),
+        "torch._utils._rebuild_tensor_v2": make_tensor,
+        "torch._utils._rebuild_parameter": make_parameter,
+    }
+
+
+def make_storage(file: PickleFile, *arguments: Any) -> Storage:
+    """torch.storage._load_from_bytes(bytes): a stream of five pickles, the number of numbers, and these."""
+    match arguments:
+        case (ByteString(offset, size),):
+            pass
+        case _:
+            raise PickleRefused("is damaged: numbers that are no byte string")
+    behind = file.file.tell()
+    file.file.seek(offset)
+    names = dict.fromkeys(STORAGES)
+    header = [read_pickle(file, names, persistent_load=_dtype_and_count) for _ in range(5)]
+    match header:
+        case [int(magic), int(protocol), {"little_endian": True}, (str(key), torch.dtype() as dtype, int(count)), keys]:
+            if (magic, protocol) != (MAGIC, PROTOCOL) or keys != [key]:
+                raise PickleRefused("was written by another version of torch.save, or is damaged")
+        case _:
+            raise PickleRefused("is damaged, or from another kind of machine: numbers that torch.save has not written")
+    counted = file.read(8)
+    start = file.file.tell()
+    if counted != struct.pack("<q", count) or start + count * dtype.itemsize != offset + size:
+        raise PickleRefused("is damaged: it does not hold as many numbers as it says")
+    file.file.seek(behind)
+    return Storage(dtype, start, count)
+
+
+def _dtype_and_count(identifier: Any) -> tuple[str, torch.dtype, int]:
+    """Key, dtype and count of a storage, from the persistent id that torch.save writes."""
     match identifier:
         case ("storage", Global(name), str(key), str(), int(count), *view) if view in ([], [None]):
             if 0 <= count < 1 << 62:
                 return key, STORAGES[name], count
     raise PickleRefused("is damaged: a storage that torch would not have written")
-
-
-def _check_stream(magic: Any, protocol: Any, system: Any, storage: Any, keys: Any) -> None:
-    """The five pickles of a stream with one storage in it."""
-    if not isinstance(magic, int) or magic != LEGACY_MAGIC or not isinstance(protocol, int):
-        raise PickleRefused("is damaged: numbers that torch.save has not written")
-    if protocol != LEGACY_PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise PickleRefused("was written by another version of torch.save, or on another kind of machine")
-    match storage, keys:
-        case (str(key), torch.dtype(), int()), [str(listed)] if key == listed:
-            return
-    raise PickleRefused("is damaged: numbers that torch.save has not written")
 
 
 def make_tensor(*arguments: Any) -> StoredTensor:
@@ -200,6 +181,9 @@ def make_parameter(*arguments: Any) -> StoredTensor:
         case (StoredTensor() as tensor, bool(), dict(hooks)) if not hooks:
             return tensor
     raise PickleRefused("is damaged: a parameter that torch would not have written")
+
+
+# ------------------------------------------------------------------------------------------------ numpy
 
 
 class NumpyDtype(Buildable):
@@ -234,15 +218,18 @@ class NumpyArray(Buildable):
         """State (version, shape, dtype, whether columns come first, bytes)."""
         match state:
             case (1, tuple(shape), NumpyDtype(dtype=dtype), bool(by_columns), ByteString(offset, size)):
+                if len(shape) > MAX_DIMS or not all(type(n) is int for n in shape):  # before they are multiplied
+                    raise PickleRefused("is damaged: an array's shape is no sizes")
                 storage = Storage(dtype, offset, size // dtype.itemsize)
                 self.numbers = StoredTensor(storage, 0, shape, contiguous_stride(shape, by_columns))
             case _:
                 raise PickleRefused("is damaged: an array that numpy would not have written")
 
 
-def contiguous_stride(shape: Sequence[Any], by_columns: bool) -> tuple[int, ...]:
-    """Strides of a contiguous array, counted in numbers."""
-    if len(shape) > MAX_DIMS or not all(type(size) is int for size in shape):
-        raise PickleRefused("is damaged: an array's shape is no sizes")
-    dims = range(len(shape))
-    return tuple(math.prod(shape[:dim] if by_columns else shape[dim + 1 :]) for dim in dims)
+NUMPY_MAKERS: dict[str, Maker | None] = {
+    "numpy._core.multiarray._reconstruct": NumpyArray,
+    "numpy.core.multiarray._reconstruct": NumpyArray,  # before numpy 2
+    "numpy.ndarray": None,
+    "numpy.dtype": NumpyDtype,
+}
+"""Makers of arrays, by the names that numpy puts into pickles."""

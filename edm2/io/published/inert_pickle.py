@@ -1,14 +1,16 @@
 """Pickles read as data: nothing in them is ever imported, called or built.
 
-A pickle is a program for a small stack machine; `pickletools` describes every instruction. This reader runs the few
-that arrays, texts and numbers in lists and dicts need. Where the program would import a name it gets an inert `Global`,
-where it would call that name, a function of ours that the caller of this module registered for it. Every other name or
-instruction is refused, wherever it stands.
+A pickle is a program for a small stack machine. The standard library's machine runs here with only those instructions
+that arrays, texts and numbers in lists and dicts need. Where the program would import a name, it gets a `Global`, which
+is inert; where it would call that, a maker of ours, registered for the name, turns the arguments into a plain value. So
+no callable is ever on the machine's stack. Every other name or instruction is refused, wherever it stands.
 
-A stranger's pickle can also be made to eat memory or time. So keys are texts (whose hashes cannot be made to collide),
-byte strings stay in the file, instructions and text are counted, and nothing here recurses.
+An untrusted pickle can also eat memory or time. So keys are texts (whose hashes cannot be made to collide), byte
+strings stay in the file, reads and their bytes are counted, and nothing here recurses.
 """
 
+import os
+import pickle
 import pickletools
 import struct
 from abc import ABC, abstractmethod
@@ -18,23 +20,14 @@ from typing import Any, BinaryIO
 
 Maker = Callable[..., Any]
 
-OPCODES = {ord(code): opcode.name for code, opcode in pickletools.code2op.items()}
+MAX_READS = 1 << 20
+"""Reads that the pickles in a file may take, one to three per instruction; enough for three thousand tensors."""
 
-FIXED = {
-    "PROTO": "<B", "FRAME": "<Q", "BINGET": "<B", "LONG_BINGET": "<I", "BINPUT": "<B", "LONG_BINPUT": "<I",
-    "BININT": "<i", "BININT1": "<B", "BININT2": "<H", "BINFLOAT": ">d",
-}  # fmt: skip
-"""Instructions followed by one number, and its form."""
+MAX_BYTES = 16 << 20
+"""Bytes of instructions, numbers and text in a file."""
 
-COUNTED = {
-    "SHORT_BINUNICODE": "<B", "BINUNICODE": "<I", "BINUNICODE8": "<Q",
-    "SHORT_BINBYTES": "<B", "BINBYTES": "<I", "BINBYTES8": "<Q", "LONG1": "<B",
-}  # fmt: skip
-"""Instructions followed by a number of bytes, and as many bytes."""
-
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+MAX_NAME = 200
+"""Bytes of the name of a module or a global."""
 
 
 class PickleRefused(ValueError):
@@ -43,272 +36,193 @@ class PickleRefused(ValueError):
 
 @dataclass(frozen=True)
 class Global:
-    """The name of something that the pickle's author would have had imported."""
+    """Name of something that the pickle's author would have had imported: module and name, with a dot between."""
 
     name: str
-    """Module and name, with a dot between them."""
 
 
 @dataclass(frozen=True)
 class ByteString:
-    """A byte string, where it lies in the file."""
+    """Bytes that stay in the file."""
 
     offset: int
     size: int
 
 
 class Buildable(ABC):
-    """Something made that is filled in later (instruction BUILD)."""
+    """Value made by a maker and filled in later by the instruction BUILD."""
 
     @abstractmethod
     def build(self, state: Any) -> None:
-        """Take in what the pickle gives as its state; raises PickleRefused if that is malformed."""
+        """Take in the state; raises PickleRefused if that is malformed."""
 
 
-@dataclass
-class Budget:
-    """What a pickle may still use; shared by the pickles inside it."""
-
-    instructions: int = 1 << 19
-    """Enough for two thousand tensors."""
-    text: int = 16 << 20
-    """Bytes of text."""
-
-    def spend(self, instructions: int = 0, text: int = 0) -> None:
-        """Take away, or raise PickleRefused if there is not enough left."""
-        self.instructions -= instructions
-        self.text -= text
-        if min(self.instructions, self.text) < 0:
-            what = "instructions" if self.instructions < 0 else "text"
-            raise PickleRefused(f"has more {what} than any network needs")
-
-
-class PickleReader:
-    """Reads one pickle from where the file stands, and leaves the file right behind it.
+class PickleFile:
+    """A file as the machine reads it: short reads are errors, byte strings are skipped, and there is a budget.
 
     Args:
-        file: Seekable.
-        end: Offset that nothing may reach beyond.
-        makers: For every name that may occur, what makes an inert value of the arguments it is called with; None for
-            names that may occur, but not be called.
-        persistent_id: Makes a value of a persistent id; None where there must not be any.
-        budget: What may be used.
+        file: Seekable; pickles are read from where it stands.
     """
 
-    def __init__(
-        self,
-        file: BinaryIO,
-        end: int,
-        makers: Mapping[str, Maker | None],
-        persistent_id: Maker | None = None,
-        budget: Budget | None = None,
-    ) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.left = end - file.tell()  # bytes; asking the file for its position each time would double the time
-        self.makers = makers
-        self.persistent_id = persistent_id
-        self.budget = budget or Budget()
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.reads_left, self.bytes_left = MAX_READS, MAX_BYTES
+        position = file.tell()
+        self.end = file.seek(0, os.SEEK_END)
+        file.seek(position)
 
-    def read(self) -> Any:
-        """The value of the pickle: None, bool, int, float, str, `Global`, `ByteString`, whatever the makers make, and
-        tuples, lists, dicts and sets of these. It may contain itself.
-
-        Raises:
-            PickleRefused: a name, an instruction or a size that is not allowed, or not a pickle at all.
-        """
-        while True:
-            self.budget.spend(instructions=1)
-            code = self._take(1)[0]
-            name = OPCODES.get(code, f"{code:#04x}")
-            if name == "STOP":
-                return self._pop()
-            self._run(name, self._argument(name))
-
-    # ------------------------------------------------------------------------------------------------ the file
-
-    def _take(self, count: int) -> bytes:
-        """The next bytes."""
-        self._pass(count)
-        data = self.file.read(count)
-        if len(data) < count:
-            raise PickleRefused("ends too early: it is truncated")
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes."""
+        self._spend(size)
+        data = self.file.read(size)
+        if len(data) < size:
+            raise PickleRefused("ends too early: it is truncated, or not what it seems")
         return data
 
-    def _pass(self, count: int) -> None:
-        """Note that so many bytes are about to be passed."""
-        self.left -= count
-        if self.left < 0:
-            raise PickleRefused("ends too early: it is truncated, or not what it seems")
-
-    def _argument(self, name: str) -> Any:
-        """What follows the instruction in the file."""
-        if name in FIXED:
-            return self._number(FIXED[name])
-        if name in COUNTED:
-            return self._counted(name, self._number(COUNTED[name]))
-        if name == "GLOBAL":
-            return self._line(), self._line()
-        return None
-
-    def _number(self, form: str) -> Any:
-        [value] = struct.unpack(form, self._take(struct.calcsize(form)))
-        return value
-
-    def _counted(self, name: str, count: int) -> Any:
-        if "BYTES" in name:
-            self._pass(count)
-            place = ByteString(self.file.tell(), count)
-            self.file.seek(place.offset + count)
-            return place
-        if name == "LONG1":
-            return int.from_bytes(self._take(count), "little", signed=True)
-        self.budget.spend(text=count)
-        return self._decode(self._take(count))
-
-    def _line(self) -> str:
-        """Text up to a line break, as long as a name may be."""
-        line = self.file.readline(200)
-        self._pass(len(line))
+    def readline(self) -> bytes:
+        """A name with the line break behind it."""
+        line = self.file.readline(MAX_NAME)
+        self._spend(len(line))
         if not line.endswith(b"\n"):
             raise PickleRefused("has a name without an end")
-        return self._decode(line[:-1])
+        return line
 
-    def _decode(self, data: bytes) -> str:
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise PickleRefused("has text that is not UTF-8") from None
+    def skip(self, size: int) -> ByteString:
+        """Pass a byte string."""
+        offset = self.file.tell()
+        if offset + size > self.end:
+            raise PickleRefused("ends too early: it is truncated, or not what it seems")
+        self.file.seek(offset + size)
+        return ByteString(offset, size)
 
-    # ------------------------------------------------------------------------------------------------ the machine
+    def _spend(self, size: int) -> None:
+        self.reads_left -= 1
+        self.bytes_left -= size
+        if min(self.reads_left, self.bytes_left) < 0:
+            raise PickleRefused("has more instructions or text than any network needs")
 
-    def _run(self, name: str, argument: Any) -> None:
-        """Do what an instruction says."""
-        match name:
-            case "PROTO" | "FRAME":
-                pass
-            case "MARK":
-                self.marks.append(len(self.stack))
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = self._top()
-            case "BINPUT" | "LONG_BINPUT":
-                self.memo[argument] = self._top()
-            case "APPEND":
-                self._extend([self._pop()])
-            case "APPENDS":
-                self._extend(self._since_mark())
-            case "ADDITEMS":
-                self._add(self._since_mark())
-            case "SETITEM":
-                self._set_items([self._pop(), self._pop()][::-1])
-            case "SETITEMS":
-                self._set_items(self._since_mark())
-            case "BUILD":
-                self._build(self._pop())
-            case _:
-                self.stack.append(self._new_value(name, argument))
 
-    def _new_value(self, name: str, argument: Any) -> Any:
-        """What an instruction puts on the stack."""
-        if name in CONSTANTS:
-            return CONSTANTS[name]
-        if name in CONTAINERS:
-            return CONTAINERS[name]()
-        if name in TUPLES:
-            return tuple([self._pop() for _ in range(TUPLES[name])][::-1])
-        match name:
-            case "BININT" | "BININT1" | "BININT2" | "BINFLOAT":
-                return argument
-            case "BINGET" | "LONG_BINGET":
-                return self._remembered(argument)
-            case "TUPLE":
-                return tuple(self._since_mark())
-            case "GLOBAL":
-                return self._global(*argument)
-            case "STACK_GLOBAL":
-                return self._global(*[self._pop(), self._pop()][::-1])
-            case "REDUCE" | "NEWOBJ":
-                return self._make(*[self._pop(), self._pop()][::-1])
-            case "BINPERSID" if self.persistent_id is not None:
-                return self.persistent_id(self._pop())
-            case _ if name in COUNTED:
-                return argument
+class TextDict(dict):
+    """A dict with texts as keys: numbers can be chosen so that all collide, and tuples are hashed recursively."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        check_text(key)
+        super().__setitem__(key, value)
+
+
+class TextSet(set):
+    """A set of texts, for the same reasons."""
+
+    def update(self, values: list[Any]) -> None:
+        for value in values:
+            check_text(value)
+        super().update(values)
+
+
+def check_text(value: Any) -> None:
+    """Raise PickleRefused unless this is a text."""
+    if type(value) is not str:
+        raise PickleRefused("has keys that are no texts")
+
+
+CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
+
+AS_THEY_ARE = (
+    *("PROTO", "STOP", "MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "EMPTY_TUPLE", "EMPTY_LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND"),
+    *("APPENDS", "ADDITEMS", "SETITEM", "SETITEMS", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+)
+"""Instructions that the standard library runs: they put plain values on the stack, into containers or into the memo."""
+
+
+class Instructions(dict):
+    """What instructions do, by code; those that are missing are refused."""
+
+    def __missing__(self, code: int) -> None:
+        name = next((name for name, known in CODES.items() if known == code), f"{code:#04x}")
         raise PickleRefused(f"has the pickle instruction {name}, which no file of arrays needs")
 
-    def _top(self) -> Any:
-        if not self.stack:
-            raise PickleRefused("is damaged: it takes values that are not there")
-        return self.stack[-1]
 
-    def _pop(self) -> Any:
-        value = self._top()
-        del self.stack[-1]
-        return value
+class InertUnpickler(pickle._Unpickler):
+    """Machine for one pickle; `read_pickle` runs it."""
 
-    def _since_mark(self) -> list[Any]:
-        """Take off the values above the last mark, and the mark."""
-        if not self.marks:
-            raise PickleRefused("is damaged: it takes values that are not there")
-        start = self.marks.pop()
-        values = self.stack[start:]
-        del self.stack[start:]
-        return values
+    def __init__(self, file: PickleFile, makers: Mapping[str, Maker | None], persistent_load: Maker | None) -> None:
+        super().__init__(file)
+        self.file = file
+        self.makers = makers
+        if persistent_load is not None:
+            self.persistent_load = persistent_load
+            self.dispatch = Instructions(self.dispatch | {CODES["BINPERSID"]: InertUnpickler.load_binpersid})
 
-    def _remembered(self, index: int) -> Any:
-        if index not in self.memo:
-            raise PickleRefused("is damaged: it refers to a value that is not there")
-        return self.memo[index]
-
-    def _global(self, module: Any, name: Any) -> Global:
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise PickleRefused("is damaged: a name to import is no text")
+    def find_class(self, module: str, name: str) -> Global:
+        """GLOBAL, STACK_GLOBAL: the name of what the pickle would import, if it is one of those expected."""
         found = Global(f"{module}.{name}")
         if found.name not in self.makers:
             raise PickleRefused(f"asks for the global {shown(found.name)}, which no file of this kind needs")
         return found
 
-    def _make(self, function: Any, arguments: Any) -> Any:
+    def load_reduce(self) -> None:
+        """REDUCE, NEWOBJ: what our maker makes of the arguments."""
+        arguments, function = self.stack.pop(), self.stack.pop()
         maker = self.makers[function.name] if isinstance(function, Global) else None
         if maker is None or not isinstance(arguments, tuple):
             raise PickleRefused("calls something that is no function")
-        return maker(*arguments)
+        self.append(maker(*arguments))
 
-    def _build(self, state: Any) -> None:
-        target = self._top()
-        if not isinstance(target, Buildable):
+    def load_build(self) -> None:
+        """BUILD: hand the state to a value that waits for one."""
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], Buildable):
             raise PickleRefused("gives a state to something that has none")
-        target.build(state)
+        self.stack[-1].build(state)
 
-    def _extend(self, values: list[Any]) -> None:
-        self._target(list).extend(values)
+    def load_bytes(self, form: str) -> None:
+        """SHORT_BINBYTES, BINBYTES, BINBYTES8: leave them in the file."""
+        [size] = struct.unpack(form, self.read(struct.calcsize(form)))
+        self.append(self.file.skip(size))
 
-    def _add(self, values: list[Any]) -> None:
-        check_texts(values)
-        self._target(set).update(values)
-
-    def _set_items(self, values: list[Any]) -> None:
-        keys = values[::2]
-        check_texts(keys)
-        if len(values) % 2:
-            raise PickleRefused("is damaged: a key without a value")
-        self._target(dict).update(zip(keys, values[1::2], strict=True))
-
-    def _target(self, kind: type) -> Any:
-        """The container on top of the stack, to be filled."""
-        if type(self._top()) is not kind:
-            raise PickleRefused(f"is damaged: it fills a {kind.__name__} that is none")
-        return self.stack[-1]
+    dispatch = Instructions({CODES[name]: pickle._Unpickler.dispatch[CODES[name]] for name in AS_THEY_ARE} | {
+        CODES["FRAME"]: lambda self: self.read(8),  # a size; what is in a frame is read as if there were none
+        CODES["REDUCE"]: load_reduce,
+        CODES["NEWOBJ"]: load_reduce,
+        CODES["BUILD"]: load_build,
+        CODES["EMPTY_DICT"]: lambda self: self.append(TextDict()),
+        CODES["EMPTY_SET"]: lambda self: self.append(TextSet()),
+        CODES["SHORT_BINBYTES"]: lambda self: self.load_bytes("<B"),
+        CODES["BINBYTES"]: lambda self: self.load_bytes("<I"),
+        CODES["BINBYTES8"]: lambda self: self.load_bytes("<Q"),
+    })  # fmt: skip
 
 
-def check_texts(values: list[Any]) -> None:
-    """Numbers can be chosen so that all of them collide in a dict, and tuples are hashed recursively; texts cannot."""
-    if not all(type(value) is str for value in values):
-        raise PickleRefused("has keys that are no texts")
+def read_pickle(file: PickleFile, makers: Mapping[str, Maker | None], persistent_load: Maker | None = None) -> Any:
+    """Read one pickle from where the file stands, and leave the file right behind it.
+
+    Args:
+        file: Its budget is shared by all pickles in it.
+        makers: For every name that may occur, what makes a value of the arguments it is called with; None for names
+            that may occur, but not be called.
+        persistent_load: Makes a value of a persistent id; None where there must not be any.
+
+    Returns:
+        None, bool, int, float, str, `Global`, `ByteString`, what the makers make, and tuples, lists, dicts and sets of
+        these. It may contain itself.
+
+    Raises:
+        PickleRefused: a name, an instruction or a size that is not allowed, or not a pickle at all.
+    """
+    try:
+        return InertUnpickler(file, makers, persistent_load).load()
+    except UnicodeDecodeError:
+        raise PickleRefused("has text that is not UTF-8") from None
+    except PickleRefused:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        # Instructions in an order that makes no sense, such as one that takes values which are not there.
+        raise PickleRefused(f"is damaged: {shown(str(error))}") from None
 
 
 def shown(text: str, limit: int = 80) -> str:
-    """A stranger's text for an error message: short, and without characters that a terminal obeys."""
+    """Untrusted text for an error message: short, and without characters that a terminal obeys."""
     text = text if len(text) <= limit else text[: limit - 3] + "..."
     return text if text.isprintable() else ascii(text)

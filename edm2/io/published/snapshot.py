@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from edm2.io.published.inert_pickle import Budget, PickleRefused
+from edm2.io.published.inert_pickle import PickleRefused
 from edm2.io.published.metadata import clock, describe
 from edm2.io.published.objects import collect_tensors, read_contents
 from edm2.post_hoc_ema import PartialSnapshot, SnapshotError, TensorLayout
@@ -28,11 +28,10 @@ class PublishedSnapshot(PartialSnapshot):
             OSError: the file cannot be read.
         """
         self.path = Path(path)
-        budget = Budget()
         try:
             with self.path.open("rb") as file:
-                contents = read_contents(file, budget)
-                self._tensors, self.buffers = collect_tensors(contents["ema"], self.path.stat().st_size, budget)
+                contents = read_contents(file)
+                self._tensors, self.buffers = collect_tensors(contents["ema"], self.path.stat().st_size)
                 self.metadata = describe(contents, file) | clock(self.path.name) | {"buffers": self.buffers}
         except PickleRefused as error:
             raise _refusal(self.path, error) from None
