@@ -1,1 +1,9 @@
-"""Networks from and to files: snapshots, published pickles, pipelines, the hub; images and NPZ files."""
+"""Files of networks and images.
+
+model.py       `edm2.load` and `edm2.save`: a file, a pipeline's folder or a name, and the network in it
+snapshots.py   snapshots of every kind: ours (.safetensors), published pickles, pipelines of diffusers
+published/     network pickles of the published program, read without executing anything
+hub.py         repositories of the Hugging Face hub, and files by their URL
+images.py      PNG files and grids of images
+npz.py         NPZ files of many images
+"""

@@ -1,4 +1,4 @@
-"""Pixels to PNG files, each complete or not there at all."""
+"""Pixels to PNG files, each written completely or not at all."""
 
 import math
 from pathlib import Path
@@ -31,8 +31,8 @@ def image_grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: 
     Args:
         pixels: uint8 [N, C, H, W].
         columns: Images per row; default: about as many as there are rows.
-        scale: Size of a pixel.
-        gap: White pixels between images, after scaling.
+        scale: Side of a pixel.
+        gap: White pixels between images, after enlarging.
 
     Returns:
         uint8 [C, H', W'].
@@ -55,6 +55,6 @@ def image_grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: 
 
 
 def save_grid(pixels: Tensor, path: str | Path, columns: int | None = None) -> None:
-    """Write a grid of images, uint8 [N, C, H, W]; small ones enlarged so that they can be seen."""
+    """Write a grid of images, uint8 [N, C, H, W], with small images enlarged to about 64 pixels."""
     scale = max(1, 64 // max(pixels.shape[-2:]))
     save_png(image_grid(pixels, columns, scale, gap=scale if scale > 1 else 0), path)

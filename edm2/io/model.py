@@ -1,4 +1,4 @@
-"""Networks to and from files. A snapshot describes itself: `load` needs nothing but the file."""
+"""Networks from and to files. A snapshot describes itself: `load` needs nothing but the file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ from edm2.post_hoc_ema import SnapshotError, write_snapshot
 from edm2.training.config import mistyped_fields
 
 ASSETS = Path(__file__).parents[1] / "assets"
-"""Networks that come with the package."""
+"""Folder of the networks that come with the package."""
 
 
 def resolve(name: str | Path) -> Path:
-    """Where a network is: a file or a pipeline's folder as given, the file of an included network, such as "digits8",
-    or a folder fetched from the hub.
+    """Find a network: a file or a pipeline's folder as given, an included network such as "digits8", or a repository
+    of the hub, which is fetched.
 
     Raises:
         OSError: there is nothing of this name.
@@ -33,7 +33,7 @@ def resolve(name: str | Path) -> Path:
     included = ASSETS / f"{name}.safetensors"
     if path.parent == Path(".") and included.is_file():
         return included
-    if is_hub_id(str(name)) and not path.parent.exists():  # else it is a path with a slip in it
+    if is_hub_id(str(name)) and not path.parent.exists():  # else a mistyped path
         return Path(fetch(str(name)))
     if (path / "snapshots").is_dir():
         raise FileNotFoundError(f"{name}: is a run; edm2 reconstruct {name} --std 0.10 makes a network of it")
@@ -43,7 +43,11 @@ def resolve(name: str | Path) -> Path:
 
 
 def read_metadata(name: str | Path) -> dict[str, Any]:
-    """What a snapshot says about itself: network, codec, images seen, EMA length, training settings."""
+    """Read what a file says about its network: architecture, codec, images seen, EMA length, training settings.
+
+    Raises:
+        OSError, SnapshotError: as `load`.
+    """
     return files.read_metadata(resolve(name))
 
 
@@ -54,9 +58,9 @@ def load(name: str | Path, device: torch.device | str | None = None, dtype: torc
         name: A snapshot (.safetensors), a network pickle of the published program (.pkl; nothing in it is executed), a
             folder that `EDM2Pipeline.save_pretrained` wrote or a repository of the hub that holds one ("user/name"), or
             the name of an included network ("digits8").
-        device: Where to put it; default: the CPU.
+        device: Device of the parameters; default: the CPU.
         dtype: dtype to compute in and to convert the parameters to; None for float32, however they are stored. Fourier
-            features have float32 at least.
+            features keep float32 at least.
 
     Returns:
         The denoiser in evaluation mode, without gradients. `fold` makes it faster.
@@ -64,7 +68,7 @@ def load(name: str | Path, device: torch.device | str | None = None, dtype: torc
     Raises:
         OSError: no such file, and no such repository.
         SnapshotError: not a snapshot, damaged, or of an unknown kind of network; or a pickle with anything in it that
-            does not belong there.
+            no network needs.
     """
     path, dtype = resolve(name), dtype or torch.float32
     metadata, weights = files.read_weights(path)
@@ -79,7 +83,7 @@ def load(name: str | Path, device: torch.device | str | None = None, dtype: torc
 
 
 def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Precond:
-    """The network that a snapshot's metadata describes, with these tensors; in evaluation mode, without gradients.
+    """Build the network that a snapshot's metadata describes, with these tensors; for inference.
 
     Raises:
         SnapshotError: an unknown kind of network, or tensors of another one.
@@ -87,31 +91,31 @@ def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> 
     try:
         config = NetworkConfig.from_json(metadata["network"])
         if wrong := mistyped_fields(config):
-            raise ValueError(f"{', '.join(wrong)} of a type that cannot be")
-        if config.num_blocks * len(config.channel_mult) > len(tensors):  # a stranger's file must not build for hours
+            raise ValueError(f"{', '.join(wrong)} of another type than the network needs")
+        if config.num_blocks * len(config.channel_mult) > len(tensors):  # else an untrusted file builds for hours
             raise ValueError(f"num_blocks={config.num_blocks} describes more blocks than there are tensors")
         with torch.device("meta"):
             net = build_network(config)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # whatever a stranger wrote
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # untrusted JSON
         reason = str(error).partition("\n")[0]
         raise SnapshotError(f"does not describe a network that this version can build ({reason})") from None
     try:
         net.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()[:300]  # it may list hundreds of names
-        raise SnapshotError(f"tensors do not fit the network they are said to be of ({reason})") from None
+        raise SnapshotError(f"its tensors do not fit the network that it describes ({reason})") from None
     return net.eval().requires_grad_(False)
 
 
 def save(net: Precond, path: str | Path, metadata: dict[str, Any], dtype: torch.dtype | None = None) -> None:
-    """Write a snapshot that `load` reads; complete or not there at all.
+    """Write a snapshot that `load` reads, completely or not at all.
 
     Args:
         net: Any network but a folded one.
         path: File to write.
-        metadata: What to say about it; `network` and `buffers` are filled in. For reconstruction it must name
-            `images_seen` and `sigma_rel`, for `edm2 generate` to make pictures `codec`.
-        dtype: dtype to store in; None keeps the parameters'.
+        metadata: JSON; `network` and `buffers` are filled in. Reconstruction needs `images_seen` and `sigma_rel`, and
+            `edm2 generate` needs `codec` to decode images.
+        dtype: dtype to store parameters in; None keeps theirs.
 
     Raises:
         ValueError: the network is folded.
@@ -124,17 +128,17 @@ def save(net: Precond, path: str | Path, metadata: dict[str, Any], dtype: torch.
 
 
 def convert_published(path: str | Path, out: str | Path) -> dict[str, Any]:
-    """Write a network pickle of the published program as a snapshot of ours, every number as it is.
+    """Convert a network pickle of the published program to a snapshot, every number as it is.
 
     Args:
-        path: The pickle; nothing in it is executed. Its name tells the time and the EMA length.
+        path: The pickle; nothing in it is executed. Its name gives images seen and EMA length.
         out: The .safetensors file to write.
 
     Returns:
-        The metadata written, the license among them.
+        The metadata written, with the license.
 
     Raises:
-        SnapshotError: a snapshot already, or a pickle with anything in it that does not belong there.
+        SnapshotError: a snapshot already, or a pickle with anything in it that no network needs.
         OSError: a file cannot be read or written.
     """
     if not files.is_published(path):
@@ -150,7 +154,7 @@ def convert_published(path: str | Path, out: str | Path) -> dict[str, Any]:
 
 
 def reconstructed_metadata(snapshots: Sequence[AnySnapshot], at: int, sigma_rel: float) -> dict[str, Any]:
-    """Metadata of weights reconstructed from `snapshots`: the last one's, and where the weights come from."""
+    """Metadata of weights reconstructed from `snapshots`: the last one's, with the inputs of the reconstruction."""
     used = [snapshot for snapshot in snapshots if 0 < snapshot.images_seen <= at]
     inputs = [[snapshot.images_seen, snapshot.sigma_rel] for snapshot in used]
     return used[-1].metadata | {"images_seen": at, "sigma_rel": sigma_rel, "reconstructed_from": inputs}

@@ -1,5 +1,7 @@
-"""NPZ files: many images in one, as evaluation suites take them, written one by one, as they need not fit into memory;
-and the arrays in those of strangers."""
+"""NPZ files: many images in one array, written one by one since they need not fit into memory, and untrusted ones read.
+
+Evaluation suites take samples in this form.
+"""
 
 import io
 import math
@@ -14,12 +16,12 @@ import numpy as np
 from edm2.post_hoc_ema import atomic_output
 
 MAX_UNPACKED = 1 << 32
-"""Bytes of an array that is compressed, which is read as a whole; others are read from where they lie."""
+"""Bytes of a compressed array, which is read as a whole; others are read in place."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a member of an NPZ file announces."""
+    """Shape, dtype and order of an array, as its header announces them."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -27,9 +29,9 @@ class Header:
 
 
 def open_member(archive: ZipFile, name: str) -> tuple[BinaryIO, Header]:
-    """An array in an NPZ file: the file of its numbers, standing at the first, and what they are.
+    """Open an array in an NPZ file: the file of its numbers, standing at the first, and its header.
 
-    Memory is asked for what is there, not for what a header announces.
+    Memory is allocated for the numbers in the file, not for those that the header announces.
 
     Raises:
         Exception: of almost any kind, if the file is damaged, or holds objects, or other numbers than it announces.
@@ -48,7 +50,7 @@ def open_member(archive: ZipFile, name: str) -> tuple[BinaryIO, Header]:
 
 
 def read_member(archive: ZipFile, name: str) -> np.ndarray:
-    """An array in an NPZ file. Raises as `open_member` does."""
+    """Read an array in an NPZ file. Raises as `open_member` does."""
     file, header = open_member(archive, name)
     with file:
         numbers = np.frombuffer(bytearray(file.read()), header.dtype)
@@ -56,18 +58,18 @@ def read_member(archive: ZipFile, name: str) -> np.ndarray:
 
 
 def write_npz(path: Path, images: Iterable[np.ndarray], count: int, labels: np.ndarray | None = None) -> None:
-    """Write `arr_0`, all images in one array [N, ...], and `arr_1`, their labels [N]; complete or not there at all.
+    """Write `arr_0`, all images in one array [N, ...], and `arr_1`, their labels [N], completely or not at all.
 
     `numpy.load` reads the file, larger than 4 GiB too. Its bytes depend on the contents alone.
 
     Args:
         path: File to write.
         images: Arrays of one shape and dtype.
-        count: How many there are: NPY wants the shape first.
+        count: Number of images: an NPY file begins with the shape.
         labels: One per image, if there are any.
 
     Raises:
-        ValueError: the images are not `count`, or not of one kind.
+        ValueError: another number of images, or images of several shapes or dtypes.
     """
     with atomic_output(path) as temporary, ZipFile(temporary, "w") as archive:
         with archive.open(_member("arr_0.npy"), "w", force_zip64=True) as file:
@@ -78,7 +80,7 @@ def write_npz(path: Path, images: Iterable[np.ndarray], count: int, labels: np.n
 
 
 def _write_array(file, images: Iterable[np.ndarray], count: int, path: Path) -> None:
-    """NPY of the images stacked, without stacking them."""
+    """Write the NPY file of the stacked images, without stacking them."""
     written, kind = 0, None
     for image in images:
         if kind is None:
@@ -94,7 +96,7 @@ def _write_array(file, images: Iterable[np.ndarray], count: int, path: Path) -> 
 
 
 def _member(name: str) -> ZipInfo:
-    """Without compression, the same on every day and every system."""
+    """Entry of an uncompressed file, the same on every day and every system."""
     member = ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     member.create_system = 3  # Unix, whose permissions the next line gives: all may read
     member.external_attr = 0o644 << 16

@@ -1,6 +1,6 @@
 """Snapshots of every kind: our own (.safetensors), network pickles of the published program, pipelines of diffusers.
 
-Which one a file is, is told by its contents; a pipeline is a folder. A folder of pickles serves as a run folder does.
+A file's contents tell its kind; a pipeline is a folder. A folder of pickles can be used like a run folder.
 """
 
 import dataclasses
@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
 from edm2.io.published import PublishedSnapshot, is_reconstruction
 from edm2.networks import NetworkConfig
-from edm2.pipeline.folder import is_pipeline_folder, read_pipeline_metadata, read_pipeline_tensors
+from edm2.pipeline.folder import is_pipeline_folder, read_pipeline_metadata, read_pipeline_tensors, read_safetensors
 from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError, find_snapshots
 from edm2.post_hoc_ema import read_metadata as read_safetensors_metadata
 from edm2.training.config import CHANGEABLE, TrainingConfig
@@ -23,7 +22,7 @@ AnySnapshot = SafetensorsSnapshot | PublishedSnapshot
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether to read a file as a published pickle: unless it is named or begins like a safetensors file."""
+    """True if a file is read as a published pickle: unless its name or its beginning is that of a safetensors file."""
     path = Path(path)
     if path.suffix == ".safetensors":
         return False
@@ -34,22 +33,22 @@ def is_published(path: str | Path) -> bool:
 ENTRIES: dict[str, type] = {
     "codec": dict, "data": dict, "half_life": int, "reconstructed_from": list, "sigma_rel_of": dict, "training": dict,
 }  # fmt: skip
-"""What metadata may hold, and readers rely on; what describes the network is looked at where that is built."""
+"""Entries of metadata that readers rely on, and their types; `network` is checked where that is built."""
 
 
 def _checked(path: str | Path, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Raises SnapshotError if an entry is of another type: anybody may have written it."""
-    wrong = [name for name, kind in ENTRIES.items() if not isinstance(metadata.get(name), kind | None)]
-    if wrong:
-        raise SnapshotError(f"{path}: damaged: its entry {wrong[0]} is of another type; copy or write it again")
+    """The metadata; raises SnapshotError if an entry of this untrusted JSON is of another type."""
+    for name, kind in ENTRIES.items():
+        if not isinstance(metadata.get(name), kind | None):
+            raise SnapshotError(f"{path}: damaged: its entry {name} is of another type; copy or write it again")
     return metadata
 
 
 def open_snapshot(path: str | Path) -> AnySnapshot:
-    """A snapshot: metadata, names, and the tensors when asked for.
+    """Open a snapshot: metadata and names now, tensors when asked for.
 
     Raises:
-        SnapshotError: not a snapshot, damaged, or a pickle with anything in it that does not belong there.
+        SnapshotError: not a snapshot, damaged, or a pickle with anything in it that no network needs.
         OSError: the file cannot be read.
     """
     snapshot = PublishedSnapshot(path) if is_published(path) else SafetensorsSnapshot(path)
@@ -58,7 +57,7 @@ def open_snapshot(path: str | Path) -> AnySnapshot:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What a file or a pipeline's folder says about itself, whether or not it names the time and the EMA length.
+    """Read the metadata of a file or a pipeline's folder, with or without images seen and EMA length.
 
     Raises:
         SnapshotError, OSError: as `open_snapshot`.
@@ -69,28 +68,22 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor]]]:
-    """Metadata as the file has it, and names and tensors, one read at a time."""
+    """Read the metadata, and names and tensors one at a time."""
     if is_pipeline_folder(path):
         return read_pipeline_metadata(path), read_pipeline_tensors(path)
     if is_published(path):
         snapshot = PublishedSnapshot(path)
         return snapshot.metadata, ((name, snapshot.read(name)) for name in snapshot.names)
-    return read_safetensors_metadata(path), _read_safetensors(path)
-
-
-def _read_safetensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            yield name, file.get_tensor(name)
+    return read_safetensors_metadata(path), read_safetensors(path)
 
 
 def open_run(folder: str | Path) -> list[AnySnapshot]:
-    """All snapshots of a run, sorted by images seen, then EMA length; reconstructed weights are left out.
+    """Open all snapshots of a run, sorted by images seen, then EMA length; reconstructed weights are left out.
 
     Args:
-        folder: A run folder, or a folder of snapshots of one kind: .safetensors, or pickles whose names tell the time
-            and the EMA length. `network-snapshot-*.pkl` are what the published program leaves: where there are such,
-            only they are taken.
+        folder: A run folder, or a folder of snapshots of one kind: .safetensors, or pickles whose names give images
+            seen and EMA length. Where there are `network-snapshot-*.pkl`, as the published program names them, only
+            those are taken.
 
     Raises:
         FileNotFoundError: no such folder, or no snapshots in it.
@@ -108,7 +101,7 @@ def open_run(folder: str | Path) -> list[AnySnapshot]:
 
 
 def _pickles(folder: Path) -> list[Path]:
-    """The pickles in a folder that are its snapshots, if they and not .safetensors files are."""
+    """Pickles that are the folder's snapshots; none if its .safetensors files are."""
     if own := sorted(folder.glob("network-snapshot-*.pkl")):
         return own
     if (folder / "snapshots").is_dir() or any(folder.glob("*.safetensors")):
@@ -117,17 +110,13 @@ def _pickles(folder: Path) -> list[Path]:
 
 
 def refuse_different_runs(snapshots: Sequence[AnySnapshot]) -> None:
-    """Compare what snapshots say of their run: network, codec, data and every setting that may not change within it.
-
-    Raises:
-        SnapshotError: two of them are of different runs.
-    """
+    """Raise SnapshotError if two snapshots differ in network, codec, data or a setting that no run changes."""
     first, *others = snapshots
     expected = _identity(first.metadata)
     for other in others:
         found = _identity(other.metadata)
         for key in sorted(expected.keys() | found.keys()):
-            default = DEFAULTS.get(key)  # of a setting that older versions did not have yet
+            default = DEFAULTS.get(key)  # older versions did not have every setting
             one, another = expected.get(key, default), found.get(key, default)
             if one != another:
                 raise SnapshotError(
@@ -143,11 +132,11 @@ def _defaults(prefix: str, configuration: type) -> dict[str, Any]:
 
 
 DEFAULTS = _defaults("training", TrainingConfig) | _defaults("network", NetworkConfig)
-"""Settings that nobody chose, by their names in `_identity`, as JSON has them."""
+"""Default settings as JSON, by their names in `_identity`."""
 
 
 def _identity(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What all snapshots of a run have in common."""
+    """Settings that all snapshots of a run have in common, by name."""
     network, training = (metadata.get(key) for key in ("network", "training"))
     network, training = network if isinstance(network, dict) else {"": network}, training or {}
     settings = {f"training.{key}": value for key, value in training.items() if key not in CHANGEABLE}

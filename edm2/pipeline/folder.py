@@ -12,7 +12,7 @@ from edm2.post_hoc_ema.files import parse_json
 from edm2.post_hoc_ema.snapshot import check_buffers
 
 INDEX = "model_index.json"
-"""What makes a folder a pipeline; written last."""
+"""File that makes a folder a pipeline; written last."""
 
 PIPELINE_CLASS = "EDM2Pipeline"
 
@@ -20,12 +20,12 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def is_pipeline_folder(path: str | Path) -> bool:
-    """Whether `path` is a folder with a pipeline of diffusers, of this or another kind."""
+    """True if `path` is a folder with a pipeline of diffusers, of this or another kind."""
     return (Path(path) / INDEX).is_file()
 
 
 def read_pipeline_metadata(folder: str | Path) -> dict[str, Any]:
-    """What a snapshot of the pipeline's network would say about itself: network, codec, images seen, EMA length.
+    """Read the metadata of the pipeline's network, as a snapshot has it: network, codec, images seen, EMA length.
 
     Raises:
         SnapshotError: not a pipeline, damaged, or a pipeline of another kind.
@@ -44,7 +44,7 @@ def read_pipeline_metadata(folder: str | Path) -> dict[str, Any]:
 
 
 def _with_own_vae(codec: Any, folder: Path) -> Any:
-    """The codec, with the VAE that the folder itself holds in place of where it came from."""
+    """The codec with the folder's own VAE, if it holds one, in place of the VAE's origin."""
     vae = folder / "vae"
     if isinstance(codec, dict) and codec.get("kind") == "latents" and (vae / "config.json").is_file():
         return codec | {"vae": str(vae)}
@@ -52,22 +52,31 @@ def _with_own_vae(codec: Any, folder: Path) -> Any:
 
 
 def read_pipeline_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of the pipeline's network, as they are stored, one read at a time.
+    """Read names and tensors of the pipeline's network, one at a time, as they are stored.
 
     Raises:
         SnapshotError: a file is missing or damaged.
     """
     for path in _weight_files(Path(folder) / "unet"):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    yield name, file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise SnapshotError(f"{path}: cannot be read as safetensors ({error}); copy or write it again") from None
+        yield from read_safetensors(path)
+
+
+def read_safetensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Read names and tensors of one file, one at a time.
+
+    Raises:
+        SnapshotError: it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise SnapshotError(f"{path}: cannot be read as safetensors ({error}); copy or write it again") from None
 
 
 def _weight_files(unet: Path) -> list[Path]:
-    """One file, or the shards that an index lists."""
+    """Paths of the weights: one file, or the shards that an index lists."""
     shards = unet / f"{WEIGHTS}.index.json"
     if not shards.is_file():
         return [unet / WEIGHTS]
@@ -78,10 +87,10 @@ def _weight_files(unet: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        SnapshotError: there is none, or it is damaged.
+        SnapshotError: the file is missing or damaged.
     """
     try:
         contents = parse_json(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Drawing many images into a store: decoded on the way, by several processes, in several goes."""
+"""Many images into a store: decoded on the way, by several processes, in several runs if interrupted."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,22 +6,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from edm2.sampling.generation import SampleBatch, require_finite
+from edm2.sampling.generation import SampleBatch
 from edm2.sampling.output import ImageStore
 from edm2.training import Codec
 
 Decoder = Callable[[Tensor], Tensor]
-"""decode(samples [N, C, H, W]) -> what is stored of them, on the CPU."""
+"""decode(samples [N, C, H, W]) -> images to store, on the CPU."""
 
 WRITERS = 8
 """Threads that write images while the next ones are drawn: compressing a large PNG takes 0.2 seconds."""
 
 
 def decoder(codec: Codec, batch_size: int = 8, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Samples to pixels as image files want them, uint8.
+    """Make a decoder of samples to pixels of image files, uint8.
 
     Args:
-        codec: The network's.
+        codec: Codec of the network.
         batch_size: Images that a VAE decodes at a time.
         dtype: Precision of the VAE; half precision costs a level here and there.
     """
@@ -34,44 +34,41 @@ def decoder(codec: Codec, batch_size: int = 8, dtype: torch.dtype = torch.float3
 
 
 def undecoded(samples: Tensor) -> Tensor:
-    """A decoder that leaves samples as the network draws them, float32."""
+    """Leave samples undecoded, float32; a `Decoder`."""
     return samples.float().cpu()
 
 
 def batches_of(seeds: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Seeds, each once, in batches that depend on nothing else.
+    """Split seeds, each once, into batches that depend on nothing else.
 
-    An image depends on the company in its batch by the rounding of convolutions. So processes take whole batches, and
-    one that is there in part is drawn as a whole again: however the work was divided, the images are the same.
+    The rounding of convolutions depends on the other images in a batch. So processes take whole batches, and one that
+    is stored in part is drawn as a whole again: however the work was divided, the images are the same to the bit.
     """
     distinct = list(dict.fromkeys(seeds))
     return [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
 
 
 def unfinished(batches: Sequence[Sequence[int]], store: ImageStore) -> list[int]:
-    """Seeds of the batches of which the store lacks an image."""
+    """Seeds of the batches that are not completely in the store."""
     return [seed for batch in batches if store.missing(batch) for seed in batch]
 
 
-def keep_all(
+def store_images(
     batches: Iterable[SampleBatch], decode: Decoder, store: ImageStore, report: Callable[[int], object] = lambda n: None
 ) -> None:
-    """Decode batch by batch into the store; images that it has already stay as they are.
+    """Decode batch by batch into the store; images that it already has stay as they are.
 
     Args:
-        batches: What `generate` draws.
-        decode: See `decoder`.
-        store: Where images go.
+        batches: Samples of `generate`.
+        decode: Such as `decoder` makes.
+        store: Destination.
         report: Called with the number of images of each batch.
-
-    Raises:
-        SamplingError: samples that are not finite; what was drawn before is kept.
     """
     with ThreadPoolExecutor(WRITERS) as pool:
         writing: list[Future] = []
-        for batch in require_finite(batches):
+        for batch in batches:
             images = decode(batch.samples)
-            _wait_for(writing)  # at most one batch is on its way while the next one is drawn
+            _wait_for(writing)  # at most one batch is being written while the next one is drawn
             store.claim()
             missing = set(store.missing(batch.seeds))
             pairs = zip(batch.seeds, images, strict=True)
@@ -81,6 +78,6 @@ def keep_all(
 
 
 def _wait_for(writing: Sequence[Future]) -> None:
-    """Until all are written; raises what went wrong with the first that failed."""
+    """Wait until all images are written; raises the error of the first that failed."""
     for future in writing:
         future.result()

@@ -1,4 +1,8 @@
-"""Images by seed. An image depends on its seed and class alone, not on the batch or the device count."""
+"""Images by seed: an image depends on its seed and class alone, not on the batch or the number of devices.
+
+Everything random about an image comes from one generator of its own, seeded by its seed and asked in a fixed order:
+first for the noise that sampling starts from, then for its class, then for the noise of churn.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,15 +27,15 @@ class SampleBatch:
     classes: Tensor | None
     """Class of each image, int64 [N]; None for an unconditional network."""
     samples: Tensor
-    """What the network draws, [N, C, H, W] float32; a codec turns it into pixels."""
+    """Output of the sampler, [N, C, H, W] float32; a codec decodes it to pixels."""
 
 
 class SamplingError(ValueError):
-    """A network draws numbers that are not finite; the message is one line."""
+    """Samples that are not finite; the message is one line."""
 
 
 class SeedRandom:
-    """Random numbers per image: image i of the batch draws from a CPU generator of its own, seeded by its seed.
+    """Random numbers of a batch: image i has a CPU generator of its own, seeded by its seed.
 
     Args:
         seeds: Seeds of the batch; taken modulo 2³².
@@ -41,16 +45,16 @@ class SeedRandom:
         self.generators = [torch.Generator().manual_seed(seed % (1 << 32)) for seed in seeds]
 
     def randn(self, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-        """Unit Gaussians, float32 [N, *shape]."""
+        """Draw unit Gaussians, float32 [N, *shape]."""
         return torch.stack([torch.randn(shape, generator=g) for g in self.generators]).to(device)
 
     def randn_like(self, x: Tensor) -> Tensor:
-        """Unit Gaussians like `x`, drawn in its dtype."""
+        """Draw unit Gaussians like `x`, in its dtype."""
         drawn = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype) for g in self.generators]
         return torch.stack(drawn).to(x.device)
 
     def randint(self, high: int) -> Tensor:
-        """One integer in [0, high) per image, int64 [N]."""
+        """Draw one integer in [0, high) per image, int64 [N]."""
         return torch.stack([torch.randint(high, (), generator=g) for g in self.generators])
 
 
@@ -77,12 +81,12 @@ def generate(
         interval: Noise levels (low, high] with guidance.
         batch_size: Images at a time.
         sampler: `edm2.sample_heun`, `edm2.sample_deis` (docs/solvers.md), or another function of their form.
-        device: Where to compute; default: where `net` is.
-        sampler_options: Handed to the sampler, such as num_steps=32; it checks them with the first batch.
+        device: Device to compute on; default: that of `net`.
+        sampler_options: Passed to the sampler, such as num_steps=32; it checks them with the first batch.
 
     Raises:
         ValueError: a class outside the network's, a wrong number of classes, guidance without a guide or by one for
-            other images or classes, an interval upside down, or batch_size < 1; before anything is drawn.
+            other images or classes, an empty interval, or batch_size < 1; before anything is drawn.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -95,10 +99,10 @@ def generate(
     denoise = net if guide is None else guided(net, guide, guidance, interval)
     device = next(net.buffers()).device if device is None else torch.device(device)
 
-    def drawn() -> Iterator[SampleBatch]:
+    def batches() -> Iterator[SampleBatch]:
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
-            random, noise, labels = _beginnings(net, seeds[part], None if chosen is None else chosen[part])
+            random, noise, labels = _draw_inputs(net, seeds[part], None if chosen is None else chosen[part])
             samples = sampler(
                 denoise,
                 noise.to(device),
@@ -108,11 +112,11 @@ def generate(
             )
             yield SampleBatch(tuple(seeds[part]), labels, samples)
 
-    return drawn()
+    return batches()
 
 
-def require_finite(batches: Iterable[SampleBatch]) -> Iterator[SampleBatch]:
-    """The same batches, up to one that is no image: a decoder would make black pixels of it.
+def require_finite(batches: Iterable[SampleBatch], network: str = "the network") -> Iterator[SampleBatch]:
+    """Pass batches on up to one that is not finite, which a decoder would turn into black pixels.
 
     Raises:
         SamplingError: samples that are not finite.
@@ -120,10 +124,10 @@ def require_finite(batches: Iterable[SampleBatch]) -> Iterator[SampleBatch]:
     for batch in batches:
         finite = batch.samples.flatten(1).isfinite().all(dim=1).tolist()
         if not all(finite):
-            broken = [str(seed) for seed, fine in zip(batch.seeds, finite, strict=True) if not fine]
+            broken = [str(seed) for seed, is_finite in zip(batch.seeds, finite, strict=True) if not is_finite]
             shown = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
             raise SamplingError(
-                f"what the network draws from seed{'s' if len(broken) > 1 else ''} {shown} is not finite: "
+                f"{network}: seeds {shown} give samples that are not finite: "
                 "draw with --precision fp32 or bf16; if that does not help, its weights are broken"
             )
         yield batch
@@ -132,7 +136,7 @@ def require_finite(batches: Iterable[SampleBatch]) -> Iterator[SampleBatch]:
 def classes_of_seeds(
     net: Precond, seeds: Sequence[int], classes: int | Sequence[int] | None = None, batch_size: int = 64
 ) -> Tensor | None:
-    """The classes of what `generate` draws for the same arguments, without drawing it.
+    """Classes of the images that `generate` draws for the same arguments, without drawing them.
 
     Returns:
         int64 [N], or None for a network without classes.
@@ -146,15 +150,11 @@ def classes_of_seeds(
     if chosen is not None:
         return torch.tensor(chosen, dtype=torch.int64)
     parts = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *(_beginnings(net, part, None)[2] for part in parts)])
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *(_draw_inputs(net, part, None)[2] for part in parts)])
 
 
 def check_guide(net: Precond, guide: Precond, net_name: str = "this network", guide_name: str = "the guide") -> None:
-    """Both must draw images of one shape, and know the same number of classes, or one of them none.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Raise ValueError unless both draw images of one shape and have equally many classes, or one of them none."""
     a, b = net.unet.config, guide.unet.config  # networks of a pipeline have a `config` in diffusers' form
     same_classes = a.label_dim == b.label_dim or 0 in (a.label_dim, b.label_dim)
     if not same_classes or (a.img_channels, a.size) != (b.img_channels, b.size):
@@ -162,17 +162,17 @@ def check_guide(net: Precond, guide: Precond, net_name: str = "this network", gu
 
 
 def _kind(net: Precond) -> str:
-    """Shape and number of classes of what a network draws, for people."""
+    """Shape and number of classes of a network's images, as text."""
     config = net.unet.config
     height, width = config.size
     return f"{config.img_channels}x{height}x{width} of {config.label_dim or 'no'} classes"
 
 
 def class_index(label: int | str, names: Sequence[str]) -> int:
-    """A class by name, else by number; whether the network has such a number is not looked at.
+    """Find a class by name, else by number, which is not checked against the network.
 
     Raises:
-        ValueError: neither.
+        ValueError: neither a name nor a number.
     """
     if label in names:
         return list(names).index(label)
@@ -183,20 +183,20 @@ def class_index(label: int | str, names: Sequence[str]) -> int:
         raise ValueError(f"class {label!r} is neither a number nor one of the network's classes ({known})") from None
 
 
-def _beginnings(
+def _draw_inputs(
     net: Precond, seeds: Sequence[int], chosen: Sequence[int] | None
 ) -> tuple[SeedRandom, Tensor, Tensor | None]:
-    """Generators of a batch, its noise [N, C, H, W] and its classes [N]; what belongs to the seeds, in this order."""
+    """Generators of a batch, its noise [N, C, H, W] and its classes [N], drawn in this order."""
     random = SeedRandom(seeds)
     noise = random.randn((net.config.img_channels, *net.config.size))
     if net.config.label_dim == 0:
         return random, noise, None
-    drawn = random.randint(net.config.label_dim)  # also where classes are chosen: churn draws from what comes after
+    drawn = random.randint(net.config.label_dim)  # even if classes are chosen, so that churn draws the same
     return random, noise, drawn if chosen is None else torch.tensor(chosen)
 
 
 def _chosen_classes(classes: int | Sequence[int] | None, count: int, label_dim: int) -> list[int] | None:
-    """One class per image, or None to draw them."""
+    """One class per image, checked, or None to draw them."""
     if classes is None:
         return None
     chosen = [int(classes)] * count if isinstance(classes, Integral) else [int(c) for c in classes]

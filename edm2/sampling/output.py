@@ -1,4 +1,4 @@
-"""Where images by seed are kept until all are there: in a folder that can be filled in several goes, or in memory."""
+"""Stores of images by seed: a folder of files that can be filled in several runs, or memory."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,23 +20,23 @@ DESCRIPTION = "generation.json"
 
 
 class ImageStore(Protocol):
-    """Images by seed, [C, H, W]."""
+    """Store of images by seed, [C, H, W]."""
 
     def missing(self, seeds: Sequence[int]) -> list[int]:
-        """Those of `seeds` without an image yet."""
+        """Seeds without an image yet."""
 
     def claim(self) -> None:
-        """Make ready for the first image; called again, do nothing."""
+        """Prepare for the first image; does nothing when called again."""
 
     def save(self, seed: int, image: Tensor) -> None:
-        """Keep the image of a seed; threads may save several at a time."""
+        """Store the image of a seed; threads may save several at a time."""
 
     def read(self, seeds: Sequence[int]) -> Tensor:
-        """Images of seeds, [N, C, H, W]."""
+        """Read images of seeds, [N, C, H, W]."""
 
 
 class FileFormat(Protocol):
-    """One image, one file."""
+    """Format of a file with one image."""
 
     suffix: str
 
@@ -46,7 +46,7 @@ class FileFormat(Protocol):
 
 
 class PngFiles:
-    """uint8 [C, H, W] with 1 to 4 channels as PNG."""
+    """PNG files of uint8 [C, H, W] with 1 to 4 channels."""
 
     suffix = ".png"
 
@@ -64,7 +64,7 @@ class PngFiles:
 
 
 class NpyFiles:
-    """[C, H, W] of any dtype as NPY."""
+    """NPY files of [C, H, W], any dtype."""
 
     suffix = ".npy"
 
@@ -81,7 +81,7 @@ class NpyFiles:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Whatever damaged bytes make readers raise, in one line with the remedy."""
+    """Turn any exception of a reader of damaged bytes into one line with the remedy."""
     try:
         yield
     except Exception as error:
@@ -90,11 +90,11 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 class ImageFolder:
-    """Images in files, `000123.png`, with the settings that made them in generation.json from the first one on.
+    """Images in files, `000123.png`, beside generation.json with the settings that they were drawn with.
 
     Args:
         path: The folder; made with the first image.
-        settings: What the images depend on beside their seed, as JSON.
+        settings: Settings that the images depend on, besides their seed, as JSON.
         subdirs: One sub-folder per thousand seeds (`000000/000123.png`), for large sets.
         files: Format of the files.
 
@@ -113,19 +113,19 @@ class ImageFolder:
         if self.description.exists() and (names := _differences(self.description, settings)):
             raise ValueError(
                 f"{path}: holds images made with other settings ({names} in {DESCRIPTION}); choose another --out, or "
-                "repeat the settings to go on"
+                "repeat the settings to continue"
             )
 
     def file(self, seed: int) -> Path:
-        """Where the image of a seed lies."""
+        """Path of a seed's image."""
         folder = self.path / f"{seed // 1000 * 1000:06d}" if self.subdirs else self.path
         return folder / f"{seed:06d}{self.files.suffix}"
 
     def missing(self, seeds: Sequence[int]) -> list[int]:
-        """Those of `seeds` without an image yet. Images are complete or not there, so a file is a finished one.
+        """Seeds without an image yet. Files are written completely or not at all, so one that exists is finished.
 
         Raises:
-            ValueError: there are images of these seeds, and nothing says how they were made.
+            ValueError: there are images of these seeds, but no generation.json.
         """
         missing = [seed for seed in seeds if not self.file(seed).is_file()]
         if len(missing) < len(seeds) and not self.description.exists():
@@ -133,7 +133,7 @@ class ImageFolder:
         return missing
 
     def claim(self) -> None:
-        """Write generation.json unless it is there. Not earlier than the first image: a mistake claims nothing."""
+        """Write generation.json unless it exists; with the first image, so that a mistake before leaves no folder."""
         if not self.description.exists():
             with atomic_output(self.description) as temporary:
                 Path(temporary).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
@@ -143,7 +143,7 @@ class ImageFolder:
         self.files.write(image, self.file(seed))
 
     def read(self, seeds: Sequence[int]) -> Tensor:
-        """Images of seeds, [N, C, H, W]."""
+        """Read images of seeds, [N, C, H, W]. Raises ValueError if one is damaged, or of another size."""
         images = [self.files.read(self.file(seed)) for seed in seeds]
         for seed, image in zip(seeds, images, strict=True):
             if image.shape != images[0].shape:
@@ -156,28 +156,28 @@ class ImageFolder:
 
 @dataclass
 class ImagesInMemory:
-    """For a few images that need no files of their own."""
+    """Store of a few images, without files."""
 
     images: dict[int, Tensor] = field(default_factory=dict)
 
     def missing(self, seeds: Sequence[int]) -> list[int]:
-        """Those of `seeds` without an image yet."""
+        """Seeds without an image yet."""
         return [seed for seed in seeds if seed not in self.images]
 
     def claim(self) -> None:
-        """Memory is there already."""
+        """Do nothing: memory needs no preparation."""
 
     def save(self, seed: int, image: Tensor) -> None:
-        """Keep the image of a seed."""
+        """Store the image of a seed."""
         self.images[seed] = image
 
     def read(self, seeds: Sequence[int]) -> Tensor:
-        """Images of seeds, [N, C, H, W]."""
+        """Stack images of seeds, [N, C, H, W]."""
         return torch.stack([self.images[seed] for seed in seeds])
 
 
 def _differences(description: Path, settings: dict[str, Any]) -> str:
-    """Names of settings that a folder's description has otherwise; empty if it is the same."""
+    """Names of the settings that differ from a folder's description; empty if none does."""
     try:
         found = parse_json(description.read_text(encoding="utf-8"))
     except ValueError:

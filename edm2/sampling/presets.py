@@ -1,4 +1,4 @@
-"""How published networks are sampled: which file, guided by which, how strongly, and the quality to expect.
+"""Published settings of sampling: network, guide, guidance weight, and the score to expect.
 
 From Table 6 of EDM2 (arXiv 2312.02696v2), Table 1 of autoguidance (arXiv 2406.02507) and Table 1 of guidance intervals
 (arXiv 2404.07724). Every preset goes with 32 Heun steps without churn, and 50,000 images.
@@ -25,7 +25,7 @@ class PublishedNetwork:
         return f"{self.model}-{self.kimg:07d}-{self.sigma_rel:.3f}"
 
     def find(self, folder: Path) -> Path:
-        """Its file in a folder: converted (.safetensors) or, else, as published (.pkl).
+        """Find its file in a folder: converted (.safetensors) or, else, as published (.pkl).
 
         Raises:
             FileNotFoundError: neither is there.
@@ -45,11 +45,11 @@ class GenerationPreset:
     """Settings of `edm2 generate`; each can be overridden there."""
 
     network: PublishedNetwork
-    """What to sample from."""
+    """Network to sample from."""
     published: float
-    """Score in the paper: the metric is in the preset's name, fid or dino; the lower the better."""
+    """Score in the paper, lower is better; the preset's name ends in the metric, fid or dino."""
     guide: PublishedNetwork | None = None
-    """What to guide away from."""
+    """Network to guide away from."""
     guidance: float = 1.0
     """Guidance weight; 1 is none."""
     interval_steps: tuple[int, int] | None = None
@@ -57,7 +57,7 @@ class GenerationPreset:
 
     @property
     def interval_text(self) -> str:
-        """The steps with guidance, for people."""
+        """Steps with guidance, as text."""
         if self.interval_steps is None:
             return "all"
         first, end = self.interval_steps
@@ -78,18 +78,18 @@ FULLY_TRAINED = {
     "edm2-img64-l": 1073741,
     "edm2-img64-xl": 671088,
 }
-"""Thousands of images that the final networks have seen."""
+"""Thousands of images seen by the final networks."""
 
 
-def _alone(model: str, sigma_rel: float, published: float) -> GenerationPreset:
-    """The network itself."""
+def _unguided(model: str, sigma_rel: float, published: float) -> GenerationPreset:
+    """Preset of a network without a guide."""
     return GenerationPreset(_trained(model, sigma_rel), published)
 
 
 def _classifier_free(
     model: str, sigma_rel: float, guidance: float, published: float, steps: tuple[int, int] | None = None
 ) -> GenerationPreset:
-    """Guided by the unconditional XS network of the same EMA length."""
+    """Preset of a network guided by the unconditional XS network of the same EMA length."""
     guide = _trained("edm2-img512-xs-uncond", sigma_rel)
     return GenerationPreset(_trained(model, sigma_rel), published, guide, guidance, steps)
 
@@ -97,7 +97,7 @@ def _classifier_free(
 def _autoguided(
     model: str, sigma_rel: float, guide: PublishedNetwork, guidance: float, published: float
 ) -> GenerationPreset:
-    """Guided by a smaller, less trained network of its own EMA length."""
+    """Preset of a network guided by a smaller, less trained one, which has an EMA length of its own."""
     return GenerationPreset(_trained(model, sigma_rel), published, guide, guidance)
 
 
@@ -106,18 +106,18 @@ def _trained(model: str, sigma_rel: float) -> PublishedNetwork:
 
 
 GENERATION_PRESETS: dict[str, GenerationPreset] = {
-    "edm2-img512-xs-fid": _alone("edm2-img512-xs", 0.135, 3.53),
-    "edm2-img512-s-fid": _alone("edm2-img512-s", 0.130, 2.56),
-    "edm2-img512-m-fid": _alone("edm2-img512-m", 0.100, 2.25),
-    "edm2-img512-l-fid": _alone("edm2-img512-l", 0.085, 2.06),
-    "edm2-img512-xl-fid": _alone("edm2-img512-xl", 0.085, 1.96),
-    "edm2-img512-xxl-fid": _alone("edm2-img512-xxl", 0.070, 1.91),
-    "edm2-img512-xs-dino": _alone("edm2-img512-xs", 0.200, 103.39),
-    "edm2-img512-s-dino": _alone("edm2-img512-s", 0.190, 68.64),
-    "edm2-img512-m-dino": _alone("edm2-img512-m", 0.155, 58.44),
-    "edm2-img512-l-dino": _alone("edm2-img512-l", 0.155, 52.25),
-    "edm2-img512-xl-dino": _alone("edm2-img512-xl", 0.155, 45.96),
-    "edm2-img512-xxl-dino": _alone("edm2-img512-xxl", 0.150, 42.84),
+    "edm2-img512-xs-fid": _unguided("edm2-img512-xs", 0.135, 3.53),
+    "edm2-img512-s-fid": _unguided("edm2-img512-s", 0.130, 2.56),
+    "edm2-img512-m-fid": _unguided("edm2-img512-m", 0.100, 2.25),
+    "edm2-img512-l-fid": _unguided("edm2-img512-l", 0.085, 2.06),
+    "edm2-img512-xl-fid": _unguided("edm2-img512-xl", 0.085, 1.96),
+    "edm2-img512-xxl-fid": _unguided("edm2-img512-xxl", 0.070, 1.91),
+    "edm2-img512-xs-dino": _unguided("edm2-img512-xs", 0.200, 103.39),
+    "edm2-img512-s-dino": _unguided("edm2-img512-s", 0.190, 68.64),
+    "edm2-img512-m-dino": _unguided("edm2-img512-m", 0.155, 58.44),
+    "edm2-img512-l-dino": _unguided("edm2-img512-l", 0.155, 52.25),
+    "edm2-img512-xl-dino": _unguided("edm2-img512-xl", 0.155, 45.96),
+    "edm2-img512-xxl-dino": _unguided("edm2-img512-xxl", 0.150, 42.84),
     "edm2-img512-xs-guid-fid": _classifier_free("edm2-img512-xs", 0.045, 1.4, 2.91),
     "edm2-img512-s-guid-fid": _classifier_free("edm2-img512-s", 0.025, 1.4, 2.23),
     "edm2-img512-m-guid-fid": _classifier_free("edm2-img512-m", 0.030, 1.2, 2.01),
@@ -153,10 +153,10 @@ GENERATION_PRESETS: dict[str, GenerationPreset] = {
     "edm2-img512-s-uncond-autog-dino": _autoguided(
         "edm2-img512-s-uncond", 0.090, PublishedNetwork("edm2-img512-xs-uncond", 134217, 0.125), 2.90, 90.39
     ),
-    "edm2-img64-s-fid": _alone("edm2-img64-s", 0.075, 1.58),
-    "edm2-img64-m-fid": _alone("edm2-img64-m", 0.060, 1.43),
-    "edm2-img64-l-fid": _alone("edm2-img64-l", 0.040, 1.33),
-    "edm2-img64-xl-fid": _alone("edm2-img64-xl", 0.040, 1.33),
+    "edm2-img64-s-fid": _unguided("edm2-img64-s", 0.075, 1.58),
+    "edm2-img64-m-fid": _unguided("edm2-img64-m", 0.060, 1.43),
+    "edm2-img64-l-fid": _unguided("edm2-img64-l", 0.040, 1.33),
+    "edm2-img64-xl-fid": _unguided("edm2-img64-xl", 0.040, 1.33),
     "edm2-img64-s-autog-fid": _autoguided(
         "edm2-img64-s", 0.045, PublishedNetwork("edm2-img64-xs", 134217, 0.110), 1.70, 1.01
     ),
@@ -173,11 +173,11 @@ FAMILIES = """\
   edm2-img64-{s,m,l,xl}-fid                        the network alone
   edm2-img64-s-autog-{fid,dino}                    guided by a weaker version
 """
-"""The names of all presets in short, as a shell would write them."""
+"""Names of all presets, abbreviated by a shell's braces."""
 
 
 def describe_presets() -> list[str]:
-    """A table of all presets, line by line."""
+    """Lines of a table of all presets."""
     row = "{:<32}{:<38}{:<41}{:>6}  {:<6}{:>7}".format
     lines = [row("preset", "network", "guide", "weight", "steps", "score")]
     for name, preset in GENERATION_PRESETS.items():

@@ -67,20 +67,11 @@ def _check_out(out: Path, form: str) -> None:
 @contextmanager
 def _local_file(source: str, folder: Path) -> Iterator[Path]:
     """The source itself; for a URL, a copy that lies in `folder` meanwhile."""
-    from tqdm import tqdm
-
-    from edm2.io.download import downloaded, is_url
+    from edm2.io.hub import downloaded, is_url
     from edm2.io.model import resolve
 
     if not is_url(source):
         yield resolve(source)
         return
-    with tqdm(desc="downloading", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-
-        def report(done: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        with downloaded(source, folder, report) as path:
-            bar.close()
-            yield path
+    with downloaded(source, folder) as path:
+        yield path

@@ -82,7 +82,7 @@ def generate(
     choice = options.choice(network)
     from tqdm import tqdm
 
-    from edm2.sampling.drawing import batches_of, keep_all, undecoded, unfinished
+    from edm2.sampling.drawing import batches_of, store_images, undecoded, unfinished
     from edm2.sampling.generation import classes_of_seeds
     from edm2.tools.options.targets import Targets
     from edm2.training.distributed.processes import joined_processes
@@ -97,7 +97,7 @@ def generate(
         if pending:
             _try(drawing, decode)
         with tqdm(total=len(pending), unit="img", leave=False, disable=None if processes.is_first else True) as bar:
-            keep_all(batches, decode, store, bar.update)
+            store_images(batches, decode, store, bar.update)
         processes.wait()
         if processes.is_first:
             seeds = options.seeds

@@ -204,12 +204,12 @@ class Drawing:
         return [seed % self.net.config.label_dim for seed in seeds] if self.options.balanced else self.class_index
 
     def batches(self, seeds: Sequence[int]) -> "Iterator[SampleBatch]":
-        """Samples of seeds."""
-        from edm2.sampling.generation import generate
+        """Samples of seeds. Raises SamplingError at those that are not finite."""
+        from edm2.sampling.generation import generate, require_finite
         from edm2.sampling.guidance import EVERYWHERE
 
         churn = {"S_churn": self.options.S_churn} if self.options.S_churn else {}
-        return generate(
+        batches = generate(
             self.net,
             seeds,
             self.classes(seeds),
@@ -221,6 +221,7 @@ class Drawing:
             num_steps=self.options.num_steps,
             **churn,
         )
+        return require_finite(batches, self.choice.network)
 
     @cached_property
     def decode(self) -> "Decoder":

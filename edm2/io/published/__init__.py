@@ -1,15 +1,14 @@
 """Network pickles of the published EDM2 program, read without executing anything.
 
 Such a file holds a dict {encoder, dataset_kwargs, loss_fn, ema}. Its objects are recorded as the name of a class, the
-text of the program that defines it (which nobody looks at here) and a dict of attributes. `ema` is the network; its
+text of the program that defines it (which is never looked at) and a dict of attributes. `ema` is the network; its
 weights, usually float16, stay in the file until they are asked for.
 
-    inert_pickle  the instructions of a pickle, and which of them are followed
-    arrays        what torch and numpy write into pickles
-    objects       what the published program writes into them
-    weights       the tensors in a network
-    metadata      what a file says about its network, in the words of our own snapshots
-    snapshot      all this as a snapshot that loads and that `reconstruct` combines
+    inert_pickle.py  the machine that reads a pickle as data, and the limits of its memory and time
+    arrays.py        tensors of torch and arrays of numpy, as they are written into pickles
+    objects.py       objects of the published program, and the tensors of its networks
+    metadata.py      the metadata of a snapshot, from a pickle's contents and its name
+    snapshot.py      `PublishedSnapshot`, which loads, and which `reconstruct` combines
 """
 
 from edm2.io.published.metadata import is_reconstruction

@@ -1,4 +1,4 @@
-"""What a network pickle and its name say about the network, in the words of our own snapshots."""
+"""Metadata of a snapshot, from a network pickle's contents and its name."""
 
 import re
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from edm2.training import Codec, PixelCodec
 from edm2.training.data.vae import LatentCodec
 
 LICENSE = "CC BY-NC-SA 4.0, non-commercial"
-"""Of the published weights, and of whatever is made from them."""
+"""License of the published weights, and of everything that is made from them."""
 
 FILE_NAME = re.compile(r"-(?P<kimg>\d{7,})-(?P<sigma_rel>\d+\.\d{3})\.pkl$")
-"""How the published program names networks: thousands of images seen, EMA length."""
+"""End of the published program's file names: thousands of images seen, EMA length."""
 
 MAX_TEXT = 1000
 MAX_ENTRIES = 100
-"""Characters in a text, and entries in a list or dict, of a configuration."""
+"""Largest number of characters in a text, and of entries in a list or dict, of a configuration."""
 
 
 def describe(contents: dict[str, Any], file: BinaryIO) -> dict[str, Any]:
-    """What the file says about the network, its codec, its data and its training."""
+    """Describe the network, its codec, its data and its training."""
     config = network_config(contents["ema"])
     dataset, loss = contents.get("dataset_kwargs"), contents.get("loss_fn")
     dataset_options = plain(dataset) if isinstance(dataset, dict) else {}
@@ -44,22 +44,22 @@ def describe(contents: dict[str, Any], file: BinaryIO) -> dict[str, Any]:
 
 
 def network_config(net: Any) -> NetworkConfig:
-    """The configuration, from the arguments that the network was constructed with."""
+    """Configuration of the network, from the arguments that it was constructed with."""
     if not isinstance(net, Recorded) or net.class_name != "Precond" or net.state.get("_init_args") != ():
         raise PickleRefused("is damaged: its network is not recorded as a Precond made of named arguments")
     arguments = net.state.get("_init_kwargs")
     known = plain(arguments) if isinstance(arguments, dict) else None
     if known is None or len(known) < len(arguments):
         raise PickleRefused("is damaged: its network was constructed with something else than numbers")
-    known.pop("use_fp16", None)  # how it was run, not what it is
+    known.pop("use_fp16", None)  # a setting of the program, not of the network
     try:
         return NetworkConfig.from_json(known)
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # whatever a stranger wrote
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # untrusted
         raise PickleRefused(f"does not describe a network that can be built ({shown(str(error), 300)})") from None
 
 
 def preset_of(config: NetworkConfig) -> dict[str, str]:
-    """The entry `preset` if the network is one of the paper's, with any number of classes."""
+    """Entry `preset` if the network is one of the paper's, with any number of classes."""
     for name, preset in PRESETS.items():
         if preset.shape == (config.img_channels, *config.size) and config == NetworkConfig(
             config.img_resolution, config.img_channels, config.label_dim, **preset.network
@@ -74,19 +74,19 @@ def images_seen_at(kimg: int) -> int:
 
 
 def clock(file_name: str) -> dict[str, Any]:
-    """images_seen and sigma_rel, if a file of this name tells them, and whether it is a reconstruction."""
+    """Entries images_seen and sigma_rel, if the name has them, and reconstructed_from for a reconstruction."""
     match = FILE_NAME.search(file_name)
     time = {"images_seen": images_seen_at(int(match["kimg"])), "sigma_rel": float(match["sigma_rel"])} if match else {}
     return time | ({"reconstructed_from": []} if is_reconstruction(file_name) else {})
 
 
 def is_reconstruction(file_name: str) -> bool:
-    """Whether the published program calls its reconstructions so."""
+    """True if this is how the published program names its reconstructions."""
     return file_name.startswith("phema-")
 
 
 def plain(entries: dict[str, Any]) -> dict[str, Any]:
-    """The entries that are numbers, short texts or short lists of numbers: what configurations consist of."""
+    """Entries that are numbers, short texts or short lists of numbers, as in configurations."""
     if len(entries) > MAX_ENTRIES:
         raise PickleRefused("is damaged: a configuration with too many entries")
     return {key: entry for key, entry in entries.items() if len(key) <= MAX_TEXT and _is_plain(entry)}
@@ -104,7 +104,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def codec_of(encoder: Any, file: BinaryIO) -> Codec:
-    """The codec that does what the recorded encoder does."""
+    """Codec that encodes as the recorded encoder does."""
     match encoder:
         case Recorded("StandardRGBEncoder"):
             return PixelCodec()  # its defaults are the published encoder
@@ -116,14 +116,14 @@ def codec_of(encoder: Any, file: BinaryIO) -> Codec:
 
 
 def _per_channel(array: NumpyArray, file: BinaryIO) -> Tensor:
-    """Numbers [C] of a latent's channels."""
+    """One number per channel of a latent, [C]."""
     if array.numbers is None or len(array.numbers.shape) != 1 or not 0 < array.numbers.numel <= MAX_ENTRIES:
         raise PickleRefused("is damaged: its encoder has no number per channel")
     return array.numbers.read(file)
 
 
 def _latent_codec(vae: str, scale: Tensor, bias: Tensor) -> LatentCodec:
-    """From x = z scale + bias, with scale = sigma_data / std, bias = -mean scale, each float32 [C]."""
+    """Codec of x = z scale + bias, with scale = sigma_data / std and bias = -mean scale, each float32 [C]."""
     sensible = len(scale) == len(bias) and ((scale > 1e-6) & (scale < 1e6) & (bias.abs() < 1e6)).all()
     if not sensible:
         raise PickleRefused("is damaged: its encoder scales latents by impossible numbers")
@@ -132,7 +132,7 @@ def _latent_codec(vae: str, scale: Tensor, bias: Tensor) -> LatentCodec:
 
 
 def _mean_and_std(scale: np.float32, bias: np.float32) -> tuple[float, float]:
-    """Of one channel's latents; `LatentCodec` makes the same scale and bias of them."""
+    """Mean and standard deviation of a channel, of which `LatentCodec` makes this scale and bias to the bit."""
     sigma_data = np.float32(LatentCodec.sigma_data)
     std = _simplest(sigma_data / scale, lambda std: sigma_data / np.float32(std) == scale)
     mean = _simplest(-bias / scale, lambda mean: -np.float32(mean) * scale == bias)
@@ -140,7 +140,7 @@ def _mean_and_std(scale: np.float32, bias: np.float32) -> tuple[float, float]:
 
 
 def _simplest(value: float, fits: Callable[[float], bool]) -> float:
-    """The decimal with the fewest digits that rounds to what was stored: the number that somebody once wrote."""
+    """Decimal with the fewest digits that rounds to the stored number, as in the original source."""
     for digits in range(1, 10):
         short = float(f"{value:.{digits}g}")
         if fits(short):

@@ -1,15 +1,14 @@
-"""Solvers beside Heun's method, called as `edm2.sample_heun`: one evaluation of the denoiser per step.
+"""Samplers: solvers of the probability-flow ODE dx/dt = d(x, t) = (x - D(x; t)) / t, from noise level 80 to 0.
 
-All solve the probability-flow ODE dx/dt = d(x, t) = (x - D(x; t)) / t over the same noise levels, and remember what
-earlier evaluations said. They differ in what they extrapolate from there:
+    heun.py        EDM's Algorithm 2: two evaluations of the denoiser per step, and optional churn
+    deis.py        DEIS: one evaluation, the slope d extrapolated by a polynomial in ln t; needs the fewest in all
+    dpmpp.py       DPM-Solver++(2M): one evaluation, the denoised image D extrapolated by a line in ln t
+    euler.py       Euler's method: one evaluation, nothing extrapolated
+    multistep.py   the loop of samplers that extrapolate from earlier evaluations
+    registry.py    all of them by name, with the number of their evaluations
 
-    deis.py        the slope d, by a polynomial in ln t: needs the fewest evaluations
-    dpmpp.py       the denoised image D, by a line in ln t
-    euler.py       nothing
-    multistep.py   what they have in common
-    registry.py    all of them by name, Heun's method included, with what they cost
-
-docs/solvers.md has measurements and a recommendation.
+A new sampler is one file with a function called as `edm2.sample_heun`, and one entry in registry.py. docs/solvers.md
+has measurements and a recommendation.
 """
 
 from edm2.sampling.samplers.registry import HEUN, SAMPLERS, Sampler

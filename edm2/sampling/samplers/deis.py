@@ -13,7 +13,7 @@ from edm2.sampling.samplers.multistep import Multistep, Past, slope
 ORDERS = (1, 2, 3)
 
 GAUSS_POINTS, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(20)
-"""Integrate e^u times a parabola to rounding over any step that sampling takes: ln(80 / 0.002) is 10.6."""
+"""Quadrature that integrates e^u times a parabola to rounding over any step of sampling: ln(80 / 0.002) is 10.6."""
 
 
 def sample_deis(
@@ -36,13 +36,13 @@ def sample_deis(
     In EDM's variables the exponential integrator of the paper is the Adams-Bashforth method of variable step for
     dx/dt = d, but with a polynomial in ln t in place of t: noise levels are spread over ln t, and d is smoother there.
 
-    A step without a past (the first one, and where guidance sets in or ends) is Euler's, and corrected as Heun's by
-    the slope that the next step begins with anyway.
+    A step without a past (the first one, and where guidance starts or ends) is Euler's, and corrected as Heun's by
+    the slope that the next step evaluates anyway.
 
     Args:
         denoise, noise, labels, num_steps, sigma_min, sigma_max, rho, dtype: As for `edm2.sample_heun`.
-        randn_like: Not asked: nothing is random.
-        order: Evaluations that a step goes by: 1 (Euler's method), 2 or 3.
+        randn_like: Not used: nothing is random.
+        order: Number of evaluations behind a step: 1 (Euler's method), 2 or 3.
 
     Returns:
         Samples like `noise`, in `dtype`.
@@ -71,7 +71,7 @@ def deis_weights(levels: Sequence[float], t_next: float) -> list[float]:
 
 
 def _lagrange(u: np.ndarray, nodes: Sequence[float], j: int) -> np.ndarray:
-    """The polynomial that is 1 at node j and 0 at the others."""
+    """Polynomial that is 1 at node j and 0 at the others, at `u`."""
     factors = [(u - node) / (nodes[j] - node) for k, node in enumerate(nodes) if k != j]
     return np.prod(factors, axis=0) if factors else np.ones_like(u)
 

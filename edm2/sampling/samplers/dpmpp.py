@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) (Lu et al., arXiv 2211.01095): the denoised image is extrapolated by a line."""
+"""DPM-Solver++(2M) (Lu et al., arXiv 2211.01095): the denoised image is extrapolated by a line in ln t."""
 
 import math
 from collections.abc import Callable
@@ -26,11 +26,11 @@ def sample_dpmpp_2m(
 
         D' = D + h / (2 h_before) (D - D_before),    h = ln(t / t'),    x' = (t' / t) x + (1 - t' / t) D'
 
-    A step without a past (the first one, and where guidance sets in or ends) has D' = D, and is Euler's.
+    A step without a past (the first one, and where guidance starts or ends) has D' = D, and is Euler's.
 
     Args:
         denoise, noise, labels, num_steps, sigma_min, sigma_max, rho, dtype: As for `edm2.sample_heun`.
-        randn_like: Not asked: nothing is random.
+        randn_like: Not used: nothing is random.
 
     Returns:
         Samples like `noise`, in `dtype`.

@@ -1,4 +1,4 @@
-"""Euler's method: the slope stays what it is within a step."""
+"""Euler's method: the slope is constant within a step."""
 
 from collections.abc import Callable
 
@@ -21,13 +21,13 @@ def sample_euler(
     dtype: torch.dtype = torch.float32,
     randn_like: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Euler's method, of order 1, which is DEIS and DPM-Solver++ without a memory (and DDIM); N evaluations.
+    """Euler's method, of order 1, which is DDIM, and DEIS and DPM-Solver++ without a past; N evaluations.
 
         x' = x + (t' - t) d,    d = (x - D(x; t)) / t
 
     Args:
         denoise, noise, labels, num_steps, sigma_min, sigma_max, rho, dtype: As for `edm2.sample_heun`.
-        randn_like: Not asked: nothing is random.
+        randn_like: Not used: nothing is random.
 
     Returns:
         Samples like `noise`, in `dtype`.

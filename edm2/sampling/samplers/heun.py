@@ -1,4 +1,4 @@
-"""Sampling: from noise to data along the probability-flow ODE (EDM's Algorithm 2, arXiv 2206.00364)."""
+"""Heun's method: from noise to data along the probability-flow ODE (EDM's Algorithm 2, arXiv 2206.00364)."""
 
 import math
 from collections.abc import Callable
@@ -24,8 +24,8 @@ def sigma_steps(
         t_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho    for i < N
 
     Returns:
-        [N + 1], computed in `dtype`, on the CPU and then sent to `device`: all devices get the same, and none is waited
-        for. A single step goes from sigma_max straight to 0.
+        [N + 1] in `dtype`, computed on the CPU, so that all devices get the same numbers and none has to be waited for,
+        then moved to `device`. A single step goes from sigma_max straight to 0.
 
     Raises:
         ValueError: fewer than one step, or levels that do not descend (in `dtype`).
@@ -40,7 +40,7 @@ def sigma_steps(
     start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     levels = (start + index / max(num_steps - 1, 1) * (end - start)) ** rho
     steps = torch.cat([levels, levels.new_zeros(1)])
-    if not (steps.diff() < 0).all():  # also where sigma_min is lost to rounding: a step at level 0 has no slope
+    if not (steps.diff() < 0).all():  # sigma_min may be lost to rounding, and level 0 has no slope
         raise ValueError(
             f"{num_steps} noise levels from {sigma_max} to {sigma_min} with rho={rho} do not descend in {dtype}; "
             "change rho, or take fewer steps or float64"
@@ -49,7 +49,7 @@ def sigma_steps(
 
 
 def denoiser_at_step(denoiser: Denoiser, sigma: Tensor | float) -> Denoiser:
-    """What `denoiser` is within a solver step that begins at `sigma`: what it says itself, if it has a say."""
+    """Denoiser for a step that begins at `sigma`: that of `denoiser.at_step`, if defined, else `denoiser` itself."""
     return denoiser.at_step(sigma) if hasattr(denoiser, "at_step") else denoiser
 
 
@@ -73,29 +73,29 @@ def sample_heun(
     """Heun's second-order method with optional churn (EDM's Algorithm 2); 2N - 1 evaluations.
 
     Args:
-        denoise: Any callable D(x, sigma, labels). If it has a method `at_step(sigma)`, that is asked once per step,
-            with the level where the step begins, for the denoiser to use within the step.
+        denoise: Any callable D(x, sigma, labels). If it has a method `at_step(sigma)`, that is called once per step
+            with the level where the step begins, and returns the denoiser for the step.
         noise: Unit Gaussian noise [N, C, H, W].
-        labels: Handed to `denoise` as they are.
+        labels: Passed to `denoise` as they are.
         num_steps, sigma_min, sigma_max, rho: See `sigma_steps`.
         S_churn: Amount of fresh noise per image over all steps; 0 makes sampling deterministic.
         S_min, S_max: Noise levels between which fresh noise is added.
         S_noise: Standard deviation of the fresh noise.
         dtype: dtype of the integration; the denoiser sees its input in it.
-        randn_like: Draws the fresh noise; default `torch.randn_like`.
+        randn_like: Function that draws the fresh noise; default: `torch.randn_like`.
 
     Returns:
         Samples like `noise`, in `dtype`.
     """
     randn_like = torch.randn_like if randn_like is None else randn_like
-    t_steps = sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype)
-    levels = t_steps.tolist()  # from the CPU: no step waits for another device
+    t_steps = sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype)  # t_0 > ... > t_N = 0
+    levels = t_steps.tolist()  # on the CPU, so that no step waits for another device
     t_steps = t_steps.to(noise.device)
     x = noise.to(dtype) * t_steps[0]
     for i, (t, t_next) in enumerate(pairwise(t_steps)):
         step_denoiser = denoiser_at_step(denoise, levels[i])
 
-        if S_churn > 0 and S_min <= levels[i] <= S_max:  # raise the noise level a little
+        if S_churn > 0 and S_min <= levels[i] <= S_max:  # raise the noise level a little (lines 5 and 6)
             gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
             t_hat = t + gamma * t
             x = x + (t_hat**2 - t**2).sqrt() * S_noise * randn_like(x)

@@ -1,4 +1,4 @@
-"""What multistep solvers have in common: evaluate once, remember, step."""
+"""Loop of multistep samplers: evaluate once, remember, step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,43 +10,42 @@ from edm2.sampling.guidance import changes_between
 from edm2.sampling.samplers.heun import Denoiser, denoiser_at_step
 
 Past = Sequence[tuple[float, Tensor]]
-"""Noise levels and what is remembered of them, the latest first."""
+"""Noise levels, and the value kept of the evaluation at each, the latest first."""
 
 
 @dataclass(frozen=True)
 class Multistep:
-    """A solver that extrapolates from earlier evaluations.
+    """A sampler that extrapolates from earlier evaluations.
 
-    Where guidance sets in or ends, the denoiser jumps, and what it said before says nothing of what it will say: the
-    solver then forgets the past, and begins anew.
+    Where guidance starts or ends, the denoiser jumps, and earlier evaluations predict nothing: the sampler then starts
+    again without a past.
     """
 
-    recalled: Callable[[Tensor, Tensor, float], Tensor]
-    """recalled(x, D, t) -> what to remember of an evaluation D = D(x; t)."""
+    kept: Callable[[Tensor, Tensor, float], Tensor]
+    """kept(x, D, t) -> value to keep of an evaluation D = D(x; t)."""
     advance: Callable[[Tensor, float, Past], Tensor]
-    """advance(x, t_next, past) -> x at t_next, from x where the past ends."""
+    """advance(x, t_next, past) -> x at t_next, from x at the latest level of the past."""
     order: int
-    """How many evaluations it remembers."""
+    """Number of evaluations that are kept."""
     corrected: Callable[[Tensor, Past], Tensor] | None = None
-    """corrected(x, past) -> x where the past ends, from x one step earlier: replaces the result of a step that had no
-    past to go by as soon as the next evaluation is known. None: not worth it, which is so up to order 2."""
+    """corrected(x, past) -> x at the latest level of the past, from x one step earlier: replaces the result of a step
+    without a past as soon as the next evaluation is known. None up to order 2, which do not need it."""
 
     @torch.no_grad()
     def sample(self, denoise: Denoiser, noise: Tensor, labels: Tensor | None, t_steps: Tensor) -> Tensor:
-        """From noise to data, with one evaluation per step. The last step, to level 0, is Euler's: it ends at D.
+        """Integrate from noise to data, one evaluation per step. The last step, to level 0, is Euler's: it ends at D.
 
         Args:
-            denoise: As for `edm2.sample_heun`. If it has a method `changes_between(t, t_next)`, that says whether steps
+            denoise: As for `edm2.sample_heun`. If it has a method `changes_between(t, t_next)`, that is True if steps
                 which begin at these levels have different denoisers.
             noise: Unit Gaussian noise [N, C, H, W].
-            labels: Handed to `denoise` as they are.
+            labels: Passed to `denoise` as they are.
             t_steps: Noise levels t_0 > ... > t_N = 0 (`edm2.sigma_steps`), in the dtype of the integration, on the CPU.
 
         Returns:
             Samples like `noise`, in that dtype.
         """
-
-        levels = t_steps.tolist()  # from the CPU: no step waits for another device
+        levels = t_steps.tolist()  # on the CPU, so that no step waits for another device
         t_steps = t_steps.to(noise.device)
 
         def denoised(x: Tensor, i: int) -> Tensor:
@@ -55,10 +54,10 @@ class Multistep:
         x = x_before = noise.to(t_steps.dtype) * t_steps[0]
         past: Past = []
         for i, t in enumerate(levels[:-2]):
-            said = self.recalled(x, denoised(x, i), t)
+            value = self.kept(x, denoised(x, i), t)
             if i > 0 and changes_between(denoise, levels[i - 1], t):
                 past = []
-            past = [(t, said), *past[: self.order - 1]]
+            past = [(t, value), *past[: self.order - 1]]
             if self.corrected is not None and len(past) == 2:
                 x = self.corrected(x_before, past)
             x_before, x = x, self.advance(x, levels[i + 1], past)
@@ -66,5 +65,5 @@ class Multistep:
 
 
 def slope(x: Tensor, D: Tensor, t: float) -> Tensor:
-    """d = dx/dt = (x - D) / t."""
+    """Slope d = dx/dt = (x - D) / t."""
     return (x - D) / t

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import edm2
-from edm2.sampling.drawing import batches_of, decoder, keep_all, undecoded, unfinished
-from edm2.sampling.generation import SamplingError
+from edm2.sampling.drawing import batches_of, decoder, store_images, undecoded, unfinished
+from edm2.sampling.generation import SamplingError, require_finite
 from edm2.sampling.output import DESCRIPTION, ImageFolder, ImagesInMemory, ImageStore, NpyFiles
 from edm2.training import PixelCodec
 from edm2.training.distributed.processes import Processes
@@ -24,7 +24,8 @@ def fill(store: ImageStore, net, seeds: Sequence[int], batch_size: int = 3, proc
     for rank in range(processes):
         own = Processes(rank, processes).share(batches_of(seeds, batch_size))
         pending = unfinished(own, store)
-        keep_all(edm2.generate(net, pending, batch_size=batch_size, num_steps=2), decode, store)
+        batches = edm2.generate(net, pending, batch_size=batch_size, num_steps=2)
+        store_images(require_finite(batches), decode, store)
         drawn += pending
     return drawn
 
@@ -75,7 +76,7 @@ def test_what_is_no_image_is_not_kept_as_a_black_one(make_net, tmp_path):
     store, net = ImageFolder(tmp_path, SETTINGS, files=NpyFiles()), make_net()
     fill(store, net, SEEDS[:3])
     net.unet.out_gain.fill_(torch.nan)
-    with pytest.raises(SamplingError, match=r"seeds 11, 5, 7 is not finite.*--precision"):
+    with pytest.raises(SamplingError, match=r"seeds 11, 5, 7 give samples that are not finite.*--precision"):
         fill(store, net, SEEDS)
     assert store.missing(SEEDS) == [11, 5, 7, 1, 2]
 
