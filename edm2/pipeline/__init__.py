@@ -1,10 +1,10 @@
 """Networks as pipelines of diffusers: `EDM2Pipeline.from_pretrained(folder)`, and `.save_pretrained(folder)`.
 
     denoiser.py    EDM2Denoiser, the network as diffusers stores it
-    scheduler.py   EDM2HeunScheduler, the solver of `edm2.sample_heun` in diffusers' steps
+    scheduler.py   EDM2HeunScheduler, `edm2.sample_heun` in the steps of diffusers
     pipeline.py    EDM2Pipeline: from seeds and classes to images
-    arguments.py   what it is called with, in all the forms that users of diffusers know
-    storing.py     to and from folders and the hub
+    arguments.py   arguments of a call in all the forms that users of diffusers know
+    storing.py     saving to folders and the hub, and loading from there
     card.py        the model card in a saved folder
     folder.py      a saved folder read without diffusers
 

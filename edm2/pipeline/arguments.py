@@ -11,7 +11,7 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 def as_list(values: Any) -> list[Any] | None:
-    """One value, or several in any sequence."""
+    """List of one value, or of several in any sequence."""
     if values is None:
         return None
     values = values.tolist() if hasattr(values, "tolist") else values
@@ -25,7 +25,7 @@ def number_of_images(
     generator: Generators,
     batch_size: int | None,
 ) -> int:
-    """The number that all arguments agree on; a single label is for any number of images."""
+    """Number of images on which all arguments agree; a single label fits any number."""
     if seeds is not None and generator is not None:
         raise ValueError("give seeds or a generator, not both")
     counts = {
@@ -35,15 +35,15 @@ def number_of_images(
         "batch_size": batch_size,
         "class labels": None if labels is None or len(labels) == 1 else len(labels),
     }
-    told = {what: count for what, count in counts.items() if count is not None}
-    if len(set(told.values())) > 1 or 0 in told.values():
-        listed = ", ".join(f"{what}: {count}" for what, count in told.items())
-        raise ValueError(f"cannot tell the number of images ({listed}): give as many of each, and at least one")
-    return next(iter(told.values()), 1)
+    given = {what: count for what, count in counts.items() if count is not None}
+    if len(set(given.values())) > 1 or 0 in given.values():
+        listed = ", ".join(f"{what}: {count}" for what, count in given.items())
+        raise ValueError(f"the number of images is unclear ({listed}): give as many of each, and at least one")
+    return next(iter(given.values()), 1)
 
 
 def random_integers(high: int, count: int, generator: Generators) -> Tensor:
-    """One integer in [0, high) per image, int64 [N] on the CPU; of each image's own generator, if it has one."""
+    """Draw one integer in [0, high) per image, int64 [N] on the CPU; from each image's own generator, if it has one."""
     generators = generator if isinstance(generator, list) else [generator] * count
     devices = ["cpu" if g is None else g.device for g in generators]
     drawn = [torch.randint(high, (), generator=g, device=d) for g, d in zip(generators, devices, strict=True)]

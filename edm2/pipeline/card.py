@@ -1,4 +1,4 @@
-"""The model card that is saved with a pipeline: what the network is, how to use it, whose it is."""
+"""Model card that is saved with a pipeline: the network, its use and its licence."""
 
 import re
 from typing import Any
@@ -18,10 +18,10 @@ HUB_LICENCES = (
     "mit",
     "openrail",
 )
-"""Licences by the names that the hub has for them; a choice of the usual ones."""
+"""Usual licences, by the hub's names."""
 
 OTHER_LICENCE = "other"
-"""Its name for all others, and for weights that say nothing of theirs."""
+"""The hub's name for all others, and for weights without a known licence."""
 
 CITATION = """\
 @inproceedings{Karras2024edm2,
@@ -82,19 +82,19 @@ pipe.scheduler = EDMDPMSolverMultistepScheduler.from_config(pipe.scheduler.confi
 def model_card(
     network: NetworkConfig, codec: dict[str, Any], metadata: dict[str, Any], parameters: int, name: str
 ) -> str:
-    """README.md of a pipeline.
+    """Write the text of a pipeline's README.md.
 
     Args:
         network: The network's description.
         codec: JSON of its codec.
-        metadata: What its snapshot said about itself.
+        metadata: Metadata of its snapshot.
         parameters: Number of parameters.
-        name: What to load it by: a folder or a hub id.
+        name: Folder or hub id to load it by.
     """
     return TEMPLATE.format(
         header=_header(metadata),
         title=_one_line(metadata.get("preset") or "EDM2"),
-        what=_what(network, codec),
+        what=_describe(network, codec),
         name=name,
         call=_call(network, metadata),
         facts="\n".join(
@@ -106,7 +106,7 @@ def model_card(
 
 
 def _header(metadata: dict[str, Any]) -> str:
-    """What the hub reads."""
+    """YAML header, which the hub reads."""
     name = licence_on_the_hub(str(metadata.get("license") or ""))
     return ModelCardData(
         license=name,
@@ -116,7 +116,7 @@ def _header(metadata: dict[str, Any]) -> str:
     ).to_yaml()
 
 
-def _what(network: NetworkConfig, codec: dict[str, Any]) -> str:
+def _describe(network: NetworkConfig, codec: dict[str, Any]) -> str:
     height, width = network.size
     shape = f"{network.img_channels}x{height}x{width}"
     kind = "latents" if codec["kind"] == "latents" else "images"
@@ -152,7 +152,7 @@ def _facts(
 
 
 def _data_name(metadata: dict[str, Any]) -> str | None:
-    """Without the folders of whoever trained it."""
+    """Name of the data, without the folders of the user who trained on them."""
     name = (metadata.get("data") or {}).get("name")
     return None if name is None else re.split(r"[/\\]", str(name).rstrip("/\\"))[-1]
 
@@ -170,7 +170,7 @@ def _licence(metadata: dict[str, Any]) -> str:
 
 
 def licence_on_the_hub(text: str) -> str:
-    """The hub's name for a licence: "CC BY-NC-SA 4.0, non-commercial" is cc-by-nc-sa-4.0."""
+    """Find the hub's name for a licence: "CC BY-NC-SA 4.0, non-commercial" is cc-by-nc-sa-4.0."""
     name = "-".join(text.partition(",")[0].lower().split())
     return name if name in HUB_LICENCES else OTHER_LICENCE
 
@@ -185,5 +185,5 @@ def _number(value: Any) -> str | None:
 
 
 def _one_line(value: Any) -> str:
-    """Text from a file, so that it cannot leave its place in the page."""
+    """Untrusted text on one line of a table."""
     return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""The network as diffusers stores it: fields of `NetworkConfig` in config.json, weights under their published names."""
+"""Network as diffusers stores it: fields of `NetworkConfig` in config.json, weights under their published names."""
 
 import inspect
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class EDM2Denoiser(Precond, ModelMixin, ConfigMixin):
     what the U-Net computes in. Everything else, which is small, keeps float32: the embedding, Fourier features, gains.
 
     Args:
-        args, fields: Those of `NetworkConfig`; `config` then holds them, as diffusers wants it.
+        args, fields: Arguments of `NetworkConfig`; `config` holds them, as diffusers expects.
 
     Raises:
         ValueError: as `NetworkConfig`.
@@ -34,11 +34,11 @@ class EDM2Denoiser(Precond, ModelMixin, ConfigMixin):
         super().__init__(net.unet, net.sigma_data, UncertaintyHead(net.logvar_fourier, net.logvar_linear))
         self.register_to_config(**description.to_json())
 
-    __init__.__signature__ = inspect.signature(NetworkConfig.__init__)  # tells diffusers what belongs in config.json
+    __init__.__signature__ = inspect.signature(NetworkConfig.__init__)  # diffusers writes these to config.json
 
     @classmethod
     def from_network(cls, net: Precond) -> "EDM2Denoiser":
-        """The same network, sharing its tensors; for inference, like what `edm2.load` returns."""
+        """Wrap a network, sharing its tensors; for inference."""
         with torch.device("meta"):
             denoiser = cls(**net.config.to_json())
         denoiser.load_state_dict(net.state_dict(), assign=True)
@@ -47,7 +47,7 @@ class EDM2Denoiser(Precond, ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **options: Any) -> "EDM2Denoiser":
-        """As that of `ModelMixin`, but from .safetensors only, and all tensors must be there and no others.
+        """Load as `ModelMixin` does, but only from .safetensors, and only if exactly the network's tensors are there.
 
         Raises:
             SnapshotError: the tensors do not fit the network in config.json.
@@ -55,7 +55,7 @@ class EDM2Denoiser(Precond, ModelMixin, ConfigMixin):
         """
         dtypes = options.pop("dtype", None), options.pop("torch_dtype", None)
         wants_info = options.pop("output_loading_info", False)
-        options["use_safetensors"] = True  # the other form is a pickle
+        options["use_safetensors"] = True  # the alternative is a pickle
         try:
             net, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **options)
         except RuntimeError as error:
@@ -67,12 +67,12 @@ class EDM2Denoiser(Precond, ModelMixin, ConfigMixin):
                     f"{pretrained_model_name_or_path}: tensors do not fit the network in config.json, "
                     f"{len(info[kind])} {kind.replace('_', ' ')} such as {info[kind][0]}; write the folder again"
                 )
-        torch.nn.Module.to(net, dtypes[0] or dtypes[1] or torch.float32)  # that of ModelMixin warns of nothing
+        torch.nn.Module.to(net, dtypes[0] or dtypes[1] or torch.float32)  # ModelMixin.to would warn for no reason
         return (net, info) if wants_info else net
 
     @property
     def description(self) -> NetworkConfig:
-        """What the network was built from; `config` holds the same as a dict."""
+        """Configuration of the network; `config` is the same as a dict."""
         return self.unet.config
 
     @property
@@ -81,7 +81,7 @@ class EDM2Denoiser(Precond, ModelMixin, ConfigMixin):
         return next(tensor.dtype for tensor in chain(self.parameters(), self.buffers()) if tensor.ndim > 2)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EDM2Denoiser":
-        """What `.to`, `.half`, `.cuda` and their like do to every tensor; only convolutions change their dtype."""
+        """Apply the conversion of `.to`, `.half`, `.cuda` etc.; only convolutions change their dtype."""
 
         def convert(tensor: Tensor) -> Tensor:
             converted = fn(tensor)

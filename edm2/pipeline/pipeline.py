@@ -1,4 +1,4 @@
-"""EDM2Pipeline: a network, its solver and the way to pixels, as diffusers packs them together."""
+"""EDM2Pipeline: a network, its scheduler and its decoder, as diffusers packs them together."""
 
 import copy
 import warnings
@@ -26,12 +26,12 @@ from edm2.training import Codec, LatentCodec, codec_from_json
 from edm2.training.data.vae import VAEError, load_vae
 
 PIXELS = {"kind": "pixels"}
-"""Codec of networks that name none."""
+"""Codec of networks without a codec in their metadata."""
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 DECODE_BATCH = 8
-"""Images that a VAE decodes at a time; the decoder needs far more memory for one than the network."""
+"""Images that a VAE decodes at a time; it needs far more memory per image than the network."""
 
 
 class EDM2Pipeline(StoredPipeline):
@@ -42,12 +42,11 @@ class EDM2Pipeline(StoredPipeline):
 
     Args:
         unet: The network.
-        scheduler: The solver: `EDM2HeunScheduler`, or `EDMEulerScheduler` or `EDMDPMSolverMultistepScheduler` of
-            diffusers.
+        scheduler: `EDM2HeunScheduler`, or `EDMEulerScheduler` or `EDMDPMSolverMultistepScheduler` of diffusers.
         vae: Decoder of latents; without one, the VAE that the codec names is loaded when it is needed.
         guide: Network to guide away from; without one, guidance is by the network itself without labels.
         codec: JSON of the codec (`edm2.training.codec_from_json`); default: pixels from -1 to 1.
-        metadata: What a snapshot said about the network: images seen, EMA length, names of classes, licence.
+        metadata: Metadata of the network's snapshot: images seen, EMA length, names of classes, licence.
     """
 
     model_cpu_offload_seq = "guide->unet->vae"
@@ -70,12 +69,12 @@ class EDM2Pipeline(StoredPipeline):
     def from_snapshot(
         cls, name: str | Path, guide: str | Path | None = None, vae: AutoencoderKL | None = None
     ) -> "EDM2Pipeline":
-        """From what `edm2.load` reads, in float32.
+        """Make a pipeline of a network that `edm2.load` reads, in float32.
 
         Args:
             name: The network.
             guide: Network to guide away from.
-            vae: Decoder of latents; default: the one that the network's codec names. If it cannot be had now, the
+            vae: Decoder of latents; default: the one that the network's codec names. If that cannot be loaded, the
                 pipeline is made without it.
 
         Raises:
@@ -96,7 +95,7 @@ class EDM2Pipeline(StoredPipeline):
         )
 
     def card(self, name: str) -> str:
-        """README.md of the pipeline, to be loaded by this name."""
+        """Text of README.md, for a pipeline that is loaded by this name."""
         parameters = sum(parameter.numel() for parameter in self.unet.parameters())
         return model_card(self.unet.description, self.config.codec, self.config.metadata, parameters, name)
 
@@ -121,18 +120,18 @@ class EDM2Pipeline(StoredPipeline):
 
         Args:
             class_labels: Numbers or names, one for all images or one per image; -1: no class; None: drawn at random.
-            num_inference_steps: Steps of the solver.
+            num_inference_steps: Steps of the scheduler.
             guidance_scale: Weight of guidance, D = D_guide + weight (D - D_guide); 1 is none.
             guidance_interval: Noise levels (low, high] with guidance; default: all.
             seeds: One per image: everything random about it, as in `edm2.generate`.
-            generator: In place of seeds, random generator or one per image.
-            batch_size: Number of images, if nothing else tells.
+            generator: In place of seeds: one random generator, or one per image.
+            batch_size: Number of images, if nothing else determines it.
             latents: Unit Gaussian noise to start from, [N, C, H, W]; default: drawn.
             output_type: "pil"; "np", float32 [N, H, W, C] from 0 to 1; "pt", the same as a tensor [N, C, H, W]; or
                 "latent", what the network draws, undecoded.
-            return_dict: Whether to return more than a tuple.
+            return_dict: Return an `ImagePipelineOutput` in place of a tuple.
             callback_on_step_end: Called as callback(pipe, step, timestep, {"latents": x}) after each step; may return
-                other latents to go on with.
+                other latents to continue with.
 
         Returns:
             The images.
@@ -149,14 +148,14 @@ class EDM2Pipeline(StoredPipeline):
         denoise = self._denoiser(guidance_scale, guidance_interval or EVERYWHERE)
         noise = self._noise(latents, count, generator)  # first the noise, then the classes, as `edm2.generate`
         classes = self._classes(labels, count, generator)
-        samples = self._solve(denoise, noise, classes, num_inference_steps, generator, callback_on_step_end)
+        samples = self._sample(denoise, noise, classes, num_inference_steps, generator, callback_on_step_end)
         images = self._images(samples, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     @property
     def codec(self) -> Codec:
-        """Way from what the network draws to pixels."""
+        """Codec that decodes samples to pixels."""
         return codec_from_json(self.config.codec)
 
     @property
@@ -165,10 +164,10 @@ class EDM2Pipeline(StoredPipeline):
         return class_names(self.config.metadata)
 
     def decode(self, samples: Tensor) -> Tensor:
-        """What the network draws [N, C, H, W] -> uint8 pixels [N, C', H', W'] with 256 levels.
+        """Decode samples [N, C, H, W] to uint8 pixels [N, C', H', W'] with 256 levels.
 
         Raises:
-            VAEError: there is no VAE in the pipeline, and the one that the codec names cannot be had.
+            VAEError: the pipeline has no VAE, and the one that the codec names cannot be loaded.
         """
         codec = self.codec
         if self.vae is None or not isinstance(codec, LatentCodec):
@@ -188,7 +187,7 @@ class EDM2Pipeline(StoredPipeline):
             )
 
     def _noise(self, latents: Tensor | None, count: int, generator: Generators) -> Tensor:
-        """Unit Gaussians, float32 [N, C, H, W]."""
+        """Draw or check unit Gaussian noise, float32 [N, C, H, W]."""
         network = self.unet.description
         shape = (count, network.img_channels, *network.size)
         device = self._execution_device
@@ -200,7 +199,7 @@ class EDM2Pipeline(StoredPipeline):
         return latents.to(device, torch.float32)
 
     def _classes(self, labels: list[int | str] | None, count: int, generator: Generators) -> Tensor | None:
-        """int64 [N], or None for a network without classes."""
+        """Draw or look up classes, int64 [N]; None for a network without classes."""
         label_dim = self.unet.description.label_dim
         if label_dim == 0:
             if labels is not None:
@@ -228,18 +227,18 @@ class EDM2Pipeline(StoredPipeline):
         return guided(self.unet, self.guide, weight, interval)
 
     def _check_knows_no_label(self, weight: float) -> None:
-        """Whether the network can guide itself."""
+        """Raise ValueError if the network cannot guide itself."""
         if self.unet.description.label_dim == 0:
-            why = "this network has no classes to do without"
+            why = "this network has no classes to drop"
         elif (self.config.metadata.get("training") or {}).get("label_dropout") == 0:
-            why = "this network was told the class of every image that it was trained on"
+            why = "this network was trained with the class of every image"
         else:
             return
         raise ValueError(
             f"guidance_scale={weight:g} needs a network to guide away from, as {why}: give the pipeline a guide"
         )
 
-    def _solve(
+    def _sample(
         self,
         denoise: GuidedDenoiser,
         noise: Tensor,
@@ -248,7 +247,7 @@ class EDM2Pipeline(StoredPipeline):
         generator: Generators,
         callback: Callable[..., dict[str, Tensor]] | None,
     ) -> Tensor:
-        """From unit noise to samples, by any of the schedulers.
+        """Integrate from unit noise to samples, by any of the schedulers.
 
         Noise at the first level is sigma_max times unit noise. Schedulers of diffusers suggest sqrt(sigma_max² + 1).
         """
@@ -257,7 +256,7 @@ class EDM2Pipeline(StoredPipeline):
         x = noise * scheduler.sigmas[0]
         with self.progress_bar(total=num_steps) as bar:
             for i, timestep in enumerate(scheduler.timesteps):
-                scheduler.scale_model_input(x, timestep)  # finds its place; the network scales its input by itself
+                scheduler.scale_model_input(x, timestep)  # only sets step_index; the network scales its input
                 sigma = scheduler.sigmas[scheduler.step_index]
                 if i % scheduler.order == 0:
                     step_denoiser = denoise.at_step(sigma)
@@ -285,11 +284,11 @@ diffusers.EDM2Pipeline = EDM2Pipeline  # DiffusionPipeline.from_pretrained looks
 
 
 def _as_model_output(scheduler: SchedulerMixin, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """F such that the scheduler's own preconditioning (Eqs. 4-8) makes D of it.
+    """Invert the scheduler's own preconditioning (Eqs. 4-8): F, of which it makes D.
 
         D = c_skip x + c_out F        F = (D - c_skip x) / c_out
 
-    c_skip x and c_out are asked of the scheduler, so that its sigma_data and prediction type do not matter.
+    c_skip x and c_out are computed by the scheduler, so that its sigma_data and prediction type do not matter.
     """
     if isinstance(scheduler, EDM2HeunScheduler):
         return denoised
@@ -299,18 +298,16 @@ def _as_model_output(scheduler: SchedulerMixin, denoised: Tensor, x: Tensor, sig
 
 
 def _brief(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What to say of a guide."""
+    """Entries of a guide's metadata for the model card."""
     return {key: metadata[key] for key in ("preset", "images_seen", "sigma_rel") if key in metadata}
 
 
 def _vae_of(codec: Codec) -> AutoencoderKL | None:
-    """A copy of our own of the VAE that a codec names."""
+    """Load a copy of the VAE that a codec names; None with a warning if that fails, and for codecs without one."""
     if not isinstance(codec, LatentCodec):
         return None
     try:
         return copy.deepcopy(load_vae(codec.vae, torch.device("cpu")))
     except VAEError as error:
-        warnings.warn(
-            f"the pipeline is made without its VAE, which it then asks for when it draws: {error}", stacklevel=3
-        )
+        warnings.warn(f"the pipeline is made without its VAE, which is loaded when it draws: {error}", stacklevel=3)
         return None

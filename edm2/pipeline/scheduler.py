@@ -13,10 +13,10 @@ from edm2.sampling.samplers.heun import sigma_steps
 
 @dataclass
 class EDM2HeunSchedulerOutput(BaseOutput):
-    """What `EDM2HeunScheduler.step` returns."""
+    """Result of `EDM2HeunScheduler.step`."""
 
     prev_sample: Tensor
-    """Where to evaluate the denoiser next, or the sample at the end; [N, C, H, W]."""
+    """Next input of the denoiser, or the sample at the end; [N, C, H, W]."""
 
 
 class EDM2HeunScheduler(SchedulerMixin, ConfigMixin):
@@ -47,7 +47,7 @@ class EDM2HeunScheduler(SchedulerMixin, ConfigMixin):
         return self.config.sigma_max
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Begin anew with so many steps.
+        """Start again, with this number of steps.
 
         Raises:
             ValueError: as `edm2.sigma_steps`.
@@ -61,7 +61,7 @@ class EDM2HeunScheduler(SchedulerMixin, ConfigMixin):
         self.step_index = 0
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | None = None) -> Tensor:
-        """The sample as it is: the denoiser scales it by itself."""
+        """Return the sample as it is: the denoiser scales it by itself."""
         return sample
 
     def step(
@@ -72,14 +72,14 @@ class EDM2HeunScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         return_dict: bool = True,
     ) -> EDM2HeunSchedulerOutput | tuple[Tensor]:
-        """Go on by one evaluation.
+        """Advance by one evaluation.
 
         Args:
             model_output: D(sample; sigma), denoised.
             timestep: Not used: evaluations follow one another.
-            sample: What was denoised.
+            sample: Input of the denoiser.
             generator: Not used: the method is deterministic.
-            return_dict: Whether to return more than a tuple.
+            return_dict: Return an `EDM2HeunSchedulerOutput` in place of a tuple.
 
         Raises:
             ValueError: `set_timesteps` has not been called.

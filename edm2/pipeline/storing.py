@@ -1,4 +1,4 @@
-"""Pipelines to and from folders and the hub: whole, without pickles, and with a card that says what they are."""
+"""Pipelines to and from folders and the hub: complete, without pickles, and with a model card."""
 
 import os
 import shutil
@@ -18,29 +18,29 @@ from edm2.pipeline.folder import INDEX, read_pipeline_metadata
 
 
 class StoredPipeline(DiffusionPipeline):
-    """What `EDM2Pipeline` does with files."""
+    """Loading and saving of `EDM2Pipeline`."""
 
     @abstractmethod
     def card(self, name: str) -> str:
-        """README.md of the pipeline, to be loaded by this name."""
+        """Text of README.md, for a pipeline that is loaded by this name."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "StoredPipeline":
-        """From a folder that `save_pretrained` wrote, or the hub; from .safetensors only. Runs no code of the folder.
+        """Load a folder that `save_pretrained` wrote, or a repository; only .safetensors, and no code in it runs.
 
         Raises:
-            OSError: neither a folder nor to be had from the hub, or files are missing.
-            ValueError: damaged, or something else than an EDM2Pipeline.
+            OSError: neither a folder nor on the hub, or files are missing.
+            ValueError: damaged, or not an EDM2Pipeline.
         """
         if os.path.isdir(pretrained_model_name_or_path):
-            read_pipeline_metadata(pretrained_model_name_or_path)  # tells in one line what is wrong with a folder
+            read_pipeline_metadata(pretrained_model_name_or_path)  # says in one line what is wrong with the folder
         options.setdefault("low_cpu_mem_usage", is_accelerate_available())
-        options["use_safetensors"] = True  # the other form is a pickle
+        options["use_safetensors"] = True  # the alternative is a pickle
         return super().from_pretrained(str(pretrained_model_name_or_path), **options)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **options: Any) -> str:
-        """Fetch a pipeline from the hub; returns the folder.
+        """Fetch a pipeline from the hub; return its folder.
 
         Raises:
             OSError: there is none, or no connection.
@@ -61,16 +61,16 @@ class StoredPipeline(DiffusionPipeline):
     ) -> None:
         """Write a folder that `from_pretrained` and `edm2.load` read, with a model card.
 
-        A new folder appears when it is complete. In one that exists files are replaced; the file that makes it a
-        pipeline is taken away first and written last.
+        A new folder appears when it is complete. In an existing one files are replaced; the file that makes it a
+        pipeline is removed first and written last.
 
         Args:
             save_directory: The folder.
             safe_serialization: Must be True.
-            variant: Goes into the names of the weights, as in diffusers.
+            variant: Part of the names of the weights, as in diffusers.
             max_shard_size: Largest file of weights, as in diffusers.
             push_to_hub: Also upload what was written.
-            repo_id: Where to; default: the folder's name.
+            repo_id: Repository; default: the folder's name.
             hub_options: See `push_to_hub`.
 
         Raises:
@@ -100,13 +100,13 @@ class StoredPipeline(DiffusionPipeline):
         safe_serialization: bool = True,
         variant: str | None = None,
     ) -> str:
-        """Upload the pipeline with its model card; a card that is there already stays.
+        """Upload the pipeline with its model card; a card that the repository already has stays.
 
         Args:
             repo_id: Such as "name/edm2-photos"; made if it does not exist.
             commit_message: Default: "Upload EDM2Pipeline".
-            private: Whether a new repository is private.
-            token: Default: that of `hf auth login`.
+            private: Make a new repository private.
+            token: Default: the token of `hf auth login`.
             create_pr: Propose the files in a pull request.
             safe_serialization: Must be True.
             variant: See `save_pretrained`.
@@ -127,7 +127,7 @@ class StoredPipeline(DiffusionPipeline):
                 raise ValueError(f"{name}: a folded network cannot be saved; save the one it was folded from")
 
     def _write_new(self, folder: Path, *options: Any) -> None:
-        """Under another name first."""
+        """Write a new folder under another name, and rename it when it is complete."""
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         temporary.mkdir(parents=True)
         try:
@@ -152,7 +152,7 @@ class StoredPipeline(DiffusionPipeline):
         token: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """What diffusers does, which would put an empty card in place of ours."""
+        """Upload as diffusers does, which would replace our card by an empty one."""
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         return api.upload_folder(
@@ -165,7 +165,7 @@ class StoredPipeline(DiffusionPipeline):
 
 
 def _settle(folder: Path) -> None:
-    """Whoever may read one file may read all (safetensors lets the owner alone), and all are on disk."""
+    """Give all files the same permissions (safetensors would let only the owner read them), and fsync them."""
     mode = (folder / "README.md").stat().st_mode
     for path in folder.rglob("*"):
         if path.is_file():

@@ -734,9 +734,9 @@ def test_a_class_for_a_network_without_classes(unconditional):
 
 
 def test_guidance_without_anything_to_guide_away_from(net, unconditional):
-    assert "no classes to do without" in refused(make_pipeline(unconditional), guidance_scale=2.0)
+    assert "no classes to drop" in refused(make_pipeline(unconditional), guidance_scale=2.0)
     always_labelled = make_pipeline(net, metadata={"training": {"label_dropout": 0.0}})
-    assert "told the class of every image" in refused(always_labelled, guidance_scale=2.0)
+    assert "trained with the class of every image" in refused(always_labelled, guidance_scale=2.0)
     draw(make_pipeline(net, metadata={"training": {"label_dropout": 0.1}}), guidance_scale=2.0)
 
 
