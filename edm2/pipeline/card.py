@@ -9,14 +9,7 @@ from edm2 import __version__
 from edm2.networks import NetworkConfig
 
 HUB_LICENCES = (
-    "apache-2.0",
-    "cc-by-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0",
-    "cc-by-sa-4.0",
-    "cc0-1.0",
-    "mit",
-    "openrail",
+    *("apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-4.0", "cc0-1.0", "mit", "openrail"),
 )
 """Usual licences, by the hub's names."""
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,32 +17,6 @@ from edm2.post_hoc_ema import atomic_output
 from edm2.post_hoc_ema.files import parse_json
 
 DESCRIPTION = "generation.json"
-
-
-class ImageStore(Protocol):
-    """Store of images by seed, [C, H, W]."""
-
-    def missing(self, seeds: Sequence[int]) -> list[int]:
-        """Seeds without an image yet."""
-
-    def claim(self) -> None:
-        """Prepare for the first image; does nothing when called again."""
-
-    def save(self, seed: int, image: Tensor) -> None:
-        """Store the image of a seed; threads may save several at a time."""
-
-    def read(self, seeds: Sequence[int]) -> Tensor:
-        """Read images of seeds, [N, C, H, W]."""
-
-
-class FileFormat(Protocol):
-    """Format of a file with one image."""
-
-    suffix: str
-
-    def write(self, image: Tensor, path: Path) -> None: ...
-
-    def read(self, path: Path) -> Tensor: ...
 
 
 class PngFiles:
@@ -90,7 +64,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 class ImageFolder:
-    """Images in files, `000123.png`, beside generation.json with the settings that they were drawn with.
+    """Store of images in files, `000123.png`, beside generation.json with the settings that they were drawn with.
 
     Args:
         path: The folder; made with the first image.
@@ -103,7 +77,7 @@ class ImageFolder:
     """
 
     def __init__(
-        self, path: Path, settings: dict[str, Any], subdirs: bool = False, files: FileFormat | None = None
+        self, path: Path, settings: dict[str, Any], subdirs: bool = False, files: PngFiles | NpyFiles | None = None
     ) -> None:
         self.path = path
         self.settings = settings
@@ -139,7 +113,7 @@ class ImageFolder:
                 Path(temporary).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
 
     def save(self, seed: int, image: Tensor) -> None:
-        """Write the image of a seed."""
+        """Write the image of a seed; threads may write several at a time."""
         self.files.write(image, self.file(seed))
 
     def read(self, seeds: Sequence[int]) -> Tensor:
@@ -174,6 +148,9 @@ class ImagesInMemory:
     def read(self, seeds: Sequence[int]) -> Tensor:
         """Stack images of seeds, [N, C, H, W]."""
         return torch.stack([self.images[seed] for seed in seeds])
+
+
+ImageStore = ImageFolder | ImagesInMemory
 
 
 def _differences(description: Path, settings: dict[str, Any]) -> str:

@@ -221,7 +221,8 @@ class Drawing:
             num_steps=self.options.num_steps,
             **churn,
         )
-        return require_finite(batches, self.choice.network)
+        guided_by = f", guided by {self.choice.guide}" if self.choice.guide else ""
+        return require_finite(batches, f"{self.choice.network}{guided_by}")
 
     @cached_property
     def decode(self) -> "Decoder":

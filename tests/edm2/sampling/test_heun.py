@@ -200,14 +200,6 @@ def test_the_last_step_is_eulers(noise):
     torch.testing.assert_close(final, recorder.D[-1], rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("N", [1, 2, 7])
-def test_it_takes_2N_minus_1_evaluations(noise, N):
-    recorder = Recorder(gaussian_denoiser)
-    edm2.sample_heun(recorder, noise, num_steps=N)
-    assert len(recorder.x) == 2 * N - 1
-    assert all(sigma.ndim == 0 and sigma > 0 for sigma in recorder.sigma)
-
-
 def test_churn_keeps_the_distribution():
     """Fresh noise raises the noise level by as much as it is said to, so samples stay distributed like the data.
 
@@ -241,36 +233,6 @@ def test_churn_is_confined_to_its_noise_levels(noise):
     options = {"S_churn": 5, "S_min": levels[6], "S_max": levels[2], "randn_like": randn_like}
     edm2.sample_heun(recorder, noise, num_steps=10, **options)
     assert drawn_at == [2, 3, 4, 5, 6]
-
-
-def test_sampling_without_churn_reproduces_and_draws_nothing(noise):
-    def refuse(x: Tensor) -> Tensor:
-        raise AssertionError("deterministic sampling asked for random numbers")
-
-    state = torch.random.get_rng_state()
-    first, second = (edm2.sample_heun(gaussian_denoiser, noise, num_steps=6, randn_like=refuse) for _ in range(2))
-    assert torch.equal(first, second)
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_any_callable_will_do_and_labels_pass_through(noise):
-    labels = object()
-    seen = []
-    samples = edm2.sample_heun(lambda x, sigma, c: seen.append(c) or x * 0, noise, labels, num_steps=3)
-    assert all(c is labels for c in seen)
-    assert samples.abs().max() < 1e-6  # D = 0, and the last step goes to D; x - t (x / t) rounds in float32
-
-
-def test_the_denoiser_sees_the_dtype_of_the_integration(noise):
-    for dtype in (torch.float32, torch.float64):
-        recorder = Recorder(gaussian_denoiser)
-        assert edm2.sample_heun(recorder, noise, num_steps=2, dtype=dtype).dtype == dtype
-        assert {x.dtype for x in recorder.x} == {dtype}
-
-
-def test_gradients_are_not_recorded(noise):
-    weight = torch.ones((), requires_grad=True)
-    assert not edm2.sample_heun(lambda x, sigma, labels: weight * x, noise, num_steps=2).requires_grad
 
 
 def test_at_step_is_asked_once_per_step_with_the_level_where_it_begins(noise):

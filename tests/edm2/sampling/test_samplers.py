@@ -33,7 +33,8 @@ ORDERS = {
     "deis-3": (edm2.sample_deis, 3),
 }
 
-every_sampler = pytest.mark.parametrize("sample", MULTISTEP.values(), ids=MULTISTEP)
+every_multistep = pytest.mark.parametrize("sample", MULTISTEP.values(), ids=MULTISTEP)
+every_sampler = pytest.mark.parametrize("sample", [HEUN.sample, *MULTISTEP.values()], ids=["heun", *MULTISTEP])
 every_order = pytest.mark.parametrize(("sample", "order"), ORDERS.values(), ids=ORDERS)
 
 
@@ -129,7 +130,7 @@ def test_24_evaluations_are_as_good_as_63_of_heun():
 # ------------------------------------------------------------------------------------------------ exactness
 
 
-@every_sampler
+@every_multistep
 @pytest.mark.parametrize("N", [1, 2, 3, 5, 32])
 def test_a_single_image_is_reached_on_a_straight_line(noise, sample, N):
     """D is the image whatever x, so the way there is straight, and every step of any length is exact."""
@@ -141,7 +142,7 @@ def test_a_single_image_is_reached_on_a_straight_line(noise, sample, N):
         torch.testing.assert_close(x, image + t * (noise - image / 80), rtol=0, atol=1e-12 * 80)
 
 
-@every_sampler
+@every_multistep
 def test_the_last_step_ends_at_the_denoised_image(noise, sample):
     for N in (1, 2, 6):
         recorder = Recorder(gaussian_denoiser)
@@ -290,7 +291,7 @@ def test_labels_pass_through(noise, sample):
     assert all(c is labels for c in seen)
 
 
-@every_sampler
+@every_multistep
 def test_levels_are_those_of_sigma_steps(noise, sample):
     recorder = Recorder(gaussian_denoiser)
     options = {"num_steps": 9, "sigma_min": 0.01, "sigma_max": 50, "rho": 5}
@@ -298,7 +299,7 @@ def test_levels_are_those_of_sigma_steps(noise, sample):
     assert torch.equal(torch.stack(recorder.sigma), edm2.sigma_steps(**options)[:-1])
 
 
-@every_sampler
+@every_multistep
 def test_at_step_is_asked_once_per_step_with_the_level_where_it_begins(noise, sample):
     denoise = Stepped()
     sample(denoise, noise, num_steps=5)
@@ -323,7 +324,7 @@ def test_orders_that_deis_does_not_have_are_refused(noise, order):
 # ------------------------------------------------------------------------------------------------ guidance
 
 
-@every_sampler
+@every_multistep
 def test_guidance_is_heard_in_the_steps_of_its_interval(noise, sample):
     main, guide = Recorder(gaussian_denoiser), Recorder(lambda x, sigma, labels: 0.5 * x)
     sample(guided(main, guide, 2.0, interval_of_steps(2, 5, 8)), noise, num_steps=8)
