@@ -42,7 +42,7 @@ def guided(main: Denoiser, guide: Denoiser, weight: float, interval: Interval = 
 
 
 def without_labels(denoiser: Denoiser) -> "WithoutLabels":
-    """The same denoiser with all labels dropped.
+    """Drop all labels of a denoiser.
 
     A network needs to have been trained without labels on a fraction of the images (`--label-dropout`).
     """

@@ -13,7 +13,7 @@ class PublishedNetwork:
     """A published snapshot, reconstructed at one EMA length."""
 
     model: str
-    """Such as "edm2-img512-s"."""
+    """Name of the model, such as "edm2-img512-s"."""
     kimg: int
     """Images seen in training, in thousands."""
     sigma_rel: float

@@ -93,24 +93,24 @@ def build(sandbox: Sandbox) -> None:
 
 
 def checkpoint_tensors() -> dict[str, dict[str, torch.Tensor]]:
-    """What the intact checkpoint holds."""
+    """Contents of the intact checkpoint."""
     return {"net": {"w": torch.ones(2, 3), "b": torch.zeros(4)}, "ema": {"w": torch.ones(3)}}
 
 
 def _build_pipeline(base: Path) -> None:
-    """As diffusers would save it; written by hand, since it is not everywhere."""
+    """Write a pipeline as diffusers would, without diffusers, which is not installed everywhere."""
     unet = base / "pipeline" / "unet"
     unet.mkdir(parents=True)
     metadata = project.read_metadata(base / "network.safetensors")
-    told = {name: metadata[name] for name in ("images_seen", "sigma_rel", "buffers", "training")}
-    index = {"_class_name": "EDM2Pipeline", "codec": metadata["codec"], "metadata": told}
+    kept = {name: metadata[name] for name in ("images_seen", "sigma_rel", "buffers", "training")}
+    index = {"_class_name": "EDM2Pipeline", "codec": metadata["codec"], "metadata": kept}
     (base / "pipeline" / "model_index.json").write_text(json.dumps(index))
     (unet / "config.json").write_text(json.dumps(metadata["network"]))
     shutil.copy(base / "network.safetensors", unet / "diffusion_pytorch_model.safetensors")
 
 
 def _build_members(base: Path) -> None:
-    """What datasets consist of: images of all formats, arrays, labels."""
+    """Write members of datasets: images of all formats, arrays, labels."""
     members, pixels = base / "members", np.arange(64, dtype=np.uint8).reshape(8, 8)
     members.mkdir()
     for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"):
@@ -221,7 +221,7 @@ def _lines(path: Path, random: Random) -> bytes:
 
 
 def resumed(box: Sandbox, random: Random) -> list[Attempt]:
-    """A run that somebody goes on with; it is its own output folder."""
+    """A run that is resumed; it is its own output folder."""
     run = shutil.copytree(box.base / "run", box.out / "run")
     files = [
         "config.json",
@@ -305,7 +305,7 @@ def _members(box: Sandbox, random: Random) -> dict[str, bytes]:
 
 
 def _changed_members(box: Sandbox, random: Random) -> dict[str, bytes]:
-    """The same, of which one is another."""
+    """Members of which one is changed."""
     files = _members(box, random)
     name = random.choice(sorted(files))
     if name == "dataset.json":
@@ -411,7 +411,7 @@ def _changed_npz(data: bytes, random: Random) -> bytes:
 
 
 def drawn_images(box: Sandbox, random: Random) -> list[Attempt]:
-    """A folder of images that was begun, and is gone on with; it is its own output folder."""
+    """A partly filled folder of images that is completed; it is its own output folder."""
     folder = shutil.copytree(box.base / "drawn", box.out / "drawn")
     if random.random() < 0.6:
         path = folder / "generation.json"
@@ -426,14 +426,14 @@ def drawn_images(box: Sandbox, random: Random) -> list[Attempt]:
 
 @dataclass(frozen=True)
 class Kind:
-    """How to make hostile files of one kind, and how often."""
+    """Maker of hostile files of one kind, and its frequency."""
 
     make: Callable[[Sandbox, Random], list[Attempt]]
     weight: int
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name of the kind."""
         return self.make.__name__
 
 

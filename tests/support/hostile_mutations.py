@@ -1,4 +1,4 @@
-"""Files that are damaged, or made by somebody who means harm: changes to bytes, JSON, pickles and file formats.
+"""Damaged and malicious files: changes to bytes, JSON, pickles and file formats.
 
 Every function takes a `random.Random`, so that the same seed makes the same file on every machine.
 """
@@ -45,7 +45,7 @@ def mangled(data: bytes, random: Random) -> bytes:
     return bytes(changed)
 
 
-def _place(data: bytearray, random: Random) -> int:
+def _offset(data: bytearray, random: Random) -> int:
     """Anywhere, but often where headers are: near the start, or the end."""
     size = max(1, len(data))
     return random.choice(
@@ -56,32 +56,32 @@ def _place(data: bytearray, random: Random) -> int:
 def _flip_bits(data: bytearray, random: Random) -> None:
     for _ in range(random.choice((1, 1, 4, 32))):
         if data:
-            data[_place(data, random)] ^= 1 << random.randrange(8)
+            data[_offset(data, random)] ^= 1 << random.randrange(8)
 
 
 def _cut(data: bytearray, random: Random) -> None:
-    del data[_place(data, random) :]
+    del data[_offset(data, random) :]
 
 
 def _lose(data: bytearray, random: Random) -> None:
-    start = _place(data, random)
+    start = _offset(data, random)
     del data[start : start + random.choice((1, 2, 7, 64, 1000))]
 
 
 def _add(data: bytearray, random: Random) -> None:
-    start = _place(data, random)
+    start = _offset(data, random)
     data[start:start] = random.choice((b"\0" * 40, random.randbytes(16), b"\xff" * 9, bytes(data[start : start + 50])))
 
 
 def _overwrite(data: bytearray, random: Random) -> None:
-    start = _place(data, random)
+    start = _offset(data, random)
     piece = random.choice((b"\0" * 8, b"\xff" * 8, random.randbytes(4), bytes(data[:8])))
     data[start : start + len(piece)] = piece
 
 
 def _number(data: bytearray, random: Random) -> None:
     """A length, an offset or a count, perhaps: an extreme value in place of four or eight bytes."""
-    start, form = _place(data, random), random.choice(("<I", ">I", "<Q", ">Q", "<H", ">H"))
+    start, form = _offset(data, random), random.choice(("<I", ">I", "<Q", ">Q", "<H", ">H"))
     value = random.choice((*NUMBERS, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)) % (1 << (8 * struct.calcsize(form)))
     data[start : start + struct.calcsize(form)] = struct.pack(form, value)
 
@@ -134,7 +134,7 @@ def _change_once(value: Any, random: Random) -> Any:
 
 
 def _holders(value: Any) -> list[Any]:
-    """All dicts and lists in a value."""
+    """Dicts and lists in a value, however deep."""
     if not isinstance(value, dict | list):
         return []
     inside = value.values() if isinstance(value, dict) else value
@@ -336,11 +336,11 @@ ENTRY_FIELDS = (
     (32, "H"),
     (42, "I"),
 )
-"""Of an entry: versions, flags (such as encryption), method, checksum, sizes, lengths of texts, place."""
+"""Fields of an entry: versions, flags (such as encryption), method, checksum, sizes, lengths of texts, offset."""
 
 
 def _change_entry(data: bytearray, random: Random) -> None:
-    starts = [place for place in range(len(data) - 46) if data[place : place + 4] == b"PK\1\2"]
+    starts = [offset for offset in range(len(data) - 46) if data[offset : offset + 4] == b"PK\1\2"]
     if starts:
         _put_number(data, random.choice(starts), random.choice(ENTRY_FIELDS), random)
 
@@ -359,12 +359,12 @@ def _put_number(data: bytearray, start: int, field: tuple[int, str], random: Ran
 
 
 def _overlap(data: bytearray) -> None:
-    """All members at the place of the first."""
+    """Give all members the offset of the first."""
     first = None
-    for place in range(len(data) - 46):
-        if data[place : place + 4] == b"PK\1\2":
-            first = data[place + 42 : place + 46] if first is None else first
-            data[place + 42 : place + 46] = first
+    for offset in range(len(data) - 46):
+        if data[offset : offset + 4] == b"PK\1\2":
+            first = data[offset + 42 : offset + 46] if first is None else first
+            data[offset + 42 : offset + 46] = first
 
 
 # ------------------------------------------------------------------------------------------------ pickles
@@ -392,7 +392,7 @@ def changed_pickle(data: bytes, random: Random) -> bytes:
         return random.choice(BOMBS)
     changed = bytearray(data)
     for _ in range(random.choice((1, 2, 5))):
-        start = _place(changed, random)
+        start = _offset(changed, random)
         piece = random.choice((random.choice(OPCODES), pickle.dumps(Attack(), 2)[2:-1], random.choice(OPCODES) * 50))
         changed[start : start + random.choice((0, 1))] = piece
     return bytes(changed)

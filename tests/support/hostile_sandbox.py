@@ -1,4 +1,4 @@
-"""Where hostile files are tried out: a folder that is looked over before and after, and limits of time and memory."""
+"""Sandbox for hostile files: a folder that is compared before and after, and limits of time and memory."""
 
 import contextlib
 import faulthandler
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SECONDS = 60
-"""That one use of a file may take; the slowest take one, but machines can be busy."""
+"""Seconds that one use of a file may take; the slowest take one, but machines can be busy."""
 
 HEADROOM = 3 << 30
 """Bytes of address space beyond what the libraries and the intact files have taken."""
@@ -35,13 +35,13 @@ class TooLong(BaseException):
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a user does with a file."""
+    """A user's use of a file."""
 
     words: str
-    """As it would be typed."""
+    """The command as it would be typed."""
     do: Callable[[], object]
     named: tuple[str, ...] = ()
-    """What the one line may name, if there is one: the file, or the folder or archive that it is in."""
+    """Names of which an error must contain one: the file, or its folder or archive."""
 
 
 class Sandbox:
@@ -64,7 +64,7 @@ class Sandbox:
         signal.signal(signal.SIGALRM, _ring)
 
     def limit_memory(self) -> None:
-        """From here on, no more than `HEADROOM`, where the system tells how much it is."""
+        """Limit the memory from here on to `HEADROOM` more, on systems that report it."""
         if not Path("/proc/self/statm").exists():
             return
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -98,7 +98,7 @@ class Sandbox:
             folder.mkdir()
 
     def _everything(self) -> set[tuple[str, int, int]]:
-        """All files but results: path, size, time."""
+        """Path, size and time of every file but results."""
         found = set()
         for folder, _, names in os.walk(self.root):
             if not Path(folder).is_relative_to(self.out):
@@ -124,7 +124,7 @@ def _time_limit() -> Iterator[None]:
 
 
 def _outcome(attempt: Attempt) -> str:
-    """Raises Surprise unless all is well, or one line says what is not."""
+    """Outcome of an attempt; raises Surprise unless it succeeds or fails with one line."""
     try:
         line = attempt.do()
     except (ValueError, OSError) as error:

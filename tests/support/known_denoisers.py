@@ -1,4 +1,4 @@
-"""Denoisers of known data, whose ODE has a known solution, and two that note what they are asked."""
+"""Denoisers of known data, whose ODE has a known solution, and two that keep their arguments."""
 
 from dataclasses import dataclass, field
 
@@ -31,14 +31,14 @@ class Recorder:
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         D = self.denoise(x, sigma, labels)
-        for place, value in ((self.x, x), (self.sigma, sigma), (self.D, D)):
-            place.append(value)
+        for kept, value in ((self.x, x), (self.sigma, sigma), (self.D, D)):
+            kept.append(value)
         return D
 
 
 @dataclass
 class Stepped:
-    """Another denoiser within each step, and none outside of one; notes the levels it is asked for."""
+    """Another denoiser within each step, and none outside of one; keeps the levels of the steps."""
 
     asked: list[float] = field(default_factory=list)
 

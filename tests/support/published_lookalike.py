@@ -75,7 +75,7 @@ def write(folder: Path, value: Any, name: str = NAME) -> Path:
 
 
 def refused(path: Path) -> str:
-    """Why a file is refused: one line that names it."""
+    """Message of a refusal: one line that names the file."""
     with pytest.raises(SnapshotError) as caught:
         edm2.load(path)
     message = str(caught.value)
@@ -107,7 +107,7 @@ def _named_as_published() -> Iterator[None]:
 
 
 def contents(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any], **entries: Any) -> EasyDict:
-    """What a file holds, to be dumped, perhaps after some mischief.
+    """Contents of a file, to be dumped, perhaps after some mischief.
 
     Args:
         tensors: State dict of the network.
@@ -124,7 +124,7 @@ def contents(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any], **entr
 
 
 def contents_of(net: Precond, dtype: torch.dtype = torch.float16, **entries: Any) -> EasyDict:
-    """The same of a network of ours, all of it stored in `dtype`."""
+    """Contents of a file with a network of ours, stored in `dtype`."""
     arguments = {"use_fp16": True} | net.config.to_json()
     del arguments["config"]
     return contents({name: x.to(dtype) for name, x in net.state_dict().items()}, arguments, **entries)
@@ -178,7 +178,7 @@ def _module(name: str, tree: dict[str, Any]) -> "Recorded | nn.ModuleDict":
 
 
 def layers(module: Any) -> list[Recorded]:
-    """All recorded layers with a weight inside a module."""
+    """Recorded layers with a weight inside a module."""
     state = module.state if isinstance(module, Recorded) else module.__dict__
     inside = [layer for child in state["_modules"].values() for layer in layers(child)]
     return inside + ([module] if "weight" in state["_parameters"] else [])

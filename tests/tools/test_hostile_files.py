@@ -1,4 +1,4 @@
-"""Files made by somebody who means harm, or does not care: one line that names them, and nothing else happens.
+"""Malicious and damaged files: one line that names them, and nothing else happens.
 
 Each of these was a traceback, a hang, or worse, before it was refused; `tests/fuzz.py` looks for more of them.
 """
@@ -298,7 +298,7 @@ def columns(**changed: list[int]) -> Callable[[dict], None]:
     ],
 )
 def test_an_index_that_lies_is_made_anew(mischief: Callable[[dict], None], tmp_path: Path):
-    """It lies beside a ZIP, with checksums that fit, and says other things than the ZIP."""
+    """An index beside a ZIP, with valid checksums, that contradicts the ZIP."""
     path = tmp_path / "data.zip"
     write_images(tmp_path / "images", (4, 4), count=2, classes=2)
     with zipfile.ZipFile(path, "w") as archive:
@@ -321,7 +321,7 @@ def test_an_index_that_lies_is_made_anew(mischief: Callable[[dict], None], tmp_p
 
 
 def test_five_hundred_hostile_files(tmp_path: Path):
-    """The same on every machine. More of them, and what they are: python tests/fuzz.py --help"""
+    """The files are the same on every machine. For more of them: python tests/fuzz.py --help"""
     pytest.importorskip("resource", reason="limits of memory are those of Unix")
     command = [sys.executable, str(TESTS / "fuzz.py"), "--count", "500", "--seed", "1", "--keep", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -137,7 +137,7 @@ AS_THEY_ARE = (
 
 
 class Instructions(dict):
-    """What instructions do, by code; those that are missing are refused."""
+    """Implementations of instructions by code; missing ones are refused."""
 
     def __missing__(self, code: int) -> None:
         name = next((name for name, known in CODES.items() if known == code), f"{code:#04x}")

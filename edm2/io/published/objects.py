@@ -81,7 +81,7 @@ def read_contents(file: BinaryIO) -> dict[str, Any]:
 
 
 def collect_tensors(net: Any, file_size: int) -> tuple[dict[str, StoredTensor], list[str]]:
-    """All parameters and buffers by name, in the order of a state dict, and the names of the buffers."""
+    """Collect parameters and buffers by name, in the order of a state dict, and the names of the buffers."""
     tensors: dict[str, StoredTensor] = {}
     buffers: list[str] = []
     for prefix, parameters, kept in _modules(net):

@@ -48,4 +48,4 @@ SAMPLERS = {
         Sampler("euler", "edm2.sampling.samplers.euler"),
     )
 }
-"""All samplers: `--solver` takes its names from here, so that a new sampler is one file and one entry."""
+"""Registry, from which `--solver` takes its names: a new sampler is one file and one entry."""

@@ -1,4 +1,4 @@
-"""Network pickles from strangers: whatever does not belong there is refused in one line, and nothing is executed."""
+"""Untrusted network pickles: whatever no network needs is refused in one line, and nothing is executed."""
 
 import io
 import itertools
@@ -43,8 +43,8 @@ pytestmark = pytest.mark.usefixtures("nothing_is_executed")
 ATTACK = Calling(os.system, "touch PWNED")
 
 
-def place(value: EasyDict, where: str) -> EasyDict:
-    """Contents with an attack somewhere."""
+def plant(value: EasyDict, where: str) -> EasyDict:
+    """Plant an attack in the contents of a file."""
     state = value["ema"].state
     targets: dict[str, tuple[dict, str]] = {
         "at the top": (value, "extra"),
@@ -79,7 +79,7 @@ def place(value: EasyDict, where: str) -> EasyDict:
     ],
 )
 def test_commands_are_refused_wherever_they_are(net, tmp_path, where):
-    assert "asks for the global posix.system" in refused(write(tmp_path, place(contents_of(net), where)))
+    assert "asks for the global posix.system" in refused(write(tmp_path, plant(contents_of(net), where)))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_programs_text_is_only_text(net, tmp_path):
 
 
 def storage_of(stream: bytes) -> Any:
-    """What torch pickles for a storage, around another stream of bytes."""
+    """Pickle a storage as torch does, around another stream of bytes."""
     return Calling(torch.storage._load_from_bytes, stream)
 
 
@@ -160,7 +160,7 @@ def test_streams_inside_the_pickle_are_read_as_carefully(net, tmp_path, inner, c
 
 
 def test_that_stream_is_what_torch_writes(net, tmp_path):
-    """So that the refusals above are for their reasons."""
+    """The refusals above are for their reasons."""
     value = contents_of(net)
     value["extra"] = storage_of(stream(MAGIC, 1001, SYSTEM, identified(), ["0"], tail=COUNTED))
     assert edm2.load(write(tmp_path, value)).config == net.config
@@ -179,13 +179,13 @@ def test_tensors_stay_within_their_numbers(net, tmp_path, offset, size, stride):
 
 
 def tensor_of(numbers: Any, offset: Any, size: Any, stride: Any) -> Calling:
-    """What torch pickles for a tensor."""
+    """Pickle a tensor as torch does."""
     return Calling(torch._utils._rebuild_tensor_v2, numbers, offset, size, stride, False, OrderedDict())
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_one_storage_cannot_be_loaded_a_thousand_times(net, tmp_path):
-    """Else a file of a megabyte becomes a gigabyte of tensors."""
+    """A file of a megabyte must not become a gigabyte of tensors."""
     value = contents_of(net)
     numbers = torch.zeros(1 << 18, dtype=torch.float16).storage()
     for i in range(1000):
@@ -362,7 +362,7 @@ def test_deeply_nested_values_do_no_harm(tmp_path):
 
 
 def test_pickles_inside_share_the_budget():
-    """Else each of thousands of streams could use all of it again."""
+    """Thousands of streams must not use the whole budget each."""
     stream_of_one = stream(MAGIC, 1001, SYSTEM, identified(), ["0"], tail=COUNTED)
     spent = []
     for count in (1, 2):
@@ -384,7 +384,7 @@ def small() -> bytes:
 
 
 def opened(path: Path) -> bool:
-    """Whether everything in a file can be read; anything but a SnapshotError is a bug."""
+    """True if everything in a file can be read; anything but a SnapshotError is a bug."""
     try:
         snapshot = PublishedSnapshot(path)
         for name in snapshot.names:

@@ -41,7 +41,7 @@ def test_names_stay_names():
 
 
 def test_the_reader_stops_behind_the_pickle():
-    """So that one pickle can follow another."""
+    """One pickle can follow another."""
     file = io.BytesIO(pickle.dumps("first", 4) + pickle.dumps(["second"], 2))
     pickles = PickleFile(file)
     assert [read_pickle(pickles, {}) for _ in range(2)] == ["first", ["second"]]

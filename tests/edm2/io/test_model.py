@@ -1,4 +1,4 @@
-"""A snapshot loads by itself, equals what was saved, and a file that is none is refused in one line."""
+"""A snapshot loads by itself and equals the saved network; other files are refused in one line."""
 
 import json
 import subprocess
@@ -112,7 +112,7 @@ def test_a_repository_of_the_hub_is_fetched(net, tmp_path, monkeypatch):
 
 
 def test_a_file_need_not_be_an_average(net, tmp_path):
-    """images_seen and sigma_rel matter to reconstruction, not to somebody who saves a network."""
+    """images_seen and sigma_rel matter to reconstruction only."""
     path = tmp_path / "mine.safetensors"
     edm2.save(net, path, {})
     assert torch.equal(outputs(edm2.load(path)), outputs(net))
@@ -120,7 +120,7 @@ def test_a_file_need_not_be_an_average(net, tmp_path):
 
 
 def test_the_network_describes_itself_whatever_the_metadata_says(net, unconditional, tmp_path):
-    """As when the metadata of one file is handed on to another network."""
+    """The metadata of one file may be saved with another network."""
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     edm2.save(net, first, METADATA)
     edm2.save(unconditional, second, edm2.read_metadata(first))

@@ -51,7 +51,7 @@ def described(golden) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def stored(golden) -> dict[str, Tensor]:
-    """What is in the pickles, as arrays."""
+    """Contents of the pickles, as arrays."""
     return arrays(golden, "checkpoints/snapshots.safetensors")
 
 
@@ -139,7 +139,7 @@ def test_metadata(run, described):
 
 
 def test_the_codec_does_what_the_encoder_did(run, described):
-    """To the bit: latents times scale plus bias, in float32."""
+    """Latents times scale plus bias in float32, to the bit."""
     for name, expected in described["snapshots"].items():
         codec = codec_from_json(PublishedSnapshot(run / name).metadata["codec"])
         encoder = expected["encoder"]
@@ -373,7 +373,7 @@ def test_a_renamed_file_loads_but_has_no_time(net, tmp_path):
 
 
 def test_contents_decide_what_a_file_is(net, tmp_path):
-    """As when a download has lost its suffix."""
+    """A download may have lost its suffix."""
     pickled = write(tmp_path, contents_of(net), "pickled")
     ours = tmp_path / "ours"
     edm2.save(net, ours, {"images_seen": 1, "sigma_rel": 0.1})

@@ -63,13 +63,13 @@ def quiet(pipe: EDM2Pipeline) -> EDM2Pipeline:
 def draw(
     pipe: EDM2Pipeline, seeds: list[int] | None = SEEDS, num_inference_steps: int = STEPS, **options: Any
 ) -> Tensor:
-    """What the network draws, undecoded."""
+    """Samples of a pipeline, undecoded."""
     options = {"output_type": "latent", **options}
     return pipe(seeds=seeds, num_inference_steps=num_inference_steps, **options).images
 
 
 def generated(net: Precond, seeds: list[int] = SEEDS, *arguments: Any, **options: Any) -> Tensor:
-    """The same by `edm2.generate`."""
+    """Samples of `edm2.generate`."""
     [batch] = edm2.generate(net, seeds, *arguments, **{"num_steps": STEPS, **options})
     return batch.samples
 
@@ -233,7 +233,7 @@ def euler(net: Precond, noise: Tensor, labels: Tensor, num_steps: int) -> Tensor
     "options", [{}, {"sigma_data": 1.0}, {"prediction_type": "v_prediction"}], ids=["default", "sigma_data", "v"]
 )
 def test_euler_of_diffusers_is_euler(pipe, net, options):
-    """To the rounding of a few steps: theirs computes levels in float64 and D from F."""
+    """Equal up to the rounding of a few steps: theirs computes levels in float64 and D from F."""
     pipe.scheduler = EDMEulerScheduler.from_config(pipe.scheduler.config, **options)
     noise = SeedRandom(SEEDS).randn((3, 8, 8))
     expected = euler(net, noise, torch.tensor([3] * 4), 8)
@@ -269,11 +269,11 @@ def test_stochastic_solver_belongs_to_the_seed(pipe):
     pipe.scheduler = EDMDPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
     together, alone = draw(pipe), draw(pipe, SEEDS[2:3])
     torch.testing.assert_close(together[2:3], alone, rtol=0, atol=1e-4)  # convolutions round by the batch
-    assert not torch.equal(together, draw(make_solver_like(pipe)))
+    assert not torch.equal(together, draw(pipeline_like(pipe)))
 
 
-def make_solver_like(pipe: EDM2Pipeline) -> EDM2Pipeline:
-    """The same network by a deterministic solver."""
+def pipeline_like(pipe: EDM2Pipeline) -> EDM2Pipeline:
+    """Pipeline of the same network with a deterministic scheduler."""
     return quiet(EDM2Pipeline(pipe.unet, EDMDPMSolverMultistepScheduler()))
 
 
@@ -285,7 +285,7 @@ def test_guidance_with_their_schedulers(pipe):
 
 
 def test_our_scheduler_in_a_loop_of_somebody_else(net):
-    """As any scheduler of diffusers is used."""
+    """Our scheduler is used like any scheduler of diffusers."""
     scheduler = EDM2HeunScheduler.from_config(EDMEulerScheduler(sigma_max=20.0).config)
     noise = SeedRandom(SEEDS).randn((3, 8, 8))
     scheduler.set_timesteps(STEPS)
@@ -358,7 +358,7 @@ def test_latents_are_decoded_by_the_pipeline_s_vae(make_net, vae, tmp_path, monk
 
 
 def test_a_folder_holds_the_vae_that_its_network_is_decoded_by(make_net, vae, tmp_path):
-    """Wherever the VAE came from: the folder is complete."""
+    """The folder is complete, wherever the VAE came from."""
     codec = LatentCodec("nowhere/at/all")
     make_pipeline(make_net(img_channels=4), vae=vae, codec=codec.to_json()).save_pretrained(tmp_path / "saved")
     described = codec_from_json(edm2.read_metadata(tmp_path / "saved")["codec"])
@@ -511,7 +511,7 @@ def test_folded_networks_and_pickles_are_not_saved(pipe, tmp_path):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 4e-2)])
 def test_half_precision_is_for_convolutions(folder, net, dtype, tolerance):
-    """What is rounded: weights and activations of convolutions, 11 bits or 8; ten times that over a few steps."""
+    """Weights and activations of convolutions are rounded to 11 bits or 8; ten times that over a few steps."""
     loaded = quiet(EDM2Pipeline.from_pretrained(folder, torch_dtype=dtype))
     converted = quiet(EDM2Pipeline.from_pretrained(folder)).to(dtype)
     halved = EDM2Denoiser.from_network(net)
@@ -700,7 +700,7 @@ def test_not_on_the_hub(monkeypatch):
 
 
 def refused(pipe: EDM2Pipeline, **options: Any) -> str:
-    """The one line that a mistake is told in."""
+    """The one line of a mistake."""
     with pytest.raises(ValueError) as error:
         draw(pipe, **options)
     assert "\n" not in str(error.value)

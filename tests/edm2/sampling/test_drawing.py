@@ -1,4 +1,4 @@
-"""However the work is divided and however often it is stopped, the same images come out."""
+"""The same images are drawn however the work is divided and however often it is stopped."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ SETTINGS = {"network": "tiny", "interval": [0.5, 2.0]}
 
 
 def fill(store: ImageStore, net, seeds: Sequence[int], batch_size: int = 3, processes: int = 1, decode=undecoded):
-    """What the processes of a job do, one after the other; returns the seeds drawn."""
+    """Do the work of a job's processes, one after the other; return the seeds drawn."""
     drawn = []
     for rank in range(processes):
         own = Processes(rank, processes).share(batches_of(seeds, batch_size))

@@ -35,7 +35,7 @@ class Watched:
 
 @dataclass
 class Drawn:
-    """All batches of a call as one."""
+    """Batches of a call, concatenated."""
 
     seeds: list[int]
     noise: Tensor
@@ -67,9 +67,9 @@ def golden_network(golden, name: str) -> Precond:
 
 def golden_options(golden, run: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `generate` for a run; every option must be known."""
-    told = {"id", "seeds", "batches", "files_written", "class_of_seed"}
+    described = {"id", "seeds", "batches", "files_written", "class_of_seed"}
     renamed = {"class_idx": "classes", "max_batch_size": "batch_size"}
-    options = {renamed.get(name, name): value for name, value in run.items() if name not in told}
+    options = {renamed.get(name, name): value for name, value in run.items() if name not in described}
     if "guidance" in options:
         options["guide"] = golden_network(golden, "gnet")
     if "batch_size" in options:
@@ -192,7 +192,7 @@ def test_guidance_reaches_the_sampler(net, unconditional):
     assert torch.equal(nowhere.samples, plain.samples)
 
 
-def test_an_unconditional_guide_has_no_use_for_labels(net, unconditional):
+def test_an_unconditional_guide_ignores_labels(net, unconditional):
     """Classifier-free guidance by a second network: it draws what the formula says, evaluation by evaluation."""
 
     def by_hand(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
@@ -204,7 +204,7 @@ def test_an_unconditional_guide_has_no_use_for_labels(net, unconditional):
 
 
 def test_a_network_guides_itself_without_labels(net):
-    """As another copy of it does, which is asked separately; float32 rounding over the steps."""
+    """Equal to guidance by a separate copy, up to float32 rounding over the steps."""
     together = draw(net, SEEDS, guide=without_labels(net), guidance=1.8)
     apart = draw(net, SEEDS, guide=without_labels(fold(net)), guidance=1.8)
     assert max_rel(together.samples, apart.samples) < 2e-5
@@ -239,7 +239,7 @@ def test_there_may_be_no_classes_to_know(net, unconditional):
 )
 def test_mistakes_are_told_in_one_line_at_the_call(net, options, words):
     with pytest.raises(ValueError, match=words) as error:
-        edm2.generate(net, [0, 1], **options)  # nobody has asked for a batch yet
+        edm2.generate(net, [0, 1], **options)  # before the first batch
     assert "\n" not in str(error.value)
 
 

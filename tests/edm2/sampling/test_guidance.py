@@ -16,7 +16,7 @@ from edm2.sampling.samplers.heun import Denoiser
 
 
 class Counted:
-    """D = x · factor, counting its evaluations and keeping what it was asked."""
+    """D = x · factor, keeping the arguments of its evaluations."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
@@ -84,7 +84,7 @@ def test_the_interval_is_open_below_and_closed_above(main, guide, x, sigma, insi
 
 
 def test_outside_the_interval_main_is_alone(main, guide, x):
-    """Whatever the weight, even 0: there the weight is 1."""
+    """The weight is 1 there, even if it is 0 inside."""
     assert torch.equal(edm2.guided(main, guide, 0, (0.5, 2))(x, torch.tensor(5.0)), 0.9 * x)
     assert guide.calls == []
 
@@ -231,7 +231,7 @@ def test_a_guided_denoiser_guides_itself_without_labels_in_one_batch(net, make_n
 
 
 def guided_steps(interval: tuple[float, float], num_steps: int, dtype: torch.dtype) -> list[int]:
-    """Steps of a solver whose first evaluation hears the guide."""
+    """Steps whose first evaluation is guided."""
     denoise = guided(lambda x, sigma, labels: x * 0, lambda x, sigma, labels: x * 0 + 1, 0.0, interval)
     levels = edm2.sigma_steps(num_steps, dtype=dtype)[:-1]
     return [i for i, sigma in enumerate(levels) if denoise.at_step(sigma)(torch.ones(1), sigma, None) == 1]

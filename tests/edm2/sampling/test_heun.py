@@ -56,15 +56,15 @@ def check_run(golden, run: dict[str, Any], main: Denoiser, guide: Denoiser, tole
         randn_like=stored_noise(expected.get("churn_noise_used")),
         **options,
     )
-    heard = guide if run.get("guidance") == 0 else main  # a guide of weight 0 never asks the main denoiser
-    x, sigma = torch.stack(heard.x), torch.stack(heard.sigma)
+    called = guide if run.get("guidance") == 0 else main  # a guide of weight 0 never asks the main denoiser
+    x, sigma = torch.stack(called.x), torch.stack(called.sigma)
     schedule = {name: value for name, value in options.items() if not name.startswith("S_")}
 
     def close(name: str, ours: Tensor, target: Tensor, tol: float = tolerance) -> None:
         assert max_rel(ours, target) <= tol, f"{run['id']}: {name}"
 
     assert final.dtype == dtype
-    assert len(heard.x) == 2 * N - 1, run["id"]
+    assert len(called.x) == 2 * N - 1, run["id"]
     grid_tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     close("t_steps", edm2.sigma_steps(**schedule, dtype=dtype), expected["t_steps"], grid_tolerance)
     close("t_hat", sigma[::2], expected["t_hat"], grid_tolerance)

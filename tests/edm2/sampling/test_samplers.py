@@ -101,7 +101,7 @@ def test_heun_and_deis_have_the_same_limit(noise, mixtures):
 
 @every_order
 def test_order_with_guidance_in_an_interval(noise, mixtures, sample, order):
-    """Where guidance sets in and ends, the denoiser jumps: what is extrapolated from before is wrong there.
+    """The denoiser jumps where guidance starts and ends: extrapolation from before is wrong there.
 
     All numbers of steps have the interval's ends among their levels. Measured without forgetting the past: order 1.
     """
@@ -115,7 +115,7 @@ def test_order_with_guidance_in_an_interval(noise, mixtures, sample, order):
 
 
 def test_24_evaluations_are_as_good_as_63_of_heun():
-    """What DEIS is for, on the network that comes with the package (docs/solvers.md)."""
+    """The purpose of DEIS, on the network that comes with the package (docs/solvers.md)."""
     net = fold(edm2.load("digits8"))
     noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(4)
@@ -163,7 +163,7 @@ def test_euler_s_formula(noise):
 @pytest.mark.parametrize("levels", [[3.0], [3.0, 4.0], [3.0, 4.0, 7.0], [1e-2, 0.5, 80.0]], ids=str)
 @pytest.mark.parametrize("ratio", [1e-4, 0.1, 0.9, 0.9999])
 def test_weights_of_deis_integrate_polynomials_of_the_logarithm(levels, ratio):
-    """As many powers of ln t as there are levels, against closed forms, whose terms cancel to 1e-16 of themselves."""
+    """One power of ln t per level, against closed forms, whose terms cancel to 1e-16 of themselves."""
     t, t_next = levels[0], levels[0] * ratio
     weights = np.array(deis_weights(levels, t_next))
     logs = np.log(levels)
@@ -181,7 +181,7 @@ def test_weights_of_deis_integrate_polynomials_of_the_logarithm(levels, ratio):
 
 
 def test_dpmpp_2m_is_that_of_diffusers(noise):
-    """To the rounding of float64: theirs gets F(x), of which it makes D(x; t), and our levels."""
+    """Equal to the rounding of float64: theirs gets F(x), of which it makes D(x; t), and our levels."""
     recorder = Recorder(gaussian_denoiser)
     ours = edm2.sample_dpmpp_2m(recorder, noise, num_steps=12, dtype=torch.float64)
     scheduler = EDMDPMSolverMultistepScheduler(sigma_data=STD)
@@ -199,7 +199,7 @@ def test_dpmpp_2m_is_that_of_diffusers(noise):
 
 @pytest.mark.parametrize("order", [2, 3])
 def test_steps_of_deis_are_those_of_diffusers(noise, order):
-    """Wherever there is a past of full length: theirs does not correct the first step of order 3.
+    """Equal with a past of full length: theirs does not correct the first step of order 3.
 
     Theirs is for x / sqrt(1 + t²), gets the slope as its epsilon, and our levels.
     """
@@ -253,7 +253,7 @@ def test_an_image_depends_on_its_noise_alone(noise, sample):
 @every_sampler
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_an_image_depends_on_its_seed_alone(net, sample, batch_size):
-    """But for the rounding of convolutions, which depends on the size of the batch."""
+    """Equal up to the rounding of convolutions, which depends on the size of the batch."""
     [together] = edm2.generate(net, range(5), sampler=sample, num_steps=5)
     batches = list(edm2.generate(net, range(5), batch_size=batch_size, sampler=sample, num_steps=5))
     torch.testing.assert_close(torch.cat([b.samples for b in batches]), together.samples, rtol=0, atol=1e-4)
@@ -263,7 +263,7 @@ def test_an_image_depends_on_its_seed_alone(net, sample, batch_size):
 @every_sampler
 def test_sampling_draws_nothing_and_records_no_gradients(noise, sample):
     def refuse(x: Tensor) -> Tensor:
-        raise AssertionError("a deterministic solver asked for random numbers")
+        raise AssertionError("a deterministic sampler drew random numbers")
 
     state = torch.random.get_rng_state()
     weight = torch.ones((), requires_grad=True)
@@ -325,7 +325,7 @@ def test_orders_that_deis_does_not_have_are_refused(noise, order):
 
 
 @every_multistep
-def test_guidance_is_heard_in_the_steps_of_its_interval(noise, sample):
+def test_the_steps_of_an_interval_are_guided(noise, sample):
     main, guide = Recorder(gaussian_denoiser), Recorder(lambda x, sigma, labels: 0.5 * x)
     sample(guided(main, guide, 2.0, interval_of_steps(2, 5, 8)), noise, num_steps=8)
     assert torch.equal(torch.stack(guide.sigma), edm2.sigma_steps(8)[2:5])
@@ -339,7 +339,7 @@ def test_an_interval_without_a_step_changes_nothing(noise, sample):
     assert torch.equal(sample(never, noise, num_steps=6), plain)
 
 
-def test_denoisers_say_where_they_change():
+def test_where_denoisers_change():
     inner = guided(gaussian_denoiser, gaussian_denoiser, 2.0, (1.0, 5.0))
     assert changes_between(inner, 6, 5)
     assert not changes_between(inner, 5, 2)

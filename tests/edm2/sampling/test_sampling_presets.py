@@ -1,4 +1,4 @@
-"""Presets are the published settings, and their files are found or asked for by name."""
+"""Presets are the published settings, and their files are found, or missed by name."""
 
 import re
 from itertools import product
@@ -15,7 +15,7 @@ from edm2.sampling.presets import FAMILIES, GENERATION_PRESETS, PublishedNetwork
 INTERVALS = {name: preset for name, preset in GENERATION_PRESETS.items() if preset.interval_steps is not None}
 
 METRICS = {"fid": "fid", "dino": "fd_dinov2"}
-"""What the end of a preset's name means."""
+"""Metrics by the end of a preset's name."""
 
 
 def as_published(name: str) -> dict[str, Any]:
@@ -52,7 +52,7 @@ PRINTED = {
 
 @pytest.mark.parametrize("name", INTERVALS)
 def test_intervals_end_where_the_paper_prints(name):
-    """To its two decimals, and with the networks of the guided presets without interval."""
+    """Equal to two decimals, with the networks of the guided presets without interval."""
     preset, (printed, weight, score) = INTERVALS[name], PRINTED[name]
     assert tuple(round(level, 2) for level in interval_of_steps(*preset.interval_steps)) == printed
     assert (preset.guidance, preset.published) == (weight, score)
@@ -61,22 +61,22 @@ def test_intervals_end_where_the_paper_prints(name):
 
 
 def steps_with_a_guide(interval: tuple[float, float], dtype: torch.dtype) -> list[int]:
-    """Steps, by their number, whose evaluations the guide hears; found by sampling."""
+    """Steps, by their number, whose evaluations are guided; found by sampling."""
     levels = edm2.sigma_steps(32, dtype=dtype).tolist()
-    begun, heard = [], []
+    begun, guided_evaluations = [], []
 
     def main(x, sigma, labels):
         begun.append(float(sigma))
         return x * 0
 
     def guide(x, sigma, labels):
-        heard.append(len(begun) - 1)  # evaluations before this one
+        guided_evaluations.append(len(begun) - 1)  # evaluations before this one
         return x * 0
 
     noise = torch.ones(1, 1, 1, 1)
     edm2.sample_heun(guided(main, guide, 2.0, interval), noise, dtype=dtype)
     assert len(begun) == 2 * len(levels) - 3
-    return sorted({evaluation // 2 for evaluation in heard})
+    return sorted({evaluation // 2 for evaluation in guided_evaluations})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -87,13 +87,13 @@ def test_exactly_the_steps_meant_are_guided(name, dtype):
 
 
 def test_the_paper_counts_six_of_32_steps():
-    """Of the XXL network for FID."""
+    """The interval of the XXL network for FID."""
     first, end = INTERVALS["edm2-img512-xxl-interval-fid"].interval_steps
     assert end - first == 6
 
 
 def test_printed_digits_would_not_do():
-    """Why steps are stored: level 15 is 2.9015 and level 22 is 0.2830, so (0.28, 2.90] moves both ends by a step."""
+    """Steps are stored because level 15 is 2.9015 and level 22 is 0.2830, so (0.28, 2.90] moves both ends by a step."""
     assert steps_with_a_guide((0.28, 2.90), torch.float32) == list(range(16, 23))
 
 
