@@ -93,15 +93,6 @@ def test_nonsense_in_a_codec_is_refused_by_name(codec: Any, network: Path, tmp_p
     assert "network.safetensors" in line
 
 
-@pytest.mark.parametrize(
-    "field", [{"concat_balance": {}}, {"concat_balance": "0.5"}, {"num_blocks": 1.0}, {"dropout": None}]
-)
-def test_nonsense_in_the_description_of_a_network_is_refused(field: dict, network: Path, tmp_path: Path):
-    path = with_metadata(network, tmp_path / "network.safetensors", lambda m: m | {"network": m["network"] | field})
-    line = refused("generate", path, "--seeds", "0", "--steps", "1", "--device", "cpu", "--grid", tmp_path / "x.png")
-    assert "network.safetensors: does not describe a network" in line
-
-
 def test_what_a_terminal_would_obey_is_not_shown(network: Path, tmp_path: Path):
     path = with_metadata(network, tmp_path / "network.safetensors", entry(license="\x1b[2J\x1b]0;title\x07\u202e"))
     assert "\\x1b[2J" in (shown := succeed("info", path))

@@ -276,6 +276,10 @@ def test_foreign_files(tmp_path):
         {"channel_mult_emb": 0.1},
         {"channels_per_head": 3},
         {"sigma_data": "half"},
+        {"concat_balance": {}},
+        {"concat_balance": "0.5"},
+        {"num_blocks": 1.0},
+        {"dropout": None},
     ],
     ids=str,
 )
