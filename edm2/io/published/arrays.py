@@ -54,7 +54,7 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class PickledTensor:
     """A tensor whose numbers are in the file."""
 
     storage: Storage
@@ -167,18 +167,18 @@ def _dtype_and_count(identifier: Any) -> tuple[str, torch.dtype, int]:
     raise PickleRefused("is damaged: a storage that torch would not have written")
 
 
-def make_tensor(*arguments: Any) -> StoredTensor:
+def make_tensor(*arguments: Any) -> PickledTensor:
     """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)"""
     match arguments:
         case (Storage() as storage, int(offset), tuple(shape), tuple(stride), bool(), dict(hooks)) if not hooks:
-            return StoredTensor(storage, offset, shape, stride)
+            return PickledTensor(storage, offset, shape, stride)
     raise PickleRefused("is damaged: a tensor that torch would not have written")
 
 
-def make_parameter(*arguments: Any) -> StoredTensor:
+def make_parameter(*arguments: Any) -> PickledTensor:
     """torch._utils._rebuild_parameter(tensor, requires_grad, hooks)"""
     match arguments:
-        case (StoredTensor() as tensor, bool(), dict(hooks)) if not hooks:
+        case (PickledTensor() as tensor, bool(), dict(hooks)) if not hooks:
             return tensor
     raise PickleRefused("is damaged: a parameter that torch would not have written")
 
@@ -210,7 +210,7 @@ class NumpyArray(Buildable):
     def __init__(self, *arguments: Any) -> None:
         match arguments:
             case (Global("numpy.ndarray"), (0,), ByteString()):
-                self.numbers: StoredTensor | None = None
+                self.numbers: PickledTensor | None = None
             case _:
                 raise PickleRefused("is damaged: an array that numpy would not have written")
 
@@ -221,7 +221,7 @@ class NumpyArray(Buildable):
                 if len(shape) > MAX_DIMS or not all(type(n) is int for n in shape):  # before they are multiplied
                     raise PickleRefused("is damaged: an array's shape is no sizes")
                 storage = Storage(dtype, offset, size // dtype.itemsize)
-                self.numbers = StoredTensor(storage, 0, shape, contiguous_stride(shape, by_columns))
+                self.numbers = PickledTensor(storage, 0, shape, contiguous_stride(shape, by_columns))
             case _:
                 raise PickleRefused("is damaged: an array that numpy would not have written")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from edm2.io.published.arrays import NUMPY_MAKERS, StoredTensor, torch_makers
+from edm2.io.published.arrays import NUMPY_MAKERS, PickledTensor, torch_makers
 from edm2.io.published.inert_pickle import Buildable, PickleFile, PickleRefused, TextDict, read_pickle, shown
 
 CLASSES = frozenset(
@@ -80,14 +80,14 @@ def read_contents(file: BinaryIO) -> dict[str, Any]:
     return contents
 
 
-def collect_tensors(net: Any, file_size: int) -> tuple[dict[str, StoredTensor], list[str]]:
+def collect_tensors(net: Any, file_size: int) -> tuple[dict[str, PickledTensor], list[str]]:
     """Collect parameters and buffers by name, in the order of a state dict, and the names of the buffers."""
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, PickledTensor] = {}
     buffers: list[str] = []
     for prefix, parameters, kept in _modules(net):
         buffers += [prefix + name for name in kept]
         for name, tensor in (*parameters.items(), *kept.items()):
-            if prefix + name in tensors or not isinstance(tensor, StoredTensor):
+            if prefix + name in tensors or not isinstance(tensor, PickledTensor):
                 raise PickleRefused(f"is damaged: {shown(prefix + name)} is there twice, or is no tensor")
             tensors[prefix + name] = tensor
     if sum(tensor.numel * tensor.dtype.itemsize for tensor in tensors.values()) > file_size:
