@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edm2.metrics import ClassAccuracy, Detector, FeatureStatistics, feature_statistics, frechet_distance
-from edm2.metrics.features import BATCH, Report, displayed, features_of_batches, read_ahead
+from edm2.metrics.features import BATCH, ReportProgress, displayed, features_of_batches, read_ahead
 from edm2.metrics.frechet import frechet_deviation
 from edm2.networks import Precond
 from edm2.sampling.generation import generate, require_finite
@@ -134,7 +134,7 @@ def score_network(
     guidance: float = 1.0,
     set_number: int = 0,
     processes: Processes = ONE_PROCESS,
-    report: Report = lambda n: None,
+    report: ReportProgress = lambda n: None,
 ) -> Score:
     """Score a folded network by one set of seeds.
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import edm2
 from edm2.metrics import Detector, FeatureStatistics, read_reference, reference_of, write_reference
-from edm2.metrics.detectors import OwnDetector
-from edm2.metrics.features import Report
+from edm2.metrics.detectors import UserDetector
+from edm2.metrics.features import ReportProgress
 from edm2.sweep.score_cache import key_of
 from edm2.training import Dataset
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
@@ -22,7 +22,7 @@ def cached_reference(
     detector: Detector,
     weights: Path | None = None,
     processes: Processes = ONE_PROCESS,
-    report: Report = lambda n: None,
+    report: ReportProgress = lambda n: None,
 ) -> FeatureStatistics:
     """As `edm2.metrics.reference_of`, from a file in `folder` if there is one; else one is written.
 
@@ -53,7 +53,7 @@ def cached_reference(
 
 def _path(folder: Path, dataset: Dataset, detector: Detector, weights: Path | None) -> Path | None:
     images = dataset.fingerprint()
-    if images is None or isinstance(detector, OwnDetector):
+    if images is None or isinstance(detector, UserDetector):
         return None
     facts: dict[str, Any] = {
         "images": [images, len(dataset), dataset.shape, dataset.levels],

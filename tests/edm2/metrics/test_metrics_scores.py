@@ -197,15 +197,15 @@ def test_copies_of_training_images_are_found(rng):
     assert set(found.order[:2]) == {3, 8}
     assert found.indices[[3, 8], 0].tolist() == [100, 200]
     assert found.ratios[3] < 0.1
-    assert 2 / 50 <= found.share < 0.2
+    assert 2 / 50 <= found.fraction < 0.2
 
 
 def test_samples_like_any_other_real_image_are_suspicious_by_chance_only(rng):
     """By symmetry a new image is the nearest other of its neighbour about half of the times at most."""
     training, fresh = rng.normal(size=(400, 5)), rng.normal(size=(400, 5))
-    share = find_neighbours(fresh, training).share
-    copies = find_neighbours(training + 1e-3 * rng.normal(size=(400, 5)), training).share
-    assert 0.1 < share < 0.7
+    by_chance = find_neighbours(fresh, training).fraction
+    copies = find_neighbours(training + 1e-3 * rng.normal(size=(400, 5)), training).fraction
+    assert 0.1 < by_chance < 0.7
     assert copies > 0.98
 
 
@@ -213,7 +213,7 @@ def test_training_images_that_are_there_twice(rng):
     """Their own neighbour is at no distance, which nothing is nearer than."""
     training = np.repeat(rng.normal(size=(10, 4)), 2, axis=0)
     found = find_neighbours(np.concatenate([training[:1], training[:1] + 1]), training)
-    assert found.share <= 0.5
+    assert found.fraction <= 0.5
     assert not np.isnan(found.ratios).any()
 
 
