@@ -20,9 +20,9 @@ from edm2.planning.costs import count_parameters
 from edm2.post_hoc_ema import atomic_output
 from edm2.sampling.generation import SamplingError
 from edm2.sweep.averages import RAW, Averages
-from edm2.sweep.evaluator import Drawing, Evaluator, Score, score_network
+from edm2.sweep.evaluator import Evaluator, SampleSettings, Score, score_network
 from edm2.sweep.score_cache import ScoreCache, key_of
-from edm2.sweep.sweep import Point, Result, Sweeper
+from edm2.sweep.sweep import Point, ScoredPoint, Sweeper
 from edm2.training import Codec, Dataset, RunFolder, TrainingConfig, TrainingError, codec_from_json
 from edm2.training.config import CHANGEABLE
 from edm2.training.data.dataset import split_holdout
@@ -133,7 +133,7 @@ class Outcome:
     """Distance of the run's traditional EMA; None if it kept none."""
     traditional_length: float | None
     """sigma_rel of that one."""
-    floor: float | None
+    real_data_fd: float | None
     """Distance of as many real images."""
     levels: LossPerLevel
     """lambda(sigma) (D - y)² at the best length."""
@@ -170,9 +170,9 @@ class Scoring:
 
     sigma_rels: tuple[float, ...]
     """EMA lengths."""
-    judge: Evaluator
+    evaluator: Evaluator
     """What samples are compared with."""
-    drawing: Drawing
+    sampling: SampleSettings
     """How they are drawn."""
     dataset: Dataset
     """Images of the study; those held out tell the loss per noise level."""
@@ -183,11 +183,11 @@ class Scoring:
     def key(self) -> str:
         """Of everything that decides an outcome, besides the trial."""
         asked = {"sigma_rels": self.sigma_rels, "sigmas": SIGMAS, "images": LOSS_IMAGES}
-        return key_of({**asked, **self.drawing.to_json(), **self.judge.to_json()})
+        return key_of({**asked, **self.sampling.to_json(), **self.evaluator.to_json()})
 
     def images(self, trial: Trial) -> int:
         """How many an outcome takes."""
-        return self.drawing.count * (len(self.sigma_rels) + 1 + (trial.config.traditional_ema is not None))
+        return self.sampling.count * (len(self.sigma_rels) + 1 + (trial.config.traditional_ema is not None))
 
     def outcome(self, trial: Trial, report: Callable[[int], object] = lambda n: None) -> Outcome:
         """Score a finished run; scores go into its sweep.jsonl, and those that are there are not computed again.
@@ -210,7 +210,7 @@ class Scoring:
         averages = Averages(trial.folder.path)
         codec, device = codec_from_json(averages.metadata["codec"]), trial.config.device
         known = ScoreCache(trial.folder.path / "sweep.jsonl")
-        sweeper = Sweeper(averages, codec, self.judge, self.drawing, known=known, device=device, report=report)
+        sweeper = Sweeper(averages, codec, self.evaluator, self.sampling, known=known, device=device, report=report)
         results = sweeper.results([Point(averages.last, sigma_rel) for sigma_rel in self.sigma_rels])
         best = min(results, key=lambda result: result.distance)
         raw = sweeper.results([Point(averages.last, RAW)]) if averages.has_raw_weights(averages.last) else []
@@ -224,8 +224,8 @@ class Scoring:
             raw=_distance(raw),
             traditional=traditional.distance(report),
             traditional_length=traditional.sigma_rel,
-            floor=sweeper.floor(self.dataset) if self.real_images else None,
-            levels=self._loss_per_level(fold(net, self.drawing.dtype).to(device), codec, trial.config),
+            real_data_fd=sweeper.real_data_fd(self.dataset) if self.real_images else None,
+            levels=self._loss_per_level(fold(net, self.sampling.dtype).to(device), codec, trial.config),
             held_out=trial.config.holdout > 0,
             parameters=count_parameters(trial.config.network),
             **_of_training(trial.folder.path),
@@ -244,11 +244,11 @@ class Scoring:
         return levels
 
     def _not_finite(self, config: TrainingConfig) -> TrainingError:
-        remedy = "lower the learning rate" if self.drawing.dtype == torch.float32 else "score with --precision fp32"
+        remedy = "lower the learning rate" if self.sampling.dtype == torch.float32 else "score with --precision fp32"
         return TrainingError(f"{config.out}: the network's output is not finite; {remedy}")
 
 
-def _distance(results: list[Result]) -> float | None:
+def _distance(results: list[ScoredPoint]) -> float | None:
     return results[0].distance if results else None
 
 
@@ -284,17 +284,19 @@ class _Traditional:
             "run": self.averages.fingerprint(self.averages.last),
             "traditional_ema": self.trial.config.traditional_ema,
             "codec": self.codec.to_json(),
-            **self.scoring.drawing.to_json(),
-            **self.scoring.judge.to_json(),
+            **self.scoring.sampling.to_json(),
+            **self.scoring.evaluator.to_json(),
         }
         score = self.known.get(facts)
         if score is not None:
-            report(self.scoring.drawing.count)
+            report(self.scoring.sampling.count)
             return score.distance
         score = self._score(report)
-        self.known.add(facts, {"traditional_ema": self.sigma_rel, "detector": self.scoring.judge.detector.name}, score)
+        self.known.add(
+            facts, {"traditional_ema": self.sigma_rel, "detector": self.scoring.evaluator.detector.name}, score
+        )
         return score.distance
 
     def _score(self, report: Callable[[int], object]) -> Score:
-        net = fold(load(self.path), self.scoring.drawing.dtype).to(self.trial.config.device)
-        return score_network(net, self.codec, self.scoring.judge, self.scoring.drawing, report=report)
+        net = fold(load(self.path), self.scoring.sampling.dtype).to(self.trial.config.device)
+        return score_network(net, self.codec, self.scoring.evaluator, self.scoring.sampling, report=report)

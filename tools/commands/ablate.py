@@ -16,7 +16,7 @@ from edm2.tools.options.variants import Variant, check_common, given, planned, v
 
 if TYPE_CHECKING:
     from edm2.study.study import Failure, Outcome, Scoring, Trial
-    from edm2.sweep.evaluator import Drawing, Evaluator
+    from edm2.sweep.evaluator import Evaluator, SampleSettings
     from edm2.training import Dataset
 
 Results = dict[str, "Outcome | Failure"]
@@ -124,9 +124,9 @@ def ablate(
     if report:
         _check_finished(out, any(trial.is_finished for trial in trials))
     folder.claim(_facts(data, dataset, common))
-    judge = _judge(trials[0], dataset, detector, weights, ref, out)
-    drawing = _drawing(trials[0], count, num_steps, precision)
-    scoring = Scoring(tuple(sigma_rels), judge, drawing, dataset, real_images=ref is None)
+    evaluator = _evaluator(trials[0], dataset, detector, weights, ref, out)
+    sampling = _drawing(trials[0], count, num_steps, precision)
+    scoring = Scoring(tuple(sigma_rels), evaluator, sampling, dataset, real_images=ref is None)
     if report:
         _check_finished(out, bool(_finished(trials, scoring)))
     number, shares = share or (1, 1)
@@ -171,7 +171,7 @@ def _facts(data: str, dataset: "Dataset", common: Sequence[str]) -> dict[str, An
     return {"data": data, "images": len(dataset), "shape": dataset.shape, **settings}
 
 
-def _judge(
+def _evaluator(
     trial: "Trial", dataset: "Dataset", detector: str | None, weights: Path | None, ref: Path | None, out: Path
 ) -> "Evaluator":
     """The same for all trials; statistics of the data are kept in the study's folder."""
@@ -186,12 +186,12 @@ def _judge(
     return load_evaluator(name, weights, dataset, ref, trial.config.device, ONE_PROCESS, image_bar, out)
 
 
-def _drawing(trial: "Trial", count: int, num_steps: int, precision: str | None) -> "Drawing":
-    from edm2.sweep.evaluator import Drawing
+def _drawing(trial: "Trial", count: int, num_steps: int, precision: str | None) -> "SampleSettings":
+    from edm2.sweep.evaluator import SampleSettings
     from edm2.training.config import DTYPES
 
     dtype = DTYPES[precision or ("fp16" if trial.config.device.startswith("cuda") else "fp32")]
-    return Drawing(count, num_steps, dtype=dtype)
+    return SampleSettings(count, num_steps, dtype=dtype)
 
 
 def _check_finished(out: Path, finished: bool) -> None:
@@ -205,7 +205,7 @@ def _announce(trials: Sequence["Trial"], mine: Sequence[int], scoring: "Scoring"
     labels, seeds = {trial.label for trial in trials}, {trial.seed for trial in trials}
     images = max(trial.config.duration for trial in trials)
     click.echo(f"{len(trials)} runs of {images:,} images: {_count(labels, 'variant')}, {_count(seeds, 'seed')}.")
-    title, samples = scoring.judge.detector.title, scoring.drawing.count
+    title, samples = scoring.evaluator.title, scoring.sampling.count
     click.echo(f"Each is scored at {len(scoring.sigma_rels)} EMA lengths by {title} of {samples:,} samples.")
     if len(mine) < len(trials):
         click.echo(f"{len(mine)} of them are done here.")

@@ -17,7 +17,7 @@ WIDE = 4.0
 """Values that differ by more than this factor have a logarithmic axis, or none in common."""
 
 
-def draw_distances(summaries: Sequence[Summary], title: str, floor: float | None = None) -> Figure:
+def draw_distances(summaries: Sequence[Summary], title: str, real_data_fd: float | None = None) -> Figure:
     """One curve per variant: the mean over seeds, with a band from the lowest to the highest, its minimum marked.
 
     Crosses at length 0 are the weights without averaging, stars the traditional EMA of variants that keep one.
@@ -37,8 +37,8 @@ def draw_distances(summaries: Sequence[Summary], title: str, floor: float | None
     shown = [value for line in axes.lines for value in line.get_ydata()]
     if max(shown) > WIDE * min(shown):
         _logarithmic(axes)
-    if floor is not None:
-        _draw_floor(axes, floor, min(shown))
+    if real_data_fd is not None:
+        _draw_floor(axes, real_data_fd, min(shown))
     axes.set_xlabel("EMA length σ_rel (% of training); 0: without averaging")
     axes.set_ylabel(title)
     axes.set_title("Quality against EMA length")
@@ -109,11 +109,11 @@ def _logarithmic(axes: plt.Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_floor(axes: plt.Axes, floor: float, lowest: float) -> None:
+def _draw_floor(axes: plt.Axes, real_data_fd: float, lowest: float) -> None:
     """What real images score; far below all curves it is only told, as it would press them together."""
-    is_far = WIDE * floor < lowest
-    label = f"real images ({floor:.4g}{', below' if is_far else ''})"
+    is_far = WIDE * real_data_fd < lowest
+    label = f"real images ({real_data_fd:.4g}{', below' if is_far else ''})"
     if is_far:
         axes.plot([], [], color=GRAY, linestyle=":", label=label)
     else:
-        axes.axhline(floor, color=GRAY, linestyle=":", label=label)
+        axes.axhline(real_data_fd, color=GRAY, linestyle=":", label=label)

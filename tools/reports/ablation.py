@@ -66,9 +66,9 @@ class Report:
         return {s.label: [r for label, r in found if label == s.label and r is not None] for s in self.summaries}
 
     @property
-    def floor(self) -> float | None:
+    def real_data_fd(self) -> float | None:
         """Distance of as many real images."""
-        return self.outcomes[0].floor
+        return self.outcomes[0].real_data_fd
 
     def write(self, folder: Path) -> None:
         """All tables and figures; those of distances only if there are any."""
@@ -76,8 +76,8 @@ class Report:
         write_table(folder / "ablation.md", self)
         if self.scored:
             write_losses(folder / "losses.csv", self.outcomes)
-            title = self.scoring.judge.detector.title
-            save_figure(draw_distances(self.scored, title, self.floor), folder / "ablation.png")
+            title = self.scoring.evaluator.title
+            save_figure(draw_distances(self.scored, title, self.real_data_fd), folder / "ablation.png")
             save_figure(draw_losses(self.scored), folder / "losses.png")
 
 
@@ -104,7 +104,7 @@ def _cells(result: Outcome | Failure, lengths: Sequence[float]) -> Row:
         return *[""] * (len(lengths) + 11), result.message
     return (
         f"{result.best:.4f}", result.distance, *(result.distances[s] for s in lengths), result.raw, result.traditional,
-        result.traditional_length, result.floor, result.accuracy, result.levels.mean if result.held_out else None,
+        result.traditional_length, result.real_data_fd, result.accuracy, result.levels.mean if result.held_out else None,
         result.training_loss, f"{result.seconds:.1f}", result.parameters, "",
     )  # fmt: skip
 
@@ -224,9 +224,9 @@ def _how_to_read(report: Report) -> str:
     scoring, length = report.scoring, report.common_length
     chosen = "the one that suits all best" if report.fixed is None else "as asked for"
     lines = [
-        f"Distance: {scoring.judge.detector.title} of {scoring.drawing.count:,} samples of {scoring.drawing.num_steps} "
+        f"Distance: {scoring.evaluator.title} of {scoring.sampling.count:,} samples of {scoring.sampling.num_steps} "
         "steps, at the best EMA length of each run; mean ± standard deviation over seeds."
-        + (f" As many real images score {report.floor:.4g}." if report.floor is not None else ""),
+        + (f" As many real images score {report.real_data_fd:.4g}." if report.real_data_fd is not None else ""),
         "Within 10 %: the EMA lengths around the best one at which the mean distance is at most 10 % above the lowest.",
         f"One EMA length for all: {length:g}, {chosen}.",
     ]

@@ -14,7 +14,7 @@ from edm2.study.diagnostics import read_diagnostics_summary
 from edm2.study.folder import StudyFolder, StudyFolderError
 from edm2.study.study import SIGMAS, Failure, Outcome, Scoring, Trial
 from edm2.study.summary import Summary, best_common_length, differing_settings, spread
-from edm2.sweep.evaluator import Drawing, Evaluator
+from edm2.sweep.evaluator import Evaluator, SampleSettings
 from edm2.tools.figures.ablation import draw_distances, draw_losses
 from edm2.tools.reports.ablation import Report
 from edm2.training import open_dataset
@@ -33,7 +33,7 @@ def outcome(label: str, seed: int, *distances: float, loss: float = 1.0, **chang
         raw=9.0,
         traditional=None,
         traditional_length=None,
-        floor=0.5,
+        real_data_fd=0.5,
         levels=LossPerLevel(SIGMAS, (loss,) * len(SIGMAS)),
         held_out=True,
         training_loss=3.0,
@@ -46,8 +46,8 @@ def outcome(label: str, seed: int, *distances: float, loss: float = 1.0, **chang
 @pytest.fixture(scope="module")
 def scoring() -> Scoring:
     features = np.random.default_rng(0).normal(size=(100, 64))
-    judge = Evaluator(load_detector("pixels"), feature_statistics(features))
-    return Scoring(LENGTHS, judge, Drawing(100, 8), open_dataset("digits"))
+    evaluator = Evaluator(load_detector("pixels"), feature_statistics(features))
+    return Scoring(LENGTHS, evaluator, SampleSettings(100, 8), open_dataset("digits"))
 
 
 def trial(label: str, seed: int, folder: Path, **choices: object) -> Trial:
@@ -224,7 +224,7 @@ def test_results_are_known_to_those_who_ask_the_same(tmp_path: Path, scoring: Sc
     known = outcome("A", 0, 1 / 3, 2.0, 3.0)
     run.keep(known, scoring)
     assert run.result(scoring) == known
-    assert run.result(dataclasses.replace(scoring, drawing=Drawing(200, 8))) is None
+    assert run.result(dataclasses.replace(scoring, sampling=SampleSettings(200, 8))) is None
     assert run.result(dataclasses.replace(scoring, sigma_rels=(0.05, 0.1))) is None
     for changed in ({"ref_lr": 0.001}, {"duration": 640}):
         assert trial("A", 0, tmp_path, **changed).result(scoring) is None
@@ -235,7 +235,7 @@ def test_results_are_known_to_those_who_ask_the_same(tmp_path: Path, scoring: Sc
 
 def test_what_cannot_be_trained_is_so_however_it_would_be_scored(tmp_path: Path, scoring: Scoring):
     run, failure = trial("A", 0, tmp_path), Failure("A", 0, "diverged")
-    other = dataclasses.replace(scoring, drawing=Drawing(200, 8))
+    other = dataclasses.replace(scoring, sampling=SampleSettings(200, 8))
     run.keep(failure, None)
     assert run.result(other) == failure
     run.keep(failure, scoring)

@@ -91,3 +91,18 @@ def test_help_lists_them_without_torch():
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert all(name in " ".join(shown.split()) for name in (*DETECTORS, "--inception", "--dinov2"))
     assert shown.endswith("False\n")
+
+
+def test_a_registered_metric_scores_a_sweep(registered, tiny_run: Path, tmp_path: Path):
+    """Its scores are kept apart from Frechet distances of the same samples."""
+    reference, out = tmp_path / "ref.npz", tmp_path / "out"
+    succeed("metrics", "ref", "digits", reference, "--detector", "pixels", "--keep", 100, "--device", "cpu")
+    sweep = ("sweep", tiny_run, "--std", "0.05,0.1", "--samples", 20, "--steps", 1, "--device", "cpu", "--out", out)
+    frechet = succeed(*sweep, "--ref", reference)
+    shown = succeed(*sweep, "--ref", reference, "--metric", "gap")
+    assert "compared by FD-pixels" in frechet
+    assert "compared by gap by pixels" in shown
+    assert len((out / "sweep.jsonl").read_text().splitlines()) == 6  # two lengths and the raw weights, twice
+    assert "high ones of this are good" in complaint(edm2(*sweep, "--ref", reference, "--metric", "pr").err)
+    assert "give --ref" in complaint(edm2(*sweep, "--metric", "gap").err)
+    assert "there are kid, pr, is, gap" in complaint(edm2(*sweep, "--metric", "fid").err)

@@ -147,7 +147,7 @@ def test_real_images_are_looked_at_once(tiny_run: Path, tmp_path: Path, monkeypa
     lines = len(known(tmp_path / "out"))
     with monkeypatch.context() as patched:
         patched.setattr("edm2.sweep.reference_cache.reference_of", None)
-        patched.setattr("edm2.sweep.evaluator.Evaluator.floor", None)
+        patched.setattr("edm2.sweep.evaluator.Evaluator.real_data_fd", None)
         again = succeed("sweep", tiny_run, "--std", "0.1,0.2", *options)
     assert len(known(tmp_path / "out")) == lines + 1
     assert next(line for line in first.splitlines() if "real images" in line) in again
