@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from edm2.networks import Precond, fold
+from edm2.sampling.samplers.heun import Denoiser
 from edm2.sweep.averages import RAW, Averages
 from edm2.sweep.evaluator import SampleSettings, Score, ScoresFeatures, score_network
 from edm2.sweep.guides import Guide
@@ -202,6 +203,16 @@ class Sweeper:
             self.known.add(facts, shown, score)
         return score
 
+    def ready(self, net: Precond) -> Precond:
+        """Fold a network and move it to the device, as it draws samples."""
+        return fold(net, self.sampling.dtype).to(self.device)
+
+    def score(self, net: Precond, guide: Denoiser | None = None, guidance: float = 1.0, set_number: int = 0) -> Score:
+        """Score a network that is `ready`, whether its score is known or not."""
+        return score_network(
+            net, self.codec, self.evaluator, self.sampling, guide, guidance, set_number, self.processes, self.report
+        )
+
     def results(self, points: Sequence[Point]) -> list[ScoredPoint]:
         """Score points, in their order.
 
@@ -256,10 +267,7 @@ class Sweeper:
         todo = [point for point, scores in known.items() if len(scores) < self.repeats]
         for point, net, guide in self._networks(todo):
             for number in range(len(known[point]), self.repeats):
-                score = score_network(
-                    net, self.codec, self.evaluator, self.sampling, guide, point.guidance, number, self.processes,
-                    self.report,
-                )  # fmt: skip
+                score = self.score(net, guide, point.guidance, number)
                 shown = {**asdict(point), "set": number, "detector": self.evaluator.detector.name}
                 yield point, self._kept(self._facts(point, number), shown, score)
 
@@ -276,18 +284,15 @@ class Sweeper:
         for sigma_rel, net in nets.items():
             for point in points:
                 if point.sigma_rel == sigma_rel and point.guidance == 1:
-                    yield point, self._ready(net), None
+                    yield point, self.ready(net), None
         guided = [point for point in points if point.guidance != 1]
         sigma_rels = sorted({point.used_guide_sigma_rel for point in guided})
         for some in _chunks(sigma_rels, self.guide.at_once if self.guide else 1):
             self.guide.load(some, self.device, self.sampling.dtype)
             for point in guided:
                 if point.used_guide_sigma_rel in some:
-                    net = self._ready(nets[point.sigma_rel])
+                    net = self.ready(nets[point.sigma_rel])
                     yield point, net, self.guide.of(net, point.used_guide_sigma_rel)
-
-    def _ready(self, net: Precond) -> Precond:
-        return fold(net, self.sampling.dtype).to(self.device)
 
     def _facts(self, point: Point, set_number: int) -> dict[str, Any]:
         """JSON of everything that decides a score."""
@@ -297,11 +302,11 @@ class Sweeper:
             "point": asdict(replace(point, guide_sigma_rel=point.used_guide_sigma_rel if guided else None)),
             "guide": self._guide_identity if guided else None,
             "set": set_number,
-            **self._settings,
+            **self.settings,
         }
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Facts that all points have in common."""
         return {"codec": self.codec.to_json(), **self.sampling.to_json(), **self.evaluator.to_json()}
 

@@ -14,7 +14,7 @@ import torch
 from command_line import TINY, complaint, edm2, half_written, succeed
 from safetensors.torch import load_file
 
-from edm2.tools.options.variants import letters, variants
+from edm2.tools.options.variants import config_names, variants
 from edm2.training import TrainingError
 from edm2.training.run.run_folder import read_run_config
 
@@ -188,7 +188,7 @@ def test_letters_and_weightings_and_their_traditional_average(tmp_path: Path):
 
 
 def test_what_variants_stand_for():
-    assert letters("a,C,...,f") == ["A", "C", "D", "E", "F"]
+    assert config_names("a,C,...,f") == ["A", "C", "D", "E", "F"]
     found = variants("A,G", "min-snr", ["decay=150,600", "xflip=yes,no", "--decay=150"])
     assert {variant.label: variant.options for variant in found} == {
         "A": ("--config", "A"),
