@@ -13,11 +13,9 @@
     inception_score.py     Inception score
     distances.py           Euclidean distances and nearest neighbours, in blocks
     neighbours.py          training images closest to samples
-    classifier.py          accuracy of the class that samples show
     image_source.py        images in a folder, a dataset or an NPZ file
     reference.py           statistics of real images, in files
-    metric.py              the interface of a metric
-    scores.py              several metrics in one pass over the images
+    scores.py              the interface of a metric, and several of them in one pass over the images
 
 Public names are loaded on first use: the command line reads the registry without torch.
 """
@@ -25,7 +23,6 @@ Public names are loaded on first use: the command line reads the registry withou
 from edm2 import lazy_names
 
 _HOMES = {
-    "edm2.metrics.classifier": ["ClassAccuracy"],
     "edm2.metrics.detectors": ["Detector", "load_detector"],
     "edm2.metrics.frechet": ["FeatureStatistics", "FeatureSums", "feature_statistics", "frechet_distance"],
     "edm2.metrics.reference": ["read_reference", "reference_of", "write_reference"],

@@ -8,7 +8,7 @@ from torch import Tensor
 from edm2.metrics.pretrained import as_rgb, check_is_file, load_torchscript, resize
 
 REPOSITORY, MODEL = "facebookresearch/dinov2:main", "dinov2_vitl14"
-"""Where torch.hub finds network and weights (1.2 GB). The branch is named, else torch.hub would look it up online even
+"""Names of network and weights (1.2 GB) in torch.hub. The branch is named, else torch.hub would look it up online even
 where it has a copy."""
 
 SIZE = 224

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edm2.metrics.metric import MetricValue
 from edm2.metrics.reference import Collection
+from edm2.metrics.scores import MetricValue
 
 SPLITS = 10
 """Parts of the samples, as in the literature."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edm2.metrics.metric import FeaturesMetric, MetricValue
 from edm2.metrics.reference import Collection
+from edm2.metrics.scores import FeaturesMetric, MetricValue
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 """Mean over a hundred pairs of random subsets of a thousand images, as in the literature."""

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edm2.metrics.distances import distance_blocks, nearest_other
-from edm2.metrics.metric import FeaturesMetric, MetricValue
 from edm2.metrics.reference import Collection, evenly
+from edm2.metrics.scores import FeaturesMetric, MetricValue
 
 K = 3
 """Neighbours, as in the paper."""

@@ -49,7 +49,7 @@ METRICS = {
     "is": "edm2.metrics.inception_score:InceptionScoreMetric",
 }
 """Metrics that are no Frechet distance (those have the names of their detectors), as module:class
-(`edm2.metrics.metric.Metric`)."""
+(`edm2.metrics.scores.Metric`)."""
 
 DETECTOR_NAMES = f"{', '.join(DETECTORS)}, or module:callable"
-"""For help texts."""
+"""Names for help texts."""

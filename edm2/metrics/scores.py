@@ -1,22 +1,81 @@
-"""Metrics of a set of samples, computed in one pass over its images; metrics of one detector share its features."""
+"""The interface of a metric, and several metrics of a set of samples in one pass over its images.
+
+A metric names the detector whose features it takes, and how many features of single samples it needs; all metrics of
+one detector share its features. `edm2.metrics.registry` lists those that are no Frechet distance.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from edm2.metrics.detectors import Detector, import_target
 from edm2.metrics.features import ReportProgress, features_of_batches
 from edm2.metrics.frechet import FeatureStatistics, frechet_distance
-from edm2.metrics.metric import Metric, MetricValue, NoReferenceError
-from edm2.metrics.reference import Collection, read_reference
+from edm2.metrics.reference import KEPT, Collection, read_features, read_reference
 from edm2.metrics.registry import DETECTORS, METRICS
 from edm2.post_hoc_ema.files import plain_line
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
 FEW = 10_000
 """Images below which a Frechet distance says more about their number than about their quality."""
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """One number of a metric."""
+
+    name: str
+    """Name in files: frechet, kernel, precision, recall, inception_score."""
+    title: str
+    """Name for people."""
+    detector: str
+    """Name of the detector of the features."""
+    value: float
+    """The number."""
+    deviation: float | None = None
+    """Its uncertainty, if the metric knows it: a standard error, or a deviation over parts."""
+
+
+class NoReferenceError(ValueError):
+    """A metric compares with real images, and none are given."""
+
+    def __init__(self) -> None:
+        super().__init__("compared with what? Give --ref, a file that edm2 metrics ref makes of real images")
+
+
+class Metric(Protocol):
+    """Function from the features of samples to numbers."""
+
+    detector: str
+    """Name of the detector whose features it takes."""
+    keep: int
+    """Features of single samples that it needs, evenly spaced."""
+    num_features: int | None
+    """Features per image that it can compare with; None: any."""
+    lower_is_better: bool
+    """True if a sweep of its first number looks for the lowest."""
+
+    @classmethod
+    def from_reference(cls, reference: str | Path | None, detector: str | None) -> "Metric":
+        """Read what it compares with.
+
+        Args:
+            reference: Reference file; None if none was given.
+            detector: Name of the detector, unless the metric has one of its own.
+
+        Raises:
+            NoReferenceError: a file is needed, and none was given.
+            ValueError: the file lacks what the metric needs.
+            OSError: it cannot be read.
+        """
+
+    def __call__(self, samples: Collection, title: str) -> list[MetricValue]:
+        """Compute its numbers; `title` is the title of the detector's Frechet distance."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +94,28 @@ class FrechetMetric:
 
     def __call__(self, samples: Collection, title: str) -> list[MetricValue]:
         return [MetricValue("frechet", title, self.detector, frechet_distance(samples.statistics, self.reference))]
+
+
+@dataclass(frozen=True)
+class FeaturesMetric:
+    """Base of metrics that compare with features of single real images."""
+
+    detector: str
+    real: npt.NDArray[np.float32]
+    """Features of real images, [M, D]."""
+    keep: int = KEPT
+    lower_is_better = True
+
+    @classmethod
+    def from_reference(cls, reference: str | Path | None, detector: str | None) -> "FeaturesMetric":
+        if reference is None:
+            raise NoReferenceError
+        return cls(detector, read_features(reference, detector))
+
+    @property
+    def num_features(self) -> int:
+        """D of the reference."""
+        return self.real.shape[1]
 
 
 def metrics_from(reference: str | Path | None, names: Sequence[str], detector: str | None = None) -> list[Metric]:

@@ -16,7 +16,7 @@ import torch
 
 from edm2.io.model import load, read_metadata
 from edm2.planning.costs import count_parameters
-from edm2.post_hoc_ema.atomic import atomic_output, is_unfinished
+from edm2.post_hoc_ema.files import atomic_output, is_unfinished
 from edm2.sampling.generation import SamplingError
 from edm2.sweep.averages import RAW, Averages
 from edm2.sweep.evaluator import Evaluator, SampleSettings
@@ -186,7 +186,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How all trials of a study are scored."""
+    """Settings by which all trials of a study are scored."""
 
     sigma_rels: tuple[float, ...]
     """EMA lengths."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from edm2.metrics import Detector
-    from edm2.metrics.metric import Metric, MetricValue
+    from edm2.metrics.scores import Metric, MetricValue
     from edm2.training.distributed.processes import Processes
 
 _weights, _scores = map(options_of, ("Weights of detectors; default: fetched once", "Scores"))
@@ -78,8 +78,7 @@ class ScoringOptions:
             click.UsageError: nothing to compare with.
             OSError, ValueError: the reference cannot be read, or lacks what a metric needs.
         """
-        from edm2.metrics.metric import NoReferenceError
-        from edm2.metrics.scores import metrics_from
+        from edm2.metrics.scores import NoReferenceError, metrics_from
 
         names = [] if self.names is None else [name.strip() for name in self.names.split(",") if name.strip()]
         try:

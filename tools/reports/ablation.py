@@ -38,7 +38,7 @@ class StudyReport:
     results: Sequence[Outcome | Failure]
     """Results of the finished ones."""
     scoring: Scoring
-    """How they were scored."""
+    """Settings of the scoring."""
     command: str
     """Command of a run, without variant and seed."""
     fixed: float | None = None

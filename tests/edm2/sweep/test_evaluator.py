@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from edm2.metrics import ClassAccuracy, feature_statistics, frechet_distance, load_detector, reference_of
+from edm2.metrics import feature_statistics, frechet_distance, load_detector, reference_of
 from edm2.metrics.features import displayed
 from edm2.networks import fold
 from edm2.sampling.generation import SamplingError
 from edm2.sampling.samplers import SOLVERS
-from edm2.sweep.evaluator import Evaluator, SampleSettings, Score, evaluator_by, score_network
+from edm2.sweep.evaluator import ClassAccuracy, Evaluator, SampleSettings, Score, evaluator_by, score_network
 from edm2.sweep.score_cache import ScoreCache
 from edm2.training import ArrayDataset, PixelCodec, open_dataset
 

@@ -15,7 +15,7 @@ from edm2.metrics.detectors import import_target
 from edm2.metrics.registry import CLASSIFIERS, DETECTORS, METRICS, WEIGHTS_OPTIONS, RegisteredDetector
 
 MODULE = '''
-from edm2.metrics.metric import FeaturesMetric, MetricValue
+from edm2.metrics.scores import FeaturesMetric, MetricValue
 
 
 class Brightness:
