@@ -44,22 +44,13 @@ class FeatureSums:
             raise ValueError(f"features of shape {f.shape}: expected one row per image, [N, D]")
         if not np.isfinite(f).all():
             raise ValueError("features contain NaN or infinity")
-        self._add(len(f), f.sum(axis=0), f.T @ f)
-
-    def __iadd__(self, other: "FeatureSums") -> "FeatureSums":
-        """Add the images of `other`."""
-        if other.sum is not None:
-            self._add(other.num_images, other.sum, other.products)
-        return self
-
-    def _add(self, num_images: int, sum_: Array, products: Array) -> None:
         if self.sum is None:
-            self.sum, self.products = np.zeros_like(sum_), np.zeros_like(products)
-        if sum_.shape != self.sum.shape:
-            raise ValueError(f"{sum_.size} features per image, but {self.sum.size} in those before")
-        self.num_images += num_images
-        self.sum += sum_
-        self.products += products
+            self.sum, self.products = np.zeros(f.shape[1]), np.zeros((f.shape[1], f.shape[1]))
+        if f.shape[1] != self.sum.size:
+            raise ValueError(f"{f.shape[1]} features per image, but {self.sum.size} in those before")
+        self.num_images += len(f)
+        self.sum += f.sum(axis=0)
+        self.products += f.T @ f
 
     def statistics(self) -> FeatureStatistics:
         """Mean and covariance of all images so far.

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,28 +56,12 @@ class ClassAccuracy:
         return float(np.mean(self._classifier.predict(np.asarray(features)) == np.asarray(classes)))
 
 
-class ScoresFeatures(Protocol):
-    """Comparison of the features of samples with those of real images."""
+@dataclass(frozen=True)
+class Evaluator:
+    """Comparison of samples with real images by the Frechet distance of their features."""
 
     detector: Detector
     """Function from images to features."""
-
-    @property
-    def title(self) -> str:
-        """Name of the distance."""
-
-    def score(self, features: Tensor, classes: Sequence[int] | None = None) -> Score:
-        """Score samples by their features [N, D]; `classes` are those that they were drawn for."""
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON that tells comparisons apart: known scores are found by it."""
-
-
-@dataclass(frozen=True)
-class Evaluator:
-    """Scores by the Frechet distance."""
-
-    detector: Detector
     reference: FeatureStatistics
     """Statistics of the features of real images."""
     accuracy: ClassAccuracy | None = None
@@ -85,9 +69,11 @@ class Evaluator:
 
     @property
     def title(self) -> str:
+        """Name of the distance."""
         return self.detector.title
 
     def score(self, features: Tensor | np.ndarray, classes: Sequence[int] | None = None) -> Score:
+        """Score samples by their features [N, D]; `classes` are those that they were drawn for."""
         features = np.asarray(features, dtype=np.float64)
         recognized = None if self.accuracy is None or classes is None else self.accuracy(features, classes)
         distance = frechet_distance(feature_statistics(features), self.reference)
@@ -105,6 +91,7 @@ class Evaluator:
         return frechet_distance(feature_statistics(torch.cat(features)), self.reference)
 
     def to_json(self) -> dict[str, Any]:
+        """JSON that tells evaluators apart: known scores are found by it."""
         digest = hashlib.sha256(self.reference.mu.tobytes() + self.reference.sigma.tobytes())
         return {
             "detector": self.detector.name,
@@ -115,7 +102,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class MetricEvaluator:
-    """Scores by the first number of another registered metric, such as the kernel distance."""
+    """Comparison by the first number of another registered metric, such as the kernel distance; as `Evaluator`."""
 
     detector: Detector
     metric: Metric
@@ -198,7 +185,7 @@ class SampleSettings:
 def score_network(
     net: Precond,
     codec: Codec,
-    evaluator: ScoresFeatures,
+    evaluator: Evaluator | MetricEvaluator,
     sampling: SampleSettings,
     guide: Denoiser | None = None,
     guidance: float = 1.0,

@@ -26,12 +26,6 @@ class Axis:
     step: float
     """Resolution: refined values are multiples of it."""
 
-    def __post_init__(self) -> None:
-        if not self.values or list(self.values) != sorted(set(self.values)):
-            raise ValueError(f"values of {self.name} must be a list in ascending order, each once: {self.values}")
-        if not self.step > 0:
-            raise ValueError(f"step={self.step} of {self.name} must be positive")
-
 
 def coarse_evaluations(axes: Sequence[Axis]) -> int:
     """Largest number of evaluations that the lists take, before anything is refined."""

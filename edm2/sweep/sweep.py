@@ -16,7 +16,7 @@ import torch
 from edm2.networks import Precond, fold
 from edm2.sampling.samplers.heun import Denoiser
 from edm2.sweep.averages import RAW, Averages
-from edm2.sweep.evaluator import SampleSettings, Score, ScoresFeatures, score_network
+from edm2.sweep.evaluator import Evaluator, MetricEvaluator, SampleSettings, Score, score_network
 from edm2.sweep.guides import Guide
 from edm2.sweep.score_cache import ScoreCache
 from edm2.sweep.search import Axis, Coordinates, search
@@ -136,7 +136,7 @@ class Sweeper:
     """Averages of the run."""
     codec: Codec
     """Decoder of its samples to pixels."""
-    evaluator: ScoresFeatures
+    evaluator: Evaluator | MetricEvaluator
     """Comparison with real images."""
     sampling: SampleSettings = field(default_factory=SampleSettings)
     """Settings of the samples."""

@@ -1,4 +1,4 @@
-"""Samples are judged by what they show: how far from real images, and whether they are of the class asked for."""
+"""Samples are compared by what they show: how far from real images, and whether they are of the class asked for."""
 
 import numpy as np
 import pytest
@@ -106,13 +106,6 @@ def test_a_drawing_by_heun_has_the_key_that_it_had_before_there_were_others():
     before = {"count": 500, "steps": 32, "interval": [0, None], "dtype": "torch.float32"}
     assert SampleSettings().to_json() == before
     assert SampleSettings(solver=SOLVERS["deis"]).to_json() == before | {"solver": "deis"}
-
-
-def test_progress_counts_images(evaluator, make_net):
-    seen = []
-    score_network(fold(make_net(img_channels=1)), CODEC, evaluator, SampleSettings(70, 1), report=seen.append)
-    assert sum(seen) == 70
-    assert len(seen) == 2  # batches of 64
 
 
 def test_networks_and_data_without_classes_have_no_accuracy(digits, evaluator, make_net):

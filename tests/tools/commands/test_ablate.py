@@ -223,10 +223,10 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes(name: str, tmp_path: Path):
-    options, told = MISTAKES[name]
+    options, message = MISTAKES[name]
     result = edm2("ablate", "--data", "digits", "--out", tmp_path / "out", *options)
     assert result.code == 2
-    assert told in complaint(result.err)
+    assert message in complaint(result.err)
     assert not (tmp_path / "out").exists()
 
 
