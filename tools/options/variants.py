@@ -19,7 +19,7 @@ FIXED = {"data": "--data", "out": "--out", "seed": "--seeds", "dry_run": "--repo
 
 
 @dataclass(frozen=True)
-class Variant:
+class StudyVariant:
     """One row of the table."""
 
     label: str
@@ -32,7 +32,7 @@ class Variant:
         return re.sub(r"[^\w.=+-]+", "_", self.label)
 
 
-def variants(configs: str | None, weightings: str | None, varied: Sequence[str]) -> list[Variant]:
+def variants(configs: str | None, weightings: str | None, varied: Sequence[str]) -> list[StudyVariant]:
     """Collect all variants that are asked for, each once.
 
     Args:
@@ -43,12 +43,12 @@ def variants(configs: str | None, weightings: str | None, varied: Sequence[str])
     Raises:
         click.UsageError: none at all, an option that is the same in all runs, or two variants with one folder.
     """
-    found = [Variant(name, ("--config", name)) for name in (config_names(configs) if configs else ())]
-    found += [Variant(name, ("--weighting", name)) for name in _parts(weightings or "")]
+    found = [StudyVariant(name, ("--config", name)) for name in (config_names(configs) if configs else ())]
+    found += [StudyVariant(name, ("--weighting", name)) for name in _parts(weightings or "")]
     found += [variant for text in varied for variant in _varied(text)]
     if not found:
         raise click.UsageError("nothing to compare: give --configs, --weightings or --vary")
-    by_folder: dict[str, Variant] = {}
+    by_folder: dict[str, StudyVariant] = {}
     for variant in found:
         check_not_fixed(variant.options)
         other = by_folder.setdefault(variant.folder_name.lower(), variant)
@@ -77,7 +77,7 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _varied(text: str) -> Iterator[Variant]:
+def _varied(text: str) -> Iterator[StudyVariant]:
     """Variants of "decay=150,600"; of a switch, its name or its opposite's is the option."""
     name, _, values = text.partition("=")
     name = name.strip().removeprefix("--")
@@ -89,7 +89,7 @@ def _varied(text: str) -> Iterator[Variant]:
         if option is not None and option.is_flag:
             is_on = click.BOOL.convert(value, option, None)
             words = (f"--{name}",) if is_on else tuple(option.secondary_opts[:1])
-        yield Variant(f"{name}={value}", words)
+        yield StudyVariant(f"{name}={value}", words)
 
 
 # -------------------------------------------------------------------------------------------- options of `edm2 train`
