@@ -71,7 +71,10 @@ SAFE: dict[tuple[str, str], str] = {
     ("edm2/metrics/efficientnet.py", "torch.load"): "weights_only: tensors, and nothing that is called",
     ("edm2/metrics/dinov2.py", "torch.load"): "weights_only: tensors, and nothing that is called",
     ("edm2/metrics/dinov2.py", "torch.hub.load"): "the program of one repository, if the user asks for this detector",
-    ("edm2/metrics/weights.py", "torch.jit.load"): "a program of tensors, which the user names as a detector's weights",
+    (
+        "edm2/metrics/pretrained.py",
+        "torch.jit.load",
+    ): "a program of tensors, named by the user as a detector's weights",
     ("edm2/metrics/inception.py", "importlib.import_module"): "cleanfid, a package that the user installed",
     (
         "edm2/metrics/detectors.py",

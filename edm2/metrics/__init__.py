@@ -1,32 +1,32 @@
-"""How good samples are.
+"""Metrics of samples: how close their features are to those of real images.
 
-Detectors turn images into features (`detectors.py` says which there are); what is compared are features:
-
-    features.py            of many images, batch by batch, by several processes
+    registry.py            detectors and metrics by name: the one place where a new one is registered
+    detectors.py           images to features: the interface, pixels, a function of the user's own
+    inception.py           Inception features (FID) and class probabilities (Inception score)
+    dinov2.py              DINOv2 features (FD-DINOv2)
+    efficientnet.py        EfficientNet features, offline
+    pretrained.py          weights and image sizes, which the networks above share
+    features.py            features of many images, batch by batch, by several processes
     frechet.py             Frechet distance of means and covariances
     kernel.py              kernel distance
     precision_recall.py    precision and recall
     inception_score.py     Inception score
-    neighbours.py          samples that repeat training images
-    classifier.py          samples that show the class they were asked for
-    reference.py           what real images look like, in files
-    scores.py              several of these at once
+    distances.py           Euclidean distances and nearest neighbours, in blocks
+    neighbours.py          training images closest to samples
+    image_source.py        images in a folder, a dataset or an NPZ file
+    reference.py           statistics of real images, in files
+    scores.py              the interface of a metric, and several of them in one pass over the images
+
+Public names are loaded on first use: the command line reads the registry without torch.
 """
 
-from edm2.metrics.classifier import ClassAccuracy
-from edm2.metrics.detectors import Detector, load_detector
-from edm2.metrics.frechet import FeatureStatistics, FeatureSums, feature_statistics, frechet_distance
-from edm2.metrics.reference import read_reference, reference_of, write_reference
+from edm2 import lazy_names
 
-__all__ = [
-    "ClassAccuracy",
-    "Detector",
-    "FeatureStatistics",
-    "FeatureSums",
-    "feature_statistics",
-    "frechet_distance",
-    "load_detector",
-    "read_reference",
-    "reference_of",
-    "write_reference",
-]
+_HOMES = {
+    "edm2.metrics.detectors": ["Detector", "load_detector"],
+    "edm2.metrics.frechet": ["FeatureStatistics", "FeatureSums", "feature_statistics", "frechet_distance"],
+    "edm2.metrics.reference": ["read_reference", "reference_of", "write_reference"],
+}
+
+__all__ = [name for names in _HOMES.values() for name in names]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

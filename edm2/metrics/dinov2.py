@@ -1,36 +1,34 @@
-"""DINOv2 features: FD-DINOv2 (arXiv 2306.04675), which agrees with people better than FID does."""
+"""DINOv2 features: FD-DINOv2 (arXiv 2306.04675), which ranks generators more like people do than FID."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from edm2.metrics.detectors import as_rgb
-from edm2.metrics.efficientnet import resize
-from edm2.metrics.weights import check_is_file, load_torchscript
+from edm2.metrics.pretrained import as_rgb, check_is_file, load_torchscript, resize
 
 REPOSITORY, MODEL = "facebookresearch/dinov2:main", "dinov2_vitl14"
-"""Where torch.hub finds network and weights (1.2 GB). The net would be asked for a branch that is not named, even where
-the program has been kept."""
+"""Names of network and weights (1.2 GB) in torch.hub. The branch is named, else torch.hub would look it up online even
+where it has a copy."""
 
 SIZE = 224
 """Pixels to which images are resized."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's colours, in [0, 1]; how the network wants them scaled."""
+"""Mean and deviation of ImageNet's colours in [0, 1], by which inputs are scaled."""
 
 
 class DINOv2:
     """1024 features of the class token of ViT-L/14.
 
     Args:
-        weights: TorchScript file of the network, [N, 3, 224, 224] -> [N, 1024]; or its published weights (.pth), to
+        weights: TorchScript file of the network, [N, 3, 224, 224] -> [N, 1024]; or its published weights (.pth), for
             which torch.hub must have the program. Default: both from torch.hub, which runs that program.
-        device: Where to compute.
+        device: Device to compute on.
 
     Raises:
-        OSError: they are missing and cannot be fetched.
-        ValueError: the file is something else.
+        OSError: the weights are missing and cannot be fetched.
+        ValueError: the file holds no weights of this network.
     """
 
     name = "fd_dinov2"
@@ -64,7 +62,7 @@ def _load(weights: str | Path | None) -> torch.nn.Module:
 
 
 def _from_hub(pretrained: bool) -> torch.nn.Module:
-    """The network, from torch's cache or the net."""
+    """Load the network from torch's cache, or download it."""
     try:
         return torch.hub.load(REPOSITORY, MODEL, pretrained=pretrained, trust_repo=True, verbose=False)
     except Exception as error:  # the program behind it may fail in any way

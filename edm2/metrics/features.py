@@ -1,4 +1,4 @@
-"""Features of many images, batch by batch, computed by all processes of a job and seen by each in the same order.
+"""Features of many images, batch by batch, computed by all processes of a job and handed to each in the same order.
 
 Sums of floating-point numbers depend on their order. So batches are fixed (64 images, whatever the number of
 processes), process r computes those of number r, r + count, ..., and every process gets the features of all batches
@@ -22,17 +22,17 @@ BATCH = 64
 READERS = 4
 """Threads that read and decode images: a PNG of 512x512 pixels takes 10 ms."""
 
-Report = Callable[[int], object]
-"""Called with a number of images that are done."""
+ReportProgress = Callable[[int], object]
+"""Function that is called with a number of finished images."""
 
 
 def features_of(
     dataset: Dataset,
     detectors: Sequence[Detector],
     processes: Processes = ONE_PROCESS,
-    report: Report = lambda n: None,
+    report: ReportProgress = lambda n: None,
 ) -> Iterator[list[Tensor]]:
-    """Features of all images of a dataset, in order.
+    """Compute the features of all images of a dataset, in order.
 
     Yields:
         Per batch one float32 [N, D] for each detector, on the CPU.
@@ -50,17 +50,17 @@ def features_of_batches(
     count: int,
     detectors: Sequence[Detector],
     processes: Processes = ONE_PROCESS,
-    report: Report = lambda n: None,
+    report: ReportProgress = lambda n: None,
 ) -> Iterator[list[Tensor]]:
-    """Features of images, uint8 [N, C, H, W].
+    """Compute the features of images, uint8 [N, C, H, W].
 
     Args:
-        batches: Those of this process: of `count` batches every `processes.count`-th, beginning with number
+        batches: Batches of this process: of `count` batches every `processes.count`-th, beginning with number
             `processes.rank`.
         count: Batches of all processes together.
-        detectors: What computes features.
-        processes: Who else computes.
-        report: Progress.
+        detectors: Functions that compute features.
+        processes: Processes that share the work.
+        report: Called with a number of finished images.
 
     Yields:
         As `features_of`.
@@ -72,12 +72,12 @@ def features_of_batches(
 
 
 def parts_of(count: int) -> list[range]:
-    """Indices of `count` images, `BATCH` at a time."""
+    """Split the indices of `count` images into batches of `BATCH`."""
     return [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
 
 
 def read_ahead(dataset: Dataset, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-    """Images as of `displayed`, part by part, in order; the next ones are read while detectors work."""
+    """Yield images as `displayed` returns them, part by part; the next parts are read while detectors compute."""
     with ThreadPoolExecutor(READERS) as pool:
         coming: deque[Future[Tensor]] = deque()
         for part in parts:
@@ -89,7 +89,7 @@ def read_ahead(dataset: Dataset, parts: Sequence[Sequence[int]]) -> Iterator[Ten
 
 
 def displayed(dataset: Dataset, indices: Sequence[int]) -> Tensor:
-    """Images of a dataset as image files show them: uint8 [N, C, H, W] in 0..255.
+    """Read images of a dataset as image files show them: uint8 [N, C, H, W] in 0..255.
 
     Raises:
         ValueError: the data are not pixels.
@@ -99,22 +99,24 @@ def displayed(dataset: Dataset, indices: Sequence[int]) -> Tensor:
     return PixelCodec(levels=dataset.levels).to_display(dataset.images(indices))
 
 
-def _in_turn(mine: Iterator[list[Tensor]], count: int, width: int, processes: Processes) -> Iterator[list[Tensor]]:
-    """Every process's lists of `width` tensors, as if one process had computed all `count` of them."""
+def _in_turn(
+    mine: Iterator[list[Tensor]], count: int, num_tensors: int, processes: Processes
+) -> Iterator[list[Tensor]]:
+    """Yield every process's lists of `num_tensors` tensors, as if one process had computed all `count` of them."""
     for first in range(0, count, processes.count):
         own = next(mine) if first + processes.rank < count else None
         for source in range(min(processes.count, count - first)):
-            yield _handed_round(own if source == processes.rank else None, source, width, processes)
+            yield _from_process(source, own if source == processes.rank else None, num_tensors, processes)
 
 
-def _handed_round(tensors: list[Tensor] | None, source: int, width: int, processes: Processes) -> list[Tensor]:
-    """What process `source` has; the others give None."""
+def _from_process(source: int, tensors: list[Tensor] | None, num_tensors: int, processes: Processes) -> list[Tensor]:
+    """Tensors of process `source`, on all processes; the others give None."""
     if processes.count == 1:
         return tensors
     try:
-        return [_broadcast(None if tensors is None else tensors[i], source) for i in range(width)]
-    except RuntimeError as error:  # which speaks of sockets
-        raise RuntimeError("another process of this job has failed; what it said tells why") from error
+        return [_broadcast(None if tensors is None else tensors[i], source) for i in range(num_tensors)]
+    except RuntimeError as error:  # torch's message is about sockets
+        raise RuntimeError("another process of this job has failed; its own message says why") from error
 
 
 def _broadcast(features: Tensor | None, source: int) -> Tensor:

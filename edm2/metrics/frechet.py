@@ -19,11 +19,11 @@ class FeatureStatistics:
     sigma: Array
     """[D, D], unbiased."""
     num_images: int
-    """How many images they come from."""
+    """Images that they come from."""
 
 
 class FeatureSums:
-    """Features summed up in float64, so that any number of them takes the memory of one covariance."""
+    """Sums of features in float64: any number of images takes the memory of one covariance."""
 
     def __init__(self) -> None:
         self.num_images = 0
@@ -44,22 +44,13 @@ class FeatureSums:
             raise ValueError(f"features of shape {f.shape}: expected one row per image, [N, D]")
         if not np.isfinite(f).all():
             raise ValueError("features contain NaN or infinity")
-        self._add(len(f), f.sum(axis=0), f.T @ f)
-
-    def __iadd__(self, other: "FeatureSums") -> "FeatureSums":
-        """Add the images of `other`."""
-        if other.sum is not None:
-            self._add(other.num_images, other.sum, other.products)
-        return self
-
-    def _add(self, num_images: int, sum_: Array, products: Array) -> None:
         if self.sum is None:
-            self.sum, self.products = np.zeros_like(sum_), np.zeros_like(products)
-        if sum_.shape != self.sum.shape:
-            raise ValueError(f"{sum_.size} features per image, but {self.sum.size} in those before")
-        self.num_images += num_images
-        self.sum += sum_
-        self.products += products
+            self.sum, self.products = np.zeros(f.shape[1]), np.zeros((f.shape[1], f.shape[1]))
+        if f.shape[1] != self.sum.size:
+            raise ValueError(f"{f.shape[1]} features per image, but {self.sum.size} in those before")
+        self.num_images += len(f)
+        self.sum += f.sum(axis=0)
+        self.products += f.T @ f
 
     def statistics(self) -> FeatureStatistics:
         """Mean and covariance of all images so far.
@@ -77,7 +68,7 @@ class FeatureSums:
 
 
 def feature_statistics(features: Tensor | npt.ArrayLike) -> FeatureStatistics:
-    """Statistics of features [N, D]; N of at least 2.
+    """Mean and covariance of features [N, D], with N of at least 2.
 
     Raises:
         ValueError: fewer than two images, or features that are not finite.
@@ -88,12 +79,12 @@ def feature_statistics(features: Tensor | npt.ArrayLike) -> FeatureStatistics:
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """Distance of the two Gaussians with these statistics.
+    """Frechet distance of the two Gaussians with these statistics.
 
         d = |mu_a - mu_b|² + tr(S_a + S_b - 2 (S_a S_b)^½)
 
     S_a S_b has the eigenvalues of the symmetric Fᵀ S_b F, where F Fᵀ = S_a. Those are real by construction, take a
-    fraction of the time of a general matrix's square root, and are sound for singular covariances.
+    fraction of the time of a general matrix's square root, and are accurate for singular covariances.
 
     Raises:
         ValueError: the statistics are of different features.
@@ -108,7 +99,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 
 def _factor(matrix: Array) -> Array:
-    """F [D, rank] with F Fᵀ the positive semidefinite matrix [D, D]: Cholesky's with pivots, which ends at the rank."""
+    """Factor F [D, rank] of a positive semidefinite F Fᵀ [D, D]: Cholesky's with pivots, which ends at the rank."""
     packed, pivots, rank, _ = scipy.linalg.lapack.dpstrf(matrix, lower=1)
     factor = np.empty((len(matrix), rank))
     factor[pivots - 1] = np.tril(packed)[:, :rank]
@@ -116,12 +107,10 @@ def _factor(matrix: Array) -> Array:
 
 
 RESAMPLES = 40
-"""A standard deviation of so many is known to 11 per cent."""
+"""Random halves; the standard deviation of so many is known to 11 per cent."""
 
 MAX_WORK = 3e9
 """Multiplications per resample that count as cheap, about a tenth of a second."""
-
-Array = npt.NDArray[np.float64]
 
 
 def frechet_deviation(features: npt.ArrayLike, reference: FeatureStatistics) -> float | None:
@@ -129,7 +118,7 @@ def frechet_deviation(features: npt.ArrayLike, reference: FeatureStatistics) -> 
 
     Args:
         features: [N, D].
-        reference: What the distance is to; taken as exact.
+        reference: Statistics that the distance is to; taken as exact.
 
     Returns:
         None for fewer than four images, and where it would not be cheap: for tens of thousands of images with thousands
@@ -140,21 +129,21 @@ def frechet_deviation(features: npt.ArrayLike, reference: FeatureStatistics) -> 
     if count < 4 or count * size * min(count, size) > MAX_WORK:
         return None
     deviations = features - reference.mu
-    seen = deviations @ _square_root(reference.sigma)
+    projected = deviations @ _square_root(reference.sigma)
     random = np.random.Generator(np.random.PCG64(0))  # fixed: the same features always have the same deviation
     halves = [random.permutation(count)[: count // 2] for _ in range(RESAMPLES)]
-    return float(np.std([_variable_part(deviations[half], seen[half]) for half in halves], ddof=1))
+    return float(np.std([_variable_part(deviations[half], projected[half]) for half in halves], ddof=1))
 
 
-def _variable_part(deviations: Array, seen: Array) -> float:
-    """What depends on the samples in |mu - mu_r|² + tr(S + S_r - 2 (S_r^½ S S_r^½)^½).
+def _variable_part(deviations: Array, projected: Array) -> float:
+    """Terms of |mu - mu_r|² + tr(S + S_r - 2 (S_r^½ S S_r^½)^½) that depend on the samples.
 
-    `deviations` [N, D] are from mu_r and `seen` the same times S_r^½. The trace of the root is the sum of singular
-    values of `seen` about its mean, found from the smaller of its two Gram matrices.
+    `deviations` [N, D] are from mu_r and `projected` the same times S_r^½. The trace of the root is the sum of the
+    singular values of `projected` about its mean, found from the smaller of its two Gram matrices.
     """
     mean = deviations.mean(axis=0)
     scale = len(deviations) - 1
-    centered = seen - seen.mean(axis=0)
+    centered = projected - projected.mean(axis=0)
     gram = centered.T @ centered if len(centered) > centered.shape[1] else centered @ centered.T
     cross = np.sqrt(np.clip(scipy.linalg.eigvalsh(gram), 0, None) / scale).sum()
     return float(mean @ mean + np.square(deviations - mean).sum() / scale - 2 * cross)

@@ -1,4 +1,4 @@
-"""Images to be judged, wherever they are: a folder of PNG files, a dataset, or an NPZ file."""
+"""Images to be scored: a folder of PNG files, a dataset, or an NPZ file."""
 
 import zipfile
 from pathlib import Path
@@ -15,7 +15,7 @@ from edm2.training.data.dataset import Indices
 
 
 def open_images(source: str | Path) -> Dataset:
-    """Images at `source`: an NPZ file as `edm2 generate` writes, or whatever `open_dataset` opens.
+    """Open images: an NPZ file as `edm2 generate` writes, or anything that `open_dataset` opens.
 
     Raises:
         DatasetError: nothing usable is there.
@@ -26,7 +26,7 @@ def open_images(source: str | Path) -> Dataset:
 class NpzImages(Dataset):
     """Array `arr_0` of an NPZ file, uint8 [N, H, W, C] as evaluation suites have it, and its labels in `arr_1`.
 
-    Images are read as they are asked for: fifty thousand of 512x512 pixels take 39 GB.
+    Images are read on demand: fifty thousand of 512x512 pixels take 39 GB.
 
     Args:
         path: The file; compressed ones are read as a whole.
@@ -59,7 +59,7 @@ class NpzImages(Dataset):
 
     def _image(self, index: int) -> np.ndarray:
         size = int(np.prod(self._rows))
-        with self._lock:  # threads share the place in the file
+        with self._lock:  # threads share the file's position
             self._file.seek(self._start + index * size)
             data = self._file.read(size)
         if len(data) < size:
@@ -68,7 +68,7 @@ class NpzImages(Dataset):
 
 
 def _open_images(path: Path) -> tuple[BinaryIO, tuple[int, ...]]:
-    """`arr_0.npy`, standing where its numbers begin, and its shape."""
+    """Open `arr_0.npy` at the offset where its numbers begin; also returns its shape."""
     member, header = open_member(zipfile.ZipFile(path), "arr_0.npy")
     if header.dtype != np.uint8 or header.by_columns or len(header.shape) != 4 or 0 in header.shape:
         raise ValueError(f"{header.dtype} {header.shape}")

@@ -15,23 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm2.metrics.detectors import as_rgb
-from edm2.metrics.weights import fetch_weights, load_torchscript
+from edm2.metrics.pretrained import as_rgb, fetch_weights, load_torchscript
 
 FILE_NAME = "inception-2015-12-05.pt"
-"""What clean-fid calls the weights, and the end of their address."""
-
+"""Name that clean-fid gives the weights, and the end of their address."""
 
 INSTALL = "pip install --no-deps clean-fid==0.1.35 && pip install requests"
-"""Its other dependencies are those of modules that are not used, and may replace torch."""
+"""Without clean-fid's other dependencies: they belong to modules that are not used, and may replace torch."""
 
 
 class Inception:
-    """2048 pooled features, the network resizing images as TensorFlow did: what papers call FID.
+    """2048 pooled features, images resized inside the network as TensorFlow did: FID as papers report it.
 
     Args:
         weights: File of the network; default: fetched once.
-        device: Where to compute.
+        device: Device to compute on.
 
     Raises:
         OSError: clean-fid is not installed, or the weights are missing and cannot be fetched.
@@ -75,8 +73,8 @@ class CleanInception:
 
 
 class InceptionProbabilities:
-    """What Inception takes images for: probabilities of its 1008 classes, without the bias of the last layer, as in the
-    original implementation of the Inception score.
+    """Probabilities of Inception's 1008 classes, without the bias of the last layer, as in the original implementation
+    of the Inception score.
 
     Args and errors as of `Inception`.
     """
@@ -95,7 +93,7 @@ class InceptionProbabilities:
 
 
 def _load(weights: str | Path | None, device: torch.device | str, resize_inside: bool) -> torch.nn.Module:
-    """clean-fid's network from a file of any name."""
+    """Load clean-fid's network from a file of any name."""
     clean_fid = _module("inception_torchscript")
     option = "--inception FILE; in edm2 sweep and ablate --weights FILE"
     path = Path(weights) if weights is not None else fetch_weights(clean_fid.inception_url, option)
@@ -109,7 +107,7 @@ def _load(weights: str | Path | None, device: torch.device | str, resize_inside:
 
 
 def _link(path: Path, name: Path) -> None:
-    """The same file by another name."""
+    """Make the same file available under another name."""
     try:
         os.symlink(path.resolve(), name)
     except OSError:  # Windows allows it to few
@@ -117,7 +115,7 @@ def _link(path: Path, name: Path) -> None:
 
 
 def _module(name: str) -> ModuleType:
-    """A module of clean-fid."""
+    """Import a module of clean-fid."""
     try:
         return importlib.import_module(f"cleanfid.{name}")
     except ImportError as error:

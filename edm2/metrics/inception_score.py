@@ -1,27 +1,32 @@
 """Inception score: samples are each of one class, and together of all (arXiv 1606.03498)."""
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from edm2.metrics.reference import Collection
+from edm2.metrics.scores import MetricValue
+
 SPLITS = 10
-"""As in the literature."""
+"""Parts of the samples, as in the literature."""
 
 
 @dataclass(frozen=True)
 class InceptionScore:
-    """Mean and standard deviation over parts of the samples."""
+    """Inception score: mean and standard deviation over parts of the samples."""
 
     mean: float
     std: float
 
 
 def inception_score(probabilities: npt.ArrayLike, splits: int = SPLITS) -> InceptionScore:
-    """exp E KL(p(y|x) || p(y)): between 1 and the number of classes.
+    """Compute exp E KL(p(y|x) || p(y)), between 1 and the number of classes.
 
     Args:
-        probabilities: Of the classes for every sample, [N, classes].
+        probabilities: Class probabilities of every sample, [N, classes].
         splits: Parts, in the order of the samples.
 
     Raises:
@@ -35,7 +40,25 @@ def inception_score(probabilities: npt.ArrayLike, splits: int = SPLITS) -> Incep
 
 
 def _score(p: npt.NDArray[np.float64]) -> float:
-    """Of one part [n, classes]; 0 log 0 = 0."""
+    """Inception score of one part [n, classes]; 0 log 0 = 0."""
     marginal = p.mean(axis=0, keepdims=True)
     ratio = np.divide(p, marginal, out=np.ones_like(p), where=p > 0)
     return float(np.exp((p * np.log(ratio)).sum(axis=1).mean()))
+
+
+@dataclass(frozen=True)
+class InceptionScoreMetric:
+    """Inception score; needs no real images."""
+
+    detector: str = "is"
+    keep: int = sys.maxsize
+    num_features: int | None = None
+    lower_is_better = False
+
+    @classmethod
+    def from_reference(cls, reference: str | Path | None, detector: str | None) -> "InceptionScoreMetric":
+        return cls()
+
+    def __call__(self, samples: Collection, title: str) -> list[MetricValue]:
+        found = inception_score(samples.features)
+        return [MetricValue("inception_score", title, self.detector, found.mean, found.std)]

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edm2.metrics.reference import Collection
+from edm2.metrics.scores import FeaturesMetric, MetricValue
+
 SUBSETS, SUBSET_SIZE = 100, 1000
-"""As in the literature: the mean over a hundred pairs of random subsets of a thousand images."""
+"""Mean over a hundred pairs of random subsets of a thousand images, as in the literature."""
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Mean over pairs of subsets, and its standard error."""
+    """Kernel distance: mean over pairs of subsets, and its standard error."""
 
     mean: float
     """Squared maximum mean discrepancy, without bias: around 0, also below, for sets from one distribution."""
@@ -28,17 +31,17 @@ def kernel_distance(
 ) -> KernelDistance:
     """Squared maximum mean discrepancy with the polynomial kernel k(x, y) = (x·y / D + 1)³.
 
-    Other than the Frechet distance it has no bias, so sets of different sizes can be compared.
+    Unlike the Frechet distance it has no bias, so sets of different sizes can be compared.
 
     Args:
         generated: Features [N, D].
         real: Features [M, D].
         subsets: Pairs of random subsets.
         subset_size: Images in each; all, if there are fewer.
-        seed: Of the choice.
+        seed: Seed of the choice of subsets.
 
     Raises:
-        ValueError: other features on one side, or fewer than two images.
+        ValueError: features of different lengths, or fewer than two images.
     """
     x, y = (np.asarray(features, dtype=np.float64) for features in (generated, real))
     if x.shape[1:] != y.shape[1:]:
@@ -55,7 +58,7 @@ def kernel_distance(
 
 
 def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
-    """Unbiased estimate from n images [n, D] of each kind: an image is not compared with itself."""
+    """Unbiased estimate of the discrepancy of n images [n, D] of each kind: no image is compared with itself."""
     n = len(x)
     within = [kernel.sum() - kernel.trace() for kernel in (_kernel(x, x), _kernel(y, y))]
     return sum(within) / (n * (n - 1)) - 2 * _kernel(x, y).mean()
@@ -63,3 +66,12 @@ def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+class KernelMetric(FeaturesMetric):
+    """Kernel distance to features of real images, titled KID for those of Inception."""
+
+    def __call__(self, samples: Collection, title: str) -> list[MetricValue]:
+        found = kernel_distance(samples.features, self.real)
+        title = "KID" if title.startswith("FID") else title.replace("FD", "KD")
+        return [MetricValue("kernel", title, self.detector, found.mean, found.error)]

@@ -1,8 +1,8 @@
-"""Whether samples repeat training images: the closest ones to each sample, and how close is too close.
+"""Training images closest to each sample, and how close is too close.
 
 A sample is suspicious if it is nearer to a training image than that image's own nearest neighbour in the training set:
-it is then more like it than anything else that was there to learn from. Some of that is chance. A set of real images
-that were not trained on tells how much (arXiv 2306.04675 compares in this way).
+it is then more like that image than any other training image is. Some of that is chance. A set of real images that
+were not trained on shows how much (arXiv 2306.04675 compares in this way).
 """
 
 from dataclasses import dataclass
@@ -20,33 +20,33 @@ from edm2.training import Dataset
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What is nearest to samples among training images; distances are those of features."""
+    """Training images nearest to samples, by distances of features."""
 
     indices: npt.NDArray[np.int64]
-    """Of the closest training images, nearest first, [N, k]."""
+    """Indices of the closest training images, nearest first, [N, k]."""
     distances: npt.NDArray[np.float64]
-    """To them, [N, k]."""
+    """Distances to these images, [N, k]."""
     own: npt.NDArray[np.float64]
-    """Of the closest training image to its own nearest neighbour among training images, [N]."""
+    """Distance of the closest training image to its own nearest neighbour among training images, [N]."""
 
     @property
     def ratios(self) -> npt.NDArray[np.float64]:
-        """Distance to the closest training image as a share of that image's own, [N]; below 1 is suspicious.
+        """Distance to the closest training image divided by that image's `own`, [N]; below 1 is suspicious.
 
-        An image that is there twice has its nearest neighbour at 0: infinite, or 1 for another copy of it.
+        An image that occurs twice has its nearest neighbour at 0: infinite, or 1 for another copy of it.
         """
         nearest_distance = self.distances[:, 0]
         equal = nearest_distance == self.own
         return np.divide(nearest_distance, self.own, out=np.where(equal, 1.0, np.inf), where=self.own > 0)
 
     @property
-    def share(self) -> float:
-        """Share of samples that are nearer to a training image than that image's own nearest neighbour."""
+    def fraction(self) -> float:
+        """Fraction of samples that are nearer to a training image than that image's own nearest neighbour."""
         return float(np.mean(self.distances[:, 0] < self.own))
 
     @property
     def order(self) -> npt.NDArray[np.int64]:
-        """Samples by suspicion, the most suspicious first."""
+        """Indices of the samples, the most suspicious first."""
         return np.argsort(self.ratios, kind="stable")
 
 
@@ -56,10 +56,10 @@ def find_neighbours(samples: npt.NDArray, training: npt.NDArray, k: int = 5) -> 
     Args:
         samples: Features [N, D].
         training: Features of all training images [M, D].
-        k: How many.
+        k: Training images per sample.
 
     Raises:
-        ValueError: fewer than two training images, or other features on one side.
+        ValueError: fewer than two training images, or features of different lengths.
     """
     if len(training) < 2:
         raise ValueError("a training set of one image has no neighbours to compare with")
@@ -68,9 +68,9 @@ def find_neighbours(samples: npt.NDArray, training: npt.NDArray, k: int = 5) -> 
 
 
 def neighbours_picture(samples: Dataset, training: Dataset, found: Neighbours, rows: int = 16) -> Tensor:
-    """The most suspicious samples, each on a row of its own: the sample, then its closest training images.
+    """Draw the most suspicious samples, each on a row of its own: the sample, then its closest training images.
 
-    Images of other sizes and channels than the samples' are brought to theirs.
+    Training images are brought to the size and channels of the samples.
 
     Returns:
         uint8 [C, H, W].
@@ -84,7 +84,7 @@ def neighbours_picture(samples: Dataset, training: Dataset, found: Neighbours, r
 
 
 def _like(images: Tensor, others: Tensor) -> Tensor:
-    """Images in the size and with the channels of others."""
+    """Resize images to the size of others, and give them as many channels."""
     if images.shape[-2:] != others.shape[-2:]:
         images = torch.nn.functional.interpolate(images.float(), others.shape[-2:], mode="bicubic", antialias=True)
         images = images.round().clip(0, 255).to(torch.uint8)

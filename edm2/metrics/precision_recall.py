@@ -1,6 +1,6 @@
-"""Precision and recall of samples: how many look real, and how much of what is real they cover (arXiv 1904.06991).
+"""Precision and recall of samples: how many look real, and how many real images they cover (arXiv 1904.06991).
 
-A set of images is thought of as balls around its features, each reaching to the k-th nearest neighbour.
+A set of images is modelled by balls around its features, each reaching to the k-th nearest neighbour.
 """
 
 from dataclasses import dataclass
@@ -9,23 +9,25 @@ import numpy as np
 import numpy.typing as npt
 
 from edm2.metrics.distances import distance_blocks, nearest_other
+from edm2.metrics.reference import Collection, evenly
+from edm2.metrics.scores import FeaturesMetric, MetricValue
 
 K = 3
-"""Neighbours; as in the paper."""
+"""Neighbours, as in the paper."""
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Both in [0, 1]."""
+    """Precision and recall, both in [0, 1]."""
 
     precision: float
-    """Share of samples within a ball of a real image."""
+    """Fraction of samples within a ball of a real image."""
     recall: float
-    """Share of real images within a ball of a sample."""
+    """Fraction of real images within a ball of a sample."""
 
 
 def precision_recall(generated: npt.NDArray, real: npt.NDArray, k: int = K) -> PrecisionRecall:
-    """Both depend on the number of images: compare only scores of as many.
+    """Compute precision and recall; both depend on the number of images, so compare only scores of as many.
 
     Args:
         generated: Features [N, D].
@@ -33,15 +35,26 @@ def precision_recall(generated: npt.NDArray, real: npt.NDArray, k: int = K) -> P
         k: Neighbours.
 
     Raises:
-        ValueError: fewer than k + 1 images, or other features on one side.
+        ValueError: fewer than k + 1 images, or features of different lengths.
     """
     if min(len(generated), len(real)) <= k:
         raise ValueError(f"precision and recall with k = {k} neighbours take at least {k + 1} images of each kind")
-    return PrecisionRecall(_share_within(generated, real, k), _share_within(real, generated, k))
+    return PrecisionRecall(_fraction_within(generated, real, k), _fraction_within(real, generated, k))
 
 
-def _share_within(points: npt.NDArray, centers: npt.NDArray, k: int) -> float:
-    """Share of points within a ball of any center."""
+def _fraction_within(points: npt.NDArray, centers: npt.NDArray, k: int) -> float:
+    """Fraction of points within a ball of any center."""
     radii = nearest_other(centers, np.arange(len(centers)), k)
     inside = [(distances <= radii).any(axis=1) for _, distances in distance_blocks(points, centers)]
     return float(np.concatenate(inside).mean())
+
+
+class PrecisionRecallMetric(FeaturesMetric):
+    """Precision and recall, of as many real images as samples: balls shrink as their number grows."""
+
+    lower_is_better = False
+
+    def __call__(self, samples: Collection, title: str) -> list[MetricValue]:
+        n = min(len(samples.features), len(self.real))
+        found = precision_recall(evenly(samples.features, n), evenly(self.real, n))
+        return [MetricValue(name, name, self.detector, getattr(found, name)) for name in ("precision", "recall")]

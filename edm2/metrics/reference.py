@@ -5,8 +5,8 @@ Ours are `.npz`. For every detector:
     <detector>/mu            float64 [D]
     <detector>/sigma         float64 [D, D]
     <detector>/num_images    int64
-    <detector>/features      float32 [M, D], of at most so many images evenly spaced; for metrics that compare single
-                             images (kernel distance, precision and recall)
+    <detector>/features      float32 [M, D] of evenly spaced images; for metrics that compare single images (kernel
+                             distance, precision and recall)
 
 The published files are pickles of a plain dict {num_images, <detector>: {mu, sigma}, ...}. They are read as data:
 nothing in them is executed, and one that holds anything else is refused.
@@ -26,7 +26,7 @@ from edm2.io.npz import read_member
 from edm2.io.published.arrays import NUMPY_MAKERS, NumpyArray
 from edm2.io.published.inert_pickle import PickleFile, PickleRefused, read_pickle
 from edm2.metrics.detectors import Detector
-from edm2.metrics.features import Report, features_of
+from edm2.metrics.features import ReportProgress, features_of
 from edm2.metrics.frechet import FeatureStatistics, FeatureSums
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import Dataset
@@ -34,15 +34,15 @@ from edm2.training.data.dataset import evenly_spaced_indices
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
 KEPT = 10_000
-"""Images whose features a reference keeps, unless it is told otherwise."""
+"""Default number of images whose features a reference keeps."""
 
 
 class Collection:
-    """What is kept of the features of one set of images.
+    """Sums of the features of one set of images, and some of the features themselves.
 
     Args:
         count: Images in the set.
-        keep: Of how many, evenly spaced, the features themselves are kept.
+        keep: Images whose features are kept, evenly spaced.
     """
 
     def __init__(self, count: int, keep: int = 0) -> None:
@@ -51,7 +51,7 @@ class Collection:
         self._kept: list[np.ndarray] = []
 
     def add(self, features: Tensor) -> None:
-        """The next images, float32 [N, D]."""
+        """Add the features of the next images, float32 [N, D]."""
         start = self.sums.num_images
         self.sums.add(features)
         first, last = np.searchsorted(self._wanted, [start, self.sums.num_images])
@@ -60,30 +60,30 @@ class Collection:
 
     @property
     def statistics(self) -> FeatureStatistics:
-        """Of all images. Raises ValueError if they are fewer than two."""
+        """Mean and covariance of all images. Raises ValueError if they are fewer than two."""
         return self.sums.statistics()
 
     @property
     def features(self) -> npt.NDArray[np.float32]:
-        """Those that are kept, [M, D]."""
+        """Features that are kept, [M, D]."""
         return np.concatenate(self._kept)
 
 
 def evenly(rows: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the rows, evenly spaced; no more than there are."""
+    """Pick `count` of the rows, evenly spaced; all, if there are fewer."""
     return rows[evenly_spaced_indices(len(rows), count)]
 
 
 def reference_of(
-    dataset: Dataset, detector: Detector, processes: Processes = ONE_PROCESS, report: Report = lambda n: None
+    dataset: Dataset, detector: Detector, processes: Processes = ONE_PROCESS, report: ReportProgress = lambda n: None
 ) -> FeatureStatistics:
-    """Statistics of all images of a dataset.
+    """Compute the feature statistics of all images of a dataset.
 
     Args:
         dataset: Pixels; levels become those of image files.
-        detector: What computes features.
-        processes: Who shares the work; all get the same result, to the bit that of one process.
-        report: Called with a number of images that are done.
+        detector: Function that computes features.
+        processes: Processes that share the work; all get the same result, to the bit that of one process.
+        report: Called with a number of finished images.
 
     Raises:
         ValueError: the data are not pixels, or fewer than two.
@@ -96,9 +96,9 @@ def collect(
     detectors: Sequence[Detector],
     keep: int = 0,
     processes: Processes = ONE_PROCESS,
-    report: Report = lambda n: None,
+    report: ReportProgress = lambda n: None,
 ) -> list[Collection]:
-    """As `reference_of`, by several detectors at once, with the features of `keep` images."""
+    """Do the same as `reference_of` for several detectors at once, and keep the features of `keep` images."""
     collections = [Collection(len(dataset), keep) for _ in detectors]
     for batch in features_of(dataset, detectors, processes, report):
         for collection, features in zip(collections, batch, strict=True):
@@ -117,9 +117,9 @@ def write_reference(
     """Write a reference file (.npz), complete or not at all.
 
     Args:
-        path: Where to.
-        statistics: By detector's name.
-        features: Of some of the images, by detector's name, [M, D].
+        path: File to write.
+        statistics: Statistics by detector's name.
+        features: Features of some of the images by detector's name, [M, D].
 
     Raises:
         ValueError: `path` does not end in .npz.
@@ -134,10 +134,10 @@ def write_reference(
 
 
 def read_reference(path: str | Path) -> dict[str, FeatureStatistics]:
-    """The statistics in a reference file, by detector's name.
+    """Read the statistics in a reference file, by detector's name.
 
     Args:
-        path: Ours (.npz), or a published one (.pkl), of which nothing is executed.
+        path: Our format (.npz), or a published file (.pkl), of which nothing is executed.
 
     Raises:
         ValueError: neither of the two, damaged, or a pickle with anything else in it.
@@ -159,7 +159,7 @@ def read_reference(path: str | Path) -> dict[str, FeatureStatistics]:
 
 
 def read_features(path: str | Path, detector: str) -> npt.NDArray[np.float32]:
-    """The features of single images in a reference file, [M, D].
+    """Read the features of single images in a reference file, [M, D].
 
     Raises:
         ValueError: there are none.
@@ -180,7 +180,7 @@ def _are_finite_floats(array: np.ndarray) -> bool:
 
 
 def _read_npz(path: Path, parts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those arrays of a file whose names end in one of `parts`."""
+    """Read the arrays of a file whose names end in one of `parts`."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
@@ -205,7 +205,7 @@ def _read_pickle(path: Path) -> dict[str, FeatureStatistics]:
 
 
 def _statistics_in(file: BinaryIO) -> dict[str, FeatureStatistics]:
-    """{num_images, <detector>: {mu, sigma}, ...}, read by a machine that knows nothing but arrays."""
+    """Read {num_images, <detector>: {mu, sigma}, ...}, by an interpreter that can make nothing but arrays."""
     content = read_pickle(PickleFile(file), NUMPY_MAKERS)
     match content:
         case {"num_images": int(number), **detectors} if detectors:
@@ -225,7 +225,7 @@ def _detector_statistics(file: BinaryIO, entry: Any, num_images: int) -> Feature
 
 
 def _checked(mu: np.ndarray, sigma: np.ndarray, num_images: int) -> FeatureStatistics:
-    """Raises ValueError unless these are a mean and a covariance."""
+    """Statistics in float64. Raises ValueError unless these are a mean and a covariance."""
     if mu.ndim != 1 or sigma.shape != mu.shape * 2:
         raise ValueError(f"mu of shape {mu.shape} and sigma of shape {sigma.shape}, not [D] and [D, D]")
     if mu.dtype.kind != "f" or sigma.dtype.kind != "f" or num_images < 2:

@@ -1,10 +1,9 @@
-"""Metrics of a set of samples, computed in one pass over its images.
+"""The interface of a metric, and several metrics of a set of samples in one pass over its images.
 
-A metric says which detector it looks through and how many features of single samples it wants to see; all that ask for
-the same detector share its features.
+A metric names the detector whose features it takes, and how many features of single samples it needs; all metrics of
+one detector share its features. `edm2.metrics.registry` lists those that are no Frechet distance.
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,56 +13,69 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from edm2.metrics.detectors import DETECTORS, Detector
-from edm2.metrics.features import Report, features_of_batches
+from edm2.metrics.detectors import Detector, import_target
+from edm2.metrics.features import ReportProgress, features_of_batches
 from edm2.metrics.frechet import FeatureStatistics, frechet_distance
-from edm2.metrics.inception_score import inception_score
-from edm2.metrics.kernel import kernel_distance
-from edm2.metrics.precision_recall import precision_recall
-from edm2.metrics.reference import KEPT, Collection, evenly, read_features, read_reference
+from edm2.metrics.reference import KEPT, Collection, read_features, read_reference
+from edm2.metrics.registry import DETECTORS, METRICS
 from edm2.post_hoc_ema.files import plain_line
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
 FEW = 10_000
 """Images below which a Frechet distance says more about their number than about their quality."""
 
-OTHERS = ("kid", "pr", "is")
-"""Names of the metrics that are no Frechet distances; those have the names of their detectors."""
-
-
-Features = npt.NDArray[np.float32]
-"""[M, D]."""
-
 
 @dataclass(frozen=True)
-class Value:
+class MetricValue:
     """One number of a metric."""
 
     name: str
-    """In files: frechet, kernel, precision, recall, inception_score."""
+    """Name in files: frechet, kernel, precision, recall, inception_score."""
     title: str
-    """For people."""
+    """Name for people."""
     detector: str
-    """By whose features."""
+    """Name of the detector of the features."""
     value: float
+    """The number."""
     deviation: float | None = None
-    """How far off it may be, as far as the metric tells: standard error, or deviation over parts."""
+    """Its uncertainty, if the metric knows it: a standard error, or a deviation over parts."""
+
+
+class NoReferenceError(ValueError):
+    """A metric compares with real images, and none are given."""
+
+    def __init__(self) -> None:
+        super().__init__("compared with what? Give --ref, a file that edm2 metrics ref makes of real images")
 
 
 class Metric(Protocol):
-    """What makes numbers of the features of samples."""
+    """Function from the features of samples to numbers."""
 
     detector: str
     """Name of the detector whose features it takes."""
     keep: int
-    """How many features of single samples it wants, evenly spaced."""
+    """Features of single samples that it needs, evenly spaced."""
+    num_features: int | None
+    """Features per image that it can compare with; None: any."""
+    lower_is_better: bool
+    """True if a sweep of its first number looks for the lowest."""
 
-    @property
-    def width(self) -> int | None:
-        """Features per image that it can compare with; None: any."""
+    @classmethod
+    def from_reference(cls, reference: str | Path | None, detector: str | None) -> "Metric":
+        """Read what it compares with.
 
-    def __call__(self, samples: Collection, title: str) -> list[Value]:
-        """Its numbers; `title` is what the detector calls its Frechet distance."""
+        Args:
+            reference: Reference file; None if none was given.
+            detector: Name of the detector, unless the metric has one of its own.
+
+        Raises:
+            NoReferenceError: a file is needed, and none was given.
+            ValueError: the file lacks what the metric needs.
+            OSError: it cannot be read.
+        """
+
+    def __call__(self, samples: Collection, title: str) -> list[MetricValue]:
+        """Compute its numbers; `title` is the title of the detector's Frechet distance."""
 
 
 @dataclass(frozen=True)
@@ -73,113 +85,93 @@ class FrechetMetric:
     detector: str
     reference: FeatureStatistics
     keep: int = 0
+    lower_is_better = True
 
     @property
-    def width(self) -> int:
+    def num_features(self) -> int:
         """D of the reference."""
         return len(self.reference.mu)
 
-    def __call__(self, samples: Collection, title: str) -> list[Value]:
-        return [Value("frechet", title, self.detector, frechet_distance(samples.statistics, self.reference))]
+    def __call__(self, samples: Collection, title: str) -> list[MetricValue]:
+        return [MetricValue("frechet", title, self.detector, frechet_distance(samples.statistics, self.reference))]
 
 
 @dataclass(frozen=True)
 class FeaturesMetric:
-    """What compares with features of real images, not with their statistics."""
+    """Base of metrics that compare with features of single real images."""
 
     detector: str
-    real: Features
+    real: npt.NDArray[np.float32]
+    """Features of real images, [M, D]."""
     keep: int = KEPT
+    lower_is_better = True
+
+    @classmethod
+    def from_reference(cls, reference: str | Path | None, detector: str | None) -> "FeaturesMetric":
+        if reference is None:
+            raise NoReferenceError
+        return cls(detector, read_features(reference, detector))
 
     @property
-    def width(self) -> int:
+    def num_features(self) -> int:
         """D of the reference."""
         return self.real.shape[1]
 
 
-class KernelMetric(FeaturesMetric):
-    """Kernel distance."""
-
-    def __call__(self, samples: Collection, title: str) -> list[Value]:
-        found = kernel_distance(samples.features, self.real)
-        title = "KID" if title.startswith("FID") else title.replace("FD", "KD")
-        return [Value("kernel", title, self.detector, found.mean, found.error)]
-
-
-class PrecisionRecallMetric(FeaturesMetric):
-    """Precision and recall."""
-
-    def __call__(self, samples: Collection, title: str) -> list[Value]:
-        n = min(len(samples.features), len(self.real))  # balls shrink as their number grows: as many of each
-        found = precision_recall(evenly(samples.features, n), evenly(self.real, n))
-        return [Value(name, name, self.detector, getattr(found, name)) for name in ("precision", "recall")]
-
-
-@dataclass(frozen=True)
-class InceptionScoreMetric:
-    """Inception score; real images are not asked."""
-
-    detector: str = "is"
-    keep: int = sys.maxsize
-    width: int | None = None
-
-    def __call__(self, samples: Collection, title: str) -> list[Value]:
-        found = inception_score(samples.features)
-        return [Value("inception_score", title, self.detector, found.mean, found.std)]
-
-
 def metrics_from(reference: str | Path | None, names: Sequence[str], detector: str | None = None) -> list[Metric]:
-    """The metrics of these names.
+    """Make the metrics of these names.
 
     Args:
-        reference: File with what real images look like; None is enough for the Inception score.
-        names: "kid", "pr" (precision and recall), "is" (Inception score), or detectors, for their Frechet distances.
-            Empty: all Frechet distances that the reference has.
-        detector: Through which kid and pr look; default: the first among `names`, or in the reference.
+        reference: Reference file of real images; None is enough for the Inception score.
+        names: Keys of `METRICS`, or detectors, for their Frechet distances. Empty: all Frechet distances that the
+            reference has.
+        detector: Detector of the metrics in `METRICS`; default: the first among `names`, or in the reference.
 
     Raises:
-        ValueError: no metric or detector has this name, or the reference has not what a metric needs.
+        NoReferenceError: a metric needs a reference.
+        ValueError: no metric or detector has this name, or the reference lacks what a metric needs.
         OSError: it cannot be read.
     """
     _refuse_unknown([*names, *([detector] if detector else [])])
     statistics = {} if reference is None else _trusted(read_reference(reference), [*names, detector], reference)
     names = list(dict.fromkeys(names or statistics))
-    detectors = [name for name in names if name not in OTHERS] or list(statistics)
-    through = detector or next(iter(detectors), None)
-    made: list[Metric] = []
-    for name in names:
-        if name == "is":
-            made.append(InceptionScoreMetric())
-        elif reference is None:
-            raise ValueError(f"{name}: compares with real images: give --ref, made by edm2 metrics ref")
-        elif name in ("kid", "pr"):
-            made.append(
-                (KernelMetric if name == "kid" else PrecisionRecallMetric)(through, read_features(reference, through))
-            )
-        elif name not in statistics:
-            raise ValueError(
-                f"{reference}: holds statistics of {', '.join(statistics)}, not of {name}; make them with "
-                f"edm2 metrics ref DATA OUT.npz --detector {name}"
-            )
-        else:
-            made.append(FrechetMetric(name, statistics[name]))
-    return made
+    if not names:
+        raise NoReferenceError
+    detectors = [name for name in names if name not in METRICS] or list(statistics)
+    default = detector or next(iter(detectors), None)
+    return [
+        import_target(METRICS[name]).from_reference(reference, default)
+        if name in METRICS
+        else _frechet(name, statistics, reference)
+        for name in names
+    ]
+
+
+def _frechet(name: str, statistics: Mapping[str, FeatureStatistics], reference: str | Path | None) -> FrechetMetric:
+    if reference is None:
+        raise NoReferenceError
+    if name not in statistics:
+        raise ValueError(
+            f"{reference}: holds statistics of {', '.join(statistics)}, not of {name}; make them with "
+            f"edm2 metrics ref DATA OUT.npz --detector {name}"
+        )
+    return FrechetMetric(name, statistics[name])
 
 
 def _refuse_unknown(names: Sequence[str]) -> None:
-    """A slip in a name must not look like something that the reference lacks."""
+    """Raise ValueError for a misspelt name, which must not look like something that the reference lacks."""
     for name in names:
-        if name not in (*DETECTORS, *OTHERS) and ":" not in name:
+        if name not in (*DETECTORS, *METRICS) and ":" not in name:
             raise ValueError(
                 f"there is no detector {name!r}; there are {', '.join(DETECTORS)}, and module:callable of your own "
-                f"(other metrics: {', '.join(OTHERS)})"
+                f"(other metrics: {', '.join(METRICS)})"
             )
 
 
 def _trusted(
     statistics: dict[str, FeatureStatistics], asked: Sequence[str | None], reference: str | Path
 ) -> dict[str, FeatureStatistics]:
-    """Those by detectors of this program, or that were asked for: a file must not name other programs to be run."""
+    """Statistics by registered detectors, or by those asked for: a file must not name other programs to be run."""
     trusted = {name: found for name, found in statistics.items() if name in DETECTORS or name in asked}
     if statistics and not trusted:
         found = plain_line(", ".join(statistics), 500)
@@ -194,18 +186,18 @@ def score(
     metrics: Sequence[Metric],
     detectors: Mapping[str, Detector],
     processes: Processes = ONE_PROCESS,
-    report: Report = lambda n: None,
-) -> list[Value]:
-    """Numbers of a set of samples.
+    report: ReportProgress = lambda n: None,
+) -> list[MetricValue]:
+    """Compute the metrics of a set of samples.
 
     Args:
-        batches: Images of this process's share: uint8 [N, C, H, W], see `features_of_batches`.
+        batches: Batches of this process: uint8 [N, C, H, W], see `features_of_batches`.
         count: Batches of all processes together.
         num_images: Images in them.
-        metrics: What to compute.
-        detectors: By name; all that the metrics name.
-        processes: Who shares the work; the first gets the numbers, the others an empty list.
-        report: Called with a number of images that are done.
+        metrics: Metrics to compute.
+        detectors: Detectors by name; all that the metrics name.
+        processes: Processes that share the work; the first gets the numbers, the others an empty list.
+        report: Called with a number of finished images.
 
     Raises:
         ValueError: fewer than two images, or features that cannot be compared with those of the reference.
@@ -216,8 +208,8 @@ def score(
     collections = {name: Collection(num_images, keep[name]) for name in detectors}
     for features in features_of_batches(batches, count, list(detectors.values()), processes, report):
         for (name, collection), part in zip(collections.items(), features, strict=True):
-            if collection.sums.num_images == 0:  # now, not after hours
-                _check_width(name, part.shape[1], metrics)
+            if collection.sums.num_images == 0:  # before hours of sampling
+                _check_num_features(name, part.shape[1], metrics)
             collection.add(part)
     if not processes.is_first:
         return []
@@ -225,27 +217,27 @@ def score(
     return [value for values in numbers for value in values]
 
 
-def _check_width(detector: str, found: int, metrics: Sequence[Metric]) -> None:
-    """Raises ValueError if a metric expects another number of features of this detector."""
+def _check_num_features(detector: str, found: int, metrics: Sequence[Metric]) -> None:
+    """Raise ValueError if a metric expects another number of features of this detector."""
     for metric in metrics:
-        if metric.detector == detector and metric.width not in (None, found):
+        if metric.detector == detector and metric.num_features not in (None, found):
             raise ValueError(
-                f"the reference holds {metric.width} features per image by {detector}, but these images have {found}: "
-                "it was made of images of another size, or by another network"
+                f"the reference holds {metric.num_features} features per image by {detector}, but these images have "
+                f"{found}: it was made of images of another size, or by another network"
             )
 
 
-def warnings_about(num_images: int, width: int) -> list[str]:
-    """What is wrong with the Frechet distance of so few images with `width` features."""
+def warnings_about(num_images: int, num_features: int) -> list[str]:
+    """Reasons why the Frechet distance of so few images says little about their quality."""
     if num_images >= FEW:
         return []
     found = [
         f"Frechet distances of {num_images:,} images are biased upwards: the fewer, the larger. Compare them only with "
         "others of as many; published ones are of 50,000"
     ]
-    if num_images <= width:
+    if num_images <= num_features:
         found.append(
-            f"{num_images:,} images span {num_images - 1:,} of the {width:,} directions of these features: their "
-            "covariance is singular, and the distance mostly says that there are too few"
+            f"{num_images:,} images span {num_images - 1:,} of the {num_features:,} directions of these features: "
+            "their covariance is singular, and the distance mostly says that there are too few"
         )
     return found

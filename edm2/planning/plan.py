@@ -17,10 +17,10 @@ from edm2.planning.costs import (
     estimate_memory,
     largest_micro_batch,
 )
+from edm2.planning.ladder import ladder_settings
 from edm2.planning.presets import PRESETS, Settings
 from edm2.post_hoc_ema import reconstruction_error
 from edm2.post_hoc_ema.planning import MOST_SNAPSHOTS
-from edm2.study.ladder import ladder_settings
 from edm2.training import Dataset, TrainingConfig
 from edm2.training.run.disk import DiskForecast, free_space, used_space
 from edm2.training.run.speed import with_unit

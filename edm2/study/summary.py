@@ -1,4 +1,4 @@
-"""What a study says of each variant: means and spreads over seeds, and how much the EMA length matters."""
+"""Summary of a variant: means and spreads over seeds, and the influence of the EMA length."""
 
 import math
 import statistics
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from edm2.study.study import Failure, Outcome, Trial
 from edm2.training.config import CHANGEABLE
 
-NEAR = 0.1
-"""A distance so much above the lowest is near it."""
+NEAR = 1.1
+"""Factor to the lowest distance up to which a distance is near it."""
 
 
 @dataclass(frozen=True)
@@ -18,113 +18,102 @@ class Spread:
 
     mean: float
     deviation: float | None
-    """Standard deviation (n - 1); None of a single seed."""
+    """Standard deviation (n - 1); None for a single seed."""
     lowest: float
     highest: float
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Of the values that are there; None if there are none."""
-    there = [value for value in values if value is not None]
-    if not there:
+    """Summarize the values that are not None; None if there are none."""
+    known = [value for value in values if value is not None]
+    if not known:
         return None
-    deviation = statistics.stdev(there) if len(there) > 1 else None
-    return Spread(statistics.fmean(there), deviation, min(there), max(there))
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    return Spread(statistics.fmean(known), deviation, min(known), max(known))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One variant: the trials that are finished."""
+    """The finished trials of a variant."""
 
     label: str
     outcomes: tuple[Outcome, ...]
     failures: tuple[Failure, ...] = ()
 
     def over_seeds(self, quantity: Callable[[Outcome], float | None]) -> Spread | None:
-        """Of something that outcomes have; None if none of them has it."""
-        return spread(quantity(outcome) for outcome in self.outcomes)
+        """Summarize a quantity of the outcomes; None if none of them has it."""
+        return spread(map(quantity, self.outcomes))
 
     @property
     def curve(self) -> dict[float, Spread]:
-        """Distance by EMA length."""
-        lengths = self.outcomes[0].distances if self.outcomes else ()
-        return {length: self.at(length) for length in lengths}
-
-    def at(self, sigma_rel: float) -> Spread | None:
-        """Distance at one EMA length."""
-        return self.over_seeds(lambda outcome: outcome.distances[sigma_rel])
+        """Distance by sigma_rel."""
+        sigma_rels = self.outcomes[0].distances if self.outcomes else ()
+        return {sigma_rel: spread(o.distances[sigma_rel] for o in self.outcomes) for sigma_rel in sigma_rels}
 
     @property
     def best(self) -> float:
-        """The length at which the mean distance is lowest."""
+        """The sigma_rel with the lowest mean distance."""
         curve = self.curve
-        return min(curve, key=lambda length: curve[length].mean)
+        return min(curve, key=lambda sigma_rel: curve[sigma_rel].mean)
 
     @property
     def near(self) -> tuple[float, float]:
-        """The shortest and the longest length around the best one whose mean distances are near the lowest.
+        """Ends of the range of sigma_rel around the best one in which mean distances are near the lowest.
 
-        Of the lengths that were scored: the wider the range, the less the choice matters.
+        The wider the range, the less the choice matters.
         """
-        curve = {length: value.mean for length, value in sorted(self.curve.items())}
-        lengths, bound = list(curve), (1 + NEAR) * curve[self.best]
-        first = last = lengths.index(self.best)
-        while first > 0 and curve[lengths[first - 1]] <= bound:
-            first -= 1
-        while last < len(lengths) - 1 and curve[lengths[last + 1]] <= bound:
-            last += 1
-        return lengths[first], lengths[last]
+        curve, best = dict(sorted(self.curve.items())), self.best
+        far = [sigma_rel for sigma_rel, value in curve.items() if value.mean > NEAR * curve[best].mean]
+        low, high = max([s for s in far if s < best], default=0), min([s for s in far if s > best], default=math.inf)
+        near = [sigma_rel for sigma_rel in curve if low < sigma_rel < high]
+        return near[0], near[-1]
 
     @property
     def losses(self) -> dict[float, Spread]:
         """lambda(sigma) (D - y)² by noise level."""
-        return _by_level(self.outcomes, [outcome.levels.losses for outcome in self.outcomes])
+        return self._by_level([outcome.levels.losses for outcome in self.outcomes])
 
     def losses_over(self, reference: "Summary") -> dict[float, Spread]:
-        """The same as ratios to another variant's loss with the same seed, which has the same held-out images and
-        noise, or to its mean where that run is missing."""
+        """Ratios to another variant's losses with the same seed, which has the same held-out images and noise, or to
+        its mean losses where that run is missing."""
         by_seed = {outcome.seed: outcome.levels.losses for outcome in reference.outcomes}
         means = [value.mean for value in reference.losses.values()]
         pairs = [(outcome.levels.losses, by_seed.get(outcome.seed, means)) for outcome in self.outcomes]
-        return _by_level(self.outcomes, [[a / b for a, b in zip(*pair, strict=True)] for pair in pairs])
+        return self._by_level([[a / b for a, b in zip(*pair, strict=True)] for pair in pairs])
+
+    def _by_level(self, values: Sequence[Sequence[float]]) -> dict[float, Spread]:
+        """Summarize lists of one value per noise level, by noise level."""
+        return dict(zip(self.outcomes[0].levels.sigmas, map(spread, zip(*values, strict=True)), strict=True))
 
 
-def _by_level(outcomes: Sequence[Outcome], values: Sequence[Sequence[float]]) -> dict[float, Spread]:
-    """Values of several outcomes, over these, by noise level."""
-    return dict(zip(outcomes[0].levels.sigmas, map(spread, zip(*values, strict=True)), strict=True))
+def summarize(labels: Iterable[str], results: Sequence[Outcome | Failure]) -> list[Summary]:
+    """Summarize the variants of which any run is finished, in the order of `labels`."""
+    summaries = []
+    for label in dict.fromkeys(labels):
+        own = [result for result in results if result.label == label]
+        failures = tuple(result for result in own if isinstance(result, Failure))
+        if own:
+            summaries.append(Summary(label, tuple(r for r in own if isinstance(r, Outcome)), failures))
+    return summaries
 
 
-def summarize(labels: Sequence[str], results: Sequence[Outcome | Failure]) -> list[Summary]:
-    """One for each variant of which anything is known, in the order of `labels`."""
-    summaries = [
-        Summary(
-            label,
-            tuple(r for r in results if r.label == label and isinstance(r, Outcome)),
-            tuple(r for r in results if r.label == label and isinstance(r, Failure)),
-        )
-        for label in labels
-    ]
-    return [summary for summary in summaries if summary.outcomes or summary.failures]
-
-
-def best_common_length(summaries: Sequence[Summary]) -> float:
-    """The length that does best for all variants together: lowest geometric mean of their mean distances.
+def best_common_sigma_rel(summaries: Sequence[Summary]) -> float:
+    """The sigma_rel with the lowest geometric mean of the variants' mean distances.
 
     Geometric, so that a variant of large distances does not decide for all.
     """
-    curves = [summary.curve for summary in summaries if summary.outcomes]
-    return min(curves[0], key=lambda length: sum(math.log(max(curve[length].mean, 1e-12)) for curve in curves))
+    curves = [summary.curve for summary in summaries]
+    return min(curves[0], key=lambda sigma_rel: sum(math.log(max(curve[sigma_rel].mean, 1e-12)) for curve in curves))
 
 
 def differing_settings(trials: Sequence[Trial]) -> dict[str, dict[str, object]]:
-    """By label: the settings in which trials differ, besides seed and folder, and besides what changes no result.
+    """Settings by label in which trials differ, besides seed and folder, and besides those that change no result.
 
-    Those of the network by their own names; its `config`, a letter, comes first.
+    Settings of the network stand beside the others; its architecture `config` comes first.
     """
     settings = {}
     for trial in trials:
-        values = trial.config.to_json()
-        values = {name: values[name] for name in values if name not in CHANGEABLE | {"seed"}}
+        values = {name: value for name, value in trial.config.to_json().items() if name not in CHANGEABLE | {"seed"}}
         settings[trial.label] = values.pop("network") | values
     names = [name for name in next(iter(settings.values())) if len({str(s[name]) for s in settings.values()}) > 1]
     names.sort(key=lambda name: name != "config")

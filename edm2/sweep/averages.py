@@ -1,4 +1,4 @@
-"""The networks that a run's snapshots can be averaged to: of any length, at any stored time, nothing written."""
+"""Networks averaged from a run's snapshots, with any EMA length at any stored time; nothing is written."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from edm2.post_hoc_ema import reconstruct, reconstruct_tensors, reconstruction_e
 from edm2.training import RunFolder
 
 RAW = 0.0
-"""Length of an average that is none: the weights as the optimizer left them at the end of a run."""
+"""The sigma_rel that stands for no averaging: the weights as the optimizer left them at the end of a run."""
 
 MAX_BYTES = 16 << 30
 """Memory for networks that are reconstructed together."""
@@ -26,7 +26,7 @@ class Averages:
     """The averages of one run.
 
     Args:
-        folder: Whatever `open_run` takes: a run folder, or a folder of snapshots, ours or published.
+        folder: A folder that `open_run` takes: a run folder, or a folder of snapshots, ours or published.
         max_bytes: Memory for networks of one pass over the snapshots.
 
     Raises:
@@ -42,17 +42,17 @@ class Averages:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the last snapshot says of itself."""
+        """Metadata of the last snapshot."""
         return self.snapshots[-1].metadata
 
     @property
     def config(self) -> NetworkConfig:
-        """Of the network."""
+        """Configuration of the network."""
         return NetworkConfig.from_json(self.metadata["network"])
 
     @property
     def last(self) -> int:
-        """The last stored time, in images seen."""
+        """Last stored time, in images seen."""
         return self.snapshots[-1].images_seen
 
     @property
@@ -64,14 +64,14 @@ class Averages:
 
     @property
     def at_once(self) -> int:
-        """How many networks fit into `max_bytes`; at least one."""
+        """Number of networks that fit into `max_bytes`; at least one."""
         return max(1, self.max_bytes // self.network_bytes)
 
     def check(self, at: int, sigma_rels: Sequence[float]) -> None:
-        """Refuse what cannot be had, before anything is read.
+        """Refuse averages that the snapshots cannot give, before anything is read.
 
         Raises:
-            ValueError: no snapshots of that time, too few before it, or an impossible length.
+            ValueError: no snapshots of that time, too few before it, or an impossible EMA length.
         """
         missing = [sigma_rel for sigma_rel in sigma_rels if sigma_rel != RAW and self._stored(at, sigma_rel) is None]
         if missing:
@@ -81,7 +81,7 @@ class Averages:
                 raise ValueError(f"{self.folder}: {error}") from None
 
     def errors(self, at: int, sigma_rels: Sequence[float]) -> dict[float, float]:
-        """How far the profiles of some lengths will be from those asked for, relative; 0 for those that are stored.
+        """Relative errors of the reconstructed profiles by sigma_rel; 0 for those that are stored.
 
         Raises:
             ValueError: as `check`.
@@ -96,14 +96,14 @@ class Averages:
         return errors
 
     def has_raw_weights(self, at: int) -> bool:
-        """Whether the run is finished, and ended at this time."""
+        """Return True if the run is finished, and ended at this time."""
         path = RunFolder(self.folder).raw_weights
         return path.is_file() and read_metadata(path).get("images_seen") == at
 
     def networks(self, at: int, sigma_rels: Sequence[float]) -> list[Precond]:
-        """Networks of several lengths in one pass over the snapshots; float32, on the CPU.
+        """Average networks of several EMA lengths in one pass over the snapshots; float32, on the CPU.
 
-        A length that is stored at this time is read from its snapshot, which is what reconstruction would return.
+        An average that is stored at this time is read from its snapshot, which reconstruction would return too.
 
         Raises:
             ValueError: as `check`.
@@ -114,7 +114,7 @@ class Averages:
         return [network_from_state(self.metadata, states.get(s) or self._read(at, s)) for s in sigma_rels]
 
     def fingerprint(self, at: int) -> str:
-        """Tells runs apart: by what the last snapshot used says of itself, by a tensor in it, and by all times used."""
+        """Hash that tells runs apart: of the metadata and a tensor of the last snapshot used, and of all times used."""
         used = [[s.images_seen, s.sigma_rel] for s in self.snapshots if 0 < s.images_seen <= at]
         newest = next(s for s in self.snapshots if s.images_seen == at)
         digest = hashlib.sha256(json.dumps([used, newest.metadata], sort_keys=True, default=str).encode())
@@ -134,6 +134,6 @@ class Averages:
 
 
 def _first_weights(snapshot: AnySnapshot) -> Tensor:
-    """The first tensor with more than one number that training has changed, float32."""
+    """Read the first tensor with more than one number that training has changed, float32."""
     tensors = (snapshot.read(name) for name in snapshot.names if name not in snapshot.buffers)
     return next(tensor.to(torch.float32) for tensor in tensors if tensor.numel() > 1)

@@ -1,4 +1,4 @@
-"""Scoring a network by the Frechet distance of its samples to real images; nothing is written."""
+"""The score of a network: the distance of its samples to real images, drawn in memory."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edm2.metrics import ClassAccuracy, Detector, FeatureStatistics, feature_statistics, frechet_distance
-from edm2.metrics.features import BATCH, Report, displayed, features_of_batches, read_ahead
+from edm2.metrics import Detector, FeatureStatistics, feature_statistics, frechet_distance
+from edm2.metrics.features import BATCH, ReportProgress, displayed, features_of_batches, read_ahead
 from edm2.metrics.frechet import frechet_deviation
+from edm2.metrics.reference import Collection
+from edm2.metrics.scores import Metric
 from edm2.networks import Precond
 from edm2.sampling.generation import generate, require_finite
 from edm2.sampling.guidance import EVERYWHERE, Interval
@@ -23,38 +26,63 @@ from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
 @dataclass(frozen=True)
 class Score:
-    """How good a set of samples is."""
+    """Score of a set of samples."""
 
     distance: float
-    """Frechet distance to real images; lower is better."""
+    """Distance to real images; lower is better."""
     deviation: float | None
-    """How much `distance` varies with the seeds (standard deviation); None if that is dear to know."""
+    """Standard deviation of `distance` over seeds; None if it is expensive to compute."""
     accuracy: float | None
-    """Share of samples recognized as the class they were asked for; None if nobody can tell."""
+    """Fraction of samples recognized as the class they were drawn for; None without a classifier."""
+
+
+class ClassAccuracy:
+    """Fraction of samples that a classifier of real images assigns to the class they were drawn for.
+
+    Suits small images, where pixels are good features: on 8x8 digits the classifier itself is right 99 times of 100.
+
+    Args:
+        features: Real images [N, D].
+        labels: Their classes, int [N].
+    """
+
+    def __init__(self, features: npt.ArrayLike, labels: npt.ArrayLike) -> None:
+        from sklearn.svm import SVC
+
+        self._classifier = SVC(gamma="scale", C=10).fit(np.asarray(features), np.asarray(labels))
+
+    def __call__(self, features: npt.ArrayLike, classes: npt.ArrayLike) -> float:
+        """Accuracy in [0, 1] of samples [N, D] that were drawn for `classes` [N]."""
+        return float(np.mean(self._classifier.predict(np.asarray(features)) == np.asarray(classes)))
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What samples are compared with, and by what."""
+    """Comparison of samples with real images by the Frechet distance of their features."""
 
     detector: Detector
-    """Turns images into features."""
+    """Function from images to features."""
     reference: FeatureStatistics
-    """Of the features of real images."""
+    """Statistics of the features of real images."""
     accuracy: ClassAccuracy | None = None
-    """Recognizes classes by the same features."""
+    """Classifier of the same features."""
+
+    @property
+    def title(self) -> str:
+        """Name of the distance."""
+        return self.detector.title
 
     def score(self, features: Tensor | np.ndarray, classes: Sequence[int] | None = None) -> Score:
-        """Score samples by their features [N, D]; `classes` are those that they were asked for."""
+        """Score samples by their features [N, D]; `classes` are those that they were drawn for."""
         features = np.asarray(features, dtype=np.float64)
         recognized = None if self.accuracy is None or classes is None else self.accuracy(features, classes)
         distance = frechet_distance(feature_statistics(features), self.reference)
         return Score(distance, frechet_deviation(features, self.reference), recognized)
 
-    def floor(self, dataset: Dataset, count: int, processes: Processes = ONE_PROCESS) -> float:
-        """Frechet distance of `count` real images drawn with replacement: what perfect samples would score.
+    def real_data_fd(self, dataset: Dataset, count: int, processes: Processes = ONE_PROCESS) -> float:
+        """Frechet distance of `count` real images drawn with replacement: the score of perfect samples.
 
-        Processes share the work; all get the same.
+        Processes share the work; all get the same number.
         """
         drawn = np.random.Generator(np.random.PCG64(0)).integers(len(dataset), size=count)
         parts = [drawn[start : start + BATCH] for start in range(0, count, BATCH)]
@@ -63,7 +91,7 @@ class Evaluator:
         return frechet_distance(feature_statistics(torch.cat(features)), self.reference)
 
     def to_json(self) -> dict[str, Any]:
-        """Tells judges apart."""
+        """JSON that tells evaluators apart: known scores are found by it."""
         digest = hashlib.sha256(self.reference.mu.tobytes() + self.reference.sigma.tobytes())
         return {
             "detector": self.detector.name,
@@ -73,8 +101,37 @@ class Evaluator:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How samples are drawn."""
+class MetricEvaluator:
+    """Comparison by the first number of another registered metric, such as the kernel distance; as `Evaluator`."""
+
+    detector: Detector
+    metric: Metric
+    name: str
+    """Name in `edm2.metrics.registry.METRICS`."""
+    reference_digest: str
+    """Hash of the reference file."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} by {self.detector.name}"
+
+    def score(self, features: Tensor, classes: Sequence[int] | None = None) -> Score:
+        samples = Collection(len(features), self.metric.keep)
+        samples.add(torch.as_tensor(features))
+        first, *_ = self.metric(samples, self.detector.title)
+        return Score(first.value, first.deviation, None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "detector": self.detector.name,
+            "reference": self.reference_digest,
+            "metric": self.name,
+        }
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Settings of the samples that a score is computed from."""
 
     count: int = 500
     """Samples per score; published ones take 50,000."""
@@ -83,22 +140,22 @@ class Drawing:
     interval: Interval = EVERYWHERE
     """Noise levels with guidance."""
     dtype: torch.dtype = torch.float32
-    """Of activations."""
+    """Precision of activations."""
     sampler: Sampler = HEUN
-    """Takes the steps."""
+    """Solver of the sampling ODE."""
 
     def classes(self, label_dim: int, seeds: Sequence[int]) -> list[int] | None:
-        """As many of each class as of any other, in turn."""
+        """Classes of these seeds, as many of each as of any other, in turn."""
         return [seed % label_dim for seed in seeds] if label_dim else None
 
     def seeds(self, set_number: int) -> range:
-        """Those of a set; sets have no seed in common."""
+        """Seeds of a set; sets have no seed in common."""
         return range(set_number * self.count, (set_number + 1) * self.count)
 
     def images(
         self, net: Precond, codec: Codec, guide: Denoiser | None, guidance: float, parts: Sequence[Sequence[int]]
     ) -> Iterator[Tensor]:
-        """Images of the seeds of each part: uint8 [N, C, H, W] in 0..255.
+        """Draw the images of the seeds of each part: uint8 [N, C, H, W] in 0..255.
 
         Raises:
             SamplingError: samples that are not finite.
@@ -120,10 +177,10 @@ class Drawing:
                 yield codec.to_display(codec.decode(batch.samples))
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the images besides the networks."""
+        """JSON of everything that decides the images besides the networks."""
         low, high = self.interval
         shown = [low, None if high == float("inf") else high]
-        other_solver = {} if self.sampler == HEUN else {"solver": self.sampler.name}  # as in older scores
+        other_solver = {} if self.sampler == HEUN else {"solver": self.sampler.name}  # keys of older scores have none
         return {
             "count": self.count,
             "steps": self.num_steps,
@@ -136,45 +193,45 @@ class Drawing:
 def score_network(
     net: Precond,
     codec: Codec,
-    judge: Evaluator,
-    drawing: Drawing,
+    evaluator: Evaluator | MetricEvaluator,
+    sampling: SampleSettings,
     guide: Denoiser | None = None,
     guidance: float = 1.0,
     set_number: int = 0,
     processes: Processes = ONE_PROCESS,
-    report: Report = lambda n: None,
+    report: ReportProgress = lambda n: None,
 ) -> Score:
     """Score a folded network by one set of seeds.
 
     Batches are the same however many processes share them, so the score is that of one process.
 
     Args:
-        net: Denoiser, where it is to be computed.
-        codec: Its way to pixels.
-        judge: What to compare with.
-        drawing: How to sample.
+        net: Denoiser, on the device to compute on.
+        codec: Decoder of its samples to pixels.
+        evaluator: Comparison with real images.
+        sampling: Settings of the samples.
         guide: Denoiser to guide away from, with `guidance` as weight.
-        guidance: 1 is none.
-        set_number: Which seeds.
-        processes: Who shares the work; all get the same score.
-        report: Hears of images that are done.
+        guidance: Guidance weight; 1 is none.
+        set_number: Number of the set of seeds.
+        processes: Processes that share the work; all get the same score.
+        report: Called with a number of finished images.
     """
-    seeds = drawing.seeds(set_number)
+    seeds = sampling.seeds(set_number)
     parts = [seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)]
-    images = drawing.images(net, codec, guide, guidance, processes.share(parts))
-    features = [batch for [batch] in features_of_batches(images, len(parts), [judge.detector], processes, report)]
-    return judge.score(torch.cat(features), drawing.classes(net.config.label_dim, seeds))
+    images = sampling.images(net, codec, guide, guidance, processes.share(parts))
+    features = [batch for [batch] in features_of_batches(images, len(parts), [evaluator.detector], processes, report)]
+    return evaluator.score(torch.cat(features), sampling.classes(net.config.label_dim, seeds))
 
 
 def evaluator_by(
     dataset: Dataset, detector: Detector, reference: Callable[[Dataset, Detector], FeatureStatistics]
 ) -> Evaluator:
-    """A judge that compares with all images of a dataset, and recognizes classes where pixels are features.
+    """Make an evaluator that compares with all images of a dataset, and recognizes classes where pixels are features.
 
     Args:
         dataset: Real images.
-        detector: What compares.
-        reference: `edm2.metrics.reference_of`, or what takes its place.
+        detector: Function from images to features.
+        reference: `edm2.metrics.reference_of`, or a cached form of it.
 
     Raises:
         ValueError: the data are not pixels, or do not suit the detector.

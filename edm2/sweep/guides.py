@@ -1,6 +1,6 @@
-"""What may guide the networks of a sweep: nothing, the network itself without labels, a fixed one, or a run's averages.
+"""Guides of a sweep: the network itself without labels, a fixed network, or the averages of a run.
 
-`load` prepares the guides of some EMA lengths, `of` hands one out.
+`load` prepares the guides of some EMA lengths, `of` returns one of them.
 """
 
 import hashlib
@@ -19,28 +19,28 @@ from edm2.sweep.averages import Averages
 
 
 class Guide(Protocol):
-    """Hands out guides."""
+    """Source of networks to guide away from."""
 
     at_once: int
-    """How many lengths may be loaded together."""
+    """Number of EMA lengths that may be loaded together."""
 
     def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
-        """Prepare the guides of these EMA lengths; those before are forgotten."""
+        """Prepare the guides of these EMA lengths, and drop those loaded before."""
 
     def of(self, net: Precond, sigma_rel: float) -> Denoiser:
-        """The guide of a network (folded) with this EMA length of the guide."""
+        """Return the guide of a (folded) network with this EMA length of the guide."""
 
     def to_json(self) -> Any:
-        """Tells guides apart."""
+        """JSON that tells guides apart."""
 
 
-class ItselfUnlabelled:
-    """The network itself, never told a label (classifier-free guidance)."""
+class UnlabelledGuide:
+    """The network itself without labels (classifier-free guidance)."""
 
     at_once = 1 << 20
 
     def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
-        """Nothing to do."""
+        """Do nothing: every network is its own guide."""
 
     def of(self, net: Precond, sigma_rel: float) -> Denoiser:
         return without_labels(net)
@@ -50,7 +50,7 @@ class ItselfUnlabelled:
 
 
 class FixedGuide:
-    """One network, whatever the length.
+    """One network for all EMA lengths.
 
     Args:
         name: A file, or another name that `edm2.load` takes.
@@ -74,7 +74,7 @@ class FixedGuide:
         path = resolve(self.name)
         digest = hashlib.sha256(repr(read_metadata(path)).encode())
         if path.is_file():
-            contents = hashlib.sha256()  # of its own: scores are known by this
+            contents = hashlib.sha256()  # a hash of its own: keys of known scores depend on it
             with path.open("rb") as file:
                 while part := file.read(1 << 20):
                     contents.update(part)
@@ -86,7 +86,7 @@ class GuideRun:
     """The averages of a run at one time: autoguidance by a smaller or earlier network.
 
     Args:
-        averages: Of the guide's run, or of the same one.
+        averages: Averages of the guide's run, which may be the run itself.
         at: Images seen by the guide.
     """
 
@@ -98,7 +98,7 @@ class GuideRun:
 
     def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
         if set(sigma_rels) != set(self._nets):
-            self._nets = {}  # before the next are there: both may not fit
+            self._nets = {}  # freed first: old and new guides together may not fit
             nets = self.averages.networks(self.at, sigma_rels)
             self._nets = {s: fold(net.to(device), dtype) for s, net in zip(sigma_rels, nets, strict=True)}
 

@@ -1,7 +1,7 @@
 """Statistics of real images, kept beside a sweep's scores, so that the images are looked at once.
 
 `reference-<detector>-<key>.npz` is a reference file like any other (`--ref` takes it). Its key stands for everything
-that decides the statistics: images, detector, weights. Whatever changes leads to another name, never to old numbers.
+that decides the statistics: images, detector, weights. Any change leads to another name, never to old numbers.
 """
 
 from pathlib import Path
@@ -9,8 +9,8 @@ from typing import Any
 
 import edm2
 from edm2.metrics import Detector, FeatureStatistics, read_reference, reference_of, write_reference
-from edm2.metrics.detectors import OwnDetector
-from edm2.metrics.features import Report
+from edm2.metrics.detectors import UserDetector
+from edm2.metrics.features import ReportProgress
 from edm2.sweep.score_cache import key_of
 from edm2.training import Dataset
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
@@ -22,20 +22,20 @@ def cached_reference(
     detector: Detector,
     weights: Path | None = None,
     processes: Processes = ONE_PROCESS,
-    report: Report = lambda n: None,
+    report: ReportProgress = lambda n: None,
 ) -> FeatureStatistics:
-    """As `edm2.metrics.reference_of`, from a file in `folder` if there is one; else one is written.
+    """Do the same as `edm2.metrics.reference_of`, from a file in `folder` if there is one; else write one.
 
-    Nothing is kept of what cannot be recognized again: images whose dataset has no fingerprint, and detectors of the
-    user's own, whose program may change.
+    Nothing is kept for images whose dataset has no fingerprint, nor for detectors of the user's own, whose program may
+    change.
 
     Args:
-        folder: Where files are kept; made with the first.
+        folder: Folder of the files; created with the first.
         dataset: Real images.
-        detector: What computes features.
-        weights: The file that it was given, if any.
-        processes: Who shares the work; the first one reads and writes.
-        report: Hears of images that are done.
+        detector: Function that computes features.
+        weights: File of the detector's weights, if one was given.
+        processes: Processes that share the work; the first one reads and writes.
+        report: Called with a number of finished images.
 
     Raises:
         OSError: the file cannot be written.
@@ -53,7 +53,7 @@ def cached_reference(
 
 def _path(folder: Path, dataset: Dataset, detector: Detector, weights: Path | None) -> Path | None:
     images = dataset.fingerprint()
-    if images is None or isinstance(detector, OwnDetector):
+    if images is None or isinstance(detector, UserDetector):
         return None
     facts: dict[str, Any] = {
         "images": [images, len(dataset), dataset.shape, dataset.levels],
@@ -65,13 +65,13 @@ def _path(folder: Path, dataset: Dataset, detector: Detector, weights: Path | No
 
 
 def _stamp(path: Path) -> list[Any]:
-    """What changes when a file does, without reading it."""
+    """Facts that change when a file does, without reading it."""
     stat = path.stat()
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
 def _read(path: Path, detector: str) -> FeatureStatistics | None:
-    """None if there is no such file, or a damaged one."""
+    """Read statistics; None if there is no such file, or a damaged one."""
     try:
         return read_reference(path).get(detector)
     except (FileNotFoundError, ValueError):

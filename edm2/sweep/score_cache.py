@@ -1,4 +1,4 @@
-"""sweep.jsonl: every score that is known, one line each, so that a killed sweep goes on where it was."""
+"""sweep.jsonl: all known scores, one line each, so that a killed sweep goes on where it was."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ from edm2.sweep.evaluator import Score
 
 
 class ScoreCache:
-    """Scores by what decides them.
+    """Scores by hashes of everything that decides them.
 
-    A line is on the disk when `add` returns. What a killed process left of a line is ignored.
+    A line is on the disk when `add` returns. An unfinished line, left by a killed process, is ignored.
 
     Args:
-        path: The file; made with the first score.
+        path: The file; created with the first score.
 
     Raises:
         OSError: it cannot be read.
@@ -32,7 +32,7 @@ class ScoreCache:
                 self._keep(line)
 
     def get(self, facts: dict[str, Any]) -> Score | None:
-        """The score of these facts, if it is known."""
+        """Return the score of these facts, or None."""
         return self._scores.get(key_of(facts))
 
     def add(self, facts: dict[str, Any], shown: dict[str, Any], score: Score) -> None:
@@ -40,7 +40,7 @@ class ScoreCache:
 
         Args:
             facts: JSON of everything that decides the score; becomes the line's key.
-            shown: What people want to see beside it.
+            shown: JSON to write beside the score, for people.
             score: The score.
         """
         key = key_of(facts)
@@ -63,12 +63,12 @@ class ScoreCache:
 
 
 def key_of(facts: dict[str, Any]) -> str:
-    """A short name for JSON, equal for equal JSON only."""
+    """Hash of JSON, which tells different values apart."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _ends_a_line(file) -> bool:
-    """Whether what is written next begins a line."""
+    """Return True if the next write begins a line."""
     if file.seek(0, os.SEEK_END) == 0:
         return True
     file.seek(-1, os.SEEK_END)

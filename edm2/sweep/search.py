@@ -1,51 +1,45 @@
-"""The lowest point of a function that is dear to evaluate and has one valley: coarse lists first, then ever finer.
+"""Search for the lowest point of a function that is expensive to evaluate and has one valley, from coarse to fine.
 
-The function is evaluated at several points at a time where they do not depend on each other, so that they can share
-work. Which points are asked for depends on the values alone: a search repeated with the same values takes the same way.
+Points that do not depend on each other are evaluated in one call, so that they can share work. The choice of points
+depends on the values alone: a search repeated with the same values visits the same points.
 """
 
 from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-Place = tuple[float, ...]
+Coordinates = tuple[float, ...]
 """One value per axis."""
 
-Evaluate = Callable[[Sequence[Place]], Sequence[float]]
-"""Values of the function at some places."""
+Evaluate = Callable[[Sequence[Coordinates]], Sequence[float]]
+"""Values of the function at some points."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One coordinate of the search; its ends are those of the list."""
+    """One coordinate of the search, between the ends of its list."""
 
     name: str
-    """For people."""
+    """Name for people."""
     values: tuple[float, ...]
-    """Where to look at first, ascending."""
+    """Values to look at first, ascending."""
     step: float
-    """The search does not ask for values closer together than this; it asks for multiples of it."""
-
-    def __post_init__(self) -> None:
-        if not self.values or list(self.values) != sorted(set(self.values)):
-            raise ValueError(f"values of {self.name} must be a list in ascending order, each once: {self.values}")
-        if not self.step > 0:
-            raise ValueError(f"step={self.step} of {self.name} must be positive")
+    """Resolution: refined values are multiples of it."""
 
 
 def coarse_evaluations(axes: Sequence[Axis]) -> int:
-    """How many evaluations the lists take at most, before anything is refined."""
+    """Largest number of evaluations that the lists take, before anything is refined."""
     return 1 + sum(len(axis.values) - 1 for axis in axes)
 
 
 def check_budget(axes: Sequence[Axis], budget: int) -> None:
-    """Raises ValueError if a search with so many evaluations could not even look at the lists."""
+    """Raise ValueError if the budget does not even cover the lists."""
     if budget < (least := coarse_evaluations(axes)):
         raise ValueError(f"{budget} evaluations are too few: the lists alone take {least}; allow more, or shorten them")
 
 
-def search(axes: Sequence[Axis], evaluate: Evaluate, budget: int) -> dict[Place, float]:
-    """Look for the lowest point.
+def search(axes: Sequence[Axis], evaluate: Evaluate, budget: int) -> dict[Coordinates, float]:
+    """Search for the lowest point.
 
     First the whole list of each axis in turn, through the best point so far (at the beginning, the middle of all
     lists). Then the neighbours of the best point on each axis in turn; where none is lower, the intervals on both of
@@ -53,12 +47,12 @@ def search(axes: Sequence[Axis], evaluate: Evaluate, budget: int) -> dict[Place,
     this is bisection of a bracket of three points.
 
     Args:
-        axes: What to vary.
-        evaluate: Function values at places; called with places that are all new, each once.
-        budget: Most places to evaluate.
+        axes: Coordinates to vary.
+        evaluate: Computes values at points; called with new points only.
+        budget: Largest number of points to evaluate.
 
     Returns:
-        All places evaluated and their values, in the order of evaluation.
+        All evaluated points and their values, in the order of evaluation.
 
     Raises:
         ValueError: as `check_budget`.
@@ -75,19 +69,19 @@ def search(axes: Sequence[Axis], evaluate: Evaluate, budget: int) -> dict[Place,
 
 
 class _Valley:
-    """What is known of the function, and where to look next."""
+    """Known values of the function, and the points to evaluate next."""
 
     def __init__(self, axes: Sequence[Axis], evaluate: Evaluate, budget: int) -> None:
         self.axes = axes
         self.evaluate = evaluate
         self.budget = budget
-        self.known: dict[Place, float] = {}
-        self.ladders = [list(axis.values) for axis in axes]
-        self.start: Place = tuple(axis.values[len(axis.values) // 2] for axis in axes)
+        self.known: dict[Coordinates, float] = {}
+        self.grids = [list(axis.values) for axis in axes]
+        self.start: Coordinates = tuple(axis.values[len(axis.values) // 2] for axis in axes)
 
     @property
-    def best(self) -> Place:
-        """The lowest place; of equal ones the first."""
+    def best(self) -> Coordinates:
+        """Lowest point; of equal ones the first."""
         return min(self.known, key=self.known.__getitem__, default=self.start)
 
     @property
@@ -95,14 +89,14 @@ class _Valley:
         return len(self.known) >= self.budget
 
     def look_at(self, number: int, values: Sequence[float]) -> None:
-        """Evaluate places that differ from the best one on axis `number`, as far as the budget goes."""
-        places = [_moved(self.best, number, value) for value in values]
-        new = [place for place in places if place not in self.known][: self.budget - len(self.known)]
+        """Evaluate points that differ from the best one on axis `number`, within the budget."""
+        points = [_moved(self.best, number, value) for value in values]
+        new = [point for point in points if point not in self.known][: self.budget - len(self.known)]
         if new:
             self.known.update(zip(new, self.evaluate(new), strict=True))
 
     def descend(self, number: int) -> bool:
-        """Step from neighbour to neighbour on one axis while that leads down; whether it did."""
+        """Step from neighbour to neighbour on one axis while that leads down; return True if it did."""
         start = self.best
         while True:
             before = self.best
@@ -111,7 +105,7 @@ class _Valley:
                 return self.best != start
 
     def refine(self) -> bool:
-        """Halve the intervals beside the best place; False if all are as short as may be."""
+        """Halve the intervals beside the best point; return False if all have their shortest length."""
         halves = [
             (number, middle)
             for number, axis in enumerate(self.axes)
@@ -119,20 +113,20 @@ class _Valley:
             if (middle := _middle(self.best[number], neighbour, axis.step)) is not None
         ]
         for number, middle in halves:
-            insort(self.ladders[number], middle)
+            insort(self.grids[number], middle)
         return bool(halves)
 
     def _neighbours(self, number: int) -> list[float]:
-        ladder = self.ladders[number]
-        rung = ladder.index(self.best[number])
-        return ladder[max(rung - 1, 0) : rung] + ladder[rung + 1 : rung + 2]
+        values = self.grids[number]
+        i = values.index(self.best[number])
+        return values[max(i - 1, 0) : i] + values[i + 1 : i + 2]
 
 
-def _moved(place: Place, number: int, value: float) -> Place:
-    return place[:number] + (value,) + place[number + 1 :]
+def _moved(point: Coordinates, number: int, value: float) -> Coordinates:
+    return point[:number] + (value,) + point[number + 1 :]
 
 
 def _middle(a: float, b: float, step: float) -> float | None:
-    """The multiple of `step` nearest to the middle, if it lies between."""
+    """Multiple of `step` nearest to the middle; None if it does not lie between a and b."""
     middle = round(round((a + b) / 2 / step) * step, 10)
     return middle if min(a, b) < middle < max(a, b) else None

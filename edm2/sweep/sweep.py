@@ -1,7 +1,7 @@
-"""Which EMA length is best, at which time, with which guidance: average, sample and score, point by point.
+"""A sweep over EMA lengths, times and guidance: average, sample and score, point by point.
 
-A point is scored on the fly: its network is averaged from the snapshots together with those of other points, draws its
-images, and is forgotten. Scores are kept in `sweep.jsonl`.
+The network of a point is averaged from the snapshots together with those of other points, draws its images, and is
+dropped. Scores are kept in `sweep.jsonl`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,109 +14,110 @@ from typing import Any
 import torch
 
 from edm2.networks import Precond, fold
+from edm2.sampling.samplers.heun import Denoiser
 from edm2.sweep.averages import RAW, Averages
-from edm2.sweep.evaluator import Drawing, Evaluator, Score, score_network
+from edm2.sweep.evaluator import Evaluator, MetricEvaluator, SampleSettings, Score, score_network
 from edm2.sweep.guides import Guide
 from edm2.sweep.score_cache import ScoreCache
-from edm2.sweep.search import Axis, Place, search
+from edm2.sweep.search import Axis, Coordinates, search
 from edm2.training import Codec, Dataset
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 
-LENGTH_STEP, WEIGHT_STEP = 0.001, 0.05
-"""What a search tells apart: EMA lengths and guidance weights."""
+SIGMA_REL_STEP, GUIDANCE_STEP = 0.001, 0.05
+"""Resolution of a search, in sigma_rel and in guidance weight."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What can be chosen after training."""
+    """Choices that are made after training."""
 
     images_seen: int
-    """Time, one with snapshots."""
+    """Time with snapshots."""
     sigma_rel: float
     """EMA length; 0 for the weights without averaging, which a finished run has of its end."""
     guidance: float = 1.0
     """Guidance weight; 1 is none."""
     guide_sigma_rel: float | None = None
-    """EMA length of the guide; None: the same, or not to be chosen."""
+    """EMA length of the guide; None: that of the network, or no choice."""
 
     @property
-    def length_of_guide(self) -> float:
-        """EMA length of the guide."""
+    def used_guide_sigma_rel(self) -> float:
+        """EMA length of the guide, chosen or that of the network."""
         return self.sigma_rel if self.guide_sigma_rel is None else self.guide_sigma_rel
 
 
 @dataclass(frozen=True)
-class Result:
-    """A point and what it scored."""
+class ScoredPoint:
+    """A point and its scores."""
 
     point: Point
     scores: tuple[Score, ...]
-    """One per set of seeds."""
+    """Scores, one per set of seeds."""
 
     @property
     def score(self) -> Score:
-        """The lowest."""
+        """Lowest score."""
         return min(self.scores, key=lambda score: score.distance)
 
     @property
     def distance(self) -> float:
-        """Frechet distance, the lowest of all sets of seeds."""
+        """Lowest distance of all sets of seeds."""
         return self.score.distance
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The results of many points."""
+    """Scores of many points."""
 
-    results: list[Result]
-    """In the order in which they were asked for."""
-    floor: float | None = None
-    """Distance of as many real images, if there are any."""
+    results: list[ScoredPoint]
+    """Scored points in the order of the request."""
+    real_data_fd: float | None = None
+    """Frechet distance of as many real images; None without any."""
     title: str = "Frechet distance"
-    """What the distance is called."""
+    """Name of the distance."""
     samples: int | None = None
-    """Images per distance, which is lower the more there are; None: unknown."""
+    """Images per distance, which falls with their number; None: unknown."""
 
     @property
-    def averages(self) -> list[Result]:
-        """Those of averaged weights."""
+    def averages(self) -> list[ScoredPoint]:
+        """Scored points of averaged weights."""
         return [result for result in self.results if result.point.sigma_rel != RAW]
 
     @property
-    def raw(self) -> Result | None:
-        """That of the weights without averaging, if it was asked for."""
+    def raw(self) -> ScoredPoint | None:
+        """Scored point of the weights without averaging, if it was asked for."""
         return next((result for result in self.results if result.point.sigma_rel == RAW), None)
 
     @property
-    def best(self) -> Result:
-        """The average with the lowest distance; of equal ones the first."""
+    def best(self) -> ScoredPoint:
+        """Average with the lowest distance; of equal ones the first."""
         return min(self.averages, key=lambda result: result.distance)
 
 
 @dataclass(frozen=True)
 class Range:
-    """The points that a sweep looks at."""
+    """Points of a sweep."""
 
     times: Sequence[int]
     """Images seen."""
     sigma_rels: Sequence[float]
-    """EMA lengths."""
+    """EMA lengths, sigma_rel."""
     guidances: Sequence[float] = (1.0,)
     """Guidance weights."""
     guide_sigma_rels: Sequence[float | None] = (None,)
     """EMA lengths of the guide; None: the same as the network's."""
 
     def points(self) -> list[Point]:
-        """All combinations; without guidance, the guide's length makes no difference."""
+        """All combinations; without guidance, the guide's EMA length makes no difference."""
         combined = product(self.times, self.sigma_rels, self.guidances, self.guide_sigma_rels)
         return list(dict.fromkeys(_point(*values) for values in combined))
 
     def axes(self) -> list[Axis]:
-        """What a search at one time varies."""
-        axes = [Axis("sigma_rel", tuple(self.sigma_rels), LENGTH_STEP)]
-        axes.append(Axis("guidance", tuple(self.guidances), WEIGHT_STEP))
+        """Coordinates that a search at one time varies."""
+        axes = [Axis("sigma_rel", tuple(self.sigma_rels), SIGMA_REL_STEP)]
+        axes.append(Axis("guidance", tuple(self.guidances), GUIDANCE_STEP))
         if None not in self.guide_sigma_rels:
-            axes.append(Axis("guide sigma_rel", tuple(self.guide_sigma_rels), LENGTH_STEP))
+            axes.append(Axis("guide sigma_rel", tuple(self.guide_sigma_rels), SIGMA_REL_STEP))
         return axes
 
 
@@ -126,31 +127,31 @@ def _point(images_seen: int, sigma_rel: float, guidance: float = 1.0, guide_sigm
 
 @dataclass
 class Sweeper:
-    """Scores points.
+    """Function from points to scores, with all its settings.
 
-    Several processes share the images of every point; all get the same scores, those of one process.
+    Several processes share the images of every point; all get the scores that one process would compute.
     """
 
     averages: Averages
-    """Of the run."""
+    """Averages of the run."""
     codec: Codec
-    """Its way to pixels."""
-    judge: Evaluator
-    """What to compare with."""
-    drawing: Drawing = field(default_factory=Drawing)
-    """How to sample."""
+    """Decoder of its samples to pixels."""
+    evaluator: Evaluator | MetricEvaluator
+    """Comparison with real images."""
+    sampling: SampleSettings = field(default_factory=SampleSettings)
+    """Settings of the samples."""
     guide: Guide | None = None
-    """What guides where the guidance weight is not 1."""
+    """Guides where the guidance weight is not 1."""
     repeats: int = 1
     """Sets of seeds; the lowest score of all counts."""
     known: ScoreCache | None = None
-    """Scores that are known; the first process's is used."""
+    """Known scores; those of the first process are used."""
     processes: Processes = ONE_PROCESS
-    """Who shares the work."""
+    """Processes that share the work."""
     device: torch.device | str = "cpu"
-    """Where this process computes."""
+    """Device that this process computes on."""
     report: Callable[[int], object] = lambda n: None
-    """Hears of images that are done, also those that were done before."""
+    """Called with numbers of finished images, also of those with known scores."""
 
     def sweep(
         self,
@@ -164,9 +165,9 @@ class Sweeper:
         The raw weights of a finished run are scored too, if `area` ends where the run did.
 
         Args:
-            area: Where to look.
-            dataset: Real images; for what as many of them score.
-            budget: As `search`.
+            area: Points to score, or ranges to search.
+            dataset: Real images, as many of which are scored too.
+            budget: Largest number of points of a search at each time.
             progress: Makes a progress bar for a number of images, such as tqdm's.
 
         Raises:
@@ -174,25 +175,45 @@ class Sweeper:
         """
         points = len(area.points()) if budget is None else budget * len(area.times)
         raw = [Point(area.times[-1], RAW)] if self.averages.has_raw_weights(area.times[-1]) else []
-        with progress((points + len(raw)) * self.drawing.count * self.repeats) as bar:
+        with progress((points + len(raw)) * self.sampling.count * self.repeats) as bar:
             if bar is not None:
                 self.report = bar.update
             results = self.results(area.points()) if budget is None else self.search(area, budget)
             results += self.results(raw)
-        floor = None if dataset is None else self.floor(dataset)
-        return Sweep(results, floor, self.judge.detector.title, self.drawing.count)
+        real_data_fd = None if dataset is None else self.real_data_fd(dataset)
+        return Sweep(results, real_data_fd, self.evaluator.title, self.sampling.count)
 
-    def floor(self, dataset: Dataset) -> float:
-        """What as many real images score; known, or computed."""
-        facts = {"real_images": self.drawing.count, **self.judge.to_json()}
+    def real_data_fd(self, dataset: Dataset) -> float:
+        """Frechet distance of as many real images; known, or computed."""
+        count, facts = self.sampling.count, {"real_images": self.sampling.count, **self.evaluator.to_json()}
+        return self.remembered(
+            facts,
+            {"real_images": count, "detector": facts["detector"]},
+            lambda: Score(self.evaluator.real_data_fd(dataset, count, self.processes), None, None),
+        ).distance
+
+    def remembered(self, facts: dict[str, Any], shown: dict[str, Any], compute: Callable[[], Score]) -> Score:
+        """Return the known score of `facts`, or compute and keep it; `shown` is written beside it, for people."""
         score = self.processes.agreed(None if self.known is None else self.known.get(facts))
-        if score is None:
-            score = Score(self.judge.floor(dataset, self.drawing.count, self.processes), None, None)
-            if self.known is not None and self.processes.is_first:
-                self.known.add(facts, {"real_images": self.drawing.count, "detector": facts["detector"]}, score)
-        return score.distance
+        return score or self._kept(facts, shown, compute())
 
-    def results(self, points: Sequence[Point]) -> list[Result]:
+    def _kept(self, facts: dict[str, Any], shown: dict[str, Any], score: Score) -> Score:
+        score = self.processes.agreed(score)
+        if self.known is not None and self.processes.is_first:
+            self.known.add(facts, shown, score)
+        return score
+
+    def ready(self, net: Precond) -> Precond:
+        """Fold a network and move it to the device, as it draws samples."""
+        return fold(net, self.sampling.dtype).to(self.device)
+
+    def score(self, net: Precond, guide: Denoiser | None = None, guidance: float = 1.0, set_number: int = 0) -> Score:
+        """Score a network that is `ready`, whether its score is known or not."""
+        return score_network(
+            net, self.codec, self.evaluator, self.sampling, guide, guidance, set_number, self.processes, self.report
+        )
+
+    def results(self, points: Sequence[Point]) -> list[ScoredPoint]:
         """Score points, in their order.
 
         Raises:
@@ -201,23 +222,23 @@ class Sweeper:
         self._check(points)
         known = {point: self._known(point) for point in points}
         known = self.processes.agreed(known)
-        self.report(self.drawing.count * sum(len(scores) for scores in known.values()))
+        self.report(self.sampling.count * sum(len(scores) for scores in known.values()))
         for point, score in self._missing(known):
             known[point].append(score)
-        return [Result(point, tuple(known[point])) for point in points]
+        return [ScoredPoint(point, tuple(known[point])) for point in points]
 
-    def search(self, area: Range, budget: int) -> list[Result]:
-        """Look for the best point at each time of `area`, with at most `budget` points each.
+    def search(self, area: Range, budget: int) -> list[ScoredPoint]:
+        """Search for the best point at each time of `area`, with at most `budget` points each.
 
         Raises:
             ValueError: as `results`, or the budget is less than the lists of `area` take.
         """
         axes = area.axes()
-        found: dict[Point, Result] = {}  # without guidance, places that differ in the guide are one point
+        found: dict[Point, ScoredPoint] = {}  # without guidance, the guide makes no difference
         for time in area.times:
 
-            def evaluate(places: Sequence[Place], time: int = time) -> list[float]:
-                points = [_point(time, *place) for place in places]
+            def evaluate(coordinates: Sequence[Coordinates], time: int = time) -> list[float]:
+                points = [_point(time, *values) for values in coordinates]
                 results = self.results([point for point in dict.fromkeys(points) if point not in found])
                 found.update((result.point, result) for result in results)
                 return [found[point].distance for point in points]
@@ -232,7 +253,7 @@ class Sweeper:
             self.averages.check(time, [point.sigma_rel for point in group])
 
     def _known(self, point: Point) -> list[Score]:
-        """Scores of the first sets of seeds, as far as they are known."""
+        """Known scores of the first sets of seeds."""
         scores: list[Score] = []
         while self.known is not None and len(scores) < self.repeats:
             score = self.known.get(self._facts(point, len(scores)))
@@ -242,68 +263,52 @@ class Sweeper:
         return scores
 
     def _missing(self, known: dict[Point, list[Score]]) -> Iterator[tuple[Point, Score]]:
-        """Points and scores that are not known yet, set by set."""
+        """Compute the scores that are not known yet, set by set."""
         todo = [point for point, scores in known.items() if len(scores) < self.repeats]
         for point, net, guide in self._networks(todo):
             for number in range(len(known[point]), self.repeats):
-                score = score_network(
-                    net,
-                    self.codec,
-                    self.judge,
-                    self.drawing,
-                    guide,
-                    point.guidance,
-                    number,
-                    self.processes,
-                    self.report,
-                )
-                score = self.processes.agreed(score)
-                if self.known is not None and self.processes.is_first:
-                    shown = {**asdict(point), "set": number, "detector": self.judge.detector.name}
-                    self.known.add(self._facts(point, number), shown, score)
-                yield point, score
+                score = self.score(net, guide, point.guidance, number)
+                shown = {**asdict(point), "set": number, "detector": self.evaluator.detector.name}
+                yield point, self._kept(self._facts(point, number), shown, score)
 
     def _networks(self, points: Sequence[Point]) -> Iterator[tuple[Point, Precond, Any]]:
-        """Points with their networks, as many as memory allows from one pass over the snapshots."""
+        """Yield points with their networks, as many as memory allows from one pass over the snapshots."""
         for time, group in _by_time(points):
-            lengths = sorted({point.sigma_rel for point in group})
-            for some in _chunks(lengths, self.averages.at_once):
+            sigma_rels = sorted({point.sigma_rel for point in group})
+            for some in _chunks(sigma_rels, self.averages.at_once):
                 nets = dict(zip(some, self.averages.networks(time, some), strict=True))
                 yield from self._guided([point for point in group if point.sigma_rel in nets], nets)
 
     def _guided(self, points: Sequence[Point], nets: dict[float, Precond]) -> Iterator[tuple[Point, Precond, Any]]:
-        """Those without guidance first, then the others by what guides them."""
-        for length, net in nets.items():
+        """Yield points without guidance first, then the others by their guides."""
+        for sigma_rel, net in nets.items():
             for point in points:
-                if point.sigma_rel == length and point.guidance == 1:
-                    yield point, self._ready(net), None
+                if point.sigma_rel == sigma_rel and point.guidance == 1:
+                    yield point, self.ready(net), None
         guided = [point for point in points if point.guidance != 1]
-        lengths = sorted({point.length_of_guide for point in guided})
-        for some in _chunks(lengths, self.guide.at_once if self.guide else 1):
-            self.guide.load(some, self.device, self.drawing.dtype)
+        sigma_rels = sorted({point.used_guide_sigma_rel for point in guided})
+        for some in _chunks(sigma_rels, self.guide.at_once if self.guide else 1):
+            self.guide.load(some, self.device, self.sampling.dtype)
             for point in guided:
-                if point.length_of_guide in some:
-                    net = self._ready(nets[point.sigma_rel])
-                    yield point, net, self.guide.of(net, point.length_of_guide)
-
-    def _ready(self, net: Precond) -> Precond:
-        return fold(net, self.drawing.dtype).to(self.device)
+                if point.used_guide_sigma_rel in some:
+                    net = self.ready(nets[point.sigma_rel])
+                    yield point, net, self.guide.of(net, point.used_guide_sigma_rel)
 
     def _facts(self, point: Point, set_number: int) -> dict[str, Any]:
-        """All that decides a score."""
+        """JSON of everything that decides a score."""
         guided = point.guidance != 1
         return {
             "run": self._fingerprint_at(point.images_seen),
-            "point": asdict(replace(point, guide_sigma_rel=point.length_of_guide if guided else None)),
+            "point": asdict(replace(point, guide_sigma_rel=point.used_guide_sigma_rel if guided else None)),
             "guide": self._guide_identity if guided else None,
             "set": set_number,
-            **self._settings,
+            **self.settings,
         }
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
-        """What all points have in common."""
-        return {"codec": self.codec.to_json(), **self.drawing.to_json(), **self.judge.to_json()}
+    def settings(self) -> dict[str, Any]:
+        """Facts that all points have in common."""
+        return {"codec": self.codec.to_json(), **self.sampling.to_json(), **self.evaluator.to_json()}
 
     @cached_property
     def _guide_identity(self) -> Any:

@@ -4,23 +4,19 @@ import contextlib
 import shlex
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edm2.tools.options.groups import GroupedCommand, GroupedOption
+from edm2.tools.options.drawing import options_of
+from edm2.tools.options.groups import GroupedCommand
 from edm2.tools.options.parsing import FILE, FOLDER, PRECISION, SEEDS, SHARE, SIGMA_RELS
-from edm2.tools.options.variants import Variant, check_common, given, planned, variants
+from edm2.tools.options.variants import check_not_fixed, given, planned, variants
 
 if TYPE_CHECKING:
     from edm2.study.study import Failure, Outcome, Scoring, Trial
-    from edm2.sweep.evaluator import Drawing, Evaluator
     from edm2.training import Dataset
-
-Results = dict[str, "Outcome | Failure"]
-"""By the names of trials."""
 
 EPILOG = """\b
 Examples:
@@ -51,9 +47,7 @@ again until their folders are removed. Variants and seeds may be added. OUT/runs
 sweep and sample it with the other commands.
 """
 
-_what = partial(click.option, cls=GroupedOption, group="What is compared")
-_score = partial(click.option, cls=GroupedOption, group="How it is scored")
-_where = partial(click.option, cls=GroupedOption, group="Where it goes, and who does it")
+_what, _score, _where = map(options_of, ("What is compared", "How it is scored", "Where it goes, and who does it"))
 
 
 @click.command(cls=GroupedCommand, epilog=EPILOG, options_metavar="[OPTIONS]")
@@ -91,16 +85,11 @@ def ablate(
     seeds: list[int],
     sigma_rels: list[float],
     fixed: float | None,
-    detector: str | None,
-    weights: Path | None,
-    ref: Path | None,
-    count: int,
-    num_steps: int,
-    precision: str | None,
     out: Path,
     share: tuple[int, int] | None,
     report: bool,
     options: tuple[str, ...],
+    **scored: Any,
 ) -> None:
     """Train variants with the same seeds and budget, sweep the EMA length of each, and compare them.
 
@@ -110,146 +99,94 @@ def ablate(
     with the first one.
     """
     common = (*(("--config", letter) if letter else ()), *options)
-    chosen = _chosen(configs, weightings, varied, common)
+    check_not_fixed(common)
+    chosen = variants(configs, weightings, varied)
     if fixed is not None and fixed not in sigma_rels:
         raise click.UsageError(f"--fixed {fixed:g} is none of the EMA lengths of --std")
 
-    from edm2.study.folder import StudyFolder
-    from edm2.study.study import Scoring
+    from edm2.study.study import Trial, claim_study, finished
     from edm2.training import open_dataset
+    from edm2.training.config import CHANGEABLE
 
     dataset = open_dataset(data)
-    folder = StudyFolder(out)
-    trials = _trials(chosen, list(dict.fromkeys(seeds)), dataset, data, folder, common)
+    runs = ((seed, v, out / "runs" / f"{v.folder_name}-seed{seed}") for seed in dict.fromkeys(seeds) for v in chosen)
+    trials = [Trial(v.label, planned(dataset, data, str(run), seed, (*common, *v.options))) for seed, v, run in runs]
     if report:
-        _check_finished(out, any(trial.is_finished for trial in trials))
-    folder.claim(_facts(data, dataset, common))
-    judge = _judge(trials[0], dataset, detector, weights, ref, out)
-    drawing = _drawing(trials[0], count, num_steps, precision)
-    scoring = Scoring(tuple(sigma_rels), judge, drawing, dataset, real_images=ref is None)
+        _check_finished(out, any(trial.result_file.is_file() for trial in trials))
+    settings = {name: value for name, value in given(common).items() if name not in CHANGEABLE - {"duration"}}
+    claim_study(out, {"data": data, "images": len(dataset), "shape": dataset.shape, **settings})
+    scoring = _scoring(trials[0], dataset, out, tuple(sigma_rels), **scored)
     if report:
-        _check_finished(out, bool(_finished(trials, scoring)))
-    number, shares = share or (1, 1)
-    mine = [] if report else range(number - 1, len(trials), shares)
-    _announce(trials, mine, scoring)
-    _work(trials, mine, dataset, scoring)
+        _check_finished(out, bool(finished(trials, scoring)))
+    first, step = share or (1, 1)
+    mine = [] if report else range(first - 1, len(trials), step)
+    images, samples = max(trial.config.duration for trial in trials), scoring.sampling.count
+    click.echo(f"{len(trials)} runs of {images:,} images, of which {len(mine)} are done here. Each is scored at "
+               f"{len(sigma_rels)} EMA lengths by {scoring.evaluator.title} of {samples:,} samples.")  # fmt: skip
+    for number in mine:
+        start, known = time.perf_counter(), trials[number].result(scoring)
+        result = known or _result(trials[number], dataset, scoring)
+        spent = "known" if known else f"{time.perf_counter() - start:.0f} s"
+        click.echo(f"[{number + 1}/{len(trials)}] {trials[number].name}  {spent:>8}  {_headline(result)}")
     _write(out, trials, scoring, shlex.join(["edm2", "train", "--data", data, *common]), fixed)
 
 
-# ------------------------------------------------------------------------------------------------------- the study
-
-
-def _chosen(configs: str | None, weightings: str | None, varied: Sequence[str], common: Sequence[str]) -> list[Variant]:
-    check_common(common)
-    chosen = variants(configs, weightings, varied)
-    names: dict[str, Variant] = {}
-    for variant in chosen:
-        other = names.setdefault(variant.folder_name.lower(), variant)
-        if other is not variant:
-            raise click.UsageError(f"{other.label} and {variant.label} would share a folder: leave one out")
-    return chosen
-
-
-def _trials(
-    chosen: Sequence[Variant], seeds: Sequence[int], dataset: "Dataset", data: str, folder: Any, common: Sequence[str]
-) -> list["Trial"]:
-    """All runs, seed by seed, so that all variants can be compared early on."""
-    from edm2.study.study import Trial
-
-    return [
-        Trial(v.label, planned(dataset, data, str(folder.run(v.folder_name, seed)), seed, (*common, *v.options)))
-        for seed in seeds
-        for v in chosen
-    ]
-
-
-def _facts(data: str, dataset: "Dataset", common: Sequence[str]) -> dict[str, Any]:
-    """What all runs of a study have in common; more variants and seeds may come."""
-    from edm2.training.config import CHANGEABLE
-
-    settings = {name: value for name, value in given(common).items() if name not in CHANGEABLE - {"duration"}}
-    return {"data": data, "images": len(dataset), "shape": dataset.shape, **settings}
-
-
-def _judge(
-    trial: "Trial", dataset: "Dataset", detector: str | None, weights: Path | None, ref: Path | None, out: Path
-) -> "Evaluator":
-    """The same for all trials; statistics of the data are kept in the study's folder."""
+def _scoring(
+    trial: "Trial",
+    dataset: "Dataset",
+    out: Path,
+    sigma_rels: tuple[float, ...],
+    detector: str | None,
+    weights: Path | None,
+    ref: Path | None,
+    count: int,
+    num_steps: int,
+    precision: str | None,
+) -> "Scoring":
+    """Make the scoring of all trials; statistics of the data are kept in the study's folder."""
+    from edm2.study.study import Scoring
+    from edm2.sweep.evaluator import SampleSettings
     from edm2.tools.options.evaluators import check_pixels, default_detector, load_evaluator
     from edm2.tools.run import image_bar
+    from edm2.training.config import DTYPES
     from edm2.training.distributed.processes import ONE_PROCESS
 
     if ref is None:
         check_pixels(dataset)
-    described = {"network": trial.config.network.to_json(), "codec": {"kind": dataset.kind}}
-    name = detector or default_detector(described)
-    return load_evaluator(name, weights, dataset, ref, trial.config.device, ONE_PROCESS, image_bar, out)
+    device = trial.config.device
+    name = detector or default_detector({"network": trial.config.network.to_json(), "codec": {"kind": dataset.kind}})
+    evaluator = load_evaluator(name, weights, dataset, ref, device, ONE_PROCESS, image_bar, out)
+    dtype = DTYPES[precision or ("fp16" if device.startswith("cuda") else "fp32")]
+    sampling = SampleSettings(count, num_steps, dtype=dtype)
+    return Scoring(sigma_rels, evaluator, sampling, dataset, real_images=ref is None)
 
 
-def _drawing(trial: "Trial", count: int, num_steps: int, precision: str | None) -> "Drawing":
-    from edm2.sweep.evaluator import Drawing
-    from edm2.training.config import DTYPES
-
-    dtype = DTYPES[precision or ("fp16" if trial.config.device.startswith("cuda") else "fp32")]
-    return Drawing(count, num_steps, dtype=dtype)
-
-
-def _check_finished(out: Path, finished: bool) -> None:
-    """Raises click.ClickException if there is nothing to report."""
-    if not finished:
+def _check_finished(out: Path, is_any: bool) -> None:
+    """Raise click.ClickException if there is nothing to report."""
+    if not is_any:
         raise click.ClickException(f"{out}: none of these runs is finished; leave --report out to train and score them")
 
 
-def _announce(trials: Sequence["Trial"], mine: Sequence[int], scoring: "Scoring") -> None:
-    """What is to come."""
-    labels, seeds = {trial.label for trial in trials}, {trial.seed for trial in trials}
-    images = max(trial.config.duration for trial in trials)
-    click.echo(f"{len(trials)} runs of {images:,} images: {_count(labels, 'variant')}, {_count(seeds, 'seed')}.")
-    title, samples = scoring.judge.detector.title, scoring.drawing.count
-    click.echo(f"Each is scored at {len(scoring.sigma_rels)} EMA lengths by {title} of {samples:,} samples.")
-    if len(mine) < len(trials):
-        click.echo(f"{len(mine)} of them are done here.")
-
-
-def _count(things: set[Any], name: str) -> str:
-    return f"{len(things)} {name}{'s' if len(things) != 1 else ''}"
-
-
-# ------------------------------------------------------------------------------------------------------- its runs
-
-
-def _work(trials: Sequence["Trial"], mine: Sequence[int], dataset: "Dataset", scoring: "Scoring") -> None:
-    """Train and score the trials of those numbers, one line each."""
-    width, digits = max(len(trial.name) for trial in trials), len(str(len(trials)))
-    for number in mine:
-        trial, start = trials[number], time.perf_counter()
-        known = trial.result(scoring)
-        result = known or _result(trial, dataset, scoring)
-        spent = "known" if known else f"{time.perf_counter() - start:.0f} s"
-        place = f"[{number + 1:>{digits}}/{len(trials)}]"
-        click.echo(f"{place} {trial.name:<{width}} {spent:>8}  {_said(result)}")
-
-
 def _result(trial: "Trial", dataset: "Dataset", scoring: "Scoring") -> "Outcome | Failure":
-    """Train if need be, score, and remember."""
+    """Train and score a trial, as far as that is not done, and keep the result."""
     from edm2.study.study import Failure
     from edm2.tools.run import image_bar
     from edm2.training import TrainingError
 
-    how = None  # a run that cannot be trained has failed however it would be scored
+    scored_by = None  # a run that cannot be trained has failed under any scoring
     try:
         _train(trial, dataset)
-        how = scoring
+        scored_by = scoring
         with image_bar(scoring.images(trial)) as bar:
             result = scoring.outcome(trial, bar.update)
     except TrainingError as error:
-        result = Failure(trial.label, trial.seed, str(error))
-    trial.keep(result, how)
+        result = Failure(trial.label, trial.config.seed, str(error))
+    trial.keep(result, scored_by)
     return result
 
 
 def _train(trial: "Trial", dataset: "Dataset") -> None:
-    """Train, or go on; what the run says of itself goes to train.log in its folder."""
+    """Train, or go on; status lines go to train.log in the run's folder."""
     from edm2.tools.run import train_interruptibly
 
     trial.folder.claim(trial.config)
@@ -261,7 +198,7 @@ def _train(trial: "Trial", dataset: "Dataset") -> None:
         raise click.exceptions.Exit(130)
 
 
-def _said(result: "Outcome | Failure") -> str:
+def _headline(result: "Outcome | Failure") -> str:
     from edm2.study.study import Failure
 
     if isinstance(result, Failure):
@@ -269,24 +206,17 @@ def _said(result: "Outcome | Failure") -> str:
     return f"best EMA length {result.best:.3f}, distance {result.distance:.4f}"
 
 
-# ---------------------------------------------------------------------------------------------------- its results
-
-
 def _write(out: Path, trials: Sequence["Trial"], scoring: "Scoring", command: str, fixed: float | None) -> None:
-    """Tables and figures of what is finished, by whatever process; again, if one has finished more meanwhile."""
-    from edm2.tools.reports.ablation import Report
+    """Write tables and figures of all finished runs; again, if another process has finished more meanwhile."""
+    from edm2.study.study import finished
+    from edm2.tools.reports.ablation import StudyReport
 
-    written: Results = {}
-    while (results := _finished(trials, scoring)).keys() != written.keys():
-        Report(trials, list(results.values()), scoring, command, fixed).write(out)
+    written: dict[str, Outcome | Failure] = {}
+    while (results := finished(trials, scoring)).keys() != written.keys():
+        StudyReport(trials, list(results.values()), scoring, command, fixed).write(out)
         written = results
     missing = [trial.name for trial in trials if trial.name not in written]
     if missing:
         click.echo(f"{len(missing)} of {len(trials)} runs are missing: {'; '.join(missing)}")
     if written:
         click.echo(f"Tables and figures of {len(written)} runs: {out / 'ablation.md'}, ablation.png, losses.png, ...")
-
-
-def _finished(trials: Sequence["Trial"], scoring: "Scoring") -> Results:
-    results = ((trial.name, trial.result(scoring)) for trial in trials)
-    return {name: result for name, result in results if result is not None}

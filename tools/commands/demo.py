@@ -31,7 +31,7 @@ def demo(out: Path, seed: int) -> None:
     from edm2.metrics import load_detector, reference_of
     from edm2.planning.plan import plan_run
     from edm2.sweep.averages import Averages
-    from edm2.sweep.evaluator import Drawing, evaluator_by
+    from edm2.sweep.evaluator import SampleSettings, evaluator_by
     from edm2.sweep.score_cache import ScoreCache
     from edm2.sweep.sweep import Range, Sweeper
     from edm2.tools.figures.style import plot_losses
@@ -52,8 +52,8 @@ def demo(out: Path, seed: int) -> None:
     click.echo(f"   edm2 sweep {run} --std {SIGMA_RELS} --samples {SAMPLES} --steps {STEPS} --out {out}")
     averages = Averages(run)
     codec = codec_from_json(averages.metadata["codec"])
-    judge = evaluator_by(dataset, load_detector("pixels"), reference_of)
-    sweeper = Sweeper(averages, codec, judge, Drawing(SAMPLES, STEPS), known=ScoreCache(out / "sweep.jsonl"))
+    evaluator = evaluator_by(dataset, load_detector("pixels"), reference_of)
+    sweeper = Sweeper(averages, codec, evaluator, SampleSettings(SAMPLES, STEPS), known=ScoreCache(out / "sweep.jsonl"))
     sweep = sweeper.sweep(Range([averages.last], parse_sigma_rels(SIGMA_RELS)), dataset, progress=image_bar)
     write_sweep(out / "sweep.csv", sweep)
     plot_sweep(out / "sweep.png", sweep)

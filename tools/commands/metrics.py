@@ -1,23 +1,21 @@
-"""`edm2 metrics`: how good samples are, and whether they repeat training images."""
+"""`edm2 metrics`: score samples against real images, and look for training images among them."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edm2.metrics.registry import DETECTOR_NAMES
 from edm2.tools.options.drawing import Drawing, DrawingOptions, how_it_is_drawn, what_is_drawn, with_options
 from edm2.tools.options.groups import GroupedCommand
 from edm2.tools.options.parsing import DEVICE, FILE, PNG_FILE
-from edm2.tools.options.scoring import SCORES, WEIGHTS, ScoringOptions, Weights, images_bar
+from edm2.tools.options.scoring import SCORES, WEIGHTS, ScoringOptions, images_bar, load_detectors
 
 if TYPE_CHECKING:
     from edm2.metrics.neighbours import Neighbours
 
 SMALL = 1024
-"""Values per image up to which training images are looked for pixel by pixel, if nothing else is asked for."""
-
-NAMES = "pixels, efficientnet-lite0, fid, fid-clean, fd_dinov2, or module:callable"
+"""Values per image up to which training images are looked for pixel by pixel by default."""
 
 EPILOG = """\b
 Examples:
@@ -94,10 +92,14 @@ def metrics() -> None:
     """Score samples against real images, or look for training images among them."""
 
 
-@metrics.command(cls=GroupedCommand, epilog=REF_EPILOG, short_help="Say what real images look like, once per dataset.")
+@metrics.command(
+    cls=GroupedCommand, epilog=REF_EPILOG, short_help="Compute statistics of real images, once per dataset."
+)
 @click.argument("data")
 @click.argument("out", type=FILE)
-@click.option("--detector", "names", multiple=True, required=True, metavar="NAME", help=f"{NAMES}; repeat it for more.")
+@click.option(
+    "--detector", "names", multiple=True, required=True, metavar="NAME", help=f"{DETECTOR_NAMES}; repeat it for more."
+)
 @click.option(
     "--keep",
     type=click.IntRange(0),
@@ -112,11 +114,10 @@ def ref(
     out: Path,
     names: tuple[str, ...],
     keep: int,
-    inception: Path | None,
-    dinov2: Path | None,
     device: str | None,
+    **weights: Path | None,
 ) -> None:
-    """Compute statistics of the images in DATA, for all detectors that samples are to be judged by, into OUT (.npz).
+    """Compute statistics of the images in DATA, for all detectors that samples are to be compared by, into OUT (.npz).
 
     DATA is a folder, a ZIP or an NPZ file of images, or the word "digits". Several processes, started by torchrun,
     share the work; the numbers are the same.
@@ -130,7 +131,7 @@ def ref(
 
     dataset = open_images(data)
     with joined_processes() as processes:
-        detectors = Weights(inception, dinov2).load(names, processes.device(device or default_device()))
+        detectors = load_detectors(names, weights, processes.device(device or default_device()))
         with images_bar(len(dataset), processes) as bar:
             found = collect(dataset, list(detectors.values()), keep, processes, bar.update)
         if processes.is_first:
@@ -150,7 +151,7 @@ def calc(images: str, device: str | None, **scoring_options: Any) -> None:
 
     Several processes, started by torchrun, share the work; the numbers are the same.
     """
-    options = ScoringOptions(**scoring_options)
+    options = ScoringOptions.pop_from(scoring_options)
     wanted = options.metrics()
     from edm2.metrics.features import parts_of, read_ahead
     from edm2.metrics.image_source import open_images
@@ -161,11 +162,11 @@ def calc(images: str, device: str | None, **scoring_options: Any) -> None:
     parts = parts_of(len(dataset))
     with joined_processes() as processes:
         pixels = read_ahead(dataset, processes.share(parts))
-        place = processes.device(device or default_device())
-        options.score(pixels, [len(part) for part in parts], wanted, place, processes, {"images": images})
+        on = processes.device(device or default_device())
+        options.score(pixels, [len(part) for part in parts], wanted, on, processes, {"images": images})
 
 
-@metrics.command(cls=GroupedCommand, epilog=GEN_EPILOG, short_help="Draw and score, without writing images.")
+@metrics.command(cls=GroupedCommand, epilog=GEN_EPILOG, short_help="Draw and score samples, without writing images.")
 @click.argument("network", required=False)
 @what_is_drawn(seeds="0-49999")
 @with_options(*SCORES)
@@ -176,8 +177,7 @@ def gen(network: str | None, **given: Any) -> None:
 
     Several processes, started by torchrun, share the work; the numbers are the same.
     """
-    of_scores = {field.name: given.pop(field.name) for field in fields(ScoringOptions)}
-    scoring, options = ScoringOptions(**of_scores), DrawingOptions(**given)
+    scoring, options = ScoringOptions.pop_from(given), DrawingOptions(**given)
     choice = options.choice(network)
     wanted = scoring.metrics()
     from edm2.sampling.drawing import batches_of
@@ -200,7 +200,7 @@ def gen(network: str | None, **given: Any) -> None:
     "--out", type=PNG_FILE, required=True, help="PNG file: on each row a sample, then its closest training images."
 )
 @click.option("--detector", "name", metavar="NAME",
-              help=f"{NAMES}; default: pixels up to {SMALL} values per image, else efficientnet-lite0.")  # fmt: skip
+              help=f"{DETECTOR_NAMES}; default: pixels up to {SMALL} values, else efficientnet-lite0.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(1, 256), default=16, show_default=True, help="Samples to show.")
 @click.option("--neighbours", "k", type=click.IntRange(1, 32), default=5, show_default=True, help="Images for each.")
 @with_options(*WEIGHTS)
@@ -212,9 +212,8 @@ def neighbours(
     name: str | None,
     rows: int,
     k: int,
-    inception: Path | None,
-    dinov2: Path | None,
     device: str | None,
+    **weights: Path | None,
 ) -> None:
     """Find the training images closest to each of IMAGES, and draw the most suspicious samples beside them.
 
@@ -232,7 +231,7 @@ def neighbours(
     samples, training = open_images(images), open_images(data)
     name = name or ("pixels" if prod(training.shape) <= SMALL else "efficientnet-lite0")
     with joined_processes() as processes:
-        [detector] = Weights(inception, dinov2).load([name], processes.device(device or default_device())).values()
+        [detector] = load_detectors([name], weights, processes.device(device or default_device())).values()
         with images_bar(len(samples) + len(training), processes) as bar:
             [drawn], [real] = (
                 collect(dataset, [detector], len(dataset), processes, bar.update) for dataset in (samples, training)
@@ -248,7 +247,7 @@ def _print_neighbours(found: "Neighbours", detector: str) -> None:
     import numpy as np
 
     click.echo(
-        f"{100 * found.share:.1f} % of {len(found.ratios):,} samples are nearer to a training image than that image's "
-        f"own nearest neighbour (features: {detector})"
+        f"{100 * found.fraction:.1f} % of {len(found.ratios):,} samples are nearer to a training image than that "
+        f"image's own nearest neighbour (features: {detector})"
     )
-    click.echo(f"distance as a share of that: lowest {found.ratios.min():.3f}, median {np.median(found.ratios):.3f}")
+    click.echo(f"distance divided by that: lowest {found.ratios.min():.3f}, median {np.median(found.ratios):.3f}")

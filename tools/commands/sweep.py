@@ -1,23 +1,24 @@
 """`edm2 sweep`: score many EMA lengths, times and guidance weights of a run, draw the curves, name the best."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edm2.metrics.registry import DETECTOR_NAMES, METRICS
 from edm2.sampling.samplers import HEUN, Sampler
-from edm2.tools.options.drawing import sampler_option
-from edm2.tools.options.groups import GroupedCommand, GroupedOption
+from edm2.tools.options.drawing import options_of, sampler_option
+from edm2.tools.options.groups import GroupedCommand
 from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, INTERVAL, PRECISION, SIGMA_RELS, TIMES, WEIGHTS
 
 if TYPE_CHECKING:
     from edm2.sweep.averages import Averages
-    from edm2.sweep.evaluator import Drawing
+    from edm2.sweep.evaluator import SampleSettings
     from edm2.sweep.guides import Guide
-    from edm2.sweep.sweep import Point, Range, Result, Sweep, Sweeper
+    from edm2.sweep.sweep import Point, Range, ScoredPoint, Sweep, Sweeper
     from edm2.training import Dataset
 
 EPILOG = """\b
@@ -45,13 +46,9 @@ Interrupted? Run the same command again: scores that are known (sweep.jsonl) are
 """
 
 
-def _options(group: str) -> Callable:
-    """Makes options that stand under one heading."""
-    return partial(click.option, cls=GroupedOption, group=group)
-
-
-_what, _guidance = _options("What is tried"), _options("Guidance")
-_score, _where, _machine = _options("How it is scored"), _options("Where it goes"), _options("Machine")
+_what, _guidance, _score, _where, _machine = map(
+    options_of, ("What is tried", "Guidance", "How it is scored", "Where it goes", "Machine")
+)
 
 
 @click.command(cls=GroupedCommand, epilog=EPILOG)
@@ -71,9 +68,12 @@ _score, _where, _machine = _options("How it is scored"), _options("Where it goes
 @_guidance("--unlabelled-guide", is_flag=True, help="Guide away from the network itself without classes.")
 @_guidance("--guide", help="Guide away from the averages of another run, or from one network.")
 @_guidance("--guide-at", type=IMAGES, help="Images seen by the guide's run; default: its last snapshot.")
-@_guidance("--guide-std", "guide_lengths", type=SIGMA_RELS, help="EMA lengths of the guide's run; default: as --std.")
+@_guidance(
+    "--guide-std", "guide_sigma_rels", type=SIGMA_RELS, help="EMA lengths of the guide's run; default: as --std."
+)
 @_guidance("--interval", type=INTERVAL, help="Noise levels with guidance; default: all.")
-@_score("--detector", help="pixels, efficientnet-lite0, fid, fid-clean, fd_dinov2, or module:callable.")
+@_score("--detector", help=f"{DETECTOR_NAMES}.")
+@_score("--metric", help="Metric in place of the Frechet distance, such as kid; needs --ref.")
 @_score("--weights", type=FILE, help="File with the detector's weights; default: fetched once.")
 @_score("--data", help="Real images to compare with; default: those of the run.")
 @_score("--ref", type=FILE, help="Statistics of real images in their place (edm2 metrics ref, or published).")
@@ -99,9 +99,10 @@ def sweep(
     unlabelled_guide: bool,
     guide: str | None,
     guide_at: int | None,
-    guide_lengths: list[float] | None,
+    guide_sigma_rels: list[float] | None,
     interval: tuple[float, float] | None,
     detector: str | None,
+    metric: str | None,
     weights: Path | None,
     data: str | None,
     ref: Path | None,
@@ -122,15 +123,19 @@ def sweep(
     of it is written. Small images are compared pixel by pixel, others by the features of a network (--detector). Bands
     in the plot are two standard deviations, from halves of the images.
     """
-    _check_guidance(guide, unlabelled_guide, guidances, guide_at, guide_lengths)
+    _check_guidance(guide, unlabelled_guide, guidances, guide_at, guide_sigma_rels)
+    if metric not in (None, *METRICS):
+        raise click.UsageError(f"--metric {metric}: there are {', '.join(METRICS)}; default: the Frechet distance")
+    if metric is not None and ref is None:
+        raise click.UsageError(f"--metric {metric} compares with features of real images: give --ref")
     from edm2.sampling.guidance import EVERYWHERE
     from edm2.sweep.averages import Averages
-    from edm2.sweep.evaluator import Drawing
+    from edm2.sweep.evaluator import SampleSettings
     from edm2.sweep.score_cache import ScoreCache
     from edm2.sweep.search import check_budget
     from edm2.sweep.sweep import Range, Sweeper
     from edm2.tools.figures.sweep import plot_sweep
-    from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator
+    from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator, load_metric_evaluator
     from edm2.tools.reports.tables import print_sweep, read_sweep, write_sweep
     from edm2.tools.run import default_device, image_bar
     from edm2.training.config import DTYPES
@@ -141,7 +146,7 @@ def sweep(
     dataset = None if ref else _dataset(run, data)
     if dataset is not None:
         _check_shape(averages, dataset, data)
-    area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_lengths or [None])
+    area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
     for time in area.times:
         averages.check(time, area.sigma_rels)
     if budget is not None:
@@ -152,15 +157,17 @@ def sweep(
 
     with joined_processes() as processes:
         bar = partial(image_bar, hidden=not processes.is_first)
-        place = processes.device(device or default_device())
-        judge = load_evaluator(
-            detector or default_detector(averages.metadata), weights, dataset, ref, place, processes, bar, out
-        )
-        dtype = DTYPES[precision or ("fp16" if place.type == "cuda" else "fp32")]
-        drawing = Drawing(count, num_steps, interval or EVERYWHERE, dtype, sampler)
+        on = processes.device(device or default_device())
+        name = detector or default_detector(averages.metadata)
+        if metric is None:
+            evaluator = load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
+        else:
+            evaluator = load_metric_evaluator(metric, name, weights, ref, on)
+        dtype = DTYPES[precision or ("fp16" if on.type == "cuda" else "fp32")]
+        sampling = SampleSettings(count, num_steps, interval or EVERYWHERE, dtype, sampler)
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
-        sweeper = Sweeper(averages, codec, judge, drawing, guides, repeats, cache, processes, place)
+        sweeper = Sweeper(averages, codec, evaluator, sampling, guides, repeats, cache, processes, on)
         if processes.is_first:
             _warn_of_snapshots(averages, area)
             _announce(area, budget, sweeper)
@@ -174,7 +181,7 @@ def sweep(
         click.echo(f"\nThe curve: {out / 'sweep.png'}, the numbers: {out / 'sweep.csv'}.")
         _warn_of_edges(area, result.best)
         click.echo("The best network, and images of it:")
-        for line in _commands(run, averages, result.best.point, guides, guide, interval, drawing):
+        for line in _commands(run, averages, result.best.point, guides, guide, interval, sampling):
             click.echo(f"  {line}")
 
 
@@ -183,7 +190,7 @@ def _check_guidance(
     unlabelled_guide: bool,
     guidances: list[float] | None,
     guide_at: int | None,
-    guide_lengths: list[float] | None,
+    guide_sigma_rels: list[float] | None,
 ) -> None:
     if guide is not None and unlabelled_guide:
         raise click.UsageError("--guide and --unlabelled-guide are two guides: give one of them")
@@ -193,20 +200,20 @@ def _check_guidance(
     if not has_guide and any(weight != 1 for weight in guidances or ()):
         raise click.UsageError("--guidance needs a network to guide away from: --guide RUN or --unlabelled-guide")
     is_run = guide is not None and _is_run(guide)
-    if not is_run and (guide_at is not None or guide_lengths is not None):
+    if not is_run and (guide_at is not None or guide_sigma_rels is not None):
         raise click.UsageError(
             "--guide-at and --guide-std choose an average of a guide's run: give its folder as --guide"
         )
 
 
 def _titles(folders: Sequence[Path]) -> dict[str, Path]:
-    """Folders by name, or by their whole path where two have the same name."""
+    """Titles of folders: their names, or their whole paths where two have the same name."""
     names = [folder.name for folder in folders]
     return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
 
 
 def _warn_of_other_scores(sweep: "Sweep", compared: "dict[str, Sweep]") -> None:
-    """Distances mean something beside distances of the same kind and number of samples only."""
+    """Warn of sweeps whose distances are of another kind or number of samples, and do not compare."""
     from edm2.post_hoc_ema.files import plain_line
 
     here = f"{sweep.title} of {sweep.samples:,} samples"
@@ -223,7 +230,7 @@ def _is_run(guide: str) -> bool:
 
 
 def _dataset(run: Path, data: str | None) -> "Dataset":
-    """Real images: those named, else those of the run."""
+    """Open the real images: those named, else those of the run."""
     from edm2.tools.options.evaluators import check_pixels
     from edm2.training import open_dataset, read_run_config
 
@@ -233,7 +240,7 @@ def _dataset(run: Path, data: str | None) -> "Dataset":
 
 
 def _check_shape(averages: "Averages", dataset: "Dataset", data: str | None) -> None:
-    """Networks of pixels draw what they were trained on; what a VAE makes of latents shows later."""
+    """Raise ValueError unless the images have the shape that a network of pixels draws."""
     drawn = (averages.config.img_channels, *averages.config.size)
     of_pixels = (averages.metadata.get("codec") or {"kind": "pixels"})["kind"] == "pixels"
     if of_pixels and dataset.shape != drawn:
@@ -245,24 +252,24 @@ def _check_shape(averages: "Averages", dataset: "Dataset", data: str | None) -> 
 
 def _guide(averages: "Averages", guide: str | None, unlabelled: bool, guide_at: int | None) -> "Guide | None":
     from edm2.sweep.averages import Averages
-    from edm2.sweep.guides import FixedGuide, GuideRun, ItselfUnlabelled
+    from edm2.sweep.guides import FixedGuide, GuideRun, UnlabelledGuide
     from edm2.tools.options.choices import check_has_missed_labels
 
     if unlabelled:
         check_has_missed_labels(str(averages.folder), averages.metadata)
-        return ItselfUnlabelled()
+        return UnlabelledGuide()
     if guide is None:
         return None
     if not _is_run(guide):
         return FixedGuide(guide)
     run = Averages(guide)
     time = guide_at or run.last
-    run.check(time, [0.1])  # that there is such a time
+    run.check(time, [0.1])  # refuses a time without snapshots
     return GuideRun(run, time)
 
 
 def _warn_of_snapshots(averages: "Averages", area: "Range") -> None:
-    """Lengths that the snapshots can only give roughly are not quite the lengths that the curve says."""
+    """Warn of EMA lengths that the snapshots can reconstruct only roughly."""
     from edm2.tools.commands.reconstruct import WARNING, warn_of_missing
 
     warn_of_missing(averages.snapshots, "averages are made without")
@@ -278,27 +285,27 @@ def _warn_of_snapshots(averages: "Averages", area: "Range") -> None:
 
 
 def _announce(area: "Range", budget: int | None, sweeper: "Sweeper") -> None:
-    """What is to come."""
+    """Print the size of the sweep before it starts."""
     points = len(area.points()) if budget is None else budget * len(area.times)
-    drawing = sweeper.drawing
-    cost = drawing.sampler.cost(drawing.num_steps)
-    images = f"{points * drawing.count * sweeper.repeats:,} images ({cost})"
+    sampling = sweeper.sampling
+    cost = sampling.sampler.cost(sampling.num_steps)
+    images = f"{points * sampling.count * sweeper.repeats:,} images ({cost})"
     if budget is None:
-        click.echo(f"{points} points, {images}, compared by {sweeper.judge.detector.title}.")
+        click.echo(f"{points} points, {images}, compared by {sweeper.evaluator.title}.")
         return
     times = f" at each of {len(area.times)} times" if len(area.times) > 1 else ""
-    click.echo(f"A search with at most {budget} points{times}, {images}, by {sweeper.judge.detector.title}.")
+    click.echo(f"A search with at most {budget} points{times}, {images}, by {sweeper.evaluator.title}.")
 
 
-def _warn_of_edges(area: "Range", best: "Result") -> None:
-    """A minimum at the end of a list may lie beyond it."""
+def _warn_of_edges(area: "Range", best: "ScoredPoint") -> None:
+    """Print a hint where the best value is the end of its list: the minimum may lie beyond."""
     chosen = (
         ("--std", best.point.sigma_rel, area.sigma_rels),
         ("--guidance", best.point.guidance, area.guidances),
         ("--guide-std", best.point.guide_sigma_rel, area.guide_sigma_rels),
     )
     for option, value, values in chosen:
-        no_guidance = option == "--guidance" and value == 1  # less than none is not meant
+        no_guidance = option == "--guidance" and value == 1  # below 1 nobody looks
         if len(values) > 1 and value in (values[0], values[-1]) and not no_guidance:
             click.echo(f"The best value of {option}, {value:g}, is the end of its list: the minimum may lie beyond.")
 
@@ -310,21 +317,21 @@ def _commands(
     guides: "Guide | None",
     guide: str | None,
     interval: tuple[float, float] | None,
-    drawing: "Drawing",
+    sampling: "SampleSettings",
 ) -> list[str]:
-    """The command lines that make the best network and draw its images."""
+    """Command lines that make the best network and draw its images."""
     from edm2.sweep.guides import GuideRun
 
     lines = [_reconstruct(run, point.sigma_rel, point.images_seen, averages.last)]
     draw = ["edm2", "generate", str(_reconstructed(run, point.images_seen, point.sigma_rel))]
     draw += ["--seeds", "0-63", "--balanced"] if averages.config.label_dim else ["--seeds", "0-63"]
-    draw += ["--steps", str(drawing.num_steps)]
-    draw += [] if drawing.sampler == HEUN else ["--solver", drawing.sampler.name]
+    draw += ["--steps", str(sampling.num_steps)]
+    draw += [] if sampling.sampler == HEUN else ["--solver", sampling.sampler.name]
     draw += ["--out", "samples"]
     if point.guidance != 1:
         if isinstance(guides, GuideRun):
-            lines.append(_reconstruct(Path(guide), point.length_of_guide, guides.at, guides.averages.last))
-            guide = str(_reconstructed(Path(guide), guides.at, point.length_of_guide))
+            lines.append(_reconstruct(Path(guide), point.used_guide_sigma_rel, guides.at, guides.averages.last))
+            guide = str(_reconstructed(Path(guide), guides.at, point.used_guide_sigma_rel))
         draw += ["--unlabelled-guide"] if guide is None else ["--guide", guide]
         draw += ["--guidance", f"{point.guidance:g}"]
         draw += [] if interval is None else ["--interval", "{:g},{:g}".format(*interval)]

@@ -1,5 +1,6 @@
-"""What samples of a run are compared with: by which detector, and with which real images."""
+"""Evaluators from command-line options: which detector, and which real images, samples are compared by."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,18 +15,18 @@ from edm2.training.distributed.processes import Processes
 if TYPE_CHECKING:
     import torch
 
-    from edm2.sweep.evaluator import Evaluator
+    from edm2.sweep.evaluator import Evaluator, MetricEvaluator
     from edm2.training import Codec, Dataset
 
 SMALL = 1024
-"""Values per image up to which pixels are compared, if nothing else is asked for."""
+"""Values per image up to which pixels are compared by default."""
 
 
 def codec_of(name: str | Path, metadata: dict[str, Any], vae: str | None) -> "Codec":
-    """A network's way to pixels, by another VAE if one is given.
+    """Make the decoder of a network's samples, with another VAE if one is given.
 
     Raises:
-        ValueError: there is nothing for a VAE to do.
+        ValueError: the network draws pixels, which need no VAE.
     """
     from edm2.training import LatentCodec, codec_from_json
 
@@ -41,7 +42,7 @@ def codec_of(name: str | Path, metadata: dict[str, Any], vae: str | None) -> "Co
 
 
 def default_detector(metadata: dict[str, Any]) -> str:
-    """Pixels for small images, a network for others."""
+    """Name of the default detector: pixels for small images, a network for others."""
     from edm2.networks import NetworkConfig
 
     config = NetworkConfig.from_json(metadata["network"])
@@ -54,7 +55,7 @@ def default_detector(metadata: dict[str, Any]) -> str:
 
 
 def check_pixels(dataset: "Dataset") -> None:
-    """Raises ValueError unless these are images."""
+    """Raise ValueError unless these are images."""
     if dataset.kind != "pixels":
         raise ValueError(
             f"{dataset.name}: holds {dataset.kind}, which no images can be compared with; give the images that they "
@@ -72,17 +73,17 @@ def load_evaluator(
     bar: Callable[[int], tqdm],
     kept_in: Path | None = None,
 ) -> "Evaluator":
-    """A judge by statistics in a file, or else of a dataset.
+    """Make an evaluator by statistics in a file, or else of a dataset.
 
     Args:
         detector: Name as `edm2.metrics.load_detector` takes it.
-        weights: Of the detector.
+        weights: File of the detector's weights.
         dataset: Real images, if `ref` is None.
         ref: Reference file.
-        device: Where to compute features.
-        processes: Who shares the work on the dataset.
+        device: Device to compute features on.
+        processes: Processes that share the work on the dataset.
         bar: Makes a progress bar for a number of images.
-        kept_in: Folder where statistics of the dataset are looked for, and left; None: they are computed.
+        kept_in: Folder for statistics of the dataset, which are read from it if they are known; None: not kept.
 
     Raises:
         ValueError: the reference has no statistics of this detector, or the data are no pixels.
@@ -103,3 +104,23 @@ def load_evaluator(
     statistics_of = reference_of if kept_in is None else partial(cached_reference, kept_in, weights=weights)
     with bar(len(dataset)) as progress:
         return evaluator_by(dataset, found, partial(statistics_of, processes=processes, report=progress.update))
+
+
+def load_metric_evaluator(
+    metric: str, detector: str, weights: Path | None, ref: Path, device: "torch.device | str"
+) -> "MetricEvaluator":
+    """Make an evaluator by another metric than the Frechet distance, such as kid, from features in a reference file.
+
+    Raises:
+        ValueError: high numbers of this metric are good, or the reference lacks what it needs.
+        OSError: a file is missing.
+    """
+    from edm2.metrics import load_detector
+    from edm2.metrics.scores import metrics_from
+    from edm2.sweep.evaluator import MetricEvaluator
+
+    [made] = metrics_from(ref, [metric], detector)
+    if not made.lower_is_better:
+        raise ValueError(f"--metric {metric}: a sweep looks for the lowest number, and high ones of this are good")
+    digest = hashlib.sha256(ref.read_bytes()).hexdigest()[:16]
+    return MetricEvaluator(load_detector(detector, weights, device), made, metric, digest)

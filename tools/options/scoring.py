@@ -1,7 +1,7 @@
-"""Options of the commands that score images, and what comes of them: metrics, detectors, a table of numbers."""
+"""Options of the commands that score images, and the metrics, detectors and tables that they ask for."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edm2.metrics.registry import CLASSIFIERS, DETECTORS, METRICS, WEIGHTS_OPTIONS
 from edm2.tools.options.drawing import options_of
 from edm2.tools.options.parsing import FILE
 
@@ -18,42 +19,39 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from edm2.metrics import Detector
-    from edm2.metrics.scores import Metric, Value
+    from edm2.metrics.scores import Metric, MetricValue
     from edm2.training.distributed.processes import Processes
 
 _weights, _scores = map(options_of, ("Weights of detectors; default: fetched once", "Scores"))
 
-WEIGHTS = (
-    _weights("--inception", type=FILE, help="Of Inception: inception-2015-12-05.pt."),
-    _weights("--dinov2", type=FILE, help="Of DINOv2 ViT-L/14: TorchScript, or as published (.pth)."),
-)
+WEIGHTS = tuple(_weights(f"--{option}", type=FILE, help=text) for option, text in WEIGHTS_OPTIONS.items())
+"""One option for each file of weights that a registered detector takes."""
 
 SCORES = (
-    _scores("--ref", "reference", type=FILE, help="What real images are like: made by edm2 metrics ref, or a .pkl."),
+    _scores("--ref", "reference", type=FILE, help="Statistics of real images: made by edm2 metrics ref, or a .pkl."),
     _scores(
         "--metrics",
         "names",
-        help="Detectors, for their Frechet distances; kid, pr (precision and recall), is (Inception score); "
-        "default: all Frechet distances that --ref has.",
+        help=f"Detectors, for their Frechet distances; {', '.join(METRICS)} (kernel distance, precision and recall, "
+        "Inception score); default: all Frechet distances that --ref has.",
     ),
-    _scores("--detector", metavar="NAME", help="What kid and pr look through; default: the first of the others."),
+    _scores("--detector", metavar="NAME", help="Detector of kid and pr; default: the first of the others."),
     _scores("--out", type=FILE, help="JSON file for the numbers."),
 )
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Values of the options `WEIGHTS`."""
+def load_detectors(
+    names: Iterable[str], weights: "Mapping[str, Path | None]", device: "torch.device"
+) -> "dict[str, Detector]":
+    """Load detectors by name, with the values of the options `WEIGHTS`.
 
-    inception: Path | None
-    dinov2: Path | None
+    Raises:
+        ValueError, OSError: one cannot be loaded.
+    """
+    from edm2.metrics import load_detector
 
-    def load(self, names: Iterable[str], device: "torch.device") -> "dict[str, Detector]":
-        """Detectors by name. Raises ValueError or OSError where one cannot be had."""
-        from edm2.metrics import load_detector
-
-        files = {"fid": self.inception, "fid-clean": self.inception, "is": self.inception, "fd_dinov2": self.dinov2}
-        return {name: load_detector(name, files.get(name), device) for name in dict.fromkeys(names)}
+    options = {name: detector.weights_option for name, detector in (DETECTORS | CLASSIFIERS).items()}
+    return {name: load_detector(name, weights.get(options.get(name)), device) for name in dict.fromkeys(names)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +62,29 @@ class ScoringOptions:
     names: str | None
     detector: str | None
     out: Path | None
-    inception: Path | None
-    dinov2: Path | None
+    weights: "Mapping[str, Path | None]"
+    """Values of `WEIGHTS` by their names."""
+
+    @classmethod
+    def pop_from(cls, given: dict[str, Any]) -> "ScoringOptions":
+        """Take the values of `SCORES` and `WEIGHTS` out of a command's parameters."""
+        weights = {option: given.pop(option) for option in WEIGHTS_OPTIONS}
+        return cls(weights=weights, **{name: given.pop(name) for name in ("reference", "names", "detector", "out")})
 
     def metrics(self) -> "list[Metric]":
-        """What to compute; before anything is drawn.
+        """Make the metrics that are asked for, before anything is drawn.
 
         Raises:
             click.UsageError: nothing to compare with.
-            OSError, ValueError: the reference cannot be read, or has not what a metric needs.
+            OSError, ValueError: the reference cannot be read, or lacks what a metric needs.
         """
-        names = [] if self.names is None else [name.strip() for name in self.names.split(",") if name.strip()]
-        if self.reference is None and names != ["is"]:
-            raise click.UsageError("compared with what? Give --ref, a file that edm2 metrics ref makes of real images")
-        from edm2.metrics.scores import metrics_from
+        from edm2.metrics.scores import NoReferenceError, metrics_from
 
-        return metrics_from(self.reference, names, self.detector)
+        names = [] if self.names is None else [name.strip() for name in self.names.split(",") if name.strip()]
+        try:
+            return metrics_from(self.reference, names, self.detector)
+        except NoReferenceError as error:
+            raise click.UsageError(str(error)) from None
 
     def score(
         self,
@@ -90,22 +95,22 @@ class ScoringOptions:
         processes: "Processes",
         settings: dict[str, Any],
     ) -> None:
-        """Score images and say what came out.
+        """Score images, print the numbers and write them to --out.
 
         Args:
-            batches: Those of this process's share.
+            batches: Batches of this process.
             sizes: Images in the batches of all processes.
-            metrics: What to compute.
-            device: Where.
-            processes: Who shares the work.
-            settings: What to write into the file beside the numbers.
+            metrics: Metrics to compute.
+            device: Device to compute on.
+            processes: Processes that share the work.
+            settings: JSON to write into the file beside the numbers.
         """
         from edm2.metrics.scores import score
 
         total = sum(sizes)
         if processes.is_first:
             _warn_of_few(total, metrics)
-        detectors = Weights(self.inception, self.dinov2).load((m.detector for m in metrics), device)
+        detectors = load_detectors((m.detector for m in metrics), self.weights, device)
         with images_bar(total, processes) as bar:
             values = score(batches, len(sizes), total, metrics, detectors, processes, bar.update)
         if processes.is_first:
@@ -117,7 +122,7 @@ class ScoringOptions:
 
 @contextmanager
 def images_bar(total: int, processes: "Processes") -> "Iterator[tqdm]":
-    """A progress bar of the first process, if there is a terminal."""
+    """Yield a progress bar of the first process, if there is a terminal."""
     from tqdm import tqdm
 
     with tqdm(total=total, unit="img", leave=False, disable=None if processes.is_first else True) as bar:
@@ -127,19 +132,19 @@ def images_bar(total: int, processes: "Processes") -> "Iterator[tqdm]":
 def _warn_of_few(count: int, metrics: "Sequence[Metric]") -> None:
     from edm2.metrics.scores import warnings_about
 
-    widths = [metric.width for metric in metrics if metric.width is not None]
-    for warning in warnings_about(count, max(widths)) if widths else ():
+    numbers = [metric.num_features for metric in metrics if metric.num_features is not None]
+    for warning in warnings_about(count, max(numbers)) if numbers else ():
         click.echo(f"Warning: {warning}", err=True)
 
 
-def _print(values: "Sequence[Value]", count: int) -> None:
+def _print(values: "Sequence[MetricValue]", count: int) -> None:
     width = max(len(value.title) for value in values)
     for value in values:
         deviation = "" if value.deviation is None else f" ± {value.deviation:.2g}"
         click.echo(f"{value.title:{width}}  {value.value:.6g}{deviation}  ({count:,} images, {value.detector})")
 
 
-def _write(path: Path, settings: dict[str, Any], values: "Sequence[Value]") -> None:
+def _write(path: Path, settings: dict[str, Any], values: "Sequence[MetricValue]") -> None:
     from edm2.post_hoc_ema import atomic_output
 
     content = settings | {"metrics": [asdict(value) for value in values]}

@@ -1,7 +1,7 @@
-"""The variants of a study: each is a name for some options of `edm2 train`, whose own parser says what they mean."""
+"""The variants of a study: each is a name for some options of `edm2 train`, which its own parser reads."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,121 +13,108 @@ from edm2.tools.commands.train import described, train
 if TYPE_CHECKING:
     from edm2.training import Dataset, TrainingConfig
 
-FIXED = {
-    "data": "--data",
-    "out": "--out",
-    "seed": "--seeds",
-    "dry_run": "--report",
-    "measure": "--report",
-    "lengths": "--std",
-}
+FIXED = {"data": "--data", "out": "--out", "seed": "--seeds", "dry_run": "--report", "measure": "--report",
+         "lengths": "--std"}  # fmt: skip
 """Parameters of `edm2 train` that a study decides, and the option of `edm2 ablate` that does."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class StudyVariant:
     """One row of the table."""
 
     label: str
     options: tuple[str, ...]
-    """Of `edm2 train`."""
+    """Options of `edm2 train`."""
 
     @property
     def folder_name(self) -> str:
-        """The label, without what does not belong into a file name."""
+        """The label, without characters that do not belong into a file name."""
         return re.sub(r"[^\w.=+-]+", "_", self.label)
 
 
-def letters(text: str) -> list[str]:
-    """Letters of configurations: "A,G", or "A,B,...,G", where dots stand for all in between.
-
-    Raises:
-        click.UsageError: dots that stand for nothing.
-    """
-    found: list[str] = []
-    parts = [part.strip().upper() for part in text.split(",")]
-    for before, part, after in zip(["", *parts], parts, [*parts[1:], ""], strict=False):
-        if part != "...":
-            found.append(part)
-        elif len(before) == len(after) == 1 and before < after:
-            found += map(chr, range(ord(before) + 1, ord(after)))
-        else:
-            raise click.UsageError(f"--configs {text}: dots stand between two letters, as in A,B,...,G")
-    return found
-
-
-def variants(configs: str | None, weightings: str | None, varied: Sequence[str]) -> list[Variant]:
-    """The union of all that is asked for; each once.
+def variants(configs: str | None, weightings: str | None, varied: Sequence[str]) -> list[StudyVariant]:
+    """Collect all variants that are asked for, each once.
 
     Args:
-        configs: As `letters` takes it.
+        configs: Text as `config_names` takes it.
         weightings: Names separated by commas.
         varied: Texts OPTION=V1,V2,... of any option of `edm2 train`.
 
     Raises:
-        click.UsageError: none at all, or an option that is unknown or the same in all runs.
+        click.UsageError: none at all, an option that is the same in all runs, or two variants with one folder.
     """
-    found = [Variant(letter, ("--config", letter)) for letter in (letters(configs) if configs else ())]
-    found += [Variant(name, ("--weighting", name)) for name in _parts(weightings or "")]
-    for text in varied:
-        found += _varied(text)
+    found = [StudyVariant(name, ("--config", name)) for name in (config_names(configs) if configs else ())]
+    found += [StudyVariant(name, ("--weighting", name)) for name in _parts(weightings or "")]
+    found += [variant for text in varied for variant in _varied(text)]
     if not found:
         raise click.UsageError("nothing to compare: give --configs, --weightings or --vary")
-    return list(dict.fromkeys(found))
+    by_folder: dict[str, StudyVariant] = {}
+    for variant in found:
+        check_not_fixed(variant.options)
+        other = by_folder.setdefault(variant.folder_name.lower(), variant)
+        if other != variant:
+            raise click.UsageError(f"{other.label} and {variant.label} would share a folder: leave one out")
+    return list(by_folder.values())
+
+
+def config_names(text: str) -> list[str]:
+    """Architectures of the ladder: "A,G", or "A,B,...,G", where dots stand for all in between.
+
+    Raises:
+        click.UsageError: dots without a letter on both sides.
+    """
+
+    def filled_up(match: re.Match) -> str:
+        return "".join(f"{chr(code)}," for code in range(ord(match[1]), ord(match[2])))
+
+    filled = re.sub(r"(\w),\.\.\.,(?=(\w))", filled_up, text.upper().replace(" ", ""))
+    if "..." in filled:
+        raise click.UsageError(f"--configs {text}: dots stand between two letters, as in A,B,...,G")
+    return _parts(filled)
 
 
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _varied(text: str) -> Iterator[Variant]:
-    name, equals, values = text.partition("=")
+def _varied(text: str) -> Iterator[StudyVariant]:
+    """Variants of "decay=150,600"; of a switch, its name or its opposite's is the option."""
+    name, _, values = text.partition("=")
     name = name.strip().removeprefix("--")
-    if not equals or not _parts(values):
+    if not _parts(values):
         raise click.UsageError(f"--vary {text}: write OPTION=VALUE,VALUE, as in decay=150,600,2400")
     option = next((p for p in train.params if isinstance(p, click.Option) and f"--{name}" in p.opts), None)
-    if option is None:
-        raise click.NoSuchOption(f"--{name}", f"--vary {text}: edm2 train has no option --{name}")
-    if option.name in FIXED:
-        raise click.UsageError(f"--vary {text}: {FIXED[option.name]} decides that for all runs")
     for value in _parts(values):
-        yield Variant(f"{name}={value}", _words(option, name, value))
-
-
-def _words(option: click.Option, name: str, value: str) -> tuple[str, ...]:
-    """The option with a value; of a switch, its name or its opposite's."""
-    if not option.is_flag:
-        return f"--{name}", value
-    if click.BOOL.convert(value, option, None):
-        return (f"--{name}",)
-    return tuple(option.secondary_opts[:1])
+        words = (f"--{name}", value)
+        if option is not None and option.is_flag:
+            is_on = click.BOOL.convert(value, option, None)
+            words = (f"--{name}",) if is_on else tuple(option.secondary_opts[:1])
+        yield StudyVariant(f"{name}={value}", words)
 
 
 # -------------------------------------------------------------------------------------------- options of `edm2 train`
 
 
-def check_common(options: Sequence[str]) -> None:
-    """Raises click.UsageError for options that a study decides."""
-    for name in given(options):
-        if name in FIXED:
-            option = next(p for p in train.params if p.name == name)
-            raise click.UsageError(f"{option.opts[-1]} among the options of edm2 train: {FIXED[name]} decides that")
-
-
 def given(options: Sequence[str]) -> dict[str, Any]:
-    """What options say: parameters of `edm2 train` by name, without defaults; mistakes are found by `planned`."""
+    """Parameters of `edm2 train` that the options give, by name; mistakes in them are found by `planned`."""
     context = _context(options, resilient_parsing=True)
     written = click.core.ParameterSource.COMMANDLINE
     return {name: value for name, value in context.params.items() if context.get_parameter_source(name) is written}
 
 
+def check_not_fixed(options: Sequence[str]) -> None:
+    """Raise click.UsageError for options that a study decides."""
+    for name in given(options):
+        if name in FIXED:
+            raise click.UsageError(f"{' '.join(options)}: {FIXED[name]} decides that for all runs")
+
+
 def _context(words: Sequence[str], resilient_parsing: bool = False) -> click.Context:
-    """What click makes of `edm2 train WORDS`."""
     return train.make_context("edm2 train", list(words), resilient_parsing=resilient_parsing, **cli.context_settings)
 
 
 def planned(dataset: "Dataset", data: str, out: str, seed: int, options: Sequence[str]) -> "TrainingConfig":
-    """The run that `edm2 train --data DATA --out OUT --seed SEED OPTIONS` describes.
+    """Describe the run of `edm2 train --data DATA --out OUT --seed SEED OPTIONS`.
 
     Raises:
         click.UsageError: as that command does.
@@ -135,8 +122,7 @@ def planned(dataset: "Dataset", data: str, out: str, seed: int, options: Sequenc
     from edm2.networks import NetworkConfig
     from edm2.training import TrainingConfig
 
-    words = ["--data", data, "--out", out, "--seed", str(seed), *options]
-    parameters: Mapping[str, Any] = _context(words).params
+    parameters = _context(["--data", data, "--out", out, "--seed", str(seed), *options]).params
     settings = {field.name for kind in (NetworkConfig, TrainingConfig) for field in fields(kind)}
     choices = {name: value for name, value in parameters.items() if name in settings - {"data", "out", "preset"}}
     run = (parameters[name] for name in ("preset", "letter", "conditional"))

@@ -9,199 +9,18 @@ from pathlib import Path
 from edm2.post_hoc_ema import atomic_output
 from edm2.study.diagnostics import DiagnosticsSummary, geometric_means, read_diagnostics_summary, unevenness
 from edm2.study.study import Failure, Outcome, Scoring, Trial
-from edm2.study.summary import Spread, Summary, best_common_length, differing_settings, spread, summarize
+from edm2.study.summary import Spread, Summary, best_common_sigma_rel, differing_settings, spread, summarize
 from edm2.tools.figures.ablation import draw_distances, draw_losses
 from edm2.tools.figures.style import save_figure
-from edm2.training.diagnostics.holdout import LossPerLevel
-
-Row = Sequence[object]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a study has found so far."""
-
-    trials: Sequence[Trial]
-    """All of the study; those of one variant after those of another, or seed by seed."""
-    results: Sequence[Outcome | Failure]
-    """Of those that are finished."""
-    scoring: Scoring
-    """How they were scored."""
-    command: str
-    """What makes a run, but for variant and seed."""
-    fixed: float | None = None
-    """EMA length to compare all variants at; None: the one that suits all best."""
-
-    @cached_property
-    def summaries(self) -> list[Summary]:
-        """Of the variants, in the order asked for."""
-        return summarize(list(dict.fromkeys(trial.label for trial in self.trials)), self.results)
-
-    @property
-    def scored(self) -> list[Summary]:
-        """Of those with at least one finished run."""
-        return [summary for summary in self.summaries if summary.outcomes]
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        """Variant by variant."""
-        return [outcome for summary in self.summaries for outcome in summary.outcomes]
-
-    @cached_property
-    def settings(self) -> dict[str, dict[str, object]]:
-        """By variant, those that differ."""
-        return differing_settings(self.trials)
-
-    @cached_property
-    def common_length(self) -> float:
-        """The one length for all variants."""
-        return best_common_length(self.scored) if self.fixed is None else self.fixed
-
-    @cached_property
-    def readings(self) -> dict[str, list[DiagnosticsSummary]]:
-        """By variant, of its runs that recorded diagnostics."""
-        done = {(outcome.label, outcome.seed) for outcome in self.outcomes}
-        finished = [trial for trial in self.trials if (trial.label, trial.seed) in done]
-        found = [(trial.label, read_diagnostics_summary(trial.folder.path)) for trial in finished]
-        return {s.label: [r for label, r in found if label == s.label and r is not None] for s in self.summaries}
-
-    @property
-    def floor(self) -> float | None:
-        """Distance of as many real images."""
-        return self.outcomes[0].floor
-
-    def write(self, folder: Path) -> None:
-        """All tables and figures; those of distances only if there are any."""
-        write_runs(folder / "ablation.csv", self)
-        write_table(folder / "ablation.md", self)
-        if self.scored:
-            write_losses(folder / "losses.csv", self.outcomes)
-            title = self.scoring.judge.detector.title
-            save_figure(draw_distances(self.scored, title, self.floor), folder / "ablation.png")
-            save_figure(draw_losses(self.scored), folder / "losses.png")
-
-
-# ------------------------------------------------------------------------------------------------------- CSV tables
-
-
-def write_runs(path: Path, report: Report) -> None:
-    """ablation.csv: one row per run."""
-    lengths = report.scoring.sigma_rels
-    rows: list[Row] = [(
-        "label", "seed", "settings", "best_sigma_rel", "distance", *(f"distance_at_{s:.4f}" for s in lengths), "raw",
-        "traditional", "traditional_sigma_rel", "real_images", "accuracy", "heldout_loss", "training_loss", "seconds",
-        "parameters", "failure",
-    )]  # fmt: skip
-    for summary in report.summaries:
-        settings = " ".join(f"{name}={value}" for name, value in _plain(report.settings[summary.label]).items())
-        found = sorted([*summary.outcomes, *summary.failures], key=lambda result: result.seed)
-        rows += [(result.label, result.seed, settings, *_cells(result, lengths)) for result in found]
-    _write_csv(path, rows)
-
-
-def _cells(result: Outcome | Failure, lengths: Sequence[float]) -> Row:
-    if isinstance(result, Failure):
-        return *[""] * (len(lengths) + 11), result.message
-    return (
-        f"{result.best:.4f}", result.distance, *(result.distances[s] for s in lengths), result.raw, result.traditional,
-        result.traditional_length, result.floor, result.accuracy, result.levels.mean if result.held_out else None,
-        result.training_loss, f"{result.seconds:.1f}", result.parameters, "",
-    )  # fmt: skip
-
-
-def write_losses(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """losses.csv: one row per run and noise level, with lambda(sigma) (D - y)² as EDM weights it, per element."""
-    rows: list[Row] = [("label", "seed", "sigma", "loss", "images")]
-    for outcome in outcomes:
-        images = "held out" if outcome.held_out else "training"
-        rows += [(outcome.label, outcome.seed, *level, images) for level in _pairs(outcome.levels)]
-    _write_csv(path, rows)
-
-
-def _pairs(levels: LossPerLevel) -> Iterable[tuple[float, float]]:
-    return zip(levels.sigmas, levels.losses, strict=True)
-
-
-def _write_csv(path: Path, rows: Iterable[Row]) -> None:
-    with atomic_output(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
-
-
-def _plain(settings: dict[str, object]) -> dict[str, str]:
-    """Values as people write them, without spaces."""
-    return {name: _text(value).replace(" ", "") for name, value in settings.items()}
-
-
-def _text(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# --------------------------------------------------------------------------------------------------- Markdown table
 
 Column = Callable[[Summary], str]
+"""Function from a variant to its cell."""
 
-
-def write_table(path: Path, report: Report) -> None:
-    """ablation.md: variants with mean and standard deviation over seeds, and the settings in which they differ."""
-    parts = [_heading(report)]
-    if report.scored:
-        parts += [_markdown(_columns(report), report.summaries), _how_to_read(report)]
-    if any(report.readings.values()):
-        parts += ["## Diagnostics", _markdown(_diagnostics(report), report.summaries), HOW_TO_READ_DIAGNOSTICS]
-    parts += [f"{failure.label}, seed {failure.seed}, failed: {failure.message}" for failure in _failures(report)]
-    settings = {name: _setting(report, name) for name in next(iter(report.settings.values()))}
-    parts.append("## Settings that differ\n\n" + _markdown(settings, report.summaries))
-    with atomic_output(path) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _heading(report: Report) -> str:
-    config, missing = report.trials[0].config, len(report.trials) - len(report.results)
-    so_far = f" So far: {missing} of {len(report.trials)} runs are missing." if missing else ""
-    return (
-        f"# Ablation on {config.data}\n\nEvery run is `{report.command}` with the options of its variant and its seed, "
-        f"{config.duration:,} images.{so_far}"
-    )
-
-
-def _columns(report: Report) -> dict[str, Column]:
-    """What the table shows; what no run has is left out."""
-    columns: dict[str, Column] = {
-        "distance": lambda s: _spread(s.over_seeds(lambda o: o.distance)),
-        "best EMA length": lambda s: _range(s.over_seeds(lambda o: o.best)),
-        "within 10 %": lambda s: "{:g} to {:g}".format(*s.near) if s.outcomes else "",
-        f"at EMA {report.common_length:g}": lambda s: _spread(s.at(report.common_length)),
-        "raw weights": lambda s: _spread(s.over_seeds(lambda o: o.raw)),
-        "traditional EMA": lambda s: _spread(s.over_seeds(lambda o: o.traditional)),
-        "accuracy": lambda s: _spread(s.over_seeds(lambda o: o.accuracy), ".3f"),
-        "held-out loss": lambda s: _spread(s.over_seeds(lambda o: o.levels.mean if o.held_out else None)),
-        "parameters": lambda s: f"{s.outcomes[0].parameters:,}" if s.outcomes else "",
-        "seconds": lambda s: f"{s.over_seeds(lambda o: o.seconds).mean:,.0f}" if s.outcomes else "",
-        "seeds": lambda s: str(len(s.outcomes)) + (f" ({len(s.failures)} failed)" if s.failures else ""),
-    }
-    return {name: cell for name, cell in columns.items() if any(map(cell, report.summaries))}
-
-
-def _diagnostics(report: Report) -> dict[str, Column]:
-    """What the instruments of the runs recorded."""
-
-    def over_runs(quantity: Callable[[DiagnosticsSummary], float]) -> Column:
-        return lambda summary: _spread(spread(map(quantity, report.readings[summary.label])), ".3g")
-
-    def uneven(summary: Summary) -> str:
-        curves = [readings.gradients for readings in report.readings[summary.label]]
-        return f"{unevenness(geometric_means(curves)):.3g}" if curves else ""
-
-    return {
-        "largest activation": over_runs(lambda r: r.activation),
-        "its growth in the second half": over_runs(lambda r: r.activation_growth),
-        "growth of raw weights": over_runs(lambda r: r.weight_growth),
-        "relative update": over_runs(lambda r: r.update),
-        "gradient, strongest to weakest bin": uneven,
-    }
-
+COLUMNS = (
+    "label", "seed", "settings", "best_sigma_rel", "distance", "raw", "traditional", "traditional_sigma_rel",
+    "real_images", "accuracy", "heldout_loss", "training_loss", "seconds", "parameters", "failure",
+)  # fmt: skip
+"""Columns of ablation.csv; distances at all EMA lengths stand after `distance`."""
 
 HOW_TO_READ_DIAGNOSTICS = """\
 - Activation: root of the mean square of one feature, of the averaged network; growth from the middle of the run.
@@ -210,36 +29,191 @@ HOW_TO_READ_DIAGNOSTICS = """\
   the largest over the smallest. 1 would be flat."""
 
 
-def _setting(report: Report, name: str) -> Column:
-    return lambda summary: _text(report.settings[summary.label][name])
+@dataclass(frozen=True)
+class StudyReport:
+    """Tables and figures of the finished runs of a study."""
 
+    trials: Sequence[Trial]
+    """All trials of the study."""
+    results: Sequence[Outcome | Failure]
+    """Results of the finished ones."""
+    scoring: Scoring
+    """Settings of the scoring."""
+    command: str
+    """Command of a run, without variant and seed."""
+    fixed: float | None = None
+    """sigma_rel to compare all variants at; None: the one that suits all best."""
 
-def _markdown(columns: dict[str, Column], summaries: Sequence[Summary]) -> str:
-    rows = [["variant", *columns], ["---"] * (1 + len(columns))]
-    rows += [[summary.label, *(cell(summary) for cell in columns.values())] for summary in summaries]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    @cached_property
+    def summaries(self) -> list[Summary]:
+        """Variants in the order asked for."""
+        return summarize((trial.label for trial in self.trials), self.results)
 
+    @cached_property
+    def scored(self) -> list[Summary]:
+        """Variants with at least one outcome."""
+        return [summary for summary in self.summaries if summary.outcomes]
 
-def _how_to_read(report: Report) -> str:
-    scoring, length = report.scoring, report.common_length
-    chosen = "the one that suits all best" if report.fixed is None else "as asked for"
-    lines = [
-        f"Distance: {scoring.judge.detector.title} of {scoring.drawing.count:,} samples of {scoring.drawing.num_steps} "
-        "steps, at the best EMA length of each run; mean ± standard deviation over seeds."
-        + (f" As many real images score {report.floor:.4g}." if report.floor is not None else ""),
-        "Within 10 %: the EMA lengths around the best one at which the mean distance is at most 10 % above the lowest.",
-        f"One EMA length for all: {length:g}, {chosen}.",
-    ]
-    if len(report.scored) > 1:
-        lines.append(
-            f"From the best variant to the worst, the distance rises by {_rise(report.scored, lambda o: o.distance)} "
-            f"with the best EMA length of each, by {_rise(report.scored, lambda o: o.distances[length])} at one length."
+    @cached_property
+    def settings(self) -> dict[str, dict[str, object]]:
+        """Settings that differ, by variant."""
+        return differing_settings(self.trials)
+
+    @cached_property
+    def common_sigma_rel(self) -> float:
+        """The one EMA length for all variants."""
+        return best_common_sigma_rel(self.scored) if self.fixed is None else self.fixed
+
+    @property
+    def real_data_fd(self) -> float | None:
+        """Distance of as many real images."""
+        return self.scored[0].outcomes[0].floor
+
+    def write(self, folder: Path) -> None:
+        """Write all tables and figures; those of distances only if there are any."""
+        distances = (f"distance_at_{sigma_rel:.4f}" for sigma_rel in self.scoring.sigma_rels)
+        columns = [*COLUMNS[:5], *distances, *COLUMNS[5:]]
+        _write_csv(folder / "ablation.csv", columns, self._runs())
+        with atomic_output(folder / "ablation.md") as temporary:
+            temporary.write_text("\n\n".join(self._parts()) + "\n", encoding="utf-8")
+        if self.scored:
+            _write_csv(folder / "losses.csv", ("label", "seed", "sigma", "loss", "images"), self._losses())
+            figure = draw_distances(self.scored, self.scoring.evaluator.title, self.real_data_fd)
+            save_figure(figure, folder / "ablation.png")
+            save_figure(draw_losses(self.scored), folder / "losses.png")
+
+    # --------------------------------------------------------------------------------------------------- CSV tables
+
+    def _runs(self) -> Iterable[dict[str, object]]:
+        """Rows of ablation.csv: one per run."""
+        for summary in self.summaries:
+            settings = [f"{n}={_text(v).replace(' ', '')}" for n, v in self.settings[summary.label].items()]
+            for result in sorted([*summary.outcomes, *summary.failures], key=lambda result: result.seed):
+                row = {"label": result.label, "seed": result.seed, "settings": " ".join(settings)}
+                if isinstance(result, Failure):
+                    yield row | {"failure": result.message}
+                    continue
+                yield row | {
+                    "best_sigma_rel": f"{result.best:.4f}",
+                    "distance": result.distance,
+                    **{f"distance_at_{sigma_rel:.4f}": value for sigma_rel, value in result.distances.items()},
+                    "raw": result.raw,
+                    "traditional": result.traditional,
+                    "traditional_sigma_rel": result.traditional_length,
+                    "real_images": result.floor,
+                    "accuracy": result.accuracy,
+                    "heldout_loss": result.held_out_loss,
+                    "training_loss": result.training_loss,
+                    "seconds": f"{result.seconds:.1f}",
+                    "parameters": result.parameters,
+                }
+
+    def _losses(self) -> Iterable[dict[str, object]]:
+        """Rows of losses.csv: one per run and noise level, lambda(sigma) (D - y)² as EDM weights it, per element."""
+        for outcome in (outcome for summary in self.scored for outcome in summary.outcomes):
+            images = "held out" if outcome.held_out else "training"
+            for sigma, loss in zip(outcome.levels.sigmas, outcome.levels.losses, strict=True):
+                yield {"label": outcome.label, "seed": outcome.seed, "sigma": sigma, "loss": loss, "images": images}
+
+    # ----------------------------------------------------------------------------------------------- Markdown table
+
+    def _parts(self) -> Iterable[str]:
+        """Paragraphs of ablation.md: mean and standard deviation over seeds, and the settings that differ."""
+        config, missing = self.trials[0].config, len(self.trials) - len(self.results)
+        so_far = f" So far: {missing} of {len(self.trials)} runs are missing." if missing else ""
+        yield f"# Ablation on {config.data}"
+        yield (
+            f"Every run is `{self.command}` with the options of its variant and its seed, {config.duration:,} "
+            f"images.{so_far}"
         )
-    if any(outcome.held_out for outcome in report.outcomes):
-        lines.append(
-            "Held-out loss: λ(σ) (D − y)² on images that were not trained on, mean over the levels of losses.csv."
+        if self.scored:
+            columns = {name: cell for name, cell in self._columns().items() if any(map(cell, self.summaries))}
+            yield self._markdown(columns)
+            yield "\n".join(f"- {line}" for line in self._how_to_read())
+        if diagnostics := self._diagnostics():
+            yield "## Diagnostics"
+            yield self._markdown(diagnostics)
+            yield HOW_TO_READ_DIAGNOSTICS
+        for failure in (failure for summary in self.summaries for failure in summary.failures):
+            yield f"{failure.label}, seed {failure.seed}, failed: {failure.message}"
+        yield "## Settings that differ"
+        names = next(iter(self.settings.values()))
+        yield self._markdown({name: lambda s, name=name: _text(self.settings[s.label][name]) for name in names})
+
+    def _markdown(self, columns: dict[str, Column]) -> str:
+        rows = [["variant", *columns], ["---"] * (1 + len(columns))]
+        rows += [[summary.label, *(cell(summary) for cell in columns.values())] for summary in self.summaries]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    def _columns(self) -> dict[str, Column]:
+        """Columns of the table; those that no run has are left out."""
+        common = self.common_sigma_rel
+        return {
+            "distance": lambda s: _cell(s.over_seeds(lambda o: o.distance)),
+            "best EMA length": lambda s: _range(s.over_seeds(lambda o: o.best)),
+            "within 10 %": lambda s: "{:g} to {:g}".format(*s.near) if s.outcomes else "",
+            f"at EMA {common:g}": lambda s: _cell(s.over_seeds(lambda o: o.distances[common])),
+            "raw weights": lambda s: _cell(s.over_seeds(lambda o: o.raw)),
+            "traditional EMA": lambda s: _cell(s.over_seeds(lambda o: o.traditional)),
+            "accuracy": lambda s: _cell(s.over_seeds(lambda o: o.accuracy), ".3f"),
+            "held-out loss": lambda s: _cell(s.over_seeds(lambda o: o.held_out_loss)),
+            "parameters": lambda s: f"{s.outcomes[0].parameters:,}" if s.outcomes else "",
+            "seconds": lambda s: f"{s.over_seeds(lambda o: o.seconds).mean:,.0f}" if s.outcomes else "",
+            "seeds": lambda s: str(len(s.outcomes)) + (f" ({len(s.failures)} failed)" if s.failures else ""),
+        }
+
+    def _diagnostics(self) -> dict[str, Column]:
+        """Columns of what the runs' instruments recorded; none if they recorded nothing."""
+        scored = {(outcome.label, outcome.seed) for summary in self.scored for outcome in summary.outcomes}
+        recorded: dict[str, list[DiagnosticsSummary]] = {summary.label: [] for summary in self.summaries}
+        for trial in self.trials:
+            if (trial.label, trial.config.seed) in scored and (found := read_diagnostics_summary(trial.folder.path)):
+                recorded[trial.label].append(found)
+        if not any(recorded.values()):
+            return {}
+
+        def over_runs(quantity: str) -> Column:
+            return lambda s: _cell(spread(getattr(found, quantity) for found in recorded[s.label]), ".3g")
+
+        def uneven(summary: Summary) -> str:
+            curves = [found.gradients for found in recorded[summary.label]]
+            return f"{unevenness(geometric_means(curves)):.3g}" if curves else ""
+
+        return {
+            "largest activation": over_runs("activation"),
+            "its growth in the second half": over_runs("activation_growth"),
+            "growth of raw weights": over_runs("weight_growth"),
+            "relative update": over_runs("update"),
+            "gradient, strongest to weakest bin": uneven,
+        }
+
+    def _how_to_read(self) -> Iterable[str]:
+        sampling, common = self.scoring.sampling, self.common_sigma_rel
+        real = "" if self.real_data_fd is None else f" As many real images score {self.real_data_fd:.4g}."
+        yield (
+            f"Distance: {self.scoring.evaluator.title} of {sampling.count:,} samples of {sampling.num_steps} steps, at "
+            f"the best EMA length of each run; mean ± standard deviation over seeds.{real}"
         )
-    return "\n".join(f"- {line}" for line in lines)
+        yield (
+            "Within 10 %: the EMA lengths around the best one at which the mean distance is at most 10 % above the "
+            "lowest."
+        )
+        yield f"One EMA length for all: {common:g}, {'as asked for' if self.fixed else 'the one that suits all best'}."
+        if len(self.scored) > 1:
+            yield (
+                "From the best variant to the worst, the distance rises by "
+                f"{_rise(self.scored, lambda o: o.distance)} with the best EMA length of each, by "
+                f"{_rise(self.scored, lambda o: o.distances[common])} at one length."
+            )
+        if any(outcome.held_out for summary in self.scored for outcome in summary.outcomes):
+            yield "Held-out loss: λ(σ) (D − y)² on images that were not trained on, mean over the levels of losses.csv."
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, object]]) -> None:
+    with atomic_output(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _rise(summaries: Sequence[Summary], quantity: Callable[[Outcome], float]) -> str:
@@ -247,11 +221,13 @@ def _rise(summaries: Sequence[Summary], quantity: Callable[[Outcome], float]) ->
     return f"{max(means) / min(means) - 1:.0%}"
 
 
-def _failures(report: Report) -> list[Failure]:
-    return [failure for summary in report.summaries for failure in summary.failures]
+def _text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _spread(value: Spread | None, form: str = ".4g") -> str:
+def _cell(value: Spread | None, form: str = ".4g") -> str:
     if value is None:
         return ""
     return format(value.mean, form) + ("" if value.deviation is None else f" ± {value.deviation:.2g}")

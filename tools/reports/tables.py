@@ -1,4 +1,4 @@
-"""The tables that the commands print and write."""
+"""The tables of `edm2 sweep`: sweep.csv, and the table on the screen."""
 
 import csv
 from pathlib import Path
@@ -7,7 +7,7 @@ import click
 
 from edm2.post_hoc_ema import atomic_output
 from edm2.sweep.evaluator import Score
-from edm2.sweep.sweep import Point, Result, Sweep
+from edm2.sweep.sweep import Point, ScoredPoint, Sweep
 
 COLUMNS = (
     "images_seen", "sigma_rel", "guidance", "guide_sigma_rel", "frechet_distance", "deviation", "accuracy", "distances",
@@ -16,8 +16,10 @@ COLUMNS = (
 
 
 def write_sweep(path: Path, sweep: Sweep) -> None:
-    """sweep.csv: one row per point; `distances` are those of all sets of seeds, of which `frechet_distance` is the
-    lowest, each of as many `samples`."""
+    """Write sweep.csv, one row per point.
+
+    `distances` are those of all sets of seeds, of which `frechet_distance` is the lowest, each of as many `samples`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -26,7 +28,7 @@ def write_sweep(path: Path, sweep: Sweep) -> None:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """The averages in a sweep.csv, and what they were scored by, unless it is of an earlier version.
+    """Read the averages in a sweep.csv, and by what they were scored, which earlier versions did not say.
 
     Raises:
         ValueError: it is no such table.
@@ -48,44 +50,44 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def print_sweep(sweep: Sweep) -> None:
-    """The table on the screen, the best point marked, with what perfect samples would score."""
+    """Print the table with the best point marked, and the distance of real images."""
     guided = any(result.point.guidance != 1 for result in sweep.results)
     times = len({result.point.images_seen for result in sweep.results}) > 1
-    lengths = any(result.point.guide_sigma_rel is not None for result in sweep.results)
-    shown = {"images": times, "EMA length": True, "guidance": guided, "guide EMA": lengths}
+    guide_chosen = any(result.point.guide_sigma_rel is not None for result in sweep.results)
+    shown = {"images": times, "EMA length": True, "guidance": guided, "guide EMA": guide_chosen}
     names = [name for name, is_shown in shown.items() if is_shown]
     click.echo("".join(f"{name:>12}" for name in names) + f" {sweep.title:>18} {'+-':>8} {'accuracy':>9}")
     for result in _in_order(sweep):
         point, score = result.point, result.score
         cells = {
             "images": f"{point.images_seen:,}",
-            "EMA length": _length(result),
+            "EMA length": _sigma_rel(result),
             "guidance": f"{point.guidance:g}",
             "guide EMA": "" if point.guide_sigma_rel is None else f"{point.guide_sigma_rel:.4f}",
         }
         line = "".join(f"{cells[name]:>12}" for name in names) + f" {score.distance:18.4f}"
         line += f" {_number(score.deviation, '8.4f'):>8} {_number(score.accuracy, '9.3f'):>9}"
         click.echo((line + ("  <- best" if result is sweep.best else "")).rstrip())
-    if sweep.floor is not None:
-        click.echo(f"{'real images':>{12 * len(names)}} {sweep.floor:18.4f}")
+    if sweep.real_data_fd is not None:
+        click.echo(f"{'real images':>{12 * len(names)}} {sweep.real_data_fd:18.4f}")
 
 
-def _in_order(sweep: Sweep) -> list[Result]:
-    """By time, guidance, guide and length; the raw weights last."""
+def _in_order(sweep: Sweep) -> list[ScoredPoint]:
+    """Sort by time, guidance, guide and EMA length; the raw weights come last."""
     raw = [] if sweep.raw is None else [sweep.raw]
-    return [*sorted(sweep.averages, key=_place), *raw]
+    return [*sorted(sweep.averages, key=_sort_key), *raw]
 
 
-def _place(result: Result) -> tuple[float, ...]:
+def _sort_key(result: ScoredPoint) -> tuple[float, ...]:
     point = result.point
     return point.images_seen, point.guidance, point.guide_sigma_rel or 0, point.sigma_rel
 
 
-def _row(result: Result) -> list[object]:
+def _row(result: ScoredPoint) -> list[object]:
     point, score = result.point, result.score
     return [
         point.images_seen,
-        _length(result),
+        _sigma_rel(result),
         f"{point.guidance:g}",
         "" if point.guide_sigma_rel is None else f"{point.guide_sigma_rel:.4f}",
         score.distance,
@@ -95,7 +97,7 @@ def _row(result: Result) -> list[object]:
     ]
 
 
-def _result(row: dict[str, str]) -> Result:
+def _result(row: dict[str, str]) -> ScoredPoint:
     point = Point(
         int(row["images_seen"]),
         float(row["sigma_rel"]),
@@ -103,10 +105,10 @@ def _result(row: dict[str, str]) -> Result:
         float(row["guide_sigma_rel"]) if row["guide_sigma_rel"] else None,
     )
     deviation, accuracy = (float(row[name]) if row[name] else None for name in ("deviation", "accuracy"))
-    return Result(point, (Score(float(row["frechet_distance"]), deviation, accuracy),))
+    return ScoredPoint(point, (Score(float(row["frechet_distance"]), deviation, accuracy),))
 
 
-def _length(result: Result) -> str:
+def _sigma_rel(result: ScoredPoint) -> str:
     return f"{result.point.sigma_rel:.4f}" if result.point.sigma_rel else "raw"
 
 

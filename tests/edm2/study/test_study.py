@@ -11,12 +11,11 @@ import pytest
 from edm2.metrics import feature_statistics, load_detector
 from edm2.planning.plan import plan_run
 from edm2.study.diagnostics import read_diagnostics_summary
-from edm2.study.folder import StudyFolder, StudyFolderError
-from edm2.study.study import SIGMAS, Failure, Outcome, Scoring, Trial
-from edm2.study.summary import Summary, best_common_length, differing_settings, spread
-from edm2.sweep.evaluator import Drawing, Evaluator
+from edm2.study.study import SIGMAS, Failure, Outcome, Scoring, StudyFolderError, Trial, claim_study
+from edm2.study.summary import Summary, best_common_sigma_rel, differing_settings, spread
+from edm2.sweep.evaluator import Evaluator, SampleSettings
 from edm2.tools.figures.ablation import draw_distances, draw_losses
-from edm2.tools.reports.ablation import Report
+from edm2.tools.reports.ablation import StudyReport
 from edm2.training import open_dataset
 from edm2.training.diagnostics.holdout import LossPerLevel
 
@@ -46,8 +45,8 @@ def outcome(label: str, seed: int, *distances: float, loss: float = 1.0, **chang
 @pytest.fixture(scope="module")
 def scoring() -> Scoring:
     features = np.random.default_rng(0).normal(size=(100, 64))
-    judge = Evaluator(load_detector("pixels"), feature_statistics(features))
-    return Scoring(LENGTHS, judge, Drawing(100, 8), open_dataset("digits"))
+    evaluator = Evaluator(load_detector("pixels"), feature_statistics(features))
+    return Scoring(LENGTHS, evaluator, SampleSettings(100, 8), open_dataset("digits"))
 
 
 def trial(label: str, seed: int, folder: Path, **choices: object) -> Trial:
@@ -73,7 +72,7 @@ def test_the_best_length_of_a_variant_is_that_of_its_mean_curve_and_each_run_has
     assert a.best == 0.1
     assert a.over_seeds(lambda o: o.distance).mean == 1.5
     assert a.over_seeds(lambda o: o.best).mean == pytest.approx(0.075)
-    assert a.at(0.05).mean == 3
+    assert a.curve[0.05].mean == 3
 
 
 def test_near_are_lengths_without_a_gap_to_the_best_one():
@@ -85,7 +84,7 @@ def test_near_are_lengths_without_a_gap_to_the_best_one():
 def test_no_variant_of_large_distances_decides_the_common_length():
     """B alone would gain ten units at 0.2, but that is 10 %; A loses half."""
     a, b = (Summary("A", (outcome("A", 0, 9.0, 1.0, 1.5),)), Summary("B", (outcome("B", 0, 900.0, 100.0, 90.0),)))
-    assert best_common_length([a, b]) == 0.1
+    assert best_common_sigma_rel([a, b]) == 0.1
 
 
 def test_losses_are_compared_with_those_of_the_same_seed():
@@ -109,7 +108,7 @@ def test_settings_that_differ(tmp_path: Path):
 
 
 @pytest.fixture
-def report(tmp_path: Path, scoring: Scoring) -> Report:
+def report(tmp_path: Path, scoring: Scoring) -> StudyReport:
     trials = [
         trial(label, seed, tmp_path / "runs", **options)
         for seed in (0, 1)
@@ -121,7 +120,7 @@ def report(tmp_path: Path, scoring: Scoring) -> Report:
         outcome("G", 0, 1.0, 2.0, 3.0, accuracy=0.75),
         Failure("wild", 0, "diverged"),
     ]
-    return Report(trials, results, scoring, "edm2 train --data digits")
+    return StudyReport(trials, results, scoring, "edm2 train --data digits")
 
 
 def table(path: Path, heading: str = "") -> dict[str, dict[str, str]]:
@@ -132,7 +131,7 @@ def table(path: Path, heading: str = "") -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(names, row, strict=True)) for row in rows[2:] if len(row) == len(names)}
 
 
-def test_one_row_per_variant(report: Report, tmp_path: Path):
+def test_one_row_per_variant(report: StudyReport, tmp_path: Path):
     report.write(tmp_path)
     rows = table(tmp_path / "ablation.md")
     assert list(rows) == ["A", "G", "wild"]
@@ -160,7 +159,7 @@ def record(images: int, activation: float, weight: float, *gradients: float) -> 
     }
 
 
-def test_diagnostics_are_compared_if_there_are_any(report: Report, tmp_path: Path):
+def test_diagnostics_are_compared_if_there_are_any(report: StudyReport, tmp_path: Path):
     report.write(tmp_path)
     assert "## Diagnostics" not in (tmp_path / "ablation.md").read_text()
     for run, factor in ((report.trials[0], 1.0), (report.trials[3], 4.0)):
@@ -187,7 +186,7 @@ def test_diagnostics_that_are_no_numbers_are_left_out(wrong: float | None, tmp_p
     assert read_diagnostics_summary(tmp_path) is None
 
 
-def test_one_row_per_run(report: Report, tmp_path: Path):
+def test_one_row_per_run(report: StudyReport, tmp_path: Path):
     report.write(tmp_path)
     rows = list(csv.DictReader((tmp_path / "ablation.csv").open(newline="")))
     assert [(row["label"], row["seed"]) for row in rows] == [("A", "0"), ("A", "1"), ("G", "0"), ("wild", "0")]
@@ -198,13 +197,13 @@ def test_one_row_per_run(report: Report, tmp_path: Path):
     assert len(losses) == 3 * len(SIGMAS)
 
 
-def test_nothing_finished_but_a_failure_is_a_table_too(report: Report, tmp_path: Path):
+def test_nothing_finished_but_a_failure_is_a_table_too(report: StudyReport, tmp_path: Path):
     dataclasses.replace(report, results=[Failure("wild", 0, "diverged")]).write(tmp_path)
     assert "diverged" in (tmp_path / "ablation.md").read_text()
     assert not (tmp_path / "ablation.png").exists()
 
 
-def test_curves(report: Report):
+def test_curves(report: StudyReport):
     [axes] = draw_distances(report.scored, "FD").axes
     curves = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
     assert list(curves) == ["A  (4 ± 0)", "G  (1)"]
@@ -224,7 +223,7 @@ def test_results_are_known_to_those_who_ask_the_same(tmp_path: Path, scoring: Sc
     known = outcome("A", 0, 1 / 3, 2.0, 3.0)
     run.keep(known, scoring)
     assert run.result(scoring) == known
-    assert run.result(dataclasses.replace(scoring, drawing=Drawing(200, 8))) is None
+    assert run.result(dataclasses.replace(scoring, sampling=SampleSettings(200, 8))) is None
     assert run.result(dataclasses.replace(scoring, sigma_rels=(0.05, 0.1))) is None
     for changed in ({"ref_lr": 0.001}, {"duration": 640}):
         assert trial("A", 0, tmp_path, **changed).result(scoring) is None
@@ -233,9 +232,25 @@ def test_results_are_known_to_those_who_ask_the_same(tmp_path: Path, scoring: Sc
     assert run.result(scoring) is None
 
 
+def test_outcomes_keep_their_names_in_files(tmp_path: Path, scoring: Scoring):
+    """Those of the first version: distances by EMA length, the distance of real images as floor."""
+    run, known = trial("A", 0, tmp_path), outcome("A", 0, 1.0, 2.0, 3.0)
+    levels = {"sigmas": list(SIGMAS), "losses": [1.0] * len(SIGMAS)}
+    written = {
+        "label": "A", "seed": 0, "distances": {"0.05": 1.0, "0.1": 2.0, "0.2": 3.0}, "accuracy": None, "raw": 9.0,
+        "traditional": None, "traditional_length": None, "floor": 0.5, "levels": levels, "held_out": True,
+        "training_loss": 3.0, "seconds": 60.0, "parameters": 1000,
+    }  # fmt: skip
+    path = tmp_path / "A-seed0/ablation.json"
+    path.write_text(json.dumps({"trial": run.key, "scoring": scoring.key, "outcome": written}))
+    assert run.result(scoring) == known
+    run.keep(known, scoring)
+    assert json.loads(path.read_text())["outcome"] == written
+
+
 def test_what_cannot_be_trained_is_so_however_it_would_be_scored(tmp_path: Path, scoring: Scoring):
     run, failure = trial("A", 0, tmp_path), Failure("A", 0, "diverged")
-    other = dataclasses.replace(scoring, drawing=Drawing(200, 8))
+    other = dataclasses.replace(scoring, sampling=SampleSettings(200, 8))
     run.keep(failure, None)
     assert run.result(other) == failure
     run.keep(failure, scoring)
@@ -244,13 +259,13 @@ def test_what_cannot_be_trained_is_so_however_it_would_be_scored(tmp_path: Path,
 
 
 def test_a_folder_is_one_study(tmp_path: Path):
-    folder = StudyFolder(tmp_path / "study")
-    folder.claim({"data": "digits", "shape": (1, 8, 8)})
-    folder.claim({"data": "digits", "shape": (1, 8, 8)})
+    folder = tmp_path / "study"
+    claim_study(folder, {"data": "digits", "shape": (1, 8, 8)})
+    claim_study(folder, {"data": "digits", "shape": (1, 8, 8)})
     with pytest.raises(StudyFolderError, match='data is "digits" there and "faces" here, duration is not given there'):
-        folder.claim({"data": "faces", "shape": (1, 8, 8), "duration": 100})
+        claim_study(folder, {"data": "faces", "shape": (1, 8, 8), "duration": 100})
     with pytest.raises(StudyFolderError, match="holds no study"):
-        StudyFolder(tmp_path).claim({})
-    folder.description.write_text("{")
+        claim_study(tmp_path, {})
+    (folder / "study.json").write_text("{")
     with pytest.raises(StudyFolderError, match="is damaged"):
-        folder.claim({})
+        claim_study(folder, {})

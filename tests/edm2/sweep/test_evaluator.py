@@ -1,20 +1,20 @@
-"""Samples are judged by what they show: how far from real images, and whether they are of the class asked for."""
+"""Samples are compared by what they show: how far from real images, and whether they are of the class asked for."""
 
 import numpy as np
 import pytest
 import torch
 
-from edm2.metrics import ClassAccuracy, feature_statistics, frechet_distance, load_detector, reference_of
+from edm2.metrics import feature_statistics, frechet_distance, load_detector, reference_of
 from edm2.metrics.features import displayed
 from edm2.networks import fold
 from edm2.sampling.generation import SamplingError
 from edm2.sampling.samplers import SAMPLERS
-from edm2.sweep.evaluator import Drawing, Evaluator, Score, evaluator_by, score_network
+from edm2.sweep.evaluator import ClassAccuracy, Evaluator, SampleSettings, Score, evaluator_by, score_network
 from edm2.sweep.score_cache import ScoreCache
 from edm2.training import ArrayDataset, PixelCodec, open_dataset
 
 CODEC = PixelCodec.standardized([4.9], [6.0], levels=17)
-DRAWING = Drawing(count=30, num_steps=2)
+SETTINGS = SampleSettings(count=30, num_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +23,18 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def judge(digits) -> Evaluator:
+def evaluator(digits) -> Evaluator:
     return evaluator_by(digits, load_detector("pixels"), reference_of)
 
 
-def features_of(judge: Evaluator, dataset, indices) -> torch.Tensor:
-    return judge.detector(displayed(dataset, indices))
+def features_of(evaluator: Evaluator, dataset, indices) -> torch.Tensor:
+    return evaluator.detector(displayed(dataset, indices))
 
 
-def test_the_classifier_knows_digits_it_has_not_seen(digits, judge):
+def test_the_classifier_knows_digits_it_has_not_seen(digits, evaluator):
     """Trained on every other digit, asked about the others."""
     indices = range(len(digits))
-    features, labels = features_of(judge, digits, indices).numpy(), digits.labels(indices).numpy()
+    features, labels = features_of(evaluator, digits, indices).numpy(), digits.labels(indices).numpy()
     assert features.min() == 0
     assert features.max() == 1
     accuracy = ClassAccuracy(features[::2], labels[::2])
@@ -42,79 +42,74 @@ def test_the_classifier_knows_digits_it_has_not_seen(digits, judge):
     assert accuracy(features[1::2], (labels[1::2] + 1) % 10) <= 0.03
 
 
-def test_real_images_score_perfectly(digits, judge):
+def test_real_images_score_perfectly(digits, evaluator):
     indices = range(len(digits))
-    score = judge.score(features_of(judge, digits, indices), digits.labels(indices).tolist())
+    score = evaluator.score(features_of(evaluator, digits, indices), digits.labels(indices).tolist())
     assert score.distance == pytest.approx(0, abs=1e-6)
     assert score.accuracy >= 0.99
-    assert judge.score(features_of(judge, digits, range(100))).accuracy is None
+    assert evaluator.score(features_of(evaluator, digits, range(100))).accuracy is None
 
 
-def test_the_floor_falls_with_the_number_of_samples_and_noise_is_far_above(digits, judge):
-    floors = [judge.floor(digits, count) for count in (100, 400, 1600)]
+def test_the_floor_falls_with_the_number_of_samples_and_noise_is_far_above(digits, evaluator):
+    floors = [evaluator.real_data_fd(digits, count) for count in (100, 400, 1600)]
     assert floors == sorted(floors, reverse=True)
-    assert floors == [judge.floor(digits, count) for count in (100, 400, 1600)]
+    assert floors == [evaluator.real_data_fd(digits, count) for count in (100, 400, 1600)]
     assert floors[-1] > 0
     noise = torch.randint(0, 256, (400, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    score = judge.score(judge.detector(noise), (torch.arange(400) % 10).tolist())
+    score = evaluator.score(evaluator.detector(noise), (torch.arange(400) % 10).tolist())
     assert score.distance > 10 * floors[1]
     assert score.accuracy < 0.3
 
 
-def test_a_score_is_what_its_images_say(judge, make_net):
+def test_a_score_is_what_its_images_say(evaluator, make_net):
     net = fold(make_net(img_channels=1))
-    score = score_network(net, CODEC, judge, DRAWING)
-    assert score == score_network(net, CODEC, judge, DRAWING)
-    images = torch.cat(list(DRAWING.images(net, CODEC, None, 1.0, [range(30)])))
-    features = judge.detector(images)
-    assert score.distance == frechet_distance(feature_statistics(features), judge.reference)
-    assert score.accuracy == judge.accuracy(features, np.arange(30) % 10)
+    score = score_network(net, CODEC, evaluator, SETTINGS)
+    assert score == score_network(net, CODEC, evaluator, SETTINGS)
+    images = torch.cat(list(SETTINGS.images(net, CODEC, None, 1.0, [range(30)])))
+    features = evaluator.detector(images)
+    assert score.distance == frechet_distance(feature_statistics(features), evaluator.reference)
+    assert score.accuracy == evaluator.accuracy(features, np.arange(30) % 10)
     assert 0 < score.deviation < score.distance
 
 
 @torch.no_grad()
-def test_what_is_no_image_gets_no_score(judge, make_net):
+def test_what_is_no_image_gets_no_score(evaluator, make_net):
     net = make_net(img_channels=1)
     net.unet.out_gain.fill_(torch.nan)
     with pytest.raises(SamplingError, match="not finite"):
-        score_network(fold(net), CODEC, judge, DRAWING)
+        score_network(fold(net), CODEC, evaluator, SETTINGS)
 
 
-def test_sets_of_seeds_have_nothing_in_common(judge, make_net):
+def test_sets_of_seeds_have_nothing_in_common(evaluator, make_net):
     net = fold(make_net(img_channels=1))
-    assert not set(DRAWING.seeds(0)) & set(DRAWING.seeds(1))
-    assert score_network(net, CODEC, judge, DRAWING) != score_network(net, CODEC, judge, DRAWING, set_number=1)
+    assert not set(SETTINGS.seeds(0)) & set(SETTINGS.seeds(1))
+    assert score_network(net, CODEC, evaluator, SETTINGS) != score_network(
+        net, CODEC, evaluator, SETTINGS, set_number=1
+    )
 
 
-def test_guidance_changes_the_score_where_the_interval_allows(judge, make_net):
+def test_guidance_changes_the_score_where_the_interval_allows(evaluator, make_net):
     net, guide = fold(make_net(img_channels=1)), fold(make_net(seed=3, img_channels=1))
-    plain = score_network(net, CODEC, judge, DRAWING)
-    assert score_network(net, CODEC, judge, DRAWING, guide, 2.0) != plain
-    never = Drawing(30, 2, interval=(100, 200))
-    assert score_network(net, CODEC, judge, never, guide, 2.0) == plain
+    plain = score_network(net, CODEC, evaluator, SETTINGS)
+    assert score_network(net, CODEC, evaluator, SETTINGS, guide, 2.0) != plain
+    never = SampleSettings(30, 2, interval=(100, 200))
+    assert score_network(net, CODEC, evaluator, never, guide, 2.0) == plain
 
 
 def test_as_many_samples_of_each_class_are_drawn():
-    assert DRAWING.classes(10, range(25)) == [*range(10), *range(10), *range(5)]
-    assert DRAWING.classes(0, range(25)) is None
+    assert SETTINGS.classes(10, range(25)) == [*range(10), *range(10), *range(5)]
+    assert SETTINGS.classes(0, range(25)) is None
 
 
 def test_a_drawing_by_heun_has_the_key_that_it_had_before_there_were_others():
     """So that scores in existing sweep.jsonl files stay known."""
     before = {"count": 500, "steps": 32, "interval": [0, None], "dtype": "torch.float32"}
-    assert Drawing().to_json() == before
-    assert Drawing(sampler=SAMPLERS["deis"]).to_json() == before | {"solver": "deis"}
+    assert SampleSettings().to_json() == before
+    assert SampleSettings(sampler=SAMPLERS["deis"]).to_json() == before | {"solver": "deis"}
 
 
-def test_progress_counts_images(judge, make_net):
-    seen = []
-    score_network(fold(make_net(img_channels=1)), CODEC, judge, Drawing(70, 1), report=seen.append)
-    assert sum(seen) == 70
-    assert len(seen) == 2  # batches of 64
-
-
-def test_networks_and_data_without_classes_have_no_accuracy(digits, judge, make_net):
-    assert score_network(fold(make_net(img_channels=1, label_dim=0)), CODEC, judge, DRAWING).accuracy is None
+def test_networks_and_data_without_classes_have_no_accuracy(digits, evaluator, make_net):
+    assert score_network(fold(make_net(img_channels=1, label_dim=0)), CODEC, evaluator, SETTINGS).accuracy is None
     unlabelled = ArrayDataset(digits.images(range(50)), levels=17)
     assert evaluator_by(unlabelled, load_detector("pixels"), reference_of).accuracy is None
 

@@ -99,10 +99,3 @@ def test_too_small_a_budget_is_refused():
     assert coarse_evaluations([LENGTHS, WEIGHTS]) == 8
     with pytest.raises(ValueError, match="5 evaluations are too few: the lists alone take 8"):
         search([LENGTHS, WEIGHTS], Recorder(lambda x, w: x), budget=5)
-
-
-def test_malformed_axes_are_refused():
-    with pytest.raises(ValueError, match="ascending"):
-        Axis("length", (0.2, 0.1), 0.01)
-    with pytest.raises(ValueError, match="positive"):
-        Axis("length", (0.1, 0.2), 0)

@@ -14,8 +14,8 @@ from edm2.post_hoc_ema import find_snapshots, reconstruct
 from edm2.sampling.guidance import without_labels
 from edm2.sampling.samplers import SAMPLERS
 from edm2.sweep.averages import RAW, Averages
-from edm2.sweep.evaluator import Drawing, evaluator_by, score_network
-from edm2.sweep.guides import FixedGuide, GuideRun, ItselfUnlabelled
+from edm2.sweep.evaluator import SampleSettings, evaluator_by, score_network
+from edm2.sweep.guides import FixedGuide, GuideRun, UnlabelledGuide
 from edm2.sweep.score_cache import ScoreCache
 from edm2.sweep.sweep import Point, Range, Sweeper
 from edm2.training import ArrayDataset, Dataset, RunFolder, Trainer, codec_from_json, open_dataset
@@ -53,8 +53,8 @@ def other_run(digits, tmp_path_factory) -> Path:
 @pytest.fixture
 def sweeper(run, digits) -> Sweeper:
     averages = Averages(run)
-    judge = evaluator_by(digits, load_detector("pixels"), reference_of)
-    return Sweeper(averages, codec_from_json(averages.metadata["codec"]), judge, Drawing(12, 2))
+    evaluator = evaluator_by(digits, load_detector("pixels"), reference_of)
+    return Sweeper(averages, codec_from_json(averages.metadata["codec"]), evaluator, SampleSettings(12, 2))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_point_is_what_reconstruction_and_scoring_give_by_hand(sweeper, run):
     snapshots = find_snapshots(run)
     [state] = reconstruct(snapshots, [0.15])
     net = fold(network_from_state(snapshots[-1].metadata, state))
-    assert result.score == score_network(net, sweeper.codec, sweeper.judge, sweeper.drawing)
+    assert result.score == score_network(net, sweeper.codec, sweeper.evaluator, sweeper.sampling)
 
 
 def test_a_stored_length_is_what_reconstruction_gives(run):
@@ -94,7 +94,7 @@ def test_raw_weights_are_an_average_of_length_zero(sweeper, run):
     assert not sweeper.averages.has_raw_weights(128)
     net = fold(load(RunFolder(run).raw_weights))
     [result] = sweeper.results([Point(LAST, RAW)])
-    assert result.score == score_network(net, sweeper.codec, sweeper.judge, sweeper.drawing)
+    assert result.score == score_network(net, sweeper.codec, sweeper.evaluator, sweeper.sampling)
 
 
 def test_the_lowest_of_several_sets_of_seeds_counts(sweeper):
@@ -110,7 +110,7 @@ def test_guides(sweeper, run, other_run, kind):
     point = Point(LAST, 0.12, guidance=2.0, guide_sigma_rel=0.05 if kind == "run" else None)
     [net] = map(fold, sweeper.averages.networks(LAST, [0.12]))
     if kind == "itself":
-        sweeper.guide, guide = ItselfUnlabelled(), without_labels(net)
+        sweeper.guide, guide = UnlabelledGuide(), without_labels(net)
     elif kind == "run":
         sweeper.guide = GuideRun(Averages(other_run), 128)
         [guide] = map(fold, Averages(other_run).networks(128, [0.05]))
@@ -118,7 +118,7 @@ def test_guides(sweeper, run, other_run, kind):
         path = RunFolder(other_run).raw_weights
         sweeper.guide, guide = FixedGuide(path), fold(load(path))
     [result] = sweeper.results([point])
-    assert result.score == score_network(net, sweeper.codec, sweeper.judge, sweeper.drawing, guide, 2.0)
+    assert result.score == score_network(net, sweeper.codec, sweeper.evaluator, sweeper.sampling, guide, 2.0)
     assert result.score != sweeper.results([Point(LAST, 0.12)])[0].score
 
 
@@ -157,7 +157,7 @@ def test_the_best_has_the_lowest_distance(sweeper, digits):
     assert sweep.best.distance == min(result.distance for result in sweep.averages)
     assert sweep.raw is not None
     assert sweep.raw not in sweep.averages
-    assert sweep.floor == sweeper.judge.floor(digits, 12)
+    assert sweep.real_data_fd == sweeper.evaluator.real_data_fd(digits, 12)
 
 
 def test_midway_and_of_snapshots_alone_there_are_no_raw_weights(sweeper, run):
@@ -201,11 +201,11 @@ def test_whatever_decides_a_score_is_part_of_its_key(sweeper, run, other_run, tm
     part = ArrayDataset(digits.images(range(100)), levels=17)
     others = {
         "run": {"averages": Averages(other_run)},
-        "count": {"drawing": Drawing(14, 2)},
-        "steps": {"drawing": Drawing(12, 3)},
-        "dtype": {"drawing": Drawing(12, 2, dtype=torch.bfloat16)},
-        "solver": {"drawing": Drawing(12, 2, sampler=SAMPLERS["euler"])},
-        "reference": {"judge": evaluator_by(part, load_detector("pixels"), reference_of)},
+        "count": {"sampling": SampleSettings(14, 2)},
+        "steps": {"sampling": SampleSettings(12, 3)},
+        "dtype": {"sampling": SampleSettings(12, 2, dtype=torch.bfloat16)},
+        "solver": {"sampling": SampleSettings(12, 2, sampler=SAMPLERS["euler"])},
+        "reference": {"evaluator": evaluator_by(part, load_detector("pixels"), reference_of)},
     }
     for name, changed in others.items():
         other = replace(sweeper, known=ScoreCache(path), **changed)

@@ -14,7 +14,7 @@ import torch
 from command_line import TINY, complaint, edm2, half_written, succeed
 from safetensors.torch import load_file
 
-from edm2.tools.options.variants import letters, variants
+from edm2.tools.options.variants import config_names, variants
 from edm2.training import TrainingError
 from edm2.training.run.run_folder import read_run_config
 
@@ -188,7 +188,7 @@ def test_letters_and_weightings_and_their_traditional_average(tmp_path: Path):
 
 
 def test_what_variants_stand_for():
-    assert letters("a,C,...,f") == ["A", "C", "D", "E", "F"]
+    assert config_names("a,C,...,f") == ["A", "C", "D", "E", "F"]
     found = variants("A,G", "min-snr", ["decay=150,600", "xflip=yes,no", "--decay=150"])
     assert {variant.label: variant.options for variant in found} == {
         "A": ("--config", "A"),
@@ -223,10 +223,10 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes(name: str, tmp_path: Path):
-    options, told = MISTAKES[name]
+    options, message = MISTAKES[name]
     result = edm2("ablate", "--data", "digits", "--out", tmp_path / "out", *options)
     assert result.code == 2
-    assert told in complaint(result.err)
+    assert message in complaint(result.err)
     assert not (tmp_path / "out").exists()
 
 

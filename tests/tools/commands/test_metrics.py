@@ -11,7 +11,7 @@ import pytest
 import torch
 from command_line import complaint, edm2, half_written, succeed, write_images
 from PIL import Image
-from published_references import hostile_reference, published_reference
+from published_references import published_reference
 
 from edm2.io.npz import write_npz
 from edm2.metrics import FeatureStatistics, read_reference
@@ -26,8 +26,8 @@ QUICK = ("--steps", 3, *CPU)
 def reference(tmp_path_factory) -> Path:
     """Of the digits, by their pixels."""
     path = tmp_path_factory.mktemp("reference") / "digits.npz"
-    told = succeed("metrics", "ref", "digits", path, "--detector", "pixels", "--keep", 500, *CPU)
-    assert told == f"statistics of 1,797 images in {path}: pixels\n"
+    shown = succeed("metrics", "ref", "digits", path, "--detector", "pixels", "--keep", 500, *CPU)
+    assert shown == f"statistics of 1,797 images in {path}: pixels\n"
     return path
 
 
@@ -63,11 +63,6 @@ def test_scores_of_files_of_an_npz_and_of_samples_never_written_are_the_same(ref
     assert (settings["num_images"], settings["steps"], settings["class"]) == (100, 3, "balanced")
 
 
-def test_real_images_score_perfectly(reference, tmp_path):
-    succeed("metrics", "calc", "digits", "--ref", reference, "--out", tmp_path / "scores.json", *CPU)
-    assert numbers(tmp_path / "scores.json")["frechet"] == pytest.approx(0, abs=1e-9)
-
-
 def test_guidance_changes_the_score(reference, outspoken_network, tmp_path):
     plain, guided = (
         succeed("metrics", "gen", outspoken_network, "--seeds", "0-63", "--ref", reference, *options, *QUICK)
@@ -101,8 +96,8 @@ def test_images_of_colour_offline(tmp_path):
     write_images(tmp_path / "real", (16, 16, 3), 12)
     write_images(tmp_path / "same", (16, 16, 3), 12)
     succeed("metrics", "ref", tmp_path / "real", tmp_path / "ref.npz", "--detector", "efficientnet-lite0", *CPU)
-    told = succeed("metrics", "calc", tmp_path / "same", "--ref", tmp_path / "ref.npz", *CPU)
-    [line] = told.splitlines()
+    shown = succeed("metrics", "calc", tmp_path / "same", "--ref", tmp_path / "ref.npz", *CPU)
+    [line] = shown.splitlines()
     assert line.startswith("FD-EfficientNet")
     assert float(line.split()[1]) == pytest.approx(0, abs=1e-6)
 
@@ -120,9 +115,9 @@ def test_a_sample_that_repeats_a_training_image_is_shown_first(tmp_path):
     copied = np.asarray(Image.open(training / "017.png"))
     Image.fromarray(np.clip(copied, 1, 255)).save(samples / "3.png")
     out = tmp_path / "neighbours.png"
-    told = succeed("metrics", "neighbours", samples, "--data", training, "--out", out, "--rows", 1, *CPU)
-    assert "% of 5 samples are nearer" in told
-    assert "lowest 0.00" in told
+    shown = succeed("metrics", "neighbours", samples, "--data", training, "--out", out, "--rows", 1, *CPU)
+    assert "% of 5 samples are nearer" in shown
+    assert "lowest 0.00" in shown
     picture = np.asarray(Image.open(out))
     assert picture.shape == (64, 6 * 64 + 5 * 16, 3)
     assert np.abs(picture[::8, :64:8].astype(int) - copied).max() <= 1
@@ -209,15 +204,6 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(words, code, mentions, refer
     assert all(mention in message for mention in mentions), message
     assert result.code == code
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_a_hostile_reference_does_nothing(golden, tmp_path, tmp_path_factory, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = hostile_reference(golden, tmp_path_factory.mktemp("hostile"))
-    result = edm2("metrics", "calc", "digits", "--ref", path, *CPU)
-    assert result.code == 1
-    assert "refused, because it asks for the global" in complaint(result.err)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_published_reference_without_weights_here(golden, monkeypatch, tmp_path):

@@ -4,14 +4,15 @@ import matplotlib.pyplot as plt
 import pytest
 
 from edm2.sweep.evaluator import Score
-from edm2.sweep.sweep import Point, Range, Result, Sweep
+from edm2.sweep.sweep import Point, Range, ScoredPoint, Sweep
 from edm2.tools.figures import sweep as sweep_plot
 from edm2.tools.figures.sweep import plot_sweep
 
 
-def scored(points: list[Point], deviation: float | None = 0.1) -> list[Result]:
+def scored(points: list[Point], deviation: float | None = 0.1) -> list[ScoredPoint]:
     return [
-        Result(p, (Score(2 + (p.sigma_rel - 0.1) ** 2 + (p.guidance - 1.5) ** 2, deviation, None),)) for p in points
+        ScoredPoint(p, (Score(2 + (p.sigma_rel - 0.1) ** 2 + (p.guidance - 1.5) ** 2, deviation, None),))
+        for p in points
     ]
 
 
@@ -19,7 +20,9 @@ def scored(points: list[Point], deviation: float | None = 0.1) -> list[Result]:
 def drawn(tmp_path, monkeypatch):
     """The panels of a picture."""
 
-    def draw(results: list[Result], others: dict[str, list[Result]] | None = None, **options) -> list[plt.Axes]:
+    def draw(
+        results: list[ScoredPoint], others: dict[str, list[ScoredPoint]] | None = None, **options
+    ) -> list[plt.Axes]:
         figures = []
         monkeypatch.setattr(sweep_plot, "save_figure", lambda figure, path: figures.append(figure))
         plot_sweep(tmp_path / "sweep.png", Sweep(results, **options), others)
@@ -40,7 +43,7 @@ LENGTHS = [0.05, 0.1, 0.2]
 
 def test_one_curve_with_its_minimum_raw_weights_and_real_images(drawn):
     results = [*scored(Range([512], LENGTHS).points()), *scored([Point(512, 0.0)])]
-    [panel] = drawn(results, floor=1.0, title="FID")
+    [panel] = drawn(results, real_data_fd=1.0, title="FID")
     assert curves(panel)["reconstructed EMA"] == 3
     assert any("raw weights" in name for name in curves(panel))
     assert any("real images" in name for name in curves(panel))
@@ -53,11 +56,11 @@ def test_lines_far_away_do_not_squash_the_curve(drawn):
     """They stay outside, and the legend says where."""
     results = scored(Range([512], LENGTHS).points(), deviation=None)
     distances = [result.distance for result in results]
-    [panel] = drawn(results, floor=min(distances) - 100)
+    [panel] = drawn(results, real_data_fd=min(distances) - 100)
     low, high = panel.get_ylim()
     assert high - low < 2 * (max(distances) - min(distances))
     assert any("below" in name for name in curves(panel))
-    [panel] = drawn(results, floor=min(distances) - 0.005)
+    [panel] = drawn(results, real_data_fd=min(distances) - 0.005)
     assert panel.get_ylim()[0] < min(distances) - 0.005
 
 
@@ -114,9 +117,9 @@ def test_of_many_curves_of_another_sweep_the_last_is_named(drawn):
 def test_the_value_of_the_minimum_stays_in_the_picture(best):
     """Wherever it is, even at the first length or the last."""
     points = Range([512], [0.02 * k for k in range(1, 13)]).points()
-    results = [Result(p, (Score(abs(p.sigma_rel - best), 0.001, None),)) for p in points]
+    results = [ScoredPoint(p, (Score(abs(p.sigma_rel - best), 0.001, None),)) for p in points]
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    sweep_plot._draw_curves(axes, Sweep(results), sweep_plot.LENGTH, [], {})
+    sweep_plot._draw_curves(axes, Sweep(results), sweep_plot.SIGMA_REL, [], {})
     figure.canvas.draw()
     [text] = axes.texts
     inside, box = axes.get_window_extent(), text.get_window_extent()
@@ -128,7 +131,7 @@ def test_a_long_legend_stays_in_the_picture():
     """Below the curves, in as many columns as there is room for."""
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     others = {"photos-without-dropout": scored(Range([1000 * k for k in range(1, 8)], LENGTHS).points())}
-    sweep_plot._draw_curves(axes, Sweep(scored(Range([512], LENGTHS).points())), sweep_plot.LENGTH, [], others)
+    sweep_plot._draw_curves(axes, Sweep(scored(Range([512], LENGTHS).points())), sweep_plot.SIGMA_REL, [], others)
     figure.canvas.draw()
     [legend] = figure.legends
     plt.close(figure)

@@ -32,7 +32,7 @@ from edm2.sampling.generation import SeedRandom
 from edm2.sampling.guidance import EVERYWHERE, Interval
 from edm2.sampling.samplers import HEUN, SAMPLERS, Sampler
 from edm2.sampling.samplers.heun import Denoiser, denoiser_at_step, sample_heun, sigma_steps
-from edm2.sweep.evaluator import Drawing, evaluator_by, score_network
+from edm2.sweep.evaluator import SampleSettings, evaluator_by, score_network
 from edm2.tools.figures.style import GRAY, colors, save_figure, styled
 from edm2.tools.options.evaluators import codec_of
 from edm2.tools.options.parsing import INTERVAL, PNG_FILE
@@ -213,13 +213,13 @@ def plot_errors(path: Path, budgets: Sequence[int], errors: dict[str, Errors]) -
 def print_distances(count: int) -> None:
     """Print what `edm2 sweep` would say of digits8, drawn with fewer and fewer evaluations."""
     net, codec = fold(edm2.load("digits8")), codec_of("digits8", edm2.read_metadata("digits8"), None)
-    judge = evaluator_by(open_dataset("digits"), load_detector("pixels"), reference_of)
+    evaluator = evaluator_by(open_dataset("digits"), load_detector("pixels"), reference_of)
     tried = [(HEUN, 63), (HEUN, 31), (HEUN, 15)]
     tried += [(sampler, n) for sampler in SAMPLERS.values() if sampler != HEUN for n in (63, 32, 24, 16, 12, 8)]
     click.echo("\n| evaluations | Frechet distance | recognized |\n|---|---|---|")
     for sampler, budget in tried:
         num_steps = steps_within(sampler, budget)
-        score = score_network(net, codec, judge, Drawing(count, num_steps, sampler=sampler))
+        score = score_network(net, codec, evaluator, SampleSettings(count, num_steps, sampler=sampler))
         title = f"{sampler.evaluations(num_steps)}, {sampler.name}"
         click.echo(f"| {title} | {score.distance:.4f} ± {score.deviation:.4f} | {score.accuracy:.4f} |")
 

@@ -11,7 +11,8 @@ from inception_stand_in import Averages, StandIn, save_inception, save_script
 from PIL import Image
 
 from edm2.metrics import load_detector
-from edm2.metrics.detectors import DETECTORS, MAX_PIXELS
+from edm2.metrics.detectors import MAX_PIXELS
+from edm2.metrics.registry import DETECTORS
 
 TITLES = {"pixels": "FD-pixels", "fid": "FID", "fid-clean": "FID-clean", "is": "Inception score"}
 

@@ -34,13 +34,9 @@ def same(a: FeatureStatistics, b: FeatureStatistics) -> bool:
 def test_sums_are_those_of_all_features_at_once(rng):
     """Rounding of float64 only: 1e-12 of numbers around 1."""
     x = rng.normal(size=(300, 7)) @ rng.normal(size=(7, 7)) + 3
-    sums, first = FeatureSums(), FeatureSums()
-    for part in np.array_split(x, 11)[:5]:
-        first.add(torch.from_numpy(part))
-    for part in np.array_split(x, 11)[5:]:
-        sums.add(part)
-    sums += first
-    sums += FeatureSums()
+    sums = FeatureSums()
+    for number, part in enumerate(np.array_split(x, 11)):
+        sums.add(part if number % 2 else torch.from_numpy(part))
     found = sums.statistics()
     assert found.num_images == 300
     np.testing.assert_allclose(found.mu, x.mean(axis=0), rtol=0, atol=1e-12)
@@ -60,8 +56,6 @@ def test_features_of_another_kind_are_refused(rng):
     sums.add(rng.normal(size=(4, 3)))
     with pytest.raises(ValueError, match="4 features per image, but 3"):
         sums.add(rng.normal(size=(4, 4)))
-    with pytest.raises(ValueError, match="NaN"):
-        sums.add(np.full((2, 3), np.inf))
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -152,7 +146,7 @@ def test_there_and_back(tmp_path, digits):
 def test_a_published_reference_is_read_as_data(golden, tmp_path):
     """Equal to statistics that are known otherwise (golden README)."""
     found = read_reference(published_reference(golden, tmp_path))
-    case = min(name for name, told in table(golden, "metrics/metrics.json").items() if isinstance(told, dict))
+    case = min(name for name, entry in table(golden, "metrics/metrics.json").items() if isinstance(entry, dict))
     numbers = arrays(golden, "metrics/metrics.safetensors")
     assert "fid" in found
     for statistics in found.values():

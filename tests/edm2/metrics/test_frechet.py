@@ -1,10 +1,14 @@
-"""The Frechet distance is the published one, and what the mathematics say."""
+"""The Frechet distance is the published one, and what the mathematics say; its deviation is that of fresh images."""
+
+import time
 
 import numpy as np
 import pytest
 from golden_data import arrays, present, table
 
 from edm2.metrics import FeatureStatistics, feature_statistics, frechet_distance
+from edm2.metrics.frechet import _square_root as square_root
+from edm2.metrics.frechet import _variable_part, frechet_deviation
 
 
 @pytest.fixture
@@ -24,8 +28,8 @@ RELATIVE = {"rank_deficient": 1e-6}
 
 
 def cases(golden) -> list[dict]:
-    told = table(golden, "metrics/metrics.json")
-    found = [{"id": name, **case} for name, case in told.items() if isinstance(case, dict)]
+    cases_table = table(golden, "metrics/metrics.json")
+    found = [{"id": name, **case} for name, case in cases_table.items() if isinstance(case, dict)]
     return present(found, arrays(golden, "metrics/metrics.safetensors"))
 
 
@@ -86,12 +90,6 @@ def test_distance_is_that_of_the_clouds_not_of_their_coordinates(rng):
     assert moved - still == pytest.approx(step @ step, rel=1e-9)
 
 
-def test_distance_scales_with_the_square(rng):
-    x, y = cloud(rng, 100, 8), cloud(rng, 100, 8, 2)
-    small, large = (frechet_distance(feature_statistics(k * x), feature_statistics(k * y)) for k in (1, 10))
-    assert large == pytest.approx(100 * small, rel=1e-9)
-
-
 def test_a_constant_feature_and_a_single_one_are_fine(rng):
     """Singular covariances; features of one dimension."""
     x = np.concatenate([cloud(rng, 50, 3), np.zeros((50, 1))], axis=1)
@@ -100,9 +98,7 @@ def test_a_constant_feature_and_a_single_one_are_fine(rng):
     assert frechet_distance(feature_statistics(line), feature_statistics(line + 3)) == pytest.approx(9, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    "features", [np.zeros((1, 4)), np.zeros((0, 4)), np.zeros(4), np.full((3, 4), np.nan)], ids=str
-)
+@pytest.mark.parametrize("features", [np.zeros((1, 4)), np.zeros(4), np.full((3, 4), np.nan)], ids=str)
 def test_features_without_a_covariance_are_refused(features):
     with pytest.raises(ValueError) as error:
         feature_statistics(features)
@@ -112,3 +108,73 @@ def test_features_without_a_covariance_are_refused(features):
 def test_statistics_of_different_features_are_refused(rng):
     with pytest.raises(ValueError, match="3 and 4"):
         frechet_distance(feature_statistics(cloud(rng, 9, 3)), feature_statistics(cloud(rng, 9, 4)))
+
+
+def test_the_distance_of_singular_covariances(rng):
+    """Fewer images than features. In the plane that both sets span, and moved out of it."""
+    basis = np.linalg.qr(rng.normal(size=(40, 5)))[0].T
+    x, y = rng.normal(size=(30, 5)), rng.normal(size=(30, 5)) * 2
+    flat = frechet_distance(feature_statistics(x), feature_statistics(y))
+    embedded = frechet_distance(feature_statistics(x @ basis), feature_statistics(y @ basis))
+    assert embedded == pytest.approx(flat, rel=1e-6)  # roots of eigenvalues that are 0 but for rounding
+
+
+def test_the_distance_to_a_set_that_never_varies():
+    """tr S alone is left of the covariances."""
+    still, moving = FeatureStatistics(np.zeros(3), np.zeros((3, 3)), 9), FeatureStatistics(np.zeros(3), np.eye(3), 9)
+    assert frechet_distance(still, moving) == frechet_distance(moving, still) == 3
+    assert frechet_distance(still, still) == 0
+
+
+def test_inception_sized_statistics_take_seconds(rng):
+    """2048 features under 3 s on two cores, which is 6 s of processor time; measured: 1.7 s by one thread."""
+    roots = [rng.normal(size=(2048, 2048)) / 45 for _ in range(2)]
+    a, b = (FeatureStatistics(np.zeros(2048), root @ root.T, 50_000) for root in roots)
+    start = time.process_time()
+    assert frechet_distance(a, b) > 1
+    assert time.process_time() - start < 6
+
+
+# ------------------------------------------------------------------------------------------------ deviation
+
+
+def drawn(random: np.random.Generator, count: int, size: int, shift: float = 0.3) -> np.ndarray:
+    return random.normal(size=(count, size)) * np.linspace(0.5, 1.5, size) + shift
+
+
+@pytest.fixture(scope="module", params=[(400, 6), (40, 60)], ids=["many images", "more features than images"])
+def shape(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def reference(shape) -> FeatureStatistics:
+    return feature_statistics(np.random.default_rng(99).normal(size=(5000, shape[1])))
+
+
+def test_it_is_the_spread_over_fresh_images(shape, reference):
+    """Forty resamples know a deviation to 11 %, two hundred fresh sets to 5 %; a factor of 1.5 is three of these."""
+    random = np.random.default_rng(0)
+    fresh = [frechet_distance(feature_statistics(drawn(random, *shape)), reference) for _ in range(200)]
+    estimated = np.mean([frechet_deviation(drawn(random, *shape), reference) for _ in range(5)])
+    assert 1 / 1.5 < estimated / np.std(fresh) < 1.5
+
+
+def test_the_part_that_varies_is_of_the_distance(shape, reference):
+    """Up to what no sample changes; roots of eigenvalues that are zero but for rounding err by 1e-7 each."""
+    features = drawn(np.random.default_rng(1), *shape)
+    deviations = features - reference.mu
+    fast = _variable_part(deviations, deviations @ square_root(reference.sigma)) + np.trace(reference.sigma)
+    assert fast == pytest.approx(frechet_distance(feature_statistics(features), reference), abs=1e-5)
+
+
+def test_the_same_features_have_the_same_deviation(shape, reference):
+    features = drawn(np.random.default_rng(2), *shape)
+    assert frechet_deviation(features, reference) == frechet_deviation(features, reference)
+
+
+def test_what_is_not_cheap_is_left_out():
+    many = np.zeros((60_000, 400), dtype=np.float32)
+    statistics = FeatureStatistics(np.zeros(400), np.eye(400), 60_000)
+    assert frechet_deviation(many, statistics) is None
+    assert frechet_deviation(many[:3], statistics) is None

@@ -1,18 +1,36 @@
-"""Weights of detectors: files given, fetched or installed, and clear words where there are none."""
+"""Weights and image sizes, which detectors made of pretrained networks share."""
 
 import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from edm2.post_hoc_ema import atomic_output
 
 
-def fetch_weights(url: str, option: str) -> Path:
-    """The file behind `url`, from torch's cache or the net.
+def as_rgb(images: Tensor) -> Tensor:
+    """Repeat the channel of gray images [N, 1, H, W] three times; return RGB images as they are.
 
     Raises:
-        OSError: it is not there and cannot be fetched; `option` is what the message names as the way out.
+        ValueError: another number of channels.
+    """
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images with {images.shape[1]} channels: pretrained detectors take gray or RGB images")
+    return images.expand(-1, 3, -1, -1)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize uint8 [N, C, H, W] to float32 [N, C, size, size] in 0..255: bicubic, without aliasing, not rounded."""
+    x = torch.nn.functional.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
+    return x.clip(0, 255)  # bicubic filters overshoot
+
+
+def fetch_weights(url: str, option: str) -> Path:
+    """Path of the file behind `url` in torch's cache, downloaded if it is not there.
+
+    Raises:
+        OSError: it cannot be downloaded; `option` is what the message names as the way out.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.exists():
@@ -29,13 +47,13 @@ def fetch_weights(url: str, option: str) -> Path:
 
 
 def check_is_file(path: Path) -> None:
-    """Raises FileNotFoundError unless `path` is a file."""
+    """Raise FileNotFoundError unless `path` is a file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it should hold the weights of a detector")
 
 
 def load_torchscript(path: Path, device: torch.device | str) -> torch.jit.ScriptModule:
-    """A TorchScript network in evaluation mode.
+    """Load a TorchScript network in evaluation mode.
 
     Raises:
         ValueError: the file is none.
