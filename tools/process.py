@@ -1,4 +1,4 @@
-"""Settings of the whole process, which the command line makes and no library call."""
+"""Settings of the whole process. Only the command line makes them; library calls have no such side effect."""
 
 import ctypes
 import platform

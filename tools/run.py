@@ -1,4 +1,4 @@
-"""Training from the command line: the device, Ctrl-C, and the grids of samples that show a run move."""
+"""Training from the command line: default device and precision, bars, stopping on signals, grids of samples."""
 
 import os
 import signal
@@ -27,30 +27,30 @@ COLUMNS = 10
 
 
 def default_device() -> str:
-    """The fastest kind of device here."""
+    """Fastest kind of device of this machine."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def default_precision(preset: str, device: str) -> str:
-    """Of activations in training: what the preset says; if nothing, bf16 where the device has instructions for it."""
+    """Precision of activations in training: the preset's, else bf16 if the device has instructions for it."""
     return PRESETS[preset].training.get("precision") or ("bf16" if _has_bf16(device) else "fp32")
 
 
 def _has_bf16(device: str) -> bool:
-    if device.startswith("cuda"):  # those older than Ampere take longer in bf16 than in fp32
+    if device.startswith("cuda"):  # GPUs older than Ampere take longer in bf16 than in fp32
         return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def progress_bar(description: str) -> Callable[[Iterable], Iterable]:
-    """A tqdm bar that vanishes when it is done; none where nobody is at a terminal to see it."""
+    """Wrap an iterable in a bar that vanishes when it is done; no bar if the output is not a terminal."""
     return partial(tqdm, desc=description, leave=False, disable=None)
 
 
 def image_bar(total: int, hidden: bool = False) -> tqdm:
-    """A bar that counts images and vanishes when it is done; none where nobody is at a terminal, or if `hidden`."""
+    """Bar that counts images and vanishes when it is done; no bar if the output is not a terminal, or if `hidden`."""
     return tqdm(total=total, unit="img", leave=False, disable=True if hidden else None, dynamic_ncols=True)
 
 
@@ -61,7 +61,7 @@ def run_training(
     processes: Processes = ONE_PROCESS,
     max_seconds: float | None = None,
 ) -> None:
-    """Train as `train_interruptibly` does, and say where the snapshots are."""
+    """Train like `train_interruptibly`, then print where the snapshots are."""
     trainer = train_interruptibly(config, dataset, on_snapshot, processes, max_seconds)
     if processes.is_first:
         click.echo(f"Done: {trainer.images_seen:,} images, snapshots in {Path(config.out) / 'snapshots'}")
@@ -80,7 +80,7 @@ def train_interruptibly(
     whichever the signal reached. `on_snapshot` and `processes` are the trainer's.
     """
     draw = partial(draw_samples, dtype=DTYPES[config.precision])
-    trainer = Trainer(config, dataset, draw, tell_speed, on_snapshot, processes)
+    trainer = Trainer(config, dataset, draw, print_speed, on_snapshot, processes)
     with stopping_on_signals(trainer), stopping_after(max_seconds, trainer), memory_advice(trainer):
         trainer.run()
     if trainer.images_seen < config.duration:
@@ -91,8 +91,8 @@ def train_interruptibly(
 
 
 @contextmanager
-def told_once(processes: Processes) -> Iterator[None]:
-    """Errors that all processes meet, or the first one only, are the first one's to tell."""
+def report_errors_once(processes: Processes) -> Iterator[None]:
+    """Let only the first process report an error that all of them meet; the others exit with its code."""
     try:
         yield
     except (click.UsageError, TrainingError, CheckpointError, RunFolderError) as error:
@@ -102,7 +102,7 @@ def told_once(processes: Processes) -> Iterator[None]:
 
 
 TIME_IS_UP = 124
-"""Exit code when `--max-time` has passed, as that of `timeout`; of signals it is 128 + their number."""
+"""Exit code when `--max-time` has passed, like that of `timeout`; for signals it is 128 + their number."""
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
@@ -113,7 +113,7 @@ def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
     process = os.getpid()
 
     def stop(number: int, frame: object) -> None:
-        if os.getpid() != process:  # one that reads data
+        if os.getpid() != process:  # a forked process that reads data
             return
         if trainer.stop_requested and number == signal.SIGINT and trainer.processes.count == 1:
             raise KeyboardInterrupt
@@ -148,14 +148,14 @@ def stopping_after(seconds: float | None, trainer: Trainer) -> Iterator[None]:
             timer.cancel()
 
 
-def tell_speed(images_per_second: float, images_left: int) -> None:
-    """One line in the middle of a run, above the bar if there is one."""
+def print_speed(images_per_second: float, images_left: int) -> None:
+    """Print the speed in the middle of a run, above the bar if there is one."""
     left = time_text(images_left / images_per_second)
     tqdm.write(f"speed: {images_per_second:,.3g} images/s; the remaining {images_left:,} images will take about {left}")
 
 
 def measure_run(config: TrainingConfig, dataset: Dataset, processes: Processes = ONE_PROCESS) -> list[tuple[str, str]]:
-    """Speed, time and memory of a run, from some of its steps; nothing is written. Memory is that of one process."""
+    """Measure speed, time and memory of a run in some of its steps; nothing is written. Memory is one process's."""
     trainer = Trainer(config, dataset, processes=processes)
     with memory_advice(trainer):
         speed, peak_memory = trainer.measure()
@@ -168,7 +168,7 @@ def measure_run(config: TrainingConfig, dataset: Dataset, processes: Processes =
 
 @contextmanager
 def memory_advice(trainer: Trainer) -> Iterator[None]:
-    """Say what to do when the device's memory runs out."""
+    """Turn an out-of-memory error into one line with the remedy."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -187,7 +187,7 @@ def draw_samples(
         net: Denoiser to sample from.
         codec: Turns samples into pixels.
         path: PNG file.
-        dtype: Of the activations.
+        dtype: Dtype of the activations.
         rows: Images per column.
         num_steps: Sampling steps.
     """

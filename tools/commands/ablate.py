@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.tools.options.groups import GroupedCommand, GroupedOption
-from edm2.tools.options.parsing import FILE, FOLDER, PRECISION, SEEDS, SHARE, SIGMA_RELS
+from edm2.tools.options.parsing import FILE, FOLDER, PRECISION, SEEDS, SHARD, SIGMA_RELS
 from edm2.tools.options.variants import Variant, check_common, given, planned, variants
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ _where = partial(click.option, cls=GroupedOption, group="Where it goes, and who 
 @_score("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps.")
 @_score("--precision", type=PRECISION, help="Of activations while sampling; default: fp16 on CUDA, else fp32.")
 @_where("--out", type=FOLDER, required=True, help="Folder of the study: runs, tables and figures.")
-@_where("--share", type=SHARE, help="Do only the first of two shares of the runs (1/2), the second (2/2), ...")
+@_where("--share", type=SHARD, help="Do only the first of two shares of the runs (1/2), the second (2/2), ...")
 @_where("--report", is_flag=True, help="Compute nothing: tables and figures of what is finished.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF edm2 train]")
 def ablate(

@@ -186,7 +186,7 @@ def encode(
 
     from edm2.datasets import encoding
     from edm2.datasets.moments import MomentEncoder
-    from edm2.tools.reports.statistics import print_latent_statistics
+    from edm2.tools.reports.description import print_latent_statistics
     from edm2.tools.run import default_device
     from edm2.training.distributed.processes import joined_processes
 
@@ -227,7 +227,7 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
 
     from edm2.datasets.description import check_writable, open_to_measure, store_statistics
     from edm2.datasets.measuring import measure
-    from edm2.tools.reports.statistics import print_statistics
+    from edm2.tools.reports.description import print_statistics
 
     dataset = open_to_measure(path)
     if write:

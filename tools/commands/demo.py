@@ -1,4 +1,4 @@
-"""`edm2 demo`: the whole path on real data, in minutes: train, sweep the EMA length, sample."""
+"""`edm2 demo`: train on real data, sweep the EMA length and sample, in minutes."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ Example:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--out", type=FOLDER, default="demo", show_default=True, help="Folder to write.")
+@click.option("--out", type=FOLDER, default="demo", show_default=True, help="Folder to write to.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the run.")
 def demo(out: Path, seed: int) -> None:
     """Train on handwritten digits, choose the EMA length, draw samples.
 
-    Takes minutes on two CPU cores and downloads nothing. Interrupted, it goes on where it was. Leaves a run folder,
+    Takes minutes on two CPU cores and downloads nothing. If interrupted, run it again to go on. Writes a run folder,
     samples.png, sweep.png, sweep.csv, loss.png and best.safetensors.
     """
     import torch
@@ -52,8 +52,8 @@ def demo(out: Path, seed: int) -> None:
     click.echo(f"   edm2 sweep {run} --std {SIGMA_RELS} --samples {SAMPLES} --steps {STEPS} --out {out}")
     averages = Averages(run)
     codec = codec_from_json(averages.metadata["codec"])
-    judge = evaluator_by(dataset, load_detector("pixels"), reference_of)
-    sweeper = Sweeper(averages, codec, judge, Drawing(SAMPLES, STEPS), known=ScoreCache(out / "sweep.jsonl"))
+    evaluator = evaluator_by(dataset, load_detector("pixels"), reference_of)
+    sweeper = Sweeper(averages, codec, evaluator, Drawing(SAMPLES, STEPS), known=ScoreCache(out / "sweep.jsonl"))
     sweep = sweeper.sweep(Range([averages.last], parse_sigma_rels(SIGMA_RELS)), dataset, progress=image_bar)
     write_sweep(out / "sweep.csv", sweep)
     plot_sweep(out / "sweep.png", sweep)
@@ -72,10 +72,10 @@ def demo(out: Path, seed: int) -> None:
     score = best.score
     click.echo(f"\nBest EMA length: {sigma_rel:g}, with Frechet distance {score.distance:.4f}", nl=False)
     click.echo(f" and class accuracy {score.accuracy:.3f}. Look at:")
-    for name, what in (
+    for name, content in (
         ("samples.png", "ten classes, eight of each"),
         ("sweep.png", "quality against EMA length"),
         ("loss.png", "how the loss fell"),
-        ("best.safetensors", "the best network; `edm2 info` says what it is"),
+        ("best.safetensors", "the best network; `edm2 info` describes it"),
     ):
-        click.echo(f"  {out / name!s:<26}  {what}")
+        click.echo(f"  {out / name!s:<26}  {content}")

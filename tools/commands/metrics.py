@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edm2.tools.options.drawing import Drawing, DrawingOptions, how_it_is_drawn, what_is_drawn, with_options
-from edm2.tools.options.groups import GroupedCommand
+from edm2.tools.options.groups import GroupedCommand, with_options
 from edm2.tools.options.parsing import DEVICE, FILE, PNG_FILE
+from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampler_options
 from edm2.tools.options.scoring import SCORES, WEIGHTS, ScoringOptions, Weights, images_bar
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ def calc(images: str, device: str | None, **scoring_options: Any) -> None:
 
 @metrics.command(cls=GroupedCommand, epilog=GEN_EPILOG, short_help="Draw and score, without writing images.")
 @click.argument("network", required=False)
-@what_is_drawn(seeds="0-49999")
+@sample_options(seeds="0-49999")
 @with_options(*SCORES)
-@how_it_is_drawn
+@sampler_options
 @with_options(*WEIGHTS)
 def gen(network: str | None, **given: Any) -> None:
     """Draw samples of NETWORK as `edm2 generate` does, and score them; no image is written.
@@ -177,7 +177,7 @@ def gen(network: str | None, **given: Any) -> None:
     Several processes, started by torchrun, share the work; the numbers are the same.
     """
     of_scores = {field.name: given.pop(field.name) for field in fields(ScoringOptions)}
-    scoring, options = ScoringOptions(**of_scores), DrawingOptions(**given)
+    scoring, options = ScoringOptions(**of_scores), SamplingOptions(**given)
     choice = options.choice(network)
     wanted = scoring.metrics()
     from edm2.sampling.drawing import batches_of
@@ -185,12 +185,12 @@ def gen(network: str | None, **given: Any) -> None:
 
     parts = batches_of(options.seeds, options.batch_size)
     with joined_processes() as processes:
-        drawing = Drawing(options, choice, processes)
-        drawing.try_out(drawing.decode)
+        generator = SampleGenerator(options, choice, processes)
+        generator.try_out(generator.decode)
         mine = [seed for part in processes.share(parts) for seed in part]
-        pixels = (drawing.decode(batch.samples) for batch in drawing.batches(mine))
-        settings = drawing.settings | {"first_seed": options.seeds[0], "last_seed": options.seeds[-1]}
-        scoring.score(pixels, [len(part) for part in parts], wanted, drawing.device, processes, settings)
+        pixels = (generator.decode(batch.samples) for batch in generator.batches(mine))
+        settings = generator.settings | {"first_seed": options.seeds[0], "last_seed": options.seeds[-1]}
+        scoring.score(pixels, [len(part) for part in parts], wanted, generator.device, processes, settings)
 
 
 @metrics.command(cls=GroupedCommand, epilog=NEIGHBOURS_EPILOG, short_help="Look for training images among samples.")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from edm2.sampling.samplers import HEUN, Solver
-from edm2.tools.options.drawing import solver_option
 from edm2.tools.options.groups import GroupedCommand, GroupedOption
 from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, INTERVAL, PRECISION, SIGMA_RELS, TIMES, WEIGHTS
+from edm2.tools.options.sampling import solver_option
 
 if TYPE_CHECKING:
     from edm2.sweep.averages import Averages
@@ -246,10 +246,10 @@ def _check_shape(averages: "Averages", dataset: "Dataset", data: str | None) -> 
 def _guide(averages: "Averages", guide: str | None, unlabelled: bool, guide_at: int | None) -> "Guide | None":
     from edm2.sweep.averages import Averages
     from edm2.sweep.guides import FixedGuide, GuideRun, ItselfUnlabelled
-    from edm2.tools.options.choices import check_has_missed_labels
+    from edm2.tools.options.networks import check_label_dropout
 
     if unlabelled:
-        check_has_missed_labels(str(averages.folder), averages.metadata)
+        check_label_dropout(str(averages.folder), averages.metadata)
         return ItselfUnlabelled()
     if guide is None:
         return None
@@ -263,11 +263,11 @@ def _guide(averages: "Averages", guide: str | None, unlabelled: bool, guide_at: 
 
 def _warn_of_snapshots(averages: "Averages", area: "Range") -> None:
     """Lengths that the snapshots can only give roughly are not quite the lengths that the curve says."""
-    from edm2.tools.commands.reconstruct import WARNING, warn_of_missing
+    from edm2.tools.reports.reconstruction import LARGE_ERROR, warn_of_missing
 
     warn_of_missing(averages.snapshots, "averages are made without")
     for time in area.times:
-        rough = {s: error for s, error in averages.errors(time, area.sigma_rels).items() if error > WARNING}
+        rough = {s: error for s, error in averages.errors(time, area.sigma_rels).items() if error > LARGE_ERROR}
         if rough:
             worst = max(rough, key=rough.__getitem__)
             click.echo(
@@ -337,6 +337,6 @@ def _reconstruct(run: Path, sigma_rel: float, at: int, last: int) -> str:
 
 
 def _reconstructed(run: Path, at: int, sigma_rel: float) -> Path:
-    from edm2.tools.commands.reconstruct import reconstructed_name
+    from edm2.tools.reports.reconstruction import reconstructed_name
 
     return run / "reconstructed" / reconstructed_name(at, sigma_rel)

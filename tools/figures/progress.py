@@ -10,17 +10,17 @@ from edm2.tools.figures.style import BLUE, ORANGE
 
 
 def draw_loss(runs: Sequence[PlottedRun]) -> Figure:
-    """The objective that training minimizes; comparable between runs of the same weighting only."""
+    """Draw the objective that training minimizes; comparable between runs of the same weighting only."""
     return _one_quantity(runs, "loss", "Training loss", "training loss per image", log=False)
 
 
 def draw_learning_rate(runs: Sequence[PlottedRun]) -> Figure:
-    """The learning rate of Eq. 67."""
+    """Draw the learning rate (Eq. 67)."""
     return _one_quantity(runs, "lr", "Learning rate", "learning rate", log=False)
 
 
 def draw_speed(runs: Sequence[PlottedRun]) -> Figure:
-    """Images per second between reports, pauses for snapshots and the like included."""
+    """Draw images per second between reports, pauses for snapshots and the like included."""
     return _one_quantity(runs, "images_per_second", "Speed", "images per second", log=False)
 
 
@@ -35,8 +35,10 @@ def _one_quantity(runs: Sequence[PlottedRun], key: str, title: str, label: str, 
 
 
 def draw_holdout(runs: Sequence[PlottedRun]) -> Figure:
-    """The mean loss over noise levels, on held-out and on training images: unlike the training loss, it has the same
-    meaning for every weighting."""
+    """Draw the mean loss over noise levels, on held-out and on training images.
+
+    Unlike the training loss, it has the same meaning for every weighting.
+    """
     figure, [axes] = panels(["Loss on held-out and on training images"])
     unit = time_axis(axes, runs)
     single = len(runs) == 1

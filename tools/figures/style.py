@@ -1,4 +1,4 @@
-"""The pictures that the commands draw."""
+"""Style of the figures: colours, axes, PNG files; and the figure of losses that the demo draws."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,19 +17,19 @@ from edm2.training.run.logging import Record
 BLUE, ORANGE, GRAY = "#1f5fa8", "#d9822b", "#8a8f98"
 
 PALETTE = (BLUE, ORANGE, "#0f8f6c", "#c65fa0", "#6cc4ee", "#7a1f1f", "#d4c21a", "#222222")
-"""Colours for things side by side. Simulated for each kind of colour blindness, any two stay at least 16 apart in CIE
+"""Colours of curves in one figure. Simulated for each kind of colour blindness, any two stay at least 16 apart in CIE
 Lab, as far as those of the palette of Okabe and Ito."""
 
 
 def colors(count: int) -> list[Any]:
-    """That many colours: of the palette, or of a rainbow where it has too few."""
+    """Return `count` colours: of the palette, or of a rainbow where it has too few."""
     if count <= len(PALETTE):
         return list(PALETTE[:count])
     return [plt.get_cmap("turbo")(i / (count - 1)) for i in range(count)]
 
 
 def plot_losses(path: Path, records: Sequence[Record]) -> None:
-    """The loss per noise level, on training and on held-out images where a run measured it, against images seen."""
+    """Draw losses against images seen: on held-out and training images if a run measured them, else the objective."""
     measured = [record for record in records if "holdout_loss" in record]
     figure, axes = _axes()
     if measured:
@@ -54,7 +54,7 @@ def _axes() -> tuple[Figure, plt.Axes]:
 
 
 def styled(axes: plt.Axes) -> None:
-    """Fewer lines than matplotlib draws."""
+    """Remove the upper and right border, and draw a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edm2.tools.options.drawing import options_of
+from edm2.tools.options.groups import option_group
 from edm2.tools.options.parsing import FILE
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edm2.metrics.scores import Metric, Value
     from edm2.training.distributed.processes import Processes
 
-_weights, _scores = map(options_of, ("Weights of detectors; default: fetched once", "Scores"))
+_weights, _scores = map(option_group, ("Weights of detectors; default: fetched once", "Scores"))
 
 WEIGHTS = (
     _weights("--inception", type=FILE, help="Of Inception: inception-2015-12-05.pt."),

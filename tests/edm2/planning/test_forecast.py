@@ -6,20 +6,19 @@ from dataclasses import replace
 import pytest
 
 from edm2.networks import NetworkConfig
-from edm2.planning.communication import traffic
+from edm2.planning.cluster import GPU, GPUS, REACHED, UNKNOWN, Cluster, traffic
 from edm2.planning.costs import count_flops, count_parameters, estimate_memory, parameter_bytes
-from edm2.planning.forecast import Variant, imaginary_dataset, stored_bytes, variants
-from edm2.planning.hardware import GPU, GPUS, REACHED, UNKNOWN, Cluster
+from edm2.planning.forecast import TrainingVariant, imaginary_dataset, stored_bytes, variants
 from edm2.planning.presets import PRESETS
-from edm2.planning.throughput import (
+from edm2.planning.speed import (
     PUBLISHED,
     PUBLISHED_GPUS,
     WHOLE_STEP,
     measured_efficiency,
-    paces,
     published_rates,
     published_seconds,
     rate_of_width,
+    seconds_per_image,
     width_of,
 )
 from edm2.training import TrainingConfig
@@ -88,9 +87,9 @@ def test_there_is_room_for_the_copy_that_a_snapshot_is_written_from():
 def test_a_checkpoint_is_copied_process_by_process():
     """All that is kept: of copies by each process of a machine, which are 8 here."""
     for shard in (False, True):
-        variant = Variant(run_of(256, shard=shard), Cluster(H100, 16, 8), largest=16)
-        assert variant.checkpoint_copies == 8 * variant.memory.kept
-        assert variant.memory.kept == 5 * variant.memory.weights  # two moments, two averages
+        variant = TrainingVariant(run_of(256, shard=shard), Cluster(H100, 16, 8), largest=16)
+        assert variant.checkpoint_copies == 8 * variant.memory.persistent
+        assert variant.memory.persistent == 5 * variant.memory.weights  # two moments, two averages
 
 
 @pytest.mark.parametrize("gigabytes", [0.9, 1.2, 2, 80])
@@ -137,12 +136,12 @@ def test_the_network_between_machines_is_the_narrowest():
 
 def test_what_is_not_hidden_behind_computing_is_waited_for():
     slow = Cluster(replace(H100, link=0.1), 8, 8)
-    variant = Variant(run_of(512), slow, largest=64)
+    variant = TrainingVariant(run_of(512), slow, largest=64)
     speed = variant.speed(1e-3)
     assert speed.computing == pytest.approx(0.064)
     assert speed.waiting == pytest.approx(variant.communicating - 2 / 3 * 0.064)
     assert speed.images_per_second == pytest.approx(512 / (speed.computing + speed.waiting))
-    assert Variant(run_of(512), Cluster(H100, 8, 8), largest=64).speed(1e-3).waiting == 0
+    assert TrainingVariant(run_of(512), Cluster(H100, 8, 8), largest=64).speed(1e-3).waiting == 0
 
 
 # -------------------------------------------------------------------------------------------------------------- speed
@@ -151,7 +150,7 @@ def test_what_is_not_hidden_behind_computing_is_waited_for():
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_published_networks_train_as_published_on_the_same_gpus(preset):
     """Table 6: images per second of 32 A100. There is nothing to scale."""
-    (seconds,) = paces(published_network(preset), preset, GPUS["a100-80"], None).values()
+    (seconds,) = seconds_per_image(published_network(preset), preset, GPUS["a100-80"], None).values()
     assert PUBLISHED_GPUS / seconds == pytest.approx(PUBLISHED[preset])
 
 
@@ -183,20 +182,22 @@ def test_another_width_of_a_preset_is_another_network():
 
 def test_speed_scales_with_the_gpu():
     network = published_network("edm2-img512-xs")
-    of_h100, of_h200 = (paces(network, "edm2-img512-xs", GPUS[kind], None) for kind in ("h100", "h200"))
+    of_h100, of_h200 = (seconds_per_image(network, "edm2-img512-xs", GPUS[kind], None) for kind in ("h100", "h200"))
     by_matrix, by_memory = of_h100
     published = PUBLISHED_GPUS / PUBLISHED["edm2-img512-xs"]
     assert published / of_h100[by_matrix] == pytest.approx(989 / 312)
     assert published / of_h100[by_memory] == pytest.approx(3350 / 2039)
     assert of_h200[by_matrix] == of_h100[by_matrix], "only its memory is another"
     assert of_h200[by_memory] < of_h100[by_memory]
-    assert list(paces(network, None, replace(UNKNOWN, peak=100), None)) == [by_matrix], "nobody knows its bandwidth"
+    assert list(seconds_per_image(network, None, replace(UNKNOWN, peak=100), None)) == [by_matrix], (
+        "nobody knows its bandwidth"
+    )
 
 
 def test_a_measured_efficiency_is_a_share_of_the_peak():
     """Half of 100 TFLOP/s is 25 T multiplications with their additions; an image takes three evaluations."""
     gpu = GPU("mine", 80, 100, None, 1, 1, "")
-    *_, seconds = paces(NETWORK, None, gpu, 0.5).values()
+    *_, seconds = seconds_per_image(NETWORK, None, gpu, 0.5).values()
     assert seconds == pytest.approx(3 * count_flops(NETWORK) / 25e12)
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from edm2.networks import build_network
-from edm2.planning import plan as planning
 from edm2.planning.costs import count_flops, estimate_memory
-from edm2.planning.plan import default_preset, describe_run, plan_run
+from edm2.planning.plan import default_preset, plan_run
 from edm2.planning.presets import PRESETS, Preset
+from edm2.tools.reports import run_plan
+from edm2.tools.reports.run_plan import describe_plan
 from edm2.training import ArrayDataset, Dataset, RunFolder, Trainer, open_dataset
 
 
@@ -87,7 +88,7 @@ def test_images_that_cannot_be_halved_are_refused():
 def test_the_description_tells_the_truth():
     dataset = images(classes=4)
     config = plan(dataset, batch_size=16, duration=320, micro_batch=8, rampup_images=6_400, ref_batches=500)
-    told = dict(describe_run(config, dataset))
+    told = dict(describe_plan(config, dataset))
     parameters = sum(p.numel() for p in build_network(config.network).parameters())
     assert "40 images, 4 of them held out, 4 classes" in told["data"]  # a tenth, where the preset asks for more
     assert f"{parameters:,} parameters, 8x8" in told["network"]
@@ -95,8 +96,8 @@ def test_the_description_tells_the_truth():
     assert "8 images per forward pass" in told["device"]
     assert "rising over 6,400 images, falling after 8,000" in told["learning rate"]
     assert "EMA lengths 0.05 and 0.1" in told["snapshots"]
-    assert "labels not used" in dict(describe_run(plan(dataset, conditional=False), dataset))["data"]
-    assert "no labels" in dict(describe_run(plan(images()), images()))["data"]
+    assert "labels not used" in dict(describe_plan(plan(dataset, conditional=False), dataset))["data"]
+    assert "no labels" in dict(describe_plan(plan(images()), images()))["data"]
 
 
 @pytest.mark.parametrize("every", [1, 16, 20, 24, 48, 64, 1000])
@@ -109,7 +110,7 @@ def test_it_foretells_the_number_of_snapshots(tmp_path, every):
     )  # fmt: skip
     Trainer(config, dataset).run()
     written = len(list(RunFolder(config.out).snapshots.iterdir()))
-    assert f"{written} ({written // 2} time" in dict(describe_run(config, dataset))["snapshots"]
+    assert f"{written} ({written // 2} time" in dict(describe_plan(config, dataset))["snapshots"]
 
 
 def test_digits_fit_their_preset():
@@ -149,7 +150,7 @@ def test_a_preset_that_is_silent_leaves_it_to_the_statistics(monkeypatch):
 
 def told(dataset: Dataset, preset: str = "edm2-small-32", **choices: Any) -> dict[str, str]:
     tiny = {"model_channels": 8, "channels_per_head": 8, "batch_size": 8}
-    return dict(describe_run(plan(dataset, preset, **tiny | choices), dataset))
+    return dict(describe_plan(plan(dataset, preset, **tiny | choices), dataset))
 
 
 def test_the_plan_says_how_data_are_scaled():
@@ -182,7 +183,7 @@ def test_pixels_far_from_the_networks_sigma_data_are_warned_of(sigma_data):
 def test_the_plan_tells_what_a_run_costs():
     dataset = images()
     config = plan(dataset, batch_size=16, duration=1_600)
-    told = dict(describe_run(config, dataset))
+    told = dict(describe_plan(config, dataset))
     flops = count_flops(config.network)
     assert told["compute"] == (
         f"{flops / 1e6:.3g} MFLOPs to evaluate an image, {3 * flops / 1e6:.3g} MFLOPs to train on it, "
@@ -196,23 +197,23 @@ def test_the_plan_tells_what_a_run_costs():
 def test_of_several_processes_the_plan_tells_what_each_takes():
     dataset = images()
     config = plan(dataset, batch_size=32, shard=True)
-    alone, four = dict(describe_run(config, dataset)), dict(describe_run(config, dataset, processes=4))
+    alone, four = dict(describe_plan(config, dataset)), dict(describe_plan(config, dataset, processes=4))
     assert "cpu, fp32, 32 images per forward pass" in alone["device"]
     assert "4 x cpu, fp32, 8 images per forward pass" in four["device"]
     assert "in each process" in four["memory"]
-    assert f"{estimate_memory(config, 4).kept / 1e6:.3g} MB for weights" in four["memory"]  # a share of them
-    assert estimate_memory(config, 4).kept < estimate_memory(config).kept / 3
+    assert f"{estimate_memory(config, 4).persistent / 1e6:.3g} MB for weights" in four["memory"]  # a share of them
+    assert estimate_memory(config, 4).persistent < estimate_memory(config).persistent / 3
 
 
 def test_too_much_for_the_device_is_warned_of_with_what_would_fit(monkeypatch):
     dataset = images()
     config = plan(dataset, "edm2-small-32", model_channels=16, channels_per_head=16)
-    assert "WARNING" not in dict(describe_run(config, dataset))
-    monkeypatch.setattr(planning, "device_memory", lambda device: 450_000_000)
-    told = dict(describe_run(config, dataset))
+    assert "WARNING" not in dict(describe_plan(config, dataset))
+    monkeypatch.setattr(run_plan, "device_memory", lambda device: 450_000_000)
+    told = dict(describe_plan(config, dataset))
     assert "cpu has 450 MB; try --micro-batch 16" in told["WARNING"]
-    monkeypatch.setattr(planning, "device_memory", lambda device: 1_000_000)
-    assert "choose a smaller network" in dict(describe_run(config, dataset))["WARNING"]
+    monkeypatch.setattr(run_plan, "device_memory", lambda device: 1_000_000)
+    assert "choose a smaller network" in dict(describe_plan(config, dataset))["WARNING"]
 
 
 def test_stratified_noise_is_told():

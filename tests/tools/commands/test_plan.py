@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from command_line import complaint, edm2, parse, succeed, write_images
 
-from edm2.planning.hardware import GPUS
-from edm2.planning.throughput import WHOLE_STEP
+from edm2.planning.cluster import GPUS
+from edm2.planning.speed import WHOLE_STEP
 from edm2.tools.bench.results import Measurement
 from edm2.tools.commands.plan import EPILOG, KINDS
 

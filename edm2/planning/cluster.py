@@ -1,9 +1,17 @@
-"""GPUs by name, as their makers' public data sheets describe them, and clusters of them."""
+"""GPUs by name (numbers of their makers' public data sheets), clusters of them, and what they send each other.
+
+Collective operations pass data around a ring of n processes. A process sends (n - 1) / n of the result of a gather, or
+of the input of a reduction; averaging everywhere (all-reduce) is a reduction and a gather. Whatever else processes
+exchange is a few numbers per step.
+"""
 
 from dataclasses import dataclass
 
+from edm2.networks import NetworkConfig
+from edm2.planning.costs import parameter_bytes
+
 REACHED = 0.8
-"""Share of a link's data sheet that collective operations reach: an assumption, as NCCL reaches 0.7 to 0.9 of most."""
+"""Fraction of a link's bandwidth that collective operations reach. Assumed: NCCL reaches 0.7 to 0.9 on most links."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class GPU:
     link: float
     """GB/s that one GPU sends to others of its node: half of the data sheet's number, which counts both directions."""
     network: float
-    """GB/s that a node sends to other nodes: what is usual (see `GPUS`)."""
+    """GB/s that a node sends to other nodes: the usual network (see `GPUS`)."""
     source: str
     """Data sheet."""
 
@@ -44,12 +52,12 @@ GPUS = {
 H100 and later (NVIDIA DGX data sheets); 200 Gbit/s per machine of L40S, 100 of A10, and 10 of consumer cards."""
 
 UNKNOWN = GPU("GPU", 0, 0, None, 32, 25, "your numbers")
-"""One that is described by numbers: links as those of PCIe 4.0 x16, networks of 200 Gbit/s."""
+"""A GPU that the user describes by numbers: links as those of PCIe 4.0 x16, a network of 200 Gbit/s."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Machines with the same number of GPUs of one kind.
+    """Machines (nodes) with the same number of GPUs of one kind.
 
     Raises:
         ValueError: GPUs do not fill the nodes.
@@ -57,9 +65,9 @@ class Cluster:
 
     gpu: GPU
     gpus: int
-    """All together."""
+    """GPUs of all nodes together."""
     per_node: int
-    """In one machine."""
+    """GPUs of one node."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.per_node < 1:
@@ -73,14 +81,54 @@ class Cluster:
 
     @property
     def nodes(self) -> int:
-        """Machines."""
+        """Number of nodes."""
         return self.gpus // self.per_node
 
     @property
     def bandwidth(self) -> float:
         """Bytes per second that each GPU sends in a ring through all of them.
 
-        Rings that run side by side leave a node once each, so what one GPU sends passes its network at full width.
+        Rings that run side by side leave a node once each, so one GPU's messages pass its network at full width.
         """
         narrowest = self.gpu.link if self.nodes == 1 else min(self.gpu.link, self.gpu.network)
         return REACHED * 1e9 * narrowest
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that each process sends in a step."""
+
+    all_reduce: int = 0
+    """To average gradients everywhere: all of them under DDP, those of scalars under FSDP2."""
+    all_gather: int = 0
+    """To gather the weights of every block for its forward pass, and again for its backward pass, in every round."""
+    reduce_scatter: int = 0
+    """To average gradients, each on the process that holds its row."""
+
+    @property
+    def total(self) -> int:
+        """Sum of the three."""
+        return self.all_reduce + self.all_gather + self.reduce_scatter
+
+
+def traffic(network: NetworkConfig, processes: int, shard: bool, rounds: int) -> Traffic:
+    """Count the bytes of a step. Weights and gradients travel in float32, see `edm2.training.distributed.strategies`.
+
+    Args:
+        network: Network that is trained.
+        processes: Number n of processes in the ring.
+        shard: True if they divide the weights among them (FSDP2).
+        rounds: Forward passes of a process per step. Gradients are exchanged after the last one only.
+    """
+    if processes == 1:
+        return Traffic()
+    others = processes - 1
+    if not shard:
+        return Traffic(all_reduce=2 * others * parameter_bytes(network).total // processes)
+    own = parameter_bytes(network, processes)  # a shard is 1/n of the whole: (n - 1) shards are (n - 1)/n of it
+    gathered = 2 * sum(own.blocks) + own.rest  # weights outside of blocks stay from forward to backward pass
+    return Traffic(
+        all_reduce=2 * others * own.scalars // processes,
+        all_gather=rounds * others * gathered,
+        reduce_scatter=others * (sum(own.blocks) + own.rest),
+    )
