@@ -80,7 +80,7 @@ def train_interruptibly(
     whichever the signal reached. `on_snapshot` and `processes` are the trainer's.
     """
     draw = partial(draw_samples, dtype=DTYPES[config.precision])
-    trainer = Trainer(config, dataset, draw, print_speed, on_snapshot, processes)
+    trainer = Trainer(config, dataset, draw, report_speed, on_snapshot, processes)
     with stopping_on_signals(trainer), stopping_after(max_seconds, trainer), memory_advice(trainer):
         trainer.run()
     if trainer.images_seen < config.duration:
@@ -91,7 +91,7 @@ def train_interruptibly(
 
 
 @contextmanager
-def report_errors_once(processes: Processes) -> Iterator[None]:
+def reported_once(processes: Processes) -> Iterator[None]:
     """Let only the first process report an error that all of them meet; the others exit with its code."""
     try:
         yield
@@ -148,7 +148,7 @@ def stopping_after(seconds: float | None, trainer: Trainer) -> Iterator[None]:
             timer.cancel()
 
 
-def print_speed(images_per_second: float, images_left: int) -> None:
+def report_speed(images_per_second: float, images_left: int) -> None:
     """Print the speed in the middle of a run, above the bar if there is one."""
     left = time_text(images_left / images_per_second)
     tqdm.write(f"speed: {images_per_second:,.3g} images/s; the remaining {images_left:,} images will take about {left}")

@@ -8,7 +8,7 @@ import click
 from edm2.sampling.presets import FAMILIES
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.parsing import FILE, FOLDER, PNG_FILE
-from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampler_options
+from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampling_options
 
 if TYPE_CHECKING:
     from edm2.sampling.drawing import Decoder
@@ -62,7 +62,7 @@ _where = option_group("Where it goes; one or more")
 @_where("--npz", type=FILE, help="NPZ file with all images (arr_0) and their classes (arr_1).")
 @_where("--grid", type=PNG_FILE, help="PNG file with all images side by side.")
 @_where("--latents", is_flag=True, help="Write samples as the network draws them: NPY files in --out, or an NPZ file.")
-@sampler_options
+@sampling_options
 def generate(
     network: str | None,
     out: Path | None,

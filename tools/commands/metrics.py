@@ -8,7 +8,7 @@ import click
 
 from edm2.tools.options.groups import GroupedCommand, with_options
 from edm2.tools.options.parsing import DEVICE, FILE, PNG_FILE
-from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampler_options
+from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampling_options
 from edm2.tools.options.scoring import SCORES, WEIGHTS, ScoringOptions, Weights, images_bar
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def calc(images: str, device: str | None, **scoring_options: Any) -> None:
 @click.argument("network", required=False)
 @sample_options(seeds="0-49999")
 @with_options(*SCORES)
-@sampler_options
+@sampling_options
 @with_options(*WEIGHTS)
 def gen(network: str | None, **given: Any) -> None:
     """Draw samples of NETWORK as `edm2 generate` does, and score them; no image is written.

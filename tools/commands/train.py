@@ -259,12 +259,12 @@ def train(
         raise click.UsageError("which EMA lengths are to be scored? Give --eval, such as 0.05,0.10")
     from edm2.tools.reports.description import print_lines
     from edm2.tools.reports.run_plan import describe_plan
-    from edm2.tools.run import measure_run, report_errors_once, run_training
+    from edm2.tools.run import measure_run, reported_once, run_training
     from edm2.training.distributed.processes import joined_processes
 
     with joined_processes() as processes:
         dataset = _open_in_turn(data, choices["skip_broken"] or 0, processes)
-        with report_errors_once(processes):
+        with reported_once(processes):
             config = configure_run(dataset, data, out, preset, architecture, conditional, choices)
             _check_batch(config, processes)
             _check_folder(config, processes)
@@ -276,7 +276,7 @@ def train(
             click.echo("Dry run: nothing was written." if dry_run else "")
         if dry_run:
             return
-        with report_errors_once(processes):
+        with reported_once(processes):
             on_snapshot = None
             if lengths is not None and processes.is_first:
                 from edm2.tools.evaluation import Evaluation

@@ -68,7 +68,7 @@ SAMPLE_OPTIONS = (
     ),
 )
 
-SAMPLER_OPTIONS = (
+SAMPLING_OPTIONS = (
     _guidance("--guide", help="Network to guide away from: a snapshot or an included network."),
     _guidance("--unlabelled-guide", is_flag=True, help="Guide away from NETWORK itself without classes."),
     _guidance("--guidance", type=NUMBER, help="Guidance weight; default: 1, no guidance."),
@@ -96,13 +96,13 @@ def sample_options(seeds: str) -> Callable[[Callable], Callable]:
     return with_options(option, *SAMPLE_OPTIONS)
 
 
-sampler_options = with_options(*SAMPLER_OPTIONS)
-"""Decorator that adds `SAMPLER_OPTIONS`."""
+sampling_options = with_options(*SAMPLING_OPTIONS)
+"""Decorator that adds `SAMPLING_OPTIONS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """Values of --seeds, `SAMPLE_OPTIONS` and `SAMPLER_OPTIONS`, by parameter name."""
+    """Values of --seeds, `SAMPLE_OPTIONS` and `SAMPLING_OPTIONS`, by parameter name."""
 
     seeds: list[int]
     class_name: str | None
