@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edm2.networks import NetworkConfig
+from edm2.planning.ladder import ladder_settings
 from edm2.planning.presets import PRESETS, Settings
-from edm2.study.ladder import ladder_settings
 from edm2.training import Dataset, TrainingConfig
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from edm2.planning.ladder import ladder_settings
 from edm2.planning.plan import plan_run
 from edm2.planning.presets import PRESETS
-from edm2.study.ladder import ladder_settings
 from edm2.training import open_dataset
 
 NAMES = (
