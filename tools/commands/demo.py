@@ -34,19 +34,20 @@ def demo(out: Path, seed: int) -> None:
     from edm2.sweep.evaluator import Drawing, evaluator_by
     from edm2.sweep.score_cache import ScoreCache
     from edm2.sweep.sweep import Range, Sweeper
-    from edm2.tools.figures.style import plot_losses
+    from edm2.tools.figures.progress import draw_holdout
+    from edm2.tools.figures.runs import open_runs
+    from edm2.tools.figures.style import save_figure
     from edm2.tools.figures.sweep import plot_sweep
     from edm2.tools.options.parsing import parse_sigma_rels
     from edm2.tools.reports.tables import print_sweep, write_sweep
     from edm2.tools.run import draw_samples, image_bar, run_training
     from edm2.training import codec_from_json, open_dataset
-    from edm2.training.run.logging import read_stats
 
     run = out / "run"
     click.echo(f"1. Train:  edm2 train --data digits --preset digits8 --seed {seed} --out {run}")
     dataset = open_dataset("digits")
     run_training(plan_run(dataset, "digits", str(run), "digits8", None, {"seed": seed}), dataset)
-    plot_losses(out / "loss.png", read_stats(run / "stats.jsonl"))
+    save_figure(draw_holdout(open_runs([("run", run)])), out / "loss.png")
 
     click.echo("\n2. Score EMA lengths:")
     click.echo(f"   edm2 sweep {run} --std {SIGMA_RELS} --samples {SAMPLES} --steps {STEPS} --out {out}")

@@ -28,7 +28,7 @@ Examples:
   # Before training: how many snapshots to keep, and how much disk they take
   edm2 reconstruct --plan --std 0.03,0.10,0.20 --interval 8Mi --duration 2Gi --parameters 280M
 \b
-  # Another length for the embeddings' gains; many lengths for the gains alone, all else at 0.13
+  # Another length for the embeddings' gains; many lengths for all tensors of the embeddings, 0.13 for the rest
   edm2 reconstruct runs/mine --std 0.13 --std-for "*.emb_gain=0.05" --out emb/
   edm2 reconstruct runs/mine --std 0.05,0.07,...,0.21 --std-for "!*.emb_*=0.13" --out emb/
 """

@@ -42,7 +42,7 @@ Examples:
   # The paper's ImageNet-512, on latents, with a network that also serves classifier-free guidance
   edm2 train --data img512-latents.zip --preset edm2-img512-s --out runs/img512-s --micro-batch 32 --label-dropout 0.1
 \b
-  # Score two EMA lengths at every fourth snapshot; edm2 sweep knows these scores then
+  # Score two EMA lengths at every fourth snapshot; edm2 sweep reuses these scores
   edm2 train --data digits --out runs/watched --eval 0.05,0.10 --eval-every 4
 \b
   # Another step of the paper's ladder, or another weighting of noise levels; edm2 ablate compares many
@@ -265,8 +265,7 @@ def train(
     with joined_processes() as processes:
         dataset = _open_in_turn(data, choices["skip_broken"] or 0, processes)
         with reported_once(processes):
-            config = configure_run(dataset, data, out, preset, architecture, conditional, choices)
-            _check_batch(config, processes)
+            config = configure_run(dataset, data, out, preset, architecture, conditional, choices, processes.count)
             _check_folder(config, processes)
         speed = [("speed", "printed after the first steps, with the time left")]
         if measure:
@@ -310,14 +309,6 @@ def _check_folder(config: "TrainingConfig", processes: "Processes") -> None:
         click.echo(f"Resuming {config.out} at {seen:,} of {config.duration:,} images.")
 
 
-def _check_batch(config: "TrainingConfig", processes: "Processes") -> None:
-    """Refuse a batch that cannot be split evenly over the processes."""
-    try:
-        config.share(processes.count)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-
-
 def configure_run(
     dataset: "Dataset",
     data: str,
@@ -326,11 +317,12 @@ def configure_run(
     architecture: str | None,
     conditional: bool | None,
     choices: Mapping[str, Any],
+    processes: int = 1,
 ) -> "TrainingConfig":
     """Configure the run that parameters of `edm2 train` describe; data and machine decide the rest.
 
     Raises:
-        click.UsageError: they do not fit together, or not the data.
+        click.UsageError: they do not fit together, not the data, or not the number of processes.
     """
     from edm2.planning.plan import default_preset, plan_run
     from edm2.tools.run import default_device, default_precision
@@ -340,9 +332,11 @@ def configure_run(
     preset = preset or default_preset(dataset, data)
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))
     try:
-        return plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G")
+        config = plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G")
+        config.share(processes)
     except ValueError as error:
         raise click.UsageError(_in_options(str(error))) from None
+    return config
 
 
 def _options() -> dict[str, str]:

@@ -11,26 +11,26 @@ from edm2.tools.figures.style import BLUE, ORANGE
 
 def draw_loss(runs: Sequence[PlottedRun]) -> Figure:
     """Draw the objective that training minimizes; comparable between runs of the same weighting only."""
-    return _one_quantity(runs, "loss", "Training loss", "training loss per image", log=False)
+    return _one_quantity(runs, "loss", "Training loss", "training loss per image")
 
 
 def draw_learning_rate(runs: Sequence[PlottedRun]) -> Figure:
     """Draw the learning rate (Eq. 67)."""
-    return _one_quantity(runs, "lr", "Learning rate", "learning rate", log=False)
+    return _one_quantity(runs, "lr", "Learning rate", "learning rate")
 
 
 def draw_speed(runs: Sequence[PlottedRun]) -> Figure:
     """Draw images per second between reports, pauses for snapshots and the like included."""
-    return _one_quantity(runs, "images_per_second", "Speed", "images per second", log=False)
+    return _one_quantity(runs, "images_per_second", "Speed", "images per second")
 
 
-def _one_quantity(runs: Sequence[PlottedRun], key: str, title: str, label: str, log: bool) -> Figure:
+def _one_quantity(runs: Sequence[PlottedRun], key: str, title: str, label: str) -> Figure:
     figure, [axes] = panels([title])
     unit = time_axis(axes, runs)
     for run in runs:
         draw_curve(axes, run.stats, lambda r: r.get(key), unit, color=run.color, label=run.name)
     axes.set_ylabel(label)
-    finish(axes, log=log, legend=len(runs) > 1)
+    finish(axes, log=False, legend=len(runs) > 1)
     return figure
 
 

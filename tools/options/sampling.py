@@ -57,7 +57,7 @@ SAMPLE_OPTIONS = (
         metavar="NAME",
         help="Settings of a published result (see --list-presets).",
     ),
-    _what("--networks", type=FOLDER, default=".", help="Folder with the networks of --preset; default: this one."),
+    _what("--networks", type=FOLDER, default=".", help="Folder with the networks of --preset; default: here."),
     _what(
         "--list-presets",
         is_flag=True,
