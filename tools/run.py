@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,11 +42,6 @@ def _has_bf16(device: str) -> bool:
     if device.startswith("cuda"):  # GPUs older than Ampere take longer in bf16 than in fp32
         return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def progress_bar(description: str) -> Callable[[Iterable], Iterable]:
-    """Wrap an iterable in a bar that vanishes when it is done; no bar if the output is not a terminal."""
-    return partial(tqdm, desc=description, leave=False, disable=None)
 
 
 def image_bar(total: int, hidden: bool = False) -> tqdm:

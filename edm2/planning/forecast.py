@@ -1,4 +1,9 @@
-"""Forecast of training on a cluster: memory, communication, speed and time of the four ways to train."""
+"""Forecast of training on a cluster: memory, communication, speed and time of the four ways to train.
+
+Collective operations pass data around a ring of n processes. A process sends (n - 1) / n of the result of a gather, or
+of the input of a reduction; averaging everywhere (all-reduce) is a reduction and a gather. Whatever else processes
+exchange is a few numbers per step.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,8 +11,9 @@ from functools import cached_property
 
 import torch
 
-from edm2.planning.cluster import Cluster, Traffic, traffic
-from edm2.planning.costs import MemoryEstimate, estimate_memory, largest_micro_batch
+from edm2.networks import NetworkConfig
+from edm2.planning.cluster import Cluster
+from edm2.planning.costs import MemoryEstimate, estimate_memory, largest_micro_batch, parameter_bytes
 from edm2.training import ArrayDataset, Dataset, TrainingConfig
 
 RECOMPUTING = 4 / 3
@@ -15,6 +21,46 @@ RECOMPUTING = 4 / 3
 
 BACKWARD = 2 / 3
 """Fraction of a step's time that its backward pass takes: two of three evaluations."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that each process sends in a step."""
+
+    all_reduce: int = 0
+    """To average gradients everywhere: all of them under DDP, those of scalars under FSDP2."""
+    all_gather: int = 0
+    """To gather the weights of every block for its forward pass, and again for its backward pass, in every round."""
+    reduce_scatter: int = 0
+    """To average gradients, each on the process that holds its row."""
+
+    @property
+    def total(self) -> int:
+        """Sum of the three."""
+        return self.all_reduce + self.all_gather + self.reduce_scatter
+
+
+def traffic(network: NetworkConfig, processes: int, shard: bool, rounds: int) -> Traffic:
+    """Count the bytes of a step. Weights and gradients travel in float32, see `edm2.training.distributed.strategies`.
+
+    Args:
+        network: Network that is trained.
+        processes: Number n of processes in the ring.
+        shard: True if they divide the weights among them (FSDP2).
+        rounds: Forward passes of a process per step. Gradients are exchanged after the last one only.
+    """
+    if processes == 1:
+        return Traffic()
+    others = processes - 1
+    if not shard:
+        return Traffic(all_reduce=2 * others * parameter_bytes(network).total // processes)
+    own = parameter_bytes(network, processes)  # a shard is 1/n of the whole: (n - 1) shards are (n - 1)/n of it
+    gathered = 2 * sum(own.blocks) + own.rest  # weights outside of blocks stay from forward to backward pass
+    return Traffic(
+        all_reduce=2 * others * own.scalars // processes,
+        all_gather=rounds * others * gathered,
+        reduce_scatter=others * (sum(own.blocks) + own.rest),
+    )
 
 
 @dataclass(frozen=True)

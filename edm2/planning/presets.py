@@ -12,11 +12,6 @@ Settings = dict[str, Any]
 """Fields of `NetworkConfig` and `TrainingConfig` by name."""
 
 
-def no_rules(images: int, chosen: Mapping[str, Any]) -> Settings:
-    """Return no settings: nothing depends on the data."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Preset:
     """Settings under one name; the command line can override each of them."""
@@ -29,7 +24,7 @@ class Preset:
     """Fields of `TrainingConfig` that differ from its defaults."""
     shape: tuple[int, int, int] | None = None
     """(channels, height, width) that the data must have; None: any."""
-    rules: Callable[[int, Mapping[str, Any]], Settings] = no_rules
+    rules: Callable[[int, Mapping[str, Any]], Settings] = lambda images, chosen: {}
     """Function of the number of images and the user's choices that returns further fields."""
 
 

@@ -238,7 +238,11 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "class of no such name": ("GENERATE @network.safetensors --class cat", FAILURE, ("'cat'", "number")),
     "interval upside down": ("GENERATE @network.safetensors --interval 2,1", USAGE, ("'2,1'", "LOW,HIGH")),
     "interval without guidance": ("GENERATE @network.safetensors --interval 1,2", USAGE, ("--interval", "--guide")),
-    "nowhere to put images": ("generate @network.safetensors", USAGE, ("--out FOLDER", "--grid FILE.png")),
+    "nowhere to put images": (
+        "generate @network.safetensors",
+        USAGE,
+        ("--out FOLDER", "--npz FILE.npz", "--grid FILE.png"),
+    ),
     "grid is a folder": ("generate @network.safetensors --grid @empty", USAGE, ("--grid", "empty", "is a directory")),
     "grid in another format": (
         "generate @network.safetensors --grid g.jpg",

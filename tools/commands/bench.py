@@ -1,7 +1,7 @@
 """`edm2 bench`: measure the speed of this machine in training, sampling, decoding and averaging."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -43,6 +43,12 @@ With one CPU thread (OMP_NUM_THREADS=1) times are processor time, which other pr
 threads they are wall-clock time, on a GPU the GPU's own.
 """
 
+
+def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    """Parse names separated by commas, each once."""
+    return text if text is None else tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 _what = option_group("What is measured")
 _how = option_group("How")
 _where = option_group("Where it goes")
@@ -57,8 +63,14 @@ _where = option_group("Where it goes")
 )
 @_what("--batch", type=click.IntRange(1), metavar="N", help="Images per batch; default: 64, of 64x64 on a CPU 2.")
 @_what("--channels", type=click.IntRange(1), metavar="N", help="Base width of the network in place of the preset's.")
-@_what("--only", metavar="NAMES", help="Sections to measure, separated by commas (see below); default: all.")
-@_what("--against", metavar="NAMES", default="", help="Implementations to compare with (see below).")
+@_what(
+    "--only",
+    "sections",
+    callback=_names,
+    metavar="NAMES",
+    help="Sections to measure (see below); default: all.",
+)
+@_what("--against", callback=_names, metavar="NAMES", default="", help="Implementations to compare with (see below).")
 @_what("--vae", metavar="NAME", help="VAE to measure, folder or hub id.")
 @_how("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
 @_how("--precision", type=PRECISION, help="Precision of our activations; default: as in edm2 train.")
@@ -73,23 +85,7 @@ _where = option_group("Where it goes")
 @_how("--quick", is_flag=True, help="Measure everything once, to see that it works.")
 @_where("--out", type=FILE, help="JSON file for all numbers.")
 @_where("--markdown", type=FILE, help="Markdown file for the tables.")
-def bench(
-    preset: str | None,
-    batch: int | None,
-    channels: int | None,
-    only: str | None,
-    against: str,
-    vae: str | None,
-    device: str | None,
-    precision: str | None,
-    against_precision: str | None,
-    compile: bool,
-    repeats: int | None,
-    steps: int | None,
-    quick: bool,
-    out: Path | None,
-    markdown: Path | None,
-) -> None:
+def bench(device: str | None, quick: bool, out: Path | None, markdown: Path | None, **choices: Any) -> None:
     """Measure how fast this machine trains, samples, decodes and averages.
 
     Prints times, images per second, achieved FLOP/s and their fraction of the device's peak, which is measured too.
@@ -99,31 +95,14 @@ def bench(
     from edm2.tools.bench.workload import settings_for
     from edm2.tools.run import default_device
 
-    chosen = {
-        "preset": preset,
-        "batch": batch,
-        "channels": channels,
-        "sections": None if only is None else _names(only),
-        "against": _names(against),
-        "vae": vae,
-        "precision": precision,
-        "against_precision": against_precision,
-        "compile": compile,
-        "repeats": repeats,
-        "steps": steps,
-    }
-    settings = settings_for(device or default_device(), {k: v for k, v in chosen.items() if v is not None}, quick)
+    chosen = {name: value for name, value in choices.items() if value is not None}
+    settings = settings_for(device or default_device(), chosen, quick)
     try:
         check_names(settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     report = measure(settings, _print_start, _print_finding)
     _write(report, out, markdown)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """Names separated by commas, each once."""
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _print_start(report: "Report") -> None:

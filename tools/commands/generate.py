@@ -80,11 +80,10 @@ def generate(
     options = SamplingOptions(**options_given)
     _check_targets(out, npz, grid, latents, len(options.seeds))
     choice = options.choice(network)
-    from tqdm import tqdm
-
     from edm2.sampling.drawing import batches_of, keep_all, undecoded, unfinished
     from edm2.sampling.generation import classes_of_seeds
     from edm2.tools.options.targets import Targets
+    from edm2.tools.run import image_bar
     from edm2.training.distributed.processes import joined_processes
 
     targets = Targets(out, npz, grid, subdirs, latents)
@@ -96,7 +95,7 @@ def generate(
         decode = undecoded if latents else generator.decode
         if pending:
             _try_vae(generator, decode)
-        with tqdm(total=len(pending), unit="img", leave=False, disable=None if processes.is_first else True) as bar:
+        with image_bar(len(pending), hidden=not processes.is_first) as bar:
             keep_all(batches, decode, store, bar.update)
         processes.wait()
         if processes.is_first:

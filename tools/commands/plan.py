@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edm2.planning.cluster import GPUS, UNKNOWN, Cluster
 from edm2.planning.presets import PRESETS
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.parsing import ARCHITECTURE, EFFICIENCY, FILE, IMAGES, NUMBER, PRECISION, SHAPE
 
 if TYPE_CHECKING:
-    from edm2.planning.cluster import Cluster
     from edm2.training import Dataset, TrainingConfig
-
-KINDS = ("a100-40", "a100-80", "h100", "h200", "b200", "l40s", "a10", "rtx3090", "rtx4090", "rtx5090")
-"""Names of `edm2.planning.cluster.GPUS`, which takes a second to import: too long for --help."""
 
 IMAGENET = 1_281_167
 """Images of ImageNet's training set."""
@@ -65,7 +62,7 @@ _data = option_group("The data, where the preset does not say")
 @_run("--keep-snapshots", type=click.IntRange(1), help="Keep snapshots of this many times; default: all.")
 @_run("--efficiency", type=EFFICIENCY, help="Measured fraction of the peak, or a JSON file of edm2 bench.")
 @_machine("--gpus", type=click.IntRange(1), required=True, help="GPUs of all machines together.")
-@_machine("--gpu", type=click.Choice(KINDS, case_sensitive=False), help="Kind of GPU; others by --memory and --peak.")
+@_machine("--gpu", type=click.Choice(list(GPUS), case_sensitive=False), help="Kind; or give --memory and --peak.")
 @_machine("--per-node", type=click.IntRange(1), help="GPUs of a machine; default: 8, or all if there are fewer.")
 @_machine("--memory", type=NUMBER, help="Memory of a GPU in GB.")
 @_machine("--peak", type=NUMBER, help="Speed of a GPU in TFLOP/s, bf16 without sparsity.")
@@ -133,16 +130,14 @@ def _cluster(
     peak: float | None,
     link: float | None,
     network: float | None,
-) -> "Cluster":
+) -> Cluster:
     """Cluster of listed GPUs, of listed ones with some numbers replaced, or of others.
 
     Raises:
         ValueError: numbers are missing, not positive, or do not fit together.
     """
-    from edm2.planning.cluster import GPUS, UNKNOWN, Cluster
-
     if kind is None and (memory is None or peak is None):
-        raise ValueError(f"which GPU? Give --gpu ({', '.join(KINDS)}), or --memory and --peak")
+        raise ValueError(f"which GPU? Give --gpu ({', '.join(GPUS)}), or --memory and --peak")
     given = {"memory": memory, "peak": peak, "link": link, "network": network and network / 8}  # bits to bytes
     for name, value in given.items():
         if value is not None and value <= 0:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from edm2.io.images import save_grid
 from edm2.io.npz import write_npz
 from edm2.sampling.output import ImageFolder, ImagesInMemory, ImageStore, NpyFiles, PngFiles
-from edm2.tools.run import progress_bar
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,6 @@ class Targets:
 
     def _rows(self, store: ImageStore, seeds: Sequence[int]) -> Iterator[np.ndarray]:
         """Images in the layout of an NPZ file: pixels [H, W, C], latents [C, H, W]."""
-        for seed in progress_bar("writing")(seeds):
+        for seed in tqdm(seeds, desc="writing", leave=False, disable=None):
             image = store.read([seed])[0].numpy()
             yield image if self.latents else image.transpose(1, 2, 0)

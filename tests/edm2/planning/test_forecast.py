@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from edm2.networks import NetworkConfig
-from edm2.planning.cluster import GPU, GPUS, REACHED, UNKNOWN, Cluster, traffic
+from edm2.planning.cluster import GPU, GPUS, REACHED, UNKNOWN, Cluster
 from edm2.planning.costs import count_flops, count_parameters, estimate_memory, parameter_bytes
-from edm2.planning.forecast import TrainingVariant, imaginary_dataset, stored_bytes, variants
+from edm2.planning.forecast import TrainingVariant, imaginary_dataset, stored_bytes, traffic, variants
 from edm2.planning.presets import PRESETS
 from edm2.planning.speed import (
     PUBLISHED,
@@ -44,7 +44,7 @@ def published_network(preset: str) -> NetworkConfig:
 
 @pytest.mark.parametrize("gpus", [2, 8, 32])
 def test_twice_as_many_gpus_hold_half_as_much_each(gpus):
-    """Weights, moments and averages of shares. 2 %: scalars and layers of few rows, here three, are not divided on."""
+    """Weights, moments and averages under FSDP2; to 2 %, as scalars and layers of three rows are not divided on."""
     few, many = (estimate_memory(run_of(64 * n, shard=True), n) for n in (gpus, 2 * gpus))
     for part in ("weights", "adam", "averages", "gradients"):
         assert getattr(few, part) == pytest.approx(2 * getattr(many, part), rel=0.02), part
@@ -52,11 +52,11 @@ def test_twice_as_many_gpus_hold_half_as_much_each(gpus):
 
 
 @pytest.mark.parametrize("settings", [{}, {"micro_batch": 4}, {"recompute": True}])
-def test_memory_of_copies_does_not_depend_on_the_number_of_gpus(settings):
+def test_memory_under_ddp_does_not_depend_on_the_number_of_gpus(settings):
     assert estimate_memory(run_of(2 * 8, **settings), 2) == estimate_memory(run_of(64 * 8, **settings), 64)
 
 
-def test_one_process_has_no_shares():
+def test_one_process_shards_nothing():
     assert estimate_memory(run_of(shard=True), 1) == estimate_memory(run_of(), 1)
 
 
@@ -69,12 +69,12 @@ def test_recomputing_saves_activations_only(shard):
 
 
 def test_gradients_of_several_rounds_add_up_in_whole():
-    """In copies beside the buckets in which they are exchanged."""
+    """Under DDP beside the buckets in which they are exchanged."""
     weights = parameter_bytes(NETWORK).total
     assert weights == 4 * count_parameters(NETWORK)
     assert [estimate_memory(run_of(16, micro_batch=n), 2).gradients for n in (8, 4)] == [weights, 2 * weights]
-    shares = [estimate_memory(run_of(16, micro_batch=n, shard=True), 2).gradients for n in (8, 4)]
-    assert shares == [parameter_bytes(NETWORK, 2).total, weights]
+    sharded = [estimate_memory(run_of(16, micro_batch=n, shard=True), 2).gradients for n in (8, 4)]
+    assert sharded == [parameter_bytes(NETWORK, 2).total, weights]
 
 
 def test_there_is_room_for_the_copy_that_a_snapshot_is_written_from():
@@ -85,7 +85,7 @@ def test_there_is_room_for_the_copy_that_a_snapshot_is_written_from():
 
 
 def test_a_checkpoint_is_copied_process_by_process():
-    """All that is kept: of copies by each process of a machine, which are 8 here."""
+    """Each of the 8 processes of a machine copies what it keeps between steps."""
     for shard in (False, True):
         variant = TrainingVariant(run_of(256, shard=shard), Cluster(H100, 16, 8), largest=16)
         assert variant.checkpoint_copies == 8 * variant.memory.persistent
@@ -102,7 +102,7 @@ def test_the_largest_micro_batch_fits_and_twice_as_much_does_not(gigabytes):
             assert estimate_memory(twice, 4).total > gigabytes * 1e9
 
 
-def test_what_does_not_fit_is_told_with_one_image():
+def test_what_does_not_fit_is_forecast_with_one_image():
     for variant in variants(run_of(), Cluster(replace(H100, memory=0.3), 2, 2), None):
         assert (variant.fits, variant.largest, variant.images) == (False, None, 1)
 
@@ -110,25 +110,23 @@ def test_what_does_not_fit_is_told_with_one_image():
 # ------------------------------------------------------------------------------------------------------ communication
 
 
-def test_nobody_sends_alone():
-    assert traffic(NETWORK, 1, True, 4).total == 0
-
-
 @pytest.mark.parametrize("processes", [2, 8, 32])
 def test_rings_send_what_they_must(processes):
-    """Gradients once, whatever the rounds; weights of shares in every round, twice where blocks give them back."""
+    """Gradients once, whatever the rounds; under FSDP2 weights in every round, those of blocks twice."""
+    assert traffic(NETWORK, 1, True, 4).total == 0
     weights, around = parameter_bytes(NETWORK).total, (processes - 1) / processes
     for rounds in (1, 4):
-        copies = traffic(NETWORK, processes, False, rounds)
-        assert copies.total == copies.all_reduce == pytest.approx(2 * around * weights)
-        shares = traffic(NETWORK, processes, True, rounds)
+        ddp = traffic(NETWORK, processes, False, rounds)
+        assert ddp.total == ddp.all_reduce == pytest.approx(2 * around * weights)
+        fsdp = traffic(NETWORK, processes, True, rounds)
         padded = processes * parameter_bytes(NETWORK, processes).total
-        assert shares.reduce_scatter == pytest.approx(around * padded, rel=1e-3)  # without scalars
-        assert shares.all_gather == pytest.approx(2 * rounds * around * padded, rel=0.05)  # what is outside of blocks
+        assert fsdp.reduce_scatter == pytest.approx(around * padded, rel=1e-3)  # without scalars
+        assert fsdp.all_gather == pytest.approx(2 * rounds * around * padded, rel=0.05)  # what is outside of blocks
 
 
 def test_the_network_between_machines_is_the_narrowest():
     one, two = Cluster(H100, 8, 8), Cluster(H100, 16, 8)
+    assert (one.nodes, two.nodes) == (1, 2)
     assert one.bandwidth == REACHED * 450e9
     assert two.bandwidth == REACHED * 400e9
     assert Cluster(replace(H100, network=12.5), 16, 8).bandwidth == REACHED * 12.5e9
@@ -194,7 +192,7 @@ def test_speed_scales_with_the_gpu():
     )
 
 
-def test_a_measured_efficiency_is_a_share_of_the_peak():
+def test_a_measured_efficiency_is_a_fraction_of_the_peak():
     """Half of 100 TFLOP/s is 25 T multiplications with their additions; an image takes three evaluations."""
     gpu = GPU("mine", 80, 100, None, 1, 1, "")
     *_, seconds = seconds_per_image(NETWORK, None, gpu, 0.5).values()
@@ -218,7 +216,7 @@ def test_other_files_have_no_efficiency(tmp_path, text):
         measured_efficiency(tmp_path / "x.json", H100)
 
 
-# ---------------------------------------------------------------------------------------------------- data, machines
+# -------------------------------------------------------------------------------------------------------------- data
 
 
 def test_latents_are_stored_as_mean_and_deviation():
@@ -226,12 +224,6 @@ def test_latents_are_stored_as_mean_and_deviation():
     assert (latents.shape, latents.kind, latents.num_classes, len(latents)) == ((8, 64, 64), "moments", 1000, 5000)
     assert stored_bytes(latents) == 8 * 64 * 64 * 4
     assert (pixels.kind, pixels.num_classes, stored_bytes(pixels)) == ("pixels", 0, 3 * 32 * 48)
-
-
-def test_gpus_fill_their_machines():
-    assert Cluster(H100, 32, 8).nodes == 4
-    with pytest.raises(ValueError, match="12 GPUs do not fill nodes of 8"):
-        Cluster(H100, 12, 8)
 
 
 def test_the_paper_trained_what_the_presets_say():

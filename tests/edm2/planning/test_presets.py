@@ -120,10 +120,6 @@ def small_run(name: str, images: int = 4_000, **choices: Any) -> TrainingConfig:
     return plan_run(dataset, "data.zip", "run", name, None, choices)
 
 
-def test_there_are_small_presets():
-    assert SMALL == ["edm2-small-32", "edm2-small-64", "edm2-latent-small"]
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_small_presets_follow_the_documented_rules(name):
     """docs/settings.md: 1,000 visits per image between 2 Mi and 16 Mi, less dropout with more images, 32 snapshots."""

@@ -21,10 +21,10 @@ MEASURED = {"activations", "weights", "updates", "gradients", "uncertainty", "sh
 REPORTED = {"loss", "lr", "speed"}
 
 
-def observed_run(like: Path, out: Path, letter: str, **changes) -> Path:
+def observed_run(like: Path, out: Path, architecture: str, **changes) -> Path:
     """A run with everything there is to draw."""
     config = read_run_config(like)
-    network = dataclasses.replace(config.network, config=letter)
+    network = dataclasses.replace(config.network, config=architecture)
     settings = {"duration": 192, "diagnostics_every": 64, "holdout": 97, "holdout_every": 64} | changes
     Trainer(dataclasses.replace(config, out=str(out), network=network, **settings)).run()
     return out

@@ -44,11 +44,6 @@ def test_image_counts_agree_with_the_published_tools(golden: Path):
         assert parse_image_count(text) == expected, text
 
 
-@pytest.mark.parametrize(("unit", "size"), [("", 1), ("Ki", 2**10), ("Mi", 2**20), ("Gi", 2**30)])
-def test_units_are_powers_of_1024(unit: str, size: int):
-    assert parse_image_count(f"3{unit}") == 3 * size
-
-
 @pytest.mark.parametrize("text", ["", "Ki", "-1", "1.5Mi", "1e6", "128k", "128ki", "128 Ki", "1,000", "0x10"])
 def test_bad_image_counts_are_refused_with_an_example(text: str):
     with pytest.raises(ValueError, match="128Ki") as error:
@@ -128,10 +123,6 @@ def test_times(text: str, seconds: float):
 def test_times_need_a_unit(text: str):
     with pytest.raises(ValueError, match="90s, 30m"):
         parse_time(text)
-
-
-def test_the_processor_is_always_there():
-    assert parse_device("cpu") == "cpu"
 
 
 @pytest.mark.parametrize("text", ["foo", "", "cuda:99", "meta", "cpu:x"])

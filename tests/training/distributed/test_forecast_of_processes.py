@@ -10,8 +10,8 @@ import torch
 from jobs import Job
 
 from edm2.networks import NetworkConfig
-from edm2.planning.cluster import traffic
 from edm2.planning.costs import estimate_memory
+from edm2.planning.forecast import traffic
 from edm2.tools.bench.studies.plan_memory import measure_growth
 from edm2.training import TrainingConfig
 from edm2.training.distributed.processes import joined_processes
