@@ -1,6 +1,5 @@
 """Training from the command line: default device and precision, bars, stopping on signals, grids of samples."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from edm2.networks import Precond, fold
 from edm2.planning.presets import PRESETS
 from edm2.post_hoc_ema.files import first_line
 from edm2.sampling.generation import generate
+from edm2.tools.process import stop_signals_handled
 from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
 from edm2.training.config import DTYPES
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
@@ -76,7 +76,11 @@ def train_interruptibly(
     """
     draw = partial(draw_samples, dtype=DTYPES[config.precision])
     trainer = Trainer(config, dataset, draw, report_speed, on_snapshot, processes)
-    with stopping_on_signals(trainer), stopping_after(max_seconds, trainer), memory_advice(trainer):
+    with (
+        stop_signals_handled(partial(stop_at_signal, trainer)),
+        stopping_after(max_seconds, trainer),
+        memory_advice(trainer),
+    ):
         trainer.run()
     if trainer.images_seen < config.duration:
         if processes.is_first:
@@ -99,30 +103,15 @@ def reported_once(processes: Processes) -> Iterator[None]:
 TIME_IS_UP = 124
 """Exit code when `--max-time` has passed, like that of `timeout`; for signals it is 128 + their number."""
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
-
-@contextmanager
-def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Within the context, signals ask `trainer` to stop. Alone, it leaves at once at a second Ctrl-C."""
-    process = os.getpid()
-
-    def stop(number: int, frame: object) -> None:
-        if os.getpid() != process:  # a forked process that reads data
-            return
-        if trainer.stop_requested and number == signal.SIGINT and trainer.processes.count == 1:
-            raise KeyboardInterrupt
-        trainer.stop_requested = 128 + number
-        if trainer.processes.is_first:
-            again = "; press Ctrl-C again to leave at once" if number == signal.SIGINT else ""
-            click.echo(f"\nFinishing this step, then writing a checkpoint{again}.", err=True)
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def stop_at_signal(trainer: Trainer, number: int) -> None:
+    """Ask `trainer` to stop with the signal's exit code. A process without others leaves at once at a second Ctrl-C."""
+    if trainer.stop_requested and number == signal.SIGINT and trainer.processes.count == 1:
+        raise KeyboardInterrupt
+    trainer.stop_requested = 128 + number
+    if trainer.processes.is_first:
+        again = "; press Ctrl-C again to leave at once" if number == signal.SIGINT else ""
+        click.echo(f"\nFinishing this step, then writing a checkpoint{again}.", err=True)
 
 
 @contextmanager
@@ -132,15 +121,16 @@ def stopping_after(seconds: float | None, trainer: Trainer) -> Iterator[None]:
     def stop() -> None:
         trainer.stop_requested = trainer.stop_requested or TIME_IS_UP
 
-    timer = None if seconds is None else threading.Timer(seconds, stop)
-    if timer is not None:
-        timer.daemon = True
-        timer.start()
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
-        if timer is not None:
-            timer.cancel()
+        timer.cancel()
 
 
 def report_speed(images_per_second: float, images_left: int) -> None:

@@ -20,7 +20,7 @@ TABLE_1 = {
     "F": (2048, 1e-2, 70_000, None, -0.4, 1.0, 1, 0.1, None, None, "kept", None),
     "G": (2048, 1e-2, 70_000, None, -0.4, 1.0, 1, 0.0, None, None, "kept", None),
 }
-"""The paper's Table 1 for the S size; None is the default, which a architecture does not touch."""
+"""The paper's Table 1 for the S size; None is the default, which no config touches."""
 
 UNSAID = {"batch_size": 2048, "loss_scale": 1, "clip_act": "kept"}
 
@@ -35,7 +35,7 @@ def test_settings_are_those_of_table_1(architecture):
         assert found == (pytest.approx(expected) if isinstance(expected, float) else expected), name
 
 
-def test_a_letter_changes_nothing_else():
+def test_a_config_changes_nothing_else():
     preset = PRESETS["edm2-img512-s"]
     settings = preset.network | preset.training
     for architecture in TABLE_1:
@@ -64,12 +64,12 @@ def test_config_a_of_another_preset_takes_whole_batches_and_one_more_resolution(
     assert config.ref_lr == pytest.approx(0.012 / 100)
 
 
-def test_choices_override_the_letter(tmp_path):
+def test_choices_override_the_config(tmp_path):
     chosen = {"ref_lr": 0.003, "weighting": "uncertainty", "batch_size": 32}
     config = plan_run(open_dataset("digits"), "digits", str(tmp_path), "digits8", None, chosen, "A")
     assert (config.ref_lr, config.weighting, config.batch_size) == (0.003, "uncertainty", 32)
 
 
-def test_there_is_no_other_letter():
+def test_there_is_no_other_config():
     with pytest.raises(ValueError, match="config 'H' is unknown; there are A, B, C, D, E, F and G"):
         ladder_settings("H", {})
