@@ -28,11 +28,11 @@ class Traffic:
     """Bytes that each process sends in a step."""
 
     all_reduce: int = 0
-    """To average gradients everywhere: all of them under DDP, those of scalars under FSDP2."""
+    """Bytes to average gradients everywhere: all of them under DDP, those of scalars under FSDP2."""
     all_gather: int = 0
-    """To gather the weights of every block for its forward pass, and again for its backward pass, in every round."""
+    """Bytes to gather the weights of every block, for its forward pass and again for its backward pass, in every round."""
     reduce_scatter: int = 0
-    """To average gradients, each on the process that holds its row."""
+    """Bytes to average gradients under FSDP2, each on the process that holds its row."""
 
     @property
     def total(self) -> int:

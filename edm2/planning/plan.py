@@ -1,4 +1,4 @@
-"""From a preset, a dataset and choices to the `TrainingConfig` of a run."""
+"""Configuration of a run, from a preset, a dataset and the user's choices."""
 
 import math
 from collections.abc import Mapping

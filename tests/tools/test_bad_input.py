@@ -320,7 +320,7 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(name: str, things: Path, tmp
 def test_an_unusable_image_stops_the_run_by_name(
     data: str, mentions: tuple, workers: int, things: Path, tmp_path: Path
 ):
-    """Only the first image is read when a dataset is opened, and what the run wrote until then is complete.
+    """Opening a dataset reads the first image only; files that the run wrote until then are complete.
 
     Without standardization, for which all images would be read at the start.
     """
@@ -398,7 +398,7 @@ def test_a_damaged_state_of_a_checkpoint_is_named(state: bytes, damaged):
 
 @pytest.mark.parametrize("line", [b"{]\n", b"7\n", b"{}\n", b"\xff\n"], ids=["syntax", "number", "empty", "binary"])
 def test_a_damaged_line_of_stats_is_named(line: bytes, damaged, tiny_run: Path):
-    """What follows it must not be thrown away in silence, as is the unfinished last line of a killed run."""
+    """Lines after it must not be thrown away in silence, as is the unfinished last line of a killed run."""
     lines = (tiny_run / "stats.jsonl").read_bytes().splitlines(keepends=True)
     left = damaged("stats.jsonl", b"".join([*lines[:2], line, *lines[2:]]))
     assert left.result.code == FAILURE

@@ -1,4 +1,4 @@
-"""What users do, from images to pictures, with a network so small that a step takes milliseconds."""
+"""The way of a user from images to pictures, with a network so small that a step takes milliseconds."""
 
 import csv
 import dataclasses
@@ -332,7 +332,7 @@ def test_churn_belongs_to_the_seed_too(outspoken_network: Path, tmp_path: Path):
 
 
 def test_a_grid_holds_every_image(outspoken_network: Path, tmp_path: Path):
-    """In rows of ten where the number allows, enlarged by a whole factor, with gaps between them."""
+    """Rows have ten images where the number allows, enlarged by a whole factor, with gaps between them."""
     drawn = generate(outspoken_network, tmp_path / "out", "--seeds", "0-19", "--grid", tmp_path / "new/grid.png")
     grid = pixels(tmp_path / "new/grid.png")
     gap = (2 * grid.shape[1] - 10 * grid.shape[0]) // 8  # height 2 side + gap, width 10 side + 9 gap

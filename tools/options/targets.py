@@ -29,7 +29,7 @@ class Targets:
     grid: Path | None
     """One PNG file."""
     subdirs: bool = False
-    """In `out`, one sub-folder per thousand seeds."""
+    """One sub-folder of `out` per thousand seeds."""
     latents: bool = False
     """Keep samples as the network draws them, not decoded to pixels."""
 

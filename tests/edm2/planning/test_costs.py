@@ -1,4 +1,4 @@
-"""What a run costs is known before it starts: FLOPs as published, memory as tensors take it.
+"""Costs of a run are known before it starts: FLOPs as published, memory as tensors take it.
 
 That processes really take so much, `tests/training/distributed/test_forecast_of_processes.py` shows.
 """

@@ -62,7 +62,7 @@ def test_one_process_shards_nothing():
 
 @pytest.mark.parametrize("shard", [False, True])
 def test_recomputing_saves_activations_only(shard):
-    """What remains is what enters each block, and the inside of one."""
+    """The inputs of all blocks remain, and the inside of one."""
     without, with_it = (estimate_memory(run_of(2 * 64, shard=shard, recompute=r), 2) for r in (False, True))
     assert with_it.activations < 0.5 * without.activations
     assert replace(with_it, activations=0, spare=0) == replace(without, activations=0, spare=0)
@@ -78,7 +78,7 @@ def test_gradients_of_several_rounds_add_up_in_whole():
 
 
 def test_there_is_room_for_the_copy_that_a_snapshot_is_written_from():
-    """Of a step with one small image, activations are less than that."""
+    """The activations of a step with one small image take less than that."""
     wide = replace(NETWORK, img_resolution=2, model_channels=256)
     config = replace(run_of(2), network=wide, recompute=True)
     assert estimate_memory(config, 2).activations == parameter_bytes(wide).total
@@ -188,7 +188,7 @@ def test_speed_scales_with_the_gpu():
     assert of_h200[by_matrix] == of_h100[by_matrix], "only its memory is another"
     assert of_h200[by_memory] < of_h100[by_memory]
     assert list(seconds_per_image(network, None, replace(UNKNOWN, peak=100), None)) == [by_matrix], (
-        "nobody knows its bandwidth"
+        "its bandwidth is not known"
     )
 
 

@@ -1,4 +1,4 @@
-"""`edm2 plan` answers what somebody would ask before renting a cluster, and refuses what makes no sense."""
+"""`edm2 plan` forecasts a run before a cluster is rented, and refuses contradictory options in one line."""
 
 import json
 import re

@@ -162,10 +162,10 @@ def test_a_run_that_has_reported_nothing_yet_is_told_from_no_run(run_g, tmp_path
         (["damaged"], "damaged/stats.jsonl: line 1 is damaged"),
     ],
 )
-def test_mistakes_are_told_in_one_line(words, mention, run_g, tmp_path, monkeypatch):
+def test_mistakes_are_one_line(words, mention, run_g, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for place in ("good", "elsewhere/good", "damaged"):
-        shutil.copytree(run_g, tmp_path / place)
+    for folder in ("good", "elsewhere/good", "damaged"):
+        shutil.copytree(run_g, tmp_path / folder)
     (tmp_path / "damaged" / "stats.jsonl").write_text("{}\n")
     result = edm2("plot", *words)
     assert result.code in (1, 2)

@@ -1,4 +1,4 @@
-"""`edm2 train` says what a run will be before it begins, how long it will take soon after, and measures on request."""
+"""`edm2 train` describes a run before it begins, forecasts its time soon after, and measures it on request."""
 
 import math
 import re
@@ -43,7 +43,7 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path: Path):
     ],
 )
 def test_precision_is_what_the_processor_has_instructions_for(instructions, preset, precision, tmp_path, monkeypatch):
-    """But for the digits, whose numbers in the documentation everybody can repeat."""
+    """The digits are the exception, so that every machine repeats the documented numbers."""
     for name in ("avx512_bf16", "amx_tile"):
         monkeypatch.setattr(f"torch.cpu._is_{name}_supported", lambda name=name: name in instructions)
     run = ("train", "--data", "digits", "--preset", preset, "--device", "cpu", "--out", tmp_path / "run", "--dry-run")
@@ -71,7 +71,7 @@ def test_measure_is_for_dry_runs():
     assert "--dry-run" in complaint(result.err)
 
 
-def test_a_run_tells_its_speed_and_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_prints_its_speed_and_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """After 53 steps of 8 images, unless they take long; a shorter run is over before."""
     monkeypatch.setattr("edm2.training.run.speed.SHORT_SECONDS", math.inf)
     monkeypatch.setattr("edm2.training.run.speed.LONG_SECONDS", math.inf)

@@ -1,4 +1,4 @@
-"""What people write on the command line means what the paper's tools mean by it; anything else is refused."""
+"""Values of options mean what they mean to the paper's tools; anything else is refused."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ from edm2.tools.options.parsing import (
 
 
 def test_ema_lengths_agree_with_the_published_tools(golden: Path):
-    """To 1e-12: a few roundings of numbers below one."""
+    """Tolerance 1e-12: a few roundings of numbers below one."""
     cases = table(golden, "tables/parsing.json")["std_lists"]
     assert cases
     for text, expected in cases.items():
@@ -108,7 +108,7 @@ def test_numbers(text: str, value: float):
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "", "a", "1,5"])
 def test_numbers_are_finite(text: str):
-    """A learning rate of NaN would train for hours before anybody noticed."""
+    """A learning rate of NaN would train for hours before it shows."""
     with pytest.raises(ValueError, match="finite"):
         parse_number(text)
     assert not math.isfinite(float("1e999"))
@@ -140,7 +140,7 @@ def test_errors_of_parsing_are_errors_of_usage():
     assert error.value.exit_code == 2
 
 
-def test_letters_are_those_of_the_ladder():
+def test_architectures_are_those_of_the_ladder():
     assert [parse_architecture(text) for text in ("A", "g", " c ")] == ["A", "G", "C"]
     for text in ("H", "", "AB"):
         with pytest.raises(ValueError, match="is not one of A, B, C, D, E, F, G"):

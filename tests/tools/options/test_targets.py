@@ -20,7 +20,7 @@ def begun(npz: Path, steps: int = 32) -> tuple[Targets, ImageStore]:
 
 @pytest.mark.parametrize("name", ["STARS.npz", "[ab]*.npz", "a.npz"])
 def test_a_result_removes_its_own_hidden_folders_only(tmp_path: Path, name: str):
-    """Those of earlier settings too, but not those of other files, whatever characters are in their names."""
+    """Folders of earlier settings go too, those of other files stay, whatever characters are in the names."""
     others = [begun(tmp_path / other)[1].path for other in ("OTHERS.npz", "b.npz", f"{name}.npz", f"x{name}")]
     earlier = begun(tmp_path / name, steps=18)[1].path
     targets, store = begun(tmp_path / name)

@@ -1,4 +1,4 @@
-"""What `edm2 train` prints before a run is true: data, scaling, costs, snapshots."""
+"""The description of a run before it starts is true: data, scaling, costs, snapshots."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def test_the_plan_says_how_data_are_scaled():
 
 @pytest.mark.parametrize("sigma_data", [0.31, 0.39, 0.41, 0.59, 0.7])
 def test_pixels_far_from_the_networks_sigma_data_are_warned_of(sigma_data):
-    """By more than 20 %, and only if nothing is done about it."""
+    """The warning comes from 20 % on, and only without --standardize."""
     warned = not 0.4 <= sigma_data <= 0.6
     dataset = with_statistics(images(), sigma_data)
     assert "WARNING" not in described(dataset)
