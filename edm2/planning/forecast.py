@@ -30,7 +30,7 @@ class Traffic:
     all_reduce: int = 0
     """Bytes to average gradients everywhere: all of them under DDP, those of scalars under FSDP2."""
     all_gather: int = 0
-    """Bytes to gather the weights of every block, for its forward pass and again for its backward pass, in every round."""
+    """Bytes to gather the weights of every block before its forward and its backward pass, in every round."""
     reduce_scatter: int = 0
     """Bytes to average gradients under FSDP2, each on the process that holds its row."""
 
