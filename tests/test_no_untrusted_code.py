@@ -56,7 +56,6 @@ SAFE: dict[tuple[str, str], str] = {
     ("tools/bench/studies/plan_memory.py", "subprocess.run"): "itself, with settings that it made",
     ("tools/bench/karras.py", "importlib.import_module"): "a package that the user installed, of a fixed name",
     ("tools/options/sampling.py", "compile"): "a field of this name, for torch.compile",
-    ("tools/bench/command.py", "compile"): "a parameter of this name, for torch.compile",
     ("tools/bench/workload.py", "compile"): "a field of this name, for torch.compile",
     ("edm2/metrics/efficientnet.py", "torch.load"): "weights_only: tensors, and nothing that is called",
     ("edm2/metrics/dinov2.py", "torch.load"): "weights_only: tensors, and nothing that is called",

@@ -16,7 +16,7 @@ from edm2.pipeline.folder import is_pipeline_folder
 from edm2.post_hoc_ema import SnapshotError, write_snapshot
 from edm2.training.config import mistyped_fields
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 """Networks that come with the package."""
 
 
