@@ -194,34 +194,23 @@ def _compact(value: Any) -> str:
     return str(value)
 
 
-def print_pixel_statistics(statistics: Statistics, levels: int) -> None:
-    """Print statistics of pixels with values from 0 to `levels` - 1."""
-    _print_table(statistics, f"levels 0 to {levels - 1}")
-    click.echo(
-        f"sigma_data {statistics.sigma_data:.4f} with black at -1 and white at 1: the networks expect 0.5, and "
-        "edm2 train --standardize scales every channel to that by these values"
-    )
+def print_statistics(statistics: Statistics, levels: int | None) -> None:
+    """Print a dataset's statistics, and what they mean for training.
 
-
-def print_latent_statistics(statistics: Statistics) -> None:
-    """Print statistics of latents."""
-    _print_table(statistics, "as the VAE gives them")
-    click.echo(
-        f"sigma_data {statistics.sigma_data:.4f}, all channels together: the networks expect 0.5, and "
-        "edm2 train scales every channel to that by these values"
-    )
-
-
-def print_statistics(statistics: Statistics, dataset: Dataset) -> None:
-    """Print statistics of the pixels or latents in `dataset`."""
-    if dataset.kind == "pixels":
-        print_pixel_statistics(statistics, dataset.levels)
+    Args:
+        statistics: Means and standard deviations of the channels.
+        levels: Number of levels of a pixel, 256 for bytes; None for latents.
+    """
+    if levels is None:
+        unit, scale, command = "as the VAE gives them", ", all channels together", "edm2 train"
     else:
-        print_latent_statistics(statistics)
-
-
-def _print_table(statistics: Statistics, unit: str) -> None:
+        unit, scale = f"levels 0 to {levels - 1}", " with black at -1 and white at 1"
+        command = "edm2 train --standardize"
     click.echo(f"channel {'mean':>9} {'std':>9}  ({unit})")
     for channel, (mean, std) in enumerate(zip(statistics.mean, statistics.std, strict=True)):
         remark = "  never varies: there is nothing to learn from" if std == 0 else ""
         click.echo(f"{channel:>7} {mean:9.4f} {std:9.4f}{remark}")
+    click.echo(
+        f"sigma_data {statistics.sigma_data:.4f}{scale}: the networks expect 0.5, and "
+        f"{command} scales every channel to that by these values"
+    )

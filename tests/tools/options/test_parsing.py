@@ -15,6 +15,7 @@ from edm2.tools.options.parsing import (
     parse_device,
     parse_image_count,
     parse_initial_network,
+    parse_interval,
     parse_number,
     parse_seeds,
     parse_sigma_rels,
@@ -162,3 +163,10 @@ def test_names_of_pictures_end_in_png():
     for text, remedy in {"of/a.jpg": "of/a.png", "a": "a.png"}.items():
         with pytest.raises(click.BadParameter, match=f"write {remedy}$"):
             PNG_FILE.convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["", "1", "2,1", "1,1", "-1,1", "1,nan", "1,2,3"])
+def test_intervals_ascend(text: str):
+    assert parse_interval("0.19, 1.61") == (0.19, 1.61)
+    with pytest.raises(ValueError, match=r"LOW,HIGH|finite"):
+        parse_interval(text)
