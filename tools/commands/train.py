@@ -78,9 +78,11 @@ Distributions of noise levels:
 
 
 def _choices(heading: str) -> Callable[..., Callable]:
-    """Options under one heading; a number unless a type is given, None for the preset's value."""
+    """Options under one heading: on/off, or of the given type. Not given, they are None: the preset decides."""
 
     def option(name: str, field: str, help: str, type: Any = NUMBER, **attributes: Any) -> Callable:
+        if "/" in name:  # on/off
+            type = None
         return option_group(heading)(name, field, type=type, default=None, help=help, **attributes)
 
     return option
@@ -108,14 +110,13 @@ _machine = _choices("Machine")
 )
 @_what("-n", "--dry-run", is_flag=True, help="Describe the run and stop.")
 @_what("--measure", is_flag=True, help="With --dry-run: train a few steps and print speed, time and memory.")
-@_data("--cond/--uncond", "conditional", "Train with labels; default: if the data have any.", None)
+@_data("--cond/--uncond", "conditional", "Train with labels; default: if the data have any.")
 @_data("--label-dropout", "label_dropout", "Fraction of images trained without their label, for guidance.")
-@_data("--xflip/--no-xflip", "xflip", "Mirror half of the images.", None)
+@_data("--xflip/--no-xflip", "xflip", "Mirror half of the images.")
 @_data(
     "--standardize/--no-standardize",
     "standardize",
     "Scale pixels to the standard deviation that the network expects, or only onto [-1, 1].",
-    None,
 )
 @_data("--skip-broken", "skip_broken", "Broken files to tolerate; each is replaced by another image.", int)
 @_data("--holdout", "holdout", "Images to keep out of training, to measure the loss on.", int)
@@ -152,7 +153,6 @@ _machine = _choices("Machine")
     "--stratified-noise/--no-stratified-noise",
     "stratified_sigma",
     "Spread the noise levels of every step evenly over their distribution; for small batches.",
-    None,
 )
 @_loss(
     "--weighting",
@@ -173,7 +173,6 @@ _machine = _choices("Machine")
     "--normalize-weighting/--no-normalize-weighting",
     "normalize_weighting",
     "Scale the weighting to mean 1; on by default.",
-    None,
 )
 @_loss(
     "--relative-weighting",
@@ -212,16 +211,16 @@ _machine = _choices("Machine")
     "Precision of activations; default: bf16 if supported, else fp32.",
     PRECISION,
 )
-@_machine("--compile/--no-compile", "compile", "Compile the network: faster, after a minute or more.", None)
+@_machine("--compile/--no-compile", "compile", "Compile the network: faster, after a minute or more.")
 @_machine("--workers", "workers", "Processes that read data; 0: the training process reads them.", int)
-@_machine("--shard/--no-shard", "shard", "Divide weights among the processes (FSDP2) to save memory.", None)
+@_machine("--shard/--no-shard", "shard", "Divide weights among the processes (FSDP2) to save memory.")
 @_machine(
     "--patience",
     "patience",
     "Time after which a process that does not answer ends the run; default: 30m.",
     TIME,
 )
-@_machine("--recompute/--no-recompute", "recompute", "Save memory by computing activations twice.", None)
+@_machine("--recompute/--no-recompute", "recompute", "Save memory by computing activations twice.")
 @_machine(
     "--detect-anomaly",
     "detect_anomaly",
