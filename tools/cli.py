@@ -7,6 +7,7 @@ import sys
 import click
 
 from edm2 import __version__
+from edm2.post_hoc_ema.files import one_line, plain_line
 from edm2.tools.process import keep_freed_memory
 
 COMMANDS = {
@@ -79,17 +80,15 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("EDM2_DEBUG"):
             raise
-        click.echo(f"Error: {one_line(error)}", err=True)
+        click.echo(f"Error: {error_line(error)}", err=True)
         sys.exit(1)
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error without line breaks; the file's name too, where the operating system reports one."""
-    from edm2.post_hoc_ema.files import plain_line
-
+def error_line(error: Exception) -> str:
+    """Message of an error in one line; with the file's name, where the operating system reports one."""
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        reason = " ".join(str(error).split("Set TORCH")[0].split())  # what follows is for the authors of torch
+        reason = " ".join(str(error).split("Set TORCH")[0].split())  # the rest is for the authors of torch
         return f"this machine cannot compile the network: leave out --compile ({plain_line(reason)})"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return plain_line(f"{error.filename}: {error.strerror}")
-    return plain_line(" ".join(str(error).split()), longest=2000) or type(error).__name__
+    return one_line(error, longest=2000)

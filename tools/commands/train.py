@@ -144,8 +144,9 @@ _machine = _choices("Machine")
 @_noise(
     "--noise",
     "noise",
-    "Distribution of noise levels in training; default: ln-normal.",
+    "Distribution in training (see below); default: ln-normal.",
     click.Choice(list(NOISE_DISTRIBUTIONS)),
+    metavar="NAME",
 )
 @_noise("--p-mean", "P_mean", "Mean of ln sigma in training.")
 @_noise("--p-std", "P_std", "Standard deviation of ln sigma in training.")
