@@ -85,6 +85,11 @@ def plain_line(text: str, longest: int = 1000) -> str:
     return line if len(line) <= longest else f"{line[: longest - 400]} ... {line[-395:]}"
 
 
+def one_line(error: BaseException, longest: int = 1000) -> str:
+    """Whole message of an error in one line; the name of its class if it has none."""
+    return plain_line(" ".join(str(error).split()), longest) or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error's message; some go on for pages."""
     return plain_line(str(error).partition("\n")[0])

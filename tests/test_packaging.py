@@ -40,7 +40,7 @@ SOURCES = [path for folder in ("edm2", *FOLDERS) for path in python_files(folder
 
 
 def installed_path(source: Path) -> str:
-    """Where a source file lies in the wheel: networks/x.py becomes edm2/networks/x.py."""
+    """Path of a source file in the wheel: networks/x.py becomes edm2/networks/x.py."""
     return (source if source.parts[0] == "edm2" else "edm2" / source).as_posix()
 
 
@@ -86,7 +86,7 @@ def wheel_files(wheel: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What pip would put into site-packages."""
+    """Contents of the wheel, as pip would put them into site-packages."""
     site = tmp_path_factory.mktemp("site")
     zipfile.ZipFile(wheel).extractall(site)
     return site
@@ -140,7 +140,7 @@ def test_a_bare_checkout_works(checkout):
     assert all(Path(file).is_relative_to(checkout) for file in run_python("-c", program, cwd=checkout).split())
 
 
-def test_every_public_name_of_edm2_can_be_had():
+def test_every_public_name_of_edm2_can_be_loaded():
     for name in edm2.__all__:
         assert getattr(edm2, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):

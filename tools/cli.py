@@ -1,4 +1,4 @@
-"""The command `edm2`. A command's module is imported only when that command runs, so help answers at once."""
+"""The command `edm2`. A command's module is imported only when that command is used, so help answers at once."""
 
 import importlib
 import os
@@ -7,6 +7,7 @@ import sys
 import click
 
 from edm2 import __version__
+from edm2.post_hoc_ema.files import one_line, plain_line
 from edm2.tools.process import keep_freed_memory
 
 COMMANDS = {
@@ -19,7 +20,7 @@ COMMANDS = {
     "plot": "Draw what runs have recorded, and compare runs.",
     "metrics": "Score samples, or look for training images among them.",
     "convert": "Published checkpoints to snapshots; snapshots to diffusers.",
-    "info": "Say what a snapshot, a run or a dataset is.",
+    "info": "Describe a snapshot, a run or a dataset.",
     "plan": "Forecast training on a cluster: memory, days, disk.",
     "bench": "Measure how fast this machine trains and samples.",
     "demo": "Train, sweep and sample on handwritten digits, in minutes.",
@@ -35,14 +36,14 @@ Examples:
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands' names and summaries, and imports each where it is used."""
+    """A group that lists its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of a run."""
+        """Names, in the order in which a user needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module of this name; its function of this name is the command."""
+        """Import the module of this name, and return its function of the same name."""
         if cmd_name not in COMMANDS:
             return None
         return getattr(importlib.import_module(f"edm2.tools.commands.{cmd_name}"), cmd_name)
@@ -63,7 +64,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line: errors of the user's are one line, exit code 2 for usage and 1 for the rest.
+    """Run the command line. Errors that a user can cause are one line; exit code 2 for usage, 1 for the rest.
 
     Set EDM2_DEBUG=1 for a traceback.
     """
@@ -79,17 +80,15 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("EDM2_DEBUG"):
             raise
-        click.echo(f"Error: {one_line(error)}", err=True)
+        click.echo(f"Error: {error_line(error)}", err=True)
         sys.exit(1)
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error without line breaks; the file's name too, where the operating system reports one."""
-    from edm2.post_hoc_ema.files import plain_line
-
+def error_line(error: Exception) -> str:
+    """Message of an error in one line; with the file's name, where the operating system reports one."""
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        reason = " ".join(str(error).split("Set TORCH")[0].split())  # what follows is for the authors of torch
+        reason = " ".join(str(error).split("Set TORCH")[0].split())  # the rest is for the authors of torch
         return f"this machine cannot compile the network: leave out --compile ({plain_line(reason)})"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return plain_line(f"{error.filename}: {error.strerror}")
-    return plain_line(" ".join(str(error).split()), longest=2000) or type(error).__name__
+    return one_line(error, longest=2000)

@@ -1,7 +1,13 @@
-"""Settings of the whole process, which the command line makes and no library call."""
+"""Settings of the whole process. Only the command line makes them; library calls have no such side effect."""
 
 import ctypes
+import os
 import platform
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_INT, LARGEST_MMAP_THRESHOLD = (1 << 31) - 1, 32 << 20
@@ -19,3 +25,20 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     settings = {M_TRIM_THRESHOLD: LARGEST_INT, M_MMAP_THRESHOLD: LARGEST_MMAP_THRESHOLD}
     return all([libc.mallopt(name, value) == 1 for name, value in settings.items()])
+
+
+@contextmanager
+def stop_signals_handled(handle: Callable[[int], None]) -> Iterator[None]:
+    """Call `handle` with the number of every stop signal that this process receives within the context."""
+    process = os.getpid()
+
+    def on_signal(number: int, frame: object) -> None:
+        if os.getpid() == process:  # a forked process that reads data ignores them
+            handle(number)
+
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

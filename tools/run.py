@@ -1,9 +1,8 @@
-"""Training from the command line: the device, Ctrl-C, and the grids of samples that show a run move."""
+"""Training from the command line: default device and precision, bars, stopping on signals, grids of samples."""
 
-import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from edm2.networks import Precond, fold
 from edm2.planning.presets import PRESETS
 from edm2.post_hoc_ema.files import first_line
 from edm2.sampling.generation import generate
+from edm2.tools.process import stop_signals_handled
 from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
 from edm2.training.config import DTYPES
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
@@ -27,30 +27,25 @@ COLUMNS = 10
 
 
 def default_device() -> str:
-    """The fastest kind of device here."""
+    """Fastest kind of device of this machine."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def default_precision(preset: str, device: str) -> str:
-    """Of activations in training: what the preset says; if nothing, bf16 where the device has instructions for it."""
+    """Precision of activations in training: the preset's, else bf16 if the device has instructions for it."""
     return PRESETS[preset].training.get("precision") or ("bf16" if _has_bf16(device) else "fp32")
 
 
 def _has_bf16(device: str) -> bool:
-    if device.startswith("cuda"):  # those older than Ampere take longer in bf16 than in fp32
+    if device.startswith("cuda"):  # GPUs older than Ampere take longer in bf16 than in fp32
         return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def progress_bar(description: str) -> Callable[[Iterable], Iterable]:
-    """A tqdm bar that vanishes when it is done; none where nobody is at a terminal to see it."""
-    return partial(tqdm, desc=description, leave=False, disable=None)
-
-
 def image_bar(total: int, hidden: bool = False) -> tqdm:
-    """A bar that counts images and vanishes when it is done; none where nobody is at a terminal, or if `hidden`."""
+    """Bar that counts images and vanishes when it is done; no bar if the output is not a terminal, or if `hidden`."""
     return tqdm(total=total, unit="img", leave=False, disable=True if hidden else None, dynamic_ncols=True)
 
 
@@ -61,7 +56,7 @@ def run_training(
     processes: Processes = ONE_PROCESS,
     max_seconds: float | None = None,
 ) -> None:
-    """Train as `train_interruptibly` does, and say where the snapshots are."""
+    """Train like `train_interruptibly`, then print where the snapshots are."""
     trainer = train_interruptibly(config, dataset, on_snapshot, processes, max_seconds)
     if processes.is_first:
         click.echo(f"Done: {trainer.images_seen:,} images, snapshots in {Path(config.out) / 'snapshots'}")
@@ -80,8 +75,12 @@ def train_interruptibly(
     whichever the signal reached. `on_snapshot` and `processes` are the trainer's.
     """
     draw = partial(draw_samples, dtype=DTYPES[config.precision])
-    trainer = Trainer(config, dataset, draw, tell_speed, on_snapshot, processes)
-    with stopping_on_signals(trainer), stopping_after(max_seconds, trainer), memory_advice(trainer):
+    trainer = Trainer(config, dataset, draw, report_speed, on_snapshot, processes)
+    with (
+        stop_signals_handled(partial(stop_at_signal, trainer)),
+        stopping_after(max_seconds, trainer),
+        memory_advice(trainer),
+    ):
         trainer.run()
     if trainer.images_seen < config.duration:
         if processes.is_first:
@@ -91,8 +90,8 @@ def train_interruptibly(
 
 
 @contextmanager
-def told_once(processes: Processes) -> Iterator[None]:
-    """Errors that all processes meet, or the first one only, are the first one's to tell."""
+def reported_once(processes: Processes) -> Iterator[None]:
+    """Let only the first process report an error that all of them meet; the others exit with its code."""
     try:
         yield
     except (click.UsageError, TrainingError, CheckpointError, RunFolderError) as error:
@@ -102,32 +101,17 @@ def told_once(processes: Processes) -> Iterator[None]:
 
 
 TIME_IS_UP = 124
-"""Exit code when `--max-time` has passed, as that of `timeout`; of signals it is 128 + their number."""
-
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Exit code when `--max-time` has passed, like that of `timeout`; for signals it is 128 + their number."""
 
 
-@contextmanager
-def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Within the context, signals ask `trainer` to stop. Alone, it leaves at once at a second Ctrl-C."""
-    process = os.getpid()
-
-    def stop(number: int, frame: object) -> None:
-        if os.getpid() != process:  # one that reads data
-            return
-        if trainer.stop_requested and number == signal.SIGINT and trainer.processes.count == 1:
-            raise KeyboardInterrupt
-        trainer.stop_requested = 128 + number
-        if trainer.processes.is_first:
-            again = "; press Ctrl-C again to leave at once" if number == signal.SIGINT else ""
-            click.echo(f"\nFinishing this step, then writing a checkpoint{again}.", err=True)
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def stop_at_signal(trainer: Trainer, number: int) -> None:
+    """Ask `trainer` to stop with the signal's exit code. A process without others leaves at once at a second Ctrl-C."""
+    if trainer.stop_requested and number == signal.SIGINT and trainer.processes.count == 1:
+        raise KeyboardInterrupt
+    trainer.stop_requested = 128 + number
+    if trainer.processes.is_first:
+        again = "; press Ctrl-C again to leave at once" if number == signal.SIGINT else ""
+        click.echo(f"\nFinishing this step, then writing a checkpoint{again}.", err=True)
 
 
 @contextmanager
@@ -137,25 +121,26 @@ def stopping_after(seconds: float | None, trainer: Trainer) -> Iterator[None]:
     def stop() -> None:
         trainer.stop_requested = trainer.stop_requested or TIME_IS_UP
 
-    timer = None if seconds is None else threading.Timer(seconds, stop)
-    if timer is not None:
-        timer.daemon = True
-        timer.start()
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
-        if timer is not None:
-            timer.cancel()
+        timer.cancel()
 
 
-def tell_speed(images_per_second: float, images_left: int) -> None:
-    """One line in the middle of a run, above the bar if there is one."""
+def report_speed(images_per_second: float, images_left: int) -> None:
+    """Print the speed in the middle of a run, above the bar if there is one."""
     left = time_text(images_left / images_per_second)
     tqdm.write(f"speed: {images_per_second:,.3g} images/s; the remaining {images_left:,} images will take about {left}")
 
 
 def measure_run(config: TrainingConfig, dataset: Dataset, processes: Processes = ONE_PROCESS) -> list[tuple[str, str]]:
-    """Speed, time and memory of a run, from some of its steps; nothing is written. Memory is that of one process."""
+    """Measure speed, time and memory of a run in some of its steps; nothing is written. Memory is one process's."""
     trainer = Trainer(config, dataset, processes=processes)
     with memory_advice(trainer):
         speed, peak_memory = trainer.measure()
@@ -168,7 +153,7 @@ def measure_run(config: TrainingConfig, dataset: Dataset, processes: Processes =
 
 @contextmanager
 def memory_advice(trainer: Trainer) -> Iterator[None]:
-    """Say what to do when the device's memory runs out."""
+    """Turn an out-of-memory error into one line with the remedy."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -187,7 +172,7 @@ def draw_samples(
         net: Denoiser to sample from.
         codec: Turns samples into pixels.
         path: PNG file.
-        dtype: Of the activations.
+        dtype: Dtype of the activations.
         rows: Images per column.
         num_steps: Sampling steps.
     """

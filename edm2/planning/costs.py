@@ -1,5 +1,6 @@
-"""What a run costs, before it starts: FLOPs and memory, counted on tensors without data (torch's meta device)."""
+"""Costs of a run, before it starts: FLOPs and memory, counted on tensors without data (torch's meta device)."""
 
+import os
 import weakref
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,54 +19,55 @@ from edm2.training.distributed.strategies import recompute_blocks_
 from edm2.training.run.disk import DiskForecast, file_sizes
 
 TRAINING_FLOPS = 3
-"""Evaluations that a training step is worth: the backward pass takes two gradients, of activations and of weights."""
+"""Training FLOPs over those of an evaluation: the backward pass adds the gradients of activations and of weights."""
 
 FLOAT32 = 4
-"""Bytes of a number: weights, gradients, Adam's moments and averages are float32 whatever the activations are."""
+"""Bytes of a number. Weights, gradients, Adam's moments and averages are float32 whatever the activations are."""
 
-SPARE = {"cuda": (0.1, 0.6e9), "mps": (0.1, 0.6e9), "cpu": (0.5, 0.4e9)}
-"""What libraries and the allocator take beside the tensors, by kind of device: a share of the tensors, and bytes."""
+ALLOWANCE = {"cuda": (0.1, 0.6e9), "mps": (0.1, 0.6e9), "cpu": (0.5, 0.4e9)}
+"""Memory of libraries and the allocator beside the tensors, by kind of device: a fraction of the tensors' bytes, and
+bytes on top."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one process on its device, by what they are for."""
+    """Bytes of one process on its device, by purpose. Field names are keys of the JSON of `edm2 plan`."""
 
     weights: int
-    """Weights; with shares (FSDP2), this process's rows of them."""
+    """Weights; under FSDP2, this process's rows of them."""
     adam: int
-    """Adam's two moments of these."""
+    """Adam's two moments: twice the weights."""
     averages: int
-    """The averaged weights."""
+    """Averaged weights: as many times the weights as there are EMA lengths."""
     gradients: int
-    """Of the weights."""
+    """Gradients of the weights."""
     activations: int
-    """What a step has beside at its worst moment: activations kept for the backward pass, and results on their way. At
-    least the copy of an average from which a snapshot is written, which comes after a step."""
+    """Peak of the other tensors of a step: activations kept for the backward pass, and intermediate results. At least
+    the copy of an average from which a snapshot is written, which comes after a step."""
     borrowed: int
-    """With shares, whole weights and gradients of the blocks at work."""
+    """Under FSDP2, whole weights and gradients of the blocks at work."""
     spare: int
     """Allowance for libraries, workspaces of convolutions and gaps between tensors."""
 
     @property
-    def kept(self) -> int:
-        """What is there all the time. Checkpoints are copied to the CPU before they are written: as much, there."""
+    def persistent(self) -> int:
+        """Bytes between steps. A checkpoint first copies them to the CPU, so it takes as much memory there."""
         return self.weights + self.adam + self.averages
 
     @property
     def step(self) -> int:
-        """What a step adds at its worst moment."""
+        """Bytes that a step adds at its peak."""
         return self.gradients + self.activations + self.borrowed
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.kept + self.step + self.spare
+        """Total bytes."""
+        return self.persistent + self.step + self.spare
 
 
 @lru_cache
 def count_parameters(network: NetworkConfig) -> int:
-    """Trainable numbers, those of u(sigma) included."""
+    """Count trainable numbers, those of u(sigma) included."""
     return sum(p.numel() for p in _without_data(network).parameters())
 
 
@@ -74,25 +76,25 @@ class ParameterBytes:
     """Bytes of float32 parameters, or of as many gradients."""
 
     blocks: tuple[int, ...]
-    """Of each block of the network, without scalars."""
+    """Bytes of each block of the network, without scalars."""
     rest: int
-    """Of what lies outside of the blocks, without scalars."""
+    """Bytes outside of the blocks, without scalars."""
     scalars: int
-    """Of the gains, which every process has."""
+    """Bytes of the gains, which every process has."""
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Total bytes."""
         return sum(self.blocks) + self.rest + self.scalars
 
 
 @lru_cache
-def parameter_bytes(network: NetworkConfig, shares: int = 1) -> ParameterBytes:
-    """Bytes of the parameters of each of several processes that divide them by rows; the last rows are filled up."""
+def parameter_bytes(network: NetworkConfig, ranks: int = 1) -> ParameterBytes:
+    """Count the bytes that each of `ranks` processes holds if they divide parameters by rows; last rows are padded."""
 
     def held(module: nn.Module) -> int:
         tensors = [p for p in module.parameters() if p.ndim]
-        return FLOAT32 * sum(-(-len(p) // shares) * p[0].numel() for p in tensors)
+        return FLOAT32 * sum(-(-len(p) // ranks) * p[0].numel() for p in tensors)  # rows per rank, rounded up
 
     net = _without_data(network)
     of_blocks = tuple(map(held, blocks(net)))
@@ -102,65 +104,68 @@ def parameter_bytes(network: NetworkConfig, shares: int = 1) -> ParameterBytes:
 
 @lru_cache
 def count_flops(network: NetworkConfig) -> int:
-    """FLOPs of one evaluation of one image, in the paper's unit: a multiplication with its addition counts as one.
+    """Count the FLOPs of one evaluation of one image, in the paper's unit: a multiply-accumulate is one.
 
-    Convolutions, linear layers and attention; the elementwise rest, which is left out, adds 1 to 2 %.
+    Convolutions, linear layers and attention count; elementwise operations are left out and would add 1 to 2 %.
     """
     net = _without_data(network).eval()
     net.compute_dtype = torch.float32
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(_images(network, 1), torch.empty(1, device="meta"))
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2  # torch counts multiplications and additions
 
 
 def disk_forecast(config: TrainingConfig) -> DiskForecast:
-    """What a run will have written."""
+    """Forecast the files of a run."""
     return DiskForecast(config, file_sizes(config, _without_data(config.network)))
 
 
 def estimate_memory(config: TrainingConfig, processes: int = 1) -> MemoryEstimate:
-    """Memory of a process that trains alone, or of each of several, from the tensors that live during a step of the
-    network on the meta device.
+    """Estimate the memory of each process, from the tensors that live during a step on the meta device.
 
     Attention there keeps its matrix for the backward pass, which fused kernels do not, so networks with much attention
     are estimated a few per cent too high.
 
     Raises:
-        ValueError: the processes cannot share a step.
+        ValueError: a step cannot be split evenly over the processes.
     """
-    share = config.share(processes)
-    images = min(config.images_per_forward, share)
-    several_rounds = images < share
+    images_per_rank = config.share(processes)
+    images = min(config.images_per_forward, images_per_rank)
+    accumulates = images < images_per_rank
     sharded = config.shard and processes > 1
     whole = parameter_bytes(config.network)
     own = parameter_bytes(config.network, processes if sharded else 1).total
-    gradients_stay = processes > 1 or several_rounds
+    gradients_stay = processes > 1 or accumulates  # DDP's buckets, or gradients of earlier rounds
     peak = _peak_of_a_step(config.network, DTYPES[config.precision], images, gradients_stay, config.recompute)
     tensors = {
         "weights": own,
         "adam": 2 * own,
         "averages": config.num_averages * own,
-        "gradients": _gradients(config, processes, several_rounds),
-        "activations": max(peak - whole.total, own),
-        "borrowed": _borrowed(whole) if sharded else 0,
+        "gradients": _gradients(config, processes, accumulates),
+        "activations": max(peak - whole.total, own),  # the peak includes one set of whole gradients
+        # Outside of blocks, and two blocks with weights and gradients: one at work while the other's travel.
+        "borrowed": whole.rest + 2 * 2 * max(whole.blocks) if sharded else 0,
     }
-    proportion, constant = SPARE[torch.device(config.device).type]
-    return MemoryEstimate(**tensors, spare=int(proportion * sum(tensors.values()) + constant))
+    fraction, constant = ALLOWANCE[torch.device(config.device).type]
+    return MemoryEstimate(**tensors, spare=int(fraction * sum(tensors.values()) + constant))
 
 
-def _gradients(config: TrainingConfig, processes: int, several_rounds: bool) -> int:
-    """Shares keep gradients of their rows, and whole ones while these add up over rounds. Copies (DDP) exchange them
-    in buckets that are always there, beside which those of earlier rounds add up."""
+def _gradients(config: TrainingConfig, processes: int, accumulates: bool) -> int:
+    """Bytes of gradients.
+
+    FSDP2 keeps those of its rows, and whole ones while they add up over rounds. DDP exchanges gradients in buckets that
+    are always there; those of earlier rounds add up beside them.
+    """
     whole = parameter_bytes(config.network).total
     if processes == 1:
         return whole
     if config.shard:
-        return whole if several_rounds else parameter_bytes(config.network, processes).total
-    return 2 * whole if several_rounds else whole
+        return whole if accumulates else parameter_bytes(config.network, processes).total
+    return 2 * whole if accumulates else whole
 
 
 def largest_micro_batch(config: TrainingConfig, memory: float, processes: int = 1) -> int | None:
-    """The most images per forward pass, up to `config`'s, that `memory` bytes suffice for; None: not even one.
+    """Largest number of images per forward pass, up to `config`'s, that fits into `memory` bytes; None: not even one.
 
     Memory is close to a straight line in the number of images, which spares trying every number.
     """
@@ -168,22 +173,32 @@ def largest_micro_batch(config: TrainingConfig, memory: float, processes: int = 
     def needed(images: int) -> int:
         return estimate_memory(replace(config, micro_batch=images), processes).total
 
-    share = config.share(processes)
-    most = min(config.images_per_forward, share)
+    images_per_rank = config.share(processes)
+    most = min(config.images_per_forward, images_per_rank)
     if needed(most) <= memory:
         return most
     per_image = (needed(most) - needed(1)) / max(most - 1, 1)
     for images in range(most - 1, 0, -1):
         on_the_line = needed(1) + per_image * (images - 1)
-        if share % images == 0 and on_the_line <= memory and needed(images) <= memory:
+        if images_per_rank % images == 0 and on_the_line <= memory and needed(images) <= memory:
             return images
     return None
 
 
-class LiveTensors(TorchDispatchMode):
-    """Adds up the memory of the tensors that are alive, of all that operations inside the context make.
+def device_memory(device: str) -> int | None:
+    """Bytes of memory of a device; None where the system does not tell."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # not on Windows
+        return None
 
-    Views of what was there before are no new memory.
+
+class LiveTensors(TorchDispatchMode):
+    """Context that adds up the memory of tensors made inside it, while they are alive.
+
+    Views of older tensors count as no memory.
 
     Attributes:
         now: Bytes alive.
@@ -204,7 +219,7 @@ class LiveTensors(TorchDispatchMode):
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        """Tensors share storages: each counts once, until the last of its tensors is gone."""
+        """Count a storage until the last of its tensors is gone; a storage that several tensors use counts once."""
         key, size = storage._cdata, storage.nbytes()
         if key not in self._alive:
             self._alive[key] = weakref.ref(storage, lambda _: self._remove(key, size))
@@ -224,11 +239,11 @@ def _storages(values: object) -> list[torch.UntypedStorage]:
 def _peak_of_a_step(
     network: NetworkConfig, dtype: torch.dtype, images: int, gradients_stay: bool, recompute: bool
 ) -> int:
-    """Most bytes that the forward and backward pass of one round have alive beside the weights."""
+    """Peak bytes alive beside the weights during the forward and backward pass of one round, gradients included."""
     net = _without_data(network, recompute).train()
     net.compute_dtype = dtype
     with LiveTensors() as live:
-        if gradients_stay:  # those of earlier rounds, or their buckets
+        if gradients_stay:  # of earlier rounds, or DDP's buckets
             for parameter in net.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         EDM2Loss()(net, _images(network, images)).sum().backward()
@@ -236,15 +251,9 @@ def _peak_of_a_step(
     return live.peak
 
 
-def _borrowed(whole: ParameterBytes) -> int:
-    """Bytes of what lies outside of the blocks, and of two blocks with weights and gradients: one is at work while the
-    other's travel."""
-    return whole.rest + 2 * 2 * max(whole.blocks)
-
-
 @lru_cache(maxsize=4)
 def _without_data(network: NetworkConfig, recompute: bool = False) -> Precond:
-    """To be left as it was: others get the same one, as building the largest networks takes half a second."""
+    """Network on the meta device. Callers share it and leave it as it was; building a large one takes half a second."""
     with torch.device("meta"):
         net = build_network(network)
     if recompute:

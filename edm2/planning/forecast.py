@@ -1,4 +1,9 @@
-"""What training on a cluster would be, on paper: memory, communication, speed, time, and what data must deliver."""
+"""Forecast of training on a cluster: memory, communication, speed and time of the four ways to train.
+
+Collective operations pass data around a ring of n processes. A process sends (n - 1) / n of the result of a gather, or
+of the input of a reduction; averaging everywhere (all-reduce) is a reduction and a gather. Whatever else processes
+exchange is a few numbers per step.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,38 +11,78 @@ from functools import cached_property
 
 import torch
 
-from edm2.planning.communication import Traffic, traffic
-from edm2.planning.costs import MemoryEstimate, estimate_memory, largest_micro_batch
-from edm2.planning.hardware import Cluster
+from edm2.networks import NetworkConfig
+from edm2.planning.cluster import Cluster
+from edm2.planning.costs import MemoryEstimate, estimate_memory, largest_micro_batch, parameter_bytes
 from edm2.training import ArrayDataset, Dataset, TrainingConfig
 
 RECOMPUTING = 4 / 3
-"""Time of a step that evaluates blocks twice, in that of one that does not: four evaluations instead of three."""
+"""Time of a step with recomputation over that without: blocks are evaluated twice, so four evaluations, not three."""
 
 BACKWARD = 2 / 3
-"""Share of the backward pass in a step's time, likewise."""
+"""Fraction of a step's time that its backward pass takes: two of three evaluations."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that each process sends in a step."""
+
+    all_reduce: int = 0
+    """Bytes to average gradients everywhere: all of them under DDP, those of scalars under FSDP2."""
+    all_gather: int = 0
+    """Bytes to gather the weights of every block before its forward and its backward pass, in every round."""
+    reduce_scatter: int = 0
+    """Bytes to average gradients under FSDP2, each on the process that holds its row."""
+
+    @property
+    def total(self) -> int:
+        """Sum of the three."""
+        return self.all_reduce + self.all_gather + self.reduce_scatter
+
+
+def traffic(network: NetworkConfig, processes: int, shard: bool, rounds: int) -> Traffic:
+    """Count the bytes of a step. Weights and gradients travel in float32, see `edm2.training.distributed.strategies`.
+
+    Args:
+        network: Network that is trained.
+        processes: Number n of processes in the ring.
+        shard: True if they divide the weights among them (FSDP2).
+        rounds: Forward passes of a process per step. Gradients are exchanged after the last one only.
+    """
+    if processes == 1:
+        return Traffic()
+    others = processes - 1
+    if not shard:
+        return Traffic(all_reduce=2 * others * parameter_bytes(network).total // processes)
+    own = parameter_bytes(network, processes)  # a shard is 1/n of the whole: (n - 1) shards are (n - 1)/n of it
+    gathered = 2 * sum(own.blocks) + own.rest  # weights outside of blocks stay from forward to backward pass
+    return Traffic(
+        all_reduce=2 * others * own.scalars // processes,
+        all_gather=rounds * others * gathered,
+        reduce_scatter=others * (sum(own.blocks) + own.rest),
+    )
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How long a step takes."""
+    """Duration of a step."""
 
     computing: float
     """Seconds."""
     waiting: float
-    """Seconds for what others send, beyond what can happen while a process computes."""
+    """Seconds for messages, beyond those that travel while a process computes."""
     batch: int
-    """Images."""
+    """Images of a step, over all GPUs."""
 
     @property
     def images_per_second(self) -> float:
-        """Of all GPUs together."""
+        """Images per second of all GPUs together."""
         return self.batch / (self.computing + self.waiting)
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One way to train: copies or shares, with or without recomputation."""
+class TrainingVariant:
+    """One way to train: with DDP or FSDP2 (`config.shard`), with or without recomputation."""
 
     config: TrainingConfig
     cluster: Cluster
@@ -46,7 +91,7 @@ class Variant:
 
     @property
     def images(self) -> int:
-        """Per forward pass."""
+        """Images per forward pass of a GPU."""
         return min(self.config.images_per_forward, self.config.share(self.cluster.gpus))
 
     @property
@@ -56,22 +101,22 @@ class Variant:
 
     @property
     def fits(self) -> bool:
-        """Whether memory suffices."""
+        """True if the memory of a GPU suffices."""
         return self.memory.total <= 1e9 * self.cluster.gpu.memory
 
     @cached_property
     def memory(self) -> MemoryEstimate:
-        """Of each GPU."""
+        """Memory of each GPU."""
         return estimate_memory(self.config, self.cluster.gpus)
 
     @property
     def checkpoint_copies(self) -> int:
-        """Bytes of the CPU memory of a node while a checkpoint is written."""
-        return self.cluster.per_node * self.memory.kept
+        """Bytes of a node's CPU memory while a checkpoint is written: each process copies its persistent tensors."""
+        return self.cluster.per_node * self.memory.persistent
 
     @property
     def traffic(self) -> Traffic:
-        """Of each GPU in a step."""
+        """Bytes that each GPU sends in a step."""
         return traffic(self.config.network, self.cluster.gpus, self.config.shard, self.rounds)
 
     @property
@@ -80,72 +125,73 @@ class Variant:
         return self.traffic.total / self.cluster.bandwidth
 
     def speed(self, seconds_per_image: float) -> Speed:
-        """How long a step takes, if a GPU computes an image in so many seconds without recomputation.
+        """Speed of a step, if a GPU takes this time for an image without recomputation.
 
-        Copies exchange gradients during the last backward pass; shares travel all the time.
+        DDP exchanges gradients during the backward pass of the last round; FSDP2 exchanges weights all the time.
         """
-        share = self.config.share(self.cluster.gpus)
-        computing = share * seconds_per_image * (RECOMPUTING if self.config.recompute else 1)
-        meanwhile = computing if self.config.shard else BACKWARD * computing / self.rounds
-        return Speed(computing, max(self.communicating - meanwhile, 0), self.config.batch_size)
+        images_per_rank = self.config.share(self.cluster.gpus)
+        computing = images_per_rank * seconds_per_image * (RECOMPUTING if self.config.recompute else 1)
+        overlap = computing if self.config.shard else BACKWARD * computing / self.rounds
+        return Speed(computing, max(self.communicating - overlap, 0), self.config.batch_size)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """All of it."""
+    """A run on a cluster, in every way to train it."""
 
     config: TrainingConfig
     dataset: Dataset
     cluster: Cluster
-    variants: list[Variant]
-    paces: dict[str, float]
-    """Seconds per image of one GPU without recomputation, by where the number comes from."""
+    variants: list[TrainingVariant]
+    seconds_per_image: dict[str, float]
+    """Seconds of one GPU without recomputation, by the source of the number (see `edm2.planning.speed`)."""
 
     def days(self, speed: Speed) -> float:
-        """How long the run takes."""
+        """Days that the run takes."""
         return self.config.duration / speed.images_per_second / 86_400
 
     def gpu_hours(self, speed: Speed) -> float:
-        """All GPUs together."""
+        """Hours of all GPUs added up."""
         return 24 * self.days(speed) * self.cluster.gpus
 
     @property
     def fastest(self) -> Speed:
-        """Of the variants that fit, or of all, at the best pace."""
+        """Highest speed of the variants that fit (of all, if none does), by any source."""
         candidates = [variant for variant in self.variants if variant.fits] or self.variants
-        speeds = [variant.speed(pace) for variant in candidates for pace in self.paces.values()]
+        speeds = [variant.speed(seconds) for variant in candidates for seconds in self.seconds_per_image.values()]
         return max(speeds, key=lambda speed: speed.images_per_second)
 
 
-def variants(config: TrainingConfig, cluster: Cluster, micro_batch: int | None) -> list[Variant]:
-    """All ways to train; shares only with several GPUs.
+def variants(config: TrainingConfig, cluster: Cluster, micro_batch: int | None) -> list[TrainingVariant]:
+    """Every way to train; FSDP2 only with several GPUs.
 
     Args:
-        config: The run; its own way and micro-batch do not matter.
-        cluster: Where.
+        config: The run; its own `shard`, `recompute` and `micro_batch` are replaced.
+        cluster: Machines to train on.
         micro_batch: Images per forward pass; None: in each way the largest number that fits, or one if none does.
 
     Raises:
-        ValueError: the GPUs cannot share a step, or not in micro-batches of this size.
+        ValueError: the batch cannot be split evenly over the GPUs, or not in micro-batches of this size.
     """
     found = []
     for shard in (False, True) if cluster.gpus > 1 else (False,):
         for recompute in (False, True):
             way = replace(config, shard=shard, recompute=recompute, micro_batch=micro_batch)
-            way.share(cluster.gpus)  # refuses what does not divide, before anything is counted
+            way.share(cluster.gpus)  # refuses a batch that does not divide, before anything is counted
             free = replace(way, micro_batch=None)
             largest = largest_micro_batch(free, 1e9 * cluster.gpu.memory, cluster.gpus)
-            found.append(Variant(way if micro_batch else replace(way, micro_batch=largest or 1), cluster, largest))
+            chosen = way if micro_batch else replace(way, micro_batch=largest or 1)
+            found.append(TrainingVariant(chosen, cluster, largest))
     return found
 
 
 def imaginary_dataset(shape: tuple[int, int, int], classes: int, images: int) -> Dataset:
-    """Data of which only the size is known, without memory. Four channels or more are taken for latents.
+    """Dataset of which only the size is known; takes no memory. Four channels or more are taken for latents.
 
     Args:
-        shape: (channels, height, width) of what the network sees.
-        classes: How many; 0 for data without labels.
-        images: How many.
+        shape: (channels, height, width) of the network's input.
+        classes: Number of classes; 0 for data without labels.
+        images: Number of images.
     """
     channels, height, width = shape
     latents = channels > 3

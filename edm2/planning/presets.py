@@ -1,6 +1,6 @@
-"""Settings by name: the paper's (arXiv 2312.02696v2, Table 6), for one small GPU, and for the embedded digits.
+"""Settings by name: the paper's (arXiv 2312.02696v2, Table 6), those for one small GPU and for the included digits.
 
-Where the numbers for small machines come from, and what they were tried on, is said in docs/settings.md.
+docs/settings.md says where the numbers for small machines come from, and what they were tried on.
 """
 
 import math
@@ -12,29 +12,24 @@ Settings = dict[str, Any]
 """Fields of `NetworkConfig` and `TrainingConfig` by name."""
 
 
-def no_rules(images: int, chosen: Mapping[str, Any]) -> Settings:
-    """Nothing depends on the data."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Preset:
-    """What a name stands for; every value can be overridden on the command line."""
+    """Settings under one name; the command line can override each of them."""
 
     summary: str
-    """One line for people."""
+    """One line for the help text."""
     network: Settings = field(default_factory=dict)
     """Fields of `NetworkConfig` that differ from its defaults."""
     training: Settings = field(default_factory=dict)
     """Fields of `TrainingConfig` that differ from its defaults."""
     shape: tuple[int, int, int] | None = None
     """(channels, height, width) that the data must have; None: any."""
-    rules: Callable[[int, Mapping[str, Any]], Settings] = no_rules
-    """Further fields, from the number of images and from what the user chose."""
+    rules: Callable[[int, Mapping[str, Any]], Settings] = lambda images, chosen: {}
+    """Function of the number of images and the user's choices that returns further fields."""
 
 
 def learning_rate(width: int) -> float:
-    """The plateau of the learning rate for a network of this base width: the paper's sizes follow it within 5 %."""
+    """Learning rate between ramp-up and decay, 0.01 sqrt(192 / width): the paper's sizes follow it within 5 %."""
     return round(0.01 * math.sqrt(192 / max(width, 1)), 4)  # a width below 1 is refused elsewhere
 
 
@@ -42,7 +37,7 @@ def small_rules(images: int, chosen: Mapping[str, Any], width: int) -> Settings:
     """Settings of a run on one small GPU.
 
     Args:
-        images: In the dataset.
+        images: Number of images in the dataset.
         chosen: Fields that the user decided.
         width: Base width of the preset's network.
     """
@@ -58,7 +53,7 @@ def small_rules(images: int, chosen: Mapping[str, Any], width: int) -> Settings:
 
 
 def _paper(resolution: int, mega_images: int, width: int, lr: float, dropout: float) -> Preset:
-    """A model of Table 6. ImageNet-64 differs from ImageNet-512 by its noise distribution and an earlier decay."""
+    """Preset of Table 6. ImageNet-64 differs from ImageNet-512 by its noise distribution and an earlier decay."""
     pixels = resolution == 64
     kind = "RGB pixels" if pixels else "SD-VAE latents"
     return Preset(
@@ -78,7 +73,7 @@ def _paper(resolution: int, mega_images: int, width: int, lr: float, dropout: fl
 
 
 def _small(summary: str, network: Settings, micro_batch: int, P_mean: float, P_std: float) -> Preset:
-    """For one GPU of 8 to 24 GB and 1,000 to 100,000 images of any size that the network can halve."""
+    """Preset for one GPU of 8 to 24 GB and 1,000 to 100,000 images of any size that the network can halve."""
     return Preset(
         summary=summary,
         network=network,

@@ -68,7 +68,7 @@ def generate(
     batch_size: int = 64,
     sampler: SamplerFunction = sample_heun,
     device: torch.device | str | None = None,
-    **sampler_options: float,
+    **sampling_options: float,
 ) -> Iterator[SampleBatch]:
     """Draw one sample per seed, batch by batch.
 
@@ -108,7 +108,7 @@ def generate(
                 noise.to(device),
                 None if labels is None else labels.to(device),
                 randn_like=random.randn_like,
-                **sampler_options,
+                **sampling_options,
             )
             yield SampleBatch(tuple(seeds[part]), labels, samples)
 

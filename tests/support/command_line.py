@@ -22,7 +22,7 @@ TINY = (
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -71,7 +71,7 @@ def check_refusal(words: str, code: int, mentions: tuple[str, ...]) -> None:
 
 
 def parse(line: str) -> click.Context:
-    """What click makes of a command line from a text, down to the options of a sub-command; fails as the command would.
+    """Parse a command line from a text, down to the options of a sub-command; fails as the command would.
 
     Snapshots to start from (--init) must exist for click, so an empty file is put there, below the current folder.
     """

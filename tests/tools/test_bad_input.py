@@ -134,13 +134,11 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "no width": ("TRAIN --data digits --channels 0", USAGE, ("--channels 0", "at least 1")),
     "infinite decay": ("TRAIN --data digits --decay inf", USAGE, ("--decay", "'inf'", "write 0.01")),
     "negative seed": ("TRAIN --data digits --seed -1", USAGE, ("--seed", "-1", "0<=x")),
-    "huge seed": ("TRAIN --data digits --seed 4294967296", USAGE, ("--seed", "4294967296", "x<=4294967295")),
     "negative workers": ("TRAIN --data digits --workers -1", USAGE, ("--workers -1", "not be negative")),
     "label dropout above 1": ("TRAIN --data digits --label-dropout 2", USAGE, ("--label-dropout 2", "between 0 and 1")),
     "EMA length to train": ("TRAIN --data digits --ema 0.1,0.3", USAGE, ("--ema", "0.3", "less than 0.2887")),
     "everything held out": ("TRAIN --data digits --holdout 1797", USAGE, ("1797", "digits", "none")),
     "unknown device": ("TRAIN --data digits --device foo", USAGE, ("--device", "'foo'", "cpu, cuda")),
-    "absent device": ("TRAIN --data digits --device cuda:99", USAGE, ("--device", "'cuda:99'", "cpu, cuda")),
     "init missing": (
         "TRAIN --data digits --init absent.safetensors",
         USAGE,
@@ -187,8 +185,6 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "one snapshot": ("reconstruct @one --std 0.1 --out out", FAILURE, ("two snapshots or more", "found 1")),
     "truncated snapshot": ("reconstruct @cut --std 0.1 --out out", FAILURE, ("snapshot.safetensors", "copy or write")),
     "EMA length too long": ("reconstruct @run --std 0.3", USAGE, ("--std", "0.3", "less than 0.2887")),
-    "EMA length zero": ("reconstruct @run --std 0", USAGE, ("--std", "greater than 0")),
-    "EMA lengths descending": ("reconstruct @run --std 0.2,0.1,...,0.05", USAGE, ("0.2,0.1,...,0.05", "ascending")),
     "EMA length no number": ("reconstruct @run --std long", USAGE, ("'long'", "write 0.1")),
     "no EMA length": ("reconstruct @run", USAGE, ("Missing option", "--std")),
     "a pattern that fits no tensor": (
@@ -200,8 +196,6 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "a time before all snapshots": ("reconstruct @run --std 0.1 --at 0", FAILURE, ("0 images", "128")),
     "reconstructing into a file": ("reconstruct @run --std 0.1 --out @notes.txt", USAGE, ("notes.txt", "is a file")),
     "sweep of no run": ("sweep @no-config", FAILURE, ("no-config", "config.json is missing")),
-    "sweep of a damaged run": ("sweep @bad-config", FAILURE, ("bad-config/config.json",)),
-    "sweep of nothing": ("sweep absent", FAILURE, ("absent", "no such folder", "give a run folder")),
     "sweep of an empty folder": ("sweep @empty", FAILURE, ("empty", "no snapshots", "give a run folder")),
     "sweep beside no sweep": (
         "sweep @run --compare @empty --out out",
@@ -210,7 +204,6 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     ),
     "sweep beside nothing": ("sweep @run --compare absent --out out", FAILURE, ("absent", "no such folder")),
     "sweep at no time": ("sweep @run --at 300 --out out", FAILURE, ("300", "256 and 384")),
-    "sweep too long": ("sweep @run --std 0.05,0.1,...,0.3", USAGE, ("--std", "0.3", "less than 0.2887")),
     "sweep with other images": ("sweep @run --data @10x10 --out out", FAILURE, ("10x10", "(1, 10, 10)", "(1, 8, 8)")),
     "sweep without images": (
         "sweep @run --data absent --out out",
@@ -221,38 +214,32 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "unknown network": ("GENERATE absent", FAILURE, ("absent", "no such file")),
     "network is a folder": ("GENERATE @empty", FAILURE, ("empty", "a folder, not a file")),
     "network is a run": ("GENERATE @run", FAILURE, ("run: is a run", "edm2 reconstruct", "run --std 0.10")),
-    "guide is a run": (
-        "GENERATE @network.safetensors --guidance 2 --guide @run",
-        FAILURE,
-        ("run: is a run", "edm2 reconstruct"),
-    ),
     "network of another format": ("GENERATE @notes.txt", FAILURE, ("notes.txt", "another format")),
     "truncated network": ("GENERATE @cut.safetensors", FAILURE, ("cut.safetensors", "truncated", "copy or write")),
     "class too high": ("GENERATE @network.safetensors --class 10", FAILURE, ("class 10", "classes 0 to 9")),
-    "class negative": ("GENERATE @network.safetensors --class -1", FAILURE, ("class -1", "classes 0 to 9")),
     "class of a network without": ("GENERATE @uncond.safetensors --class 0", FAILURE, ("no classes", "without labels")),
     "bad seeds": ("GENERATE @network.safetensors --seeds 1;2", USAGE, ("--seeds", "'1;2'", "0-63")),
-    "seeds upside down": ("GENERATE @network.safetensors --seeds 9-3", USAGE, ("9-3", "write 3-9")),
     "broken weights": ("GENERATE @nan.safetensors", FAILURE, ("seeds 0, 1, ", "not finite", "--precision")),
     "no steps": ("GENERATE @network.safetensors --steps 0", USAGE, ("--steps", "x>=1")),
     "class of no such name": ("GENERATE @network.safetensors --class cat", FAILURE, ("'cat'", "number")),
-    "interval upside down": ("GENERATE @network.safetensors --interval 2,1", USAGE, ("'2,1'", "LOW,HIGH")),
     "interval without guidance": ("GENERATE @network.safetensors --interval 1,2", USAGE, ("--interval", "--guide")),
-    "nowhere to put images": ("generate @network.safetensors", USAGE, ("--out FOLDER", "--grid FILE.png")),
+    "nowhere to put images": (
+        "generate @network.safetensors",
+        USAGE,
+        ("--out FOLDER", "--npz FILE.npz", "--grid FILE.png"),
+    ),
     "grid is a folder": ("generate @network.safetensors --grid @empty", USAGE, ("--grid", "empty", "is a directory")),
     "grid in another format": (
         "generate @network.safetensors --grid g.jpg",
         USAGE,
         ("--grid", "g.jpg", "PNG", "write g.png"),
     ),
-    "grid without a format": ("generate @network.safetensors --grid g", USAGE, ("--grid", "PNG", "write g.png")),
     "images into a file": (
         "generate @network.safetensors --out @notes.txt",
         USAGE,
         ("--out", "notes.txt", "is a file"),
     ),
     "guidance without a guide": ("GENERATE @network.safetensors --guidance 2", USAGE, ("--guidance 2", "--guide")),
-    "guidance not a number": ("GENERATE @network.safetensors --guidance nan", USAGE, ("--guidance", "finite")),
     "guide for other images": (
         "GENERATE @network.safetensors --guidance 2 --guide @rgb.safetensors",
         FAILURE,
@@ -263,19 +250,12 @@ CASES: dict[str, tuple[str, int, tuple[str, ...]]] = {
         FAILURE,
         ("three.safetensors", "cannot guide", "network.safetensors"),
     ),
-    "truncated guide": (
-        "GENERATE @network.safetensors --guidance 2 --guide @cut.safetensors",
-        FAILURE,
-        ("cut.safetensors", "copy or write"),
-    ),
-    "sampling on an unknown device": ("GENERATE @network.safetensors --device gpu", USAGE, ("'gpu'", "cpu, cuda")),
     "info of nothing": ("info absent", FAILURE, ("absent", "no such file")),
     "info of another format": ("info @notes.txt", FAILURE, ("notes.txt", "another format")),
     "info of a truncated snapshot": ("info @cut.safetensors", FAILURE, ("cut.safetensors", "copy or write")),
     "info of a damaged run": ("info @bad-config", FAILURE, ("bad-config/config.json",)),
     "info of an empty folder": ("info @empty", FAILURE, ("empty", "no images")),
     "info of an absent ZIP": ("info absent.zip", FAILURE, ("absent.zip", "no such file")),
-    "plot of nothing": ("plot absent", FAILURE, ("absent", "no such folder")),
     "report of nothing": (
         "ablate --data digits --configs A,G --out out --report",
         FAILURE,
@@ -316,7 +296,7 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(name: str, things: Path, tmp
 def test_an_unusable_image_stops_the_run_by_name(
     data: str, mentions: tuple, workers: int, things: Path, tmp_path: Path
 ):
-    """Only the first image is read when a dataset is opened, and what the run wrote until then is complete.
+    """Opening a dataset reads the first image only; files that the run wrote until then are complete.
 
     Without standardization, for which all images would be read at the start.
     """
@@ -394,7 +374,7 @@ def test_a_damaged_state_of_a_checkpoint_is_named(state: bytes, damaged):
 
 @pytest.mark.parametrize("line", [b"{]\n", b"7\n", b"{}\n", b"\xff\n"], ids=["syntax", "number", "empty", "binary"])
 def test_a_damaged_line_of_stats_is_named(line: bytes, damaged, tiny_run: Path):
-    """What follows it must not be thrown away in silence, as is the unfinished last line of a killed run."""
+    """Lines after it must not be thrown away in silence, as is the unfinished last line of a killed run."""
     lines = (tiny_run / "stats.jsonl").read_bytes().splitlines(keepends=True)
     left = damaged("stats.jsonl", b"".join([*lines[:2], line, *lines[2:]]))
     assert left.result.code == FAILURE

@@ -77,7 +77,7 @@ def test_every_option_is_explained():
 
 
 def test_examples_show_whole_lines_on_a_narrow_terminal():
-    """A wrapped example cannot be pasted; click re-flows paragraphs unless told not to."""
+    """A wrapped example cannot be pasted; click re-flows paragraphs without \\b."""
     for name in COMMANDS:
         shown = succeed(name, "--help")
         for line in examples(epilogs()[name]):
@@ -119,7 +119,7 @@ def test_exit_codes_of_a_real_process(words: list[str], code: int):
 
 
 def test_debugging_shows_the_traceback(monkeypatch):
-    """Whoever looks for a bug asks for the whole story."""
+    """EDM2_DEBUG=1 is for those who look for a bug."""
     monkeypatch.setenv("EDM2_DEBUG", "1")
     with pytest.raises(FileNotFoundError):
         edm2("info", "absent.safetensors")

@@ -1,4 +1,4 @@
-"""From pictures to guided samples by way of latents, all by the command line."""
+"""The way from pictures through latents to guided samples, on the command line."""
 
 import os
 from pathlib import Path

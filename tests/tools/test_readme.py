@@ -32,7 +32,7 @@ def command_lines() -> list[str]:
 
 
 def runs_anywhere(line: str) -> bool:
-    """Whether a line asks for nothing but the included network, the embedded digits or a list."""
+    """True if a line asks for nothing but the included network, the embedded digits or a list."""
     words = shlex.split(line, comments=True)
     return words[1] in NEEDS_NOTHING and words[2] in (INCLUDED, "digits", "--list-presets")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from edm2 import __version__
-from edm2.planning.plan import device_memory
+from edm2.planning.costs import device_memory
 from edm2.tools.bench.clock import Clock
 from edm2.tools.bench.peak import convolution_peak, matrix_peak
 from edm2.tools.bench.results import Finding, Report

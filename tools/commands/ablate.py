@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edm2.tools.options.drawing import options_of
-from edm2.tools.options.groups import GroupedCommand
-from edm2.tools.options.parsing import FILE, FOLDER, PRECISION, SEEDS, SHARE, SIGMA_RELS
+from edm2.tools.options.groups import GroupedCommand, option_group
+from edm2.tools.options.parsing import FILE, FOLDER, PRECISION, SEEDS, SHARD, SIGMA_RELS
 from edm2.tools.options.variants import check_not_fixed, given, planned, variants
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ again until their folders are removed. Variants and seeds may be added. OUT/runs
 sweep and sample it with the other commands.
 """
 
-_what, _score, _where = map(options_of, ("What is compared", "How it is scored", "Where it goes, and who does it"))
+_what, _score, _where = map(option_group, ("What is compared", "How it is scored", "Where it goes, and who does it"))
 
 
 @click.command(cls=GroupedCommand, epilog=EPILOG, options_metavar="[OPTIONS]")
@@ -73,7 +72,7 @@ _what, _score, _where = map(options_of, ("What is compared", "How it is scored",
 @_score("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps.")
 @_score("--precision", type=PRECISION, help="Of activations while sampling; default: fp16 on CUDA, else fp32.")
 @_where("--out", type=FOLDER, required=True, help="Folder of the study: runs, tables and figures.")
-@_where("--share", type=SHARE, help="Do only the first of two shares of the runs (1/2), the second (2/2), ...")
+@_where("--share", type=SHARD, help="Do only the first of two shares of the runs (1/2), the second (2/2), ...")
 @_where("--report", is_flag=True, help="Compute nothing: tables and figures of what is finished.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF edm2 train]")
 def ablate(

@@ -1,13 +1,12 @@
-"""`edm2 bench`: how fast this machine trains, samples, decodes and averages, and how others do beside it."""
+"""`edm2 bench`: measure the speed of this machine in training, sampling, decoding and averaging."""
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edm2.planning.presets import PRESETS
-from edm2.tools.options.groups import GroupedCommand, GroupedOption
+from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.parsing import DEVICE, FILE, PRECISION
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  # What this machine makes of the digits, in a minute or two
+  # The network of the digits, in a minute or two
   edm2 bench
 \b
   # A network of the paper, with fewer images at once; tables for people and programs
@@ -36,17 +35,23 @@ What is measured (--only):
   ema        an update of two averages, and the reconstruction of one
 
 \b
-Whom to compare with (--against), in turns in the same process:
-  plain        the same network and training in the form in which papers print it, without compilation
+Implementations to compare with (--against), measured by turns in the same process:
+  plain        the same network and training written as in the paper, without compilation
   karras-unet  KarrasUnet of denoising-diffusion-pytorch with as many parameters, forward and backward
 
-With one CPU thread (OMP_NUM_THREADS=1) processor time counts, which others at work on the machine hardly change; with
-several it is the wall's clock. On a GPU it is the GPU's own.
+With one CPU thread (OMP_NUM_THREADS=1) times are processor time, which other programs hardly change; with several
+threads they are wall-clock time, on a GPU the GPU's own.
 """
 
-_what = partial(click.option, cls=GroupedOption, group="What is measured")
-_how = partial(click.option, cls=GroupedOption, group="How")
-_where = partial(click.option, cls=GroupedOption, group="Where it goes")
+
+def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    """Parse names separated by commas, each once."""
+    return text if text is None else tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+_what = option_group("What is measured")
+_how = option_group("How")
+_where = option_group("Where it goes")
 
 
 @click.command(cls=GroupedCommand, epilog=EPILOG)
@@ -56,75 +61,48 @@ _where = partial(click.option, cls=GroupedOption, group="Where it goes")
     metavar="NAME",
     help="Network, as in edm2 train; default: digits8, on a GPU edm2-img512-s.",
 )
-@_what("--batch", type=click.IntRange(1), metavar="N", help="Images at once; default: 64, on a CPU 2 of 64x64.")
+@_what("--batch", type=click.IntRange(1), metavar="N", help="Images per batch; default: 64, of 64x64 on a CPU 2.")
 @_what("--channels", type=click.IntRange(1), metavar="N", help="Base width of the network in place of the preset's.")
-@_what("--only", metavar="NAMES", help="Only these, separated by commas (see below); default: all.")
-@_what("--against", metavar="NAMES", default="", help="Compare with these, separated by commas (see below).")
-@_what("--vae", metavar="NAME", help="Folder or hub id of a VAE.")
-@_how("--device", type=DEVICE, help="Default: the fastest here.")
-@_how("--precision", type=PRECISION, help="Of our activations; default: as in edm2 train.")
+@_what(
+    "--only",
+    "sections",
+    callback=_names,
+    metavar="NAMES",
+    help="Sections to measure (see below); default: all.",
+)
+@_what("--against", callback=_names, metavar="NAMES", default="", help="Implementations to compare with (see below).")
+@_what("--vae", metavar="NAME", help="VAE to measure, folder or hub id.")
+@_how("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
+@_how("--precision", type=PRECISION, help="Precision of our activations; default: as in edm2 train.")
 @_how(
     "--against-precision",
     type=PRECISION,
-    help="Of the others'; default: fp32 on a CPU; on a GPU fp16, as published, if ours is not fp32.",
+    help="Precision of the others; default: fp32 on a CPU; on a GPU fp16, as published, if ours is not fp32.",
 )
 @_how("--compile/--no-compile", "compile", default=False, help="Compile our network.")
-@_how("--repeats", type=click.IntRange(1), metavar="N", help="Measurements of which the median counts; default: 9.")
+@_how("--repeats", type=click.IntRange(1), metavar="N", help="Measurements to take the median of; default: 9.")
 @_how("--steps", type=click.IntRange(1), metavar="N", help="Steps of Heun's method; default: 4, on a GPU 32.")
-@_how("--quick", is_flag=True, help="One repeat of everything, to see that it works.")
+@_how("--quick", is_flag=True, help="Measure everything once, to see that it works.")
 @_where("--out", type=FILE, help="JSON file for all numbers.")
 @_where("--markdown", type=FILE, help="Markdown file for the tables.")
-def bench(
-    preset: str | None,
-    batch: int | None,
-    channels: int | None,
-    only: str | None,
-    against: str,
-    vae: str | None,
-    device: str | None,
-    precision: str | None,
-    against_precision: str | None,
-    compile: bool,
-    repeats: int | None,
-    steps: int | None,
-    quick: bool,
-    out: Path | None,
-    markdown: Path | None,
-) -> None:
+def bench(device: str | None, quick: bool, out: Path | None, markdown: Path | None, **choices: Any) -> None:
     """Measure how fast this machine trains, samples, decodes and averages.
 
-    Prints times, images per second, achieved FLOP/s and their share of what the device can do at most, which is
-    measured too. Needs no data and writes nothing but what --out and --markdown name.
+    Prints times, images per second, achieved FLOP/s and their fraction of the device's peak, which is measured too.
+    Needs no data; writes only the files of --out and --markdown.
     """
     from edm2.tools.bench.measuring import check_names, measure
     from edm2.tools.bench.workload import settings_for
     from edm2.tools.run import default_device
 
-    chosen = {
-        "preset": preset,
-        "batch": batch,
-        "channels": channels,
-        "sections": None if only is None else _names(only),
-        "against": _names(against),
-        "vae": vae,
-        "precision": precision,
-        "against_precision": against_precision,
-        "compile": compile,
-        "repeats": repeats,
-        "steps": steps,
-    }
-    settings = settings_for(device or default_device(), {k: v for k, v in chosen.items() if v is not None}, quick)
+    chosen = {name: value for name, value in choices.items() if value is not None}
+    settings = settings_for(device or default_device(), chosen, quick)
     try:
         check_names(settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     report = measure(settings, _print_start, _print_finding)
     _write(report, out, markdown)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """Names separated by commas, each once."""
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _print_start(report: "Report") -> None:
@@ -142,7 +120,7 @@ def _print_finding(finding: "Finding") -> None:
 
 
 def _write(report: "Report", out: Path | None, markdown: Path | None) -> None:
-    """Whole files or none."""
+    """Write the report as JSON and Markdown, each file completely or not at all."""
     import json
 
     from edm2.post_hoc_ema import atomic_output

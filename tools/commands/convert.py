@@ -1,4 +1,4 @@
-"""`edm2 convert`: published networks, as files that nothing can hide in."""
+"""`edm2 convert`: published networks to snapshots, any network to a diffusers pipeline."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,18 +28,18 @@ Examples:
     type=click.Choice(["safetensors", "diffusers"]),
     default="safetensors",
     show_default=True,
-    help="A snapshot of this program, or a folder with a diffusers pipeline.",
+    help="Form of OUT: a snapshot of this program, or a folder with a diffusers pipeline.",
 )
 def convert(source: str, out: Path, form: str) -> None:
     """Write the network in SOURCE to OUT in another form.
 
     SOURCE is a network pickle of the published EDM2 program (.pkl), by its path or its URL; for diffusers also a
-    snapshot or the name of an included network. A pickle is a program, but here it is never run: whatever does not
-    belong to a network is refused. Keep the name that it was published under, which tells how many thousand images the
-    network has seen, and its EMA length.
+    snapshot or the name of an included network. Nothing in a pickle is ever executed; a pickle that holds anything
+    but a network is refused. Keep its published file name: it says how many thousand images the network has seen, and
+    its EMA length.
 
-    `edm2 generate`, `edm2 reconstruct` and `edm2 info` take such pickles as they are, `edm2 generate` and `edm2 info`
-    also pipelines. If the VAE of a network cannot be had, its pipeline is written without, and a warning says so.
+    `edm2 generate`, `edm2 reconstruct` and `edm2 info` read such pickles directly, `edm2 generate` and `edm2 info`
+    also pipelines. If the VAE of a network cannot be loaded, its pipeline is written without it, with a warning.
     """
     from edm2.io.model import convert_published, read_metadata
     from edm2.pipeline import EDM2Pipeline
@@ -57,7 +57,7 @@ def convert(source: str, out: Path, form: str) -> None:
 
 
 def _check_out(out: Path, form: str) -> None:
-    """Before anything is downloaded."""
+    """Refuse an OUT of the wrong kind, before anything is downloaded."""
     if form == "safetensors" and (out.suffix != ".safetensors" or out.is_dir()):
         raise click.UsageError(f"{out}: snapshots are files named *.safetensors")
     if form == "diffusers" and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
@@ -66,7 +66,7 @@ def _check_out(out: Path, form: str) -> None:
 
 @contextmanager
 def _local_file(source: str, folder: Path) -> Iterator[Path]:
-    """The source itself; for a URL, a copy that lies in `folder` meanwhile."""
+    """Path of the source; a URL is downloaded into `folder`, and the copy removed at the end."""
     from edm2.io.hub import downloaded, is_url
     from edm2.io.model import resolve
 

@@ -186,7 +186,7 @@ def encode(
 
     from edm2.datasets import encoding
     from edm2.datasets.moments import MomentEncoder
-    from edm2.tools.reports.statistics import print_latent_statistics
+    from edm2.tools.reports.description import print_statistics
     from edm2.tools.run import default_device
     from edm2.training.distributed.processes import joined_processes
 
@@ -208,7 +208,7 @@ def encode(
     if result is not None:
         channels, height, width = result.shape
         click.echo(f"{result.images:,} images in {out}: {channels // 2} channels of {height}x{width}, {dtype}")
-        print_latent_statistics(result.statistics)
+        print_statistics(result.statistics, levels=None)
         if paper_stats:
             click.echo(f"Stored for training: the paper's mean {result.latents['mean']}, std {result.latents['std']}")
 
@@ -227,7 +227,7 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
 
     from edm2.datasets.description import check_writable, open_to_measure, store_statistics
     from edm2.datasets.measuring import measure
-    from edm2.tools.reports.statistics import print_statistics
+    from edm2.tools.reports.description import print_statistics
 
     dataset = open_to_measure(path)
     if write:
@@ -236,7 +236,7 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
         statistics = measure(
             dataset, max_images, workers or os.cpu_count() or 1, lambda done, total: bar.update(done - bar.n)
         )
-    print_statistics(statistics, dataset)
+    print_statistics(statistics, dataset.levels if dataset.kind == "pixels" else None)
     if write:
         store_statistics(path, dataset, statistics)
         click.echo(f"Stored in {path}")

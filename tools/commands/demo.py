@@ -1,4 +1,4 @@
-"""`edm2 demo`: the whole path on real data, in minutes: train, sweep the EMA length, sample."""
+"""`edm2 demo`: train on real data, sweep the EMA length and sample, in minutes."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ Example:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--out", type=FOLDER, default="demo", show_default=True, help="Folder to write.")
+@click.option("--out", type=FOLDER, default="demo", show_default=True, help="Folder to write to.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the run.")
 def demo(out: Path, seed: int) -> None:
     """Train on handwritten digits, choose the EMA length, draw samples.
 
-    Takes minutes on two CPU cores and downloads nothing. Interrupted, it goes on where it was. Leaves a run folder,
+    Takes minutes on two CPU cores and downloads nothing. If interrupted, run it again to go on. Writes a run folder,
     samples.png, sweep.png, sweep.csv, loss.png and best.safetensors.
     """
     import torch
@@ -34,19 +34,20 @@ def demo(out: Path, seed: int) -> None:
     from edm2.sweep.evaluator import SampleSettings, evaluator_by
     from edm2.sweep.score_cache import ScoreCache
     from edm2.sweep.sweep import Range, Sweeper
-    from edm2.tools.figures.style import plot_losses
+    from edm2.tools.figures.progress import draw_holdout
+    from edm2.tools.figures.runs import open_runs
+    from edm2.tools.figures.style import save_figure
     from edm2.tools.figures.sweep import plot_sweep
     from edm2.tools.options.parsing import parse_sigma_rels
     from edm2.tools.reports.tables import print_sweep, write_sweep
     from edm2.tools.run import draw_samples, image_bar, run_training
     from edm2.training import codec_from_json, open_dataset
-    from edm2.training.run.logging import read_stats
 
     run = out / "run"
     click.echo(f"1. Train:  edm2 train --data digits --preset digits8 --seed {seed} --out {run}")
     dataset = open_dataset("digits")
     run_training(plan_run(dataset, "digits", str(run), "digits8", None, {"seed": seed}), dataset)
-    plot_losses(out / "loss.png", read_stats(run / "stats.jsonl"))
+    save_figure(draw_holdout(open_runs([("run", run)])), out / "loss.png")
 
     click.echo("\n2. Score EMA lengths:")
     click.echo(f"   edm2 sweep {run} --std {SIGMA_RELS} --samples {SAMPLES} --steps {STEPS} --out {out}")
@@ -72,10 +73,10 @@ def demo(out: Path, seed: int) -> None:
     score = best.score
     click.echo(f"\nBest EMA length: {sigma_rel:g}, with Frechet distance {score.distance:.4f}", nl=False)
     click.echo(f" and class accuracy {score.accuracy:.3f}. Look at:")
-    for name, what in (
+    for name, content in (
         ("samples.png", "ten classes, eight of each"),
         ("sweep.png", "quality against EMA length"),
         ("loss.png", "how the loss fell"),
-        ("best.safetensors", "the best network; `edm2 info` says what it is"),
+        ("best.safetensors", "the best network; `edm2 info` describes it"),
     ):
-        click.echo(f"  {out / name!s:<26}  {what}")
+        click.echo(f"  {out / name!s:<26}  {content}")

@@ -1,4 +1,4 @@
-"""`edm2 generate`: samples of a network as PNG files, one NPZ file or one grid."""
+"""`edm2 generate`: draw samples of a network."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.sampling.presets import FAMILIES
-from edm2.tools.options.drawing import Drawing, DrawingOptions, how_it_is_drawn, options_of, what_is_drawn
-from edm2.tools.options.groups import GroupedCommand
+from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.parsing import FILE, FOLDER, PNG_FILE
+from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampling_options
 
 if TYPE_CHECKING:
     from edm2.sampling.drawing import Decoder
 
 MAX_GRID = 4096
-"""Images in a grid; more make a picture that nothing opens."""
+"""Most images in a grid; programs fail to open larger pictures."""
 
 EPILOG = (
     """\b
@@ -51,18 +51,18 @@ Presets (--list-presets shows each with its networks and its score in the paper)
 )
 
 
-_where = options_of("Where it goes; one or more")
+_where = option_group("Where it goes; one or more")
 
 
 @click.command(cls=GroupedCommand, epilog=EPILOG)
 @click.argument("network", required=False)
-@what_is_drawn(seeds="0-15")
-@_where("--out", type=FOLDER, help="Folder for one PNG per seed, named by it.")
+@sample_options(seeds="0-15")
+@_where("--out", type=FOLDER, help="Folder for one PNG per seed, named after the seed.")
 @_where("--subdirs", is_flag=True, help="In --out, one sub-folder per thousand seeds.")
 @_where("--npz", type=FILE, help="NPZ file with all images (arr_0) and their classes (arr_1).")
 @_where("--grid", type=PNG_FILE, help="PNG file with all images side by side.")
-@_where("--latents", is_flag=True, help="What the network draws, not decoded: NPY files in --out, or an NPZ file.")
-@how_it_is_drawn
+@_where("--latents", is_flag=True, help="Write samples as the network draws them: NPY files in --out, or an NPZ file.")
+@sampling_options
 def generate(
     network: str | None,
     out: Path | None,
@@ -70,38 +70,37 @@ def generate(
     npz: Path | None,
     grid: Path | None,
     latents: bool,
-    **drawing_options: Any,
+    **options_given: Any,
 ) -> None:
     """Draw samples of NETWORK: a snapshot file, or the name of an included network (digits8).
 
-    An image depends on its seed and class alone, whatever the batch. Images that are there already are not drawn
-    again: interrupted, run the same again. Several processes, started by torchrun, share the work.
+    An image depends on its seed and class alone, whatever the batch. Images that exist already are not drawn again:
+    if interrupted, run the same command again. Several processes, started by torchrun, divide the seeds among them.
     """
-    options = DrawingOptions(**drawing_options)
+    options = SamplingOptions(**options_given)
     _check_targets(out, npz, grid, latents, len(options.seeds))
     choice = options.choice(network)
-    from tqdm import tqdm
-
     from edm2.sampling.drawing import batches_of, store_images, undecoded, unfinished
     from edm2.sampling.generation import classes_of_seeds
     from edm2.tools.options.targets import Targets
+    from edm2.tools.run import image_bar
     from edm2.training.distributed.processes import joined_processes
 
     targets = Targets(out, npz, grid, subdirs, latents)
     with joined_processes() as processes:
-        drawing = Drawing(options, choice, processes)
-        store = targets.store(drawing.settings | {"latents": latents}, processes.count)
+        generator = SampleGenerator(options, choice, processes)
+        store = targets.store(generator.settings | {"latents": latents}, processes.count)
         pending = unfinished(processes.share(batches_of(options.seeds, options.batch_size)), store)
-        batches = drawing.batches(pending)
-        decode = undecoded if latents else drawing.decode
+        batches = generator.batches(pending)
+        decode = undecoded if latents else generator.decode
         if pending:
-            _try(drawing, decode)
-        with tqdm(total=len(pending), unit="img", leave=False, disable=None if processes.is_first else True) as bar:
+            _try_vae(generator, decode)
+        with image_bar(len(pending), hidden=not processes.is_first) as bar:
             store_images(batches, decode, store, bar.update)
         processes.wait()
         if processes.is_first:
             seeds = options.seeds
-            labels = None if npz is None else classes_of_seeds(drawing.net, seeds, drawing.classes(seeds))
+            labels = None if npz is None else classes_of_seeds(generator.net, seeds, generator.classes(seeds))
             targets.finish(store, seeds, labels)
             cost = options.sampler.cost(options.num_steps)
             click.echo(f"{len(seeds)} {'latents' if latents else 'images'} in {targets} ({cost})")
@@ -118,10 +117,10 @@ def _check_targets(out: Path | None, npz: Path | None, grid: Path | None, latent
         raise click.UsageError(f"--grid shows at most {MAX_GRID} images, not {count}: give --out or --npz")
 
 
-def _try(drawing: Drawing, decode: "Decoder") -> None:
+def _try_vae(generator: SampleGenerator, decode: "Decoder") -> None:
     from edm2.training.data.vae import VAEError
 
     try:
-        drawing.try_out(decode)
+        generator.try_out(decode)
     except VAEError as error:
         raise VAEError(f"{error}; --latents needs no VAE") from error

@@ -1,4 +1,4 @@
-"""`edm2 info`: what a file or folder is."""
+"""`edm2 info`: describe a file or folder."""
 
 from pathlib import Path
 
@@ -16,8 +16,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("path")
 def info(path: str) -> None:
-    """Say what PATH is: a snapshot, a run folder or a dataset; or a published network pickle, or a folder of them."""
-    from edm2.post_hoc_ema.files import plain_line
+    """Describe PATH: a snapshot, a run folder, a dataset, a published network pickle, or a folder of such pickles."""
     from edm2.tools.reports import description
 
     if path == "digits" or path.endswith(".zip"):
@@ -30,7 +29,6 @@ def info(path: str) -> None:
         describe = description.describe_dataset
     else:
         describe = description.describe_snapshot
-    with description.nonsense_named(path):
+    with description.senseless_metadata_named(path):
         lines = describe(path)
-    for subject, value in lines:
-        click.echo(plain_line(f"{subject + ':':<14}{value}", longest=10_000))  # whatever a stranger has written into it
+    description.print_lines(lines, width=14)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.metrics.registry import DETECTOR_NAMES
-from edm2.tools.options.drawing import Drawing, DrawingOptions, how_it_is_drawn, what_is_drawn, with_options
-from edm2.tools.options.groups import GroupedCommand
+from edm2.tools.options.groups import GroupedCommand, with_options
 from edm2.tools.options.parsing import DEVICE, FILE, PNG_FILE
+from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampling_options
 from edm2.tools.options.scoring import SCORES, WEIGHTS, ScoringOptions, images_bar, load_detectors
 
 if TYPE_CHECKING:
@@ -168,16 +168,16 @@ def calc(images: str, device: str | None, **scoring_options: Any) -> None:
 
 @metrics.command(cls=GroupedCommand, epilog=GEN_EPILOG, short_help="Draw and score samples, without writing images.")
 @click.argument("network", required=False)
-@what_is_drawn(seeds="0-49999")
+@sample_options(seeds="0-49999")
 @with_options(*SCORES)
-@how_it_is_drawn
+@sampling_options
 @with_options(*WEIGHTS)
 def gen(network: str | None, **given: Any) -> None:
     """Draw samples of NETWORK as `edm2 generate` does, and score them; no image is written.
 
     Several processes, started by torchrun, share the work; the numbers are the same.
     """
-    scoring, options = ScoringOptions.pop_from(given), DrawingOptions(**given)
+    scoring, options = ScoringOptions.pop_from(given), SamplingOptions(**given)
     choice = options.choice(network)
     wanted = scoring.metrics()
     from edm2.sampling.drawing import batches_of
@@ -185,12 +185,12 @@ def gen(network: str | None, **given: Any) -> None:
 
     parts = batches_of(options.seeds, options.batch_size)
     with joined_processes() as processes:
-        drawing = Drawing(options, choice, processes)
-        drawing.try_out(drawing.decode)
+        generator = SampleGenerator(options, choice, processes)
+        generator.try_out(generator.decode)
         mine = [seed for part in processes.share(parts) for seed in part]
-        pixels = (drawing.decode(batch.samples) for batch in drawing.batches(mine))
-        settings = drawing.settings | {"first_seed": options.seeds[0], "last_seed": options.seeds[-1]}
-        scoring.score(pixels, [len(part) for part in parts], wanted, drawing.device, processes, settings)
+        pixels = (generator.decode(batch.samples) for batch in generator.batches(mine))
+        settings = generator.settings | {"first_seed": options.seeds[0], "last_seed": options.seeds[-1]}
+        scoring.score(pixels, [len(part) for part in parts], wanted, generator.device, processes, settings)
 
 
 @metrics.command(cls=GroupedCommand, epilog=NEIGHBOURS_EPILOG, short_help="Look for training images among samples.")

@@ -1,4 +1,4 @@
-"""`edm2 plot`: draw what runs have recorded, one figure per quantity."""
+"""`edm2 plot`: draw the records of runs, one figure per quantity."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 NAMES = (
     "loss", "holdout", "lr", "speed", "activations", "weights", "updates", "gradients", "uncertainty", "shares",
 )  # fmt: skip
-"""Those of edm2.tools.figures.FIGURES, known here without importing matplotlib."""
+"""Names of edm2.tools.figures.FIGURES, here without importing matplotlib."""
 
 EPILOG = """\b
 Examples:
@@ -44,7 +44,7 @@ Those with an option beside them need a run that was trained with it.
 
 
 def parse_names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
-    """Names of figures, separated by commas."""
+    """Parse names of figures, separated by commas."""
     if text is None:
         return None
     names = [name.strip() for name in text.split(",")]
@@ -55,22 +55,24 @@ def parse_names(ctx: click.Context, parameter: click.Parameter, text: str | None
 
 @click.command(epilog=EPILOG)
 @click.argument("runs", nargs=-1, required=True, metavar="[NAME=]RUN...")
-@click.option("--out", type=FOLDER, help="Folder for the PNG files.  [default: RUN/plots, of several runs plots]")
-@click.option("--only", callback=parse_names, metavar="NAME,...", help="Figures to draw; default: all that can be.")
+@click.option("--out", type=FOLDER, help="Folder for the PNG files.  [default: RUN/plots; with several runs: plots]")
+@click.option(
+    "--only", callback=parse_names, metavar="NAME,...", help="Figures to draw; default: all that are recorded."
+)
 def plot(runs: tuple[str, ...], out: Path | None, only: list[str] | None) -> None:
-    """Draw what runs have recorded: losses, speed, and the measurements of --diagnostics.
+    """Draw the records of runs: losses, speed, and the measurements of --diagnostics.
 
-    Of several runs the same figures compare them, in one colour each, under the names of their folders or yours.
+    Several runs are compared in the same figures, one colour each, under their folder names or names of your choice.
     """
     from edm2.tools.figures import FIGURES
     from edm2.tools.figures.runs import name_and_folder, open_runs
     from edm2.tools.figures.style import save_figure
 
-    places = [name_and_folder(text) for text in runs]
-    if missing := [folder for _, folder in places if not folder.exists()]:
+    named_folders = [name_and_folder(text) for text in runs]
+    if missing := [folder for _, folder in named_folders if not folder.exists()]:
         raise click.ClickException(f"{missing[0]}: no such folder; give the folder of a run")
-    opened = open_runs(places)
-    folder = out or (places[0][1] / "plots" if len(places) == 1 else Path("plots"))
+    opened = open_runs(named_folders)
+    folder = out or (named_folders[0][1] / "plots" if len(named_folders) == 1 else Path("plots"))
     left_out: dict[str, list[str]] = {}
     drawn = []
     for name in only or NAMES:
@@ -89,6 +91,6 @@ def plot(runs: tuple[str, ...], out: Path | None, only: list[str] | None) -> Non
 
 
 def _reason(source: "Source", runs: list["PlottedRun"]) -> str:
-    """Which runs lack something, and the remedy."""
+    """Names of the runs without records for a figure, and the remedy."""
     lacking = [run.name for run in runs if not source.records(run)]
     return f"{', '.join(lacking)} ({source.remedy})"

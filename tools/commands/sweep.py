@@ -10,9 +10,9 @@ import click
 
 from edm2.metrics.registry import DETECTOR_NAMES, METRICS
 from edm2.sampling.samplers import HEUN, Sampler
-from edm2.tools.options.drawing import options_of, sampler_option
-from edm2.tools.options.groups import GroupedCommand
+from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, INTERVAL, PRECISION, SIGMA_RELS, TIMES, WEIGHTS
+from edm2.tools.options.sampling import sampler_option
 
 if TYPE_CHECKING:
     from edm2.sweep.averages import Averages
@@ -47,7 +47,7 @@ Interrupted? Run the same command again: scores that are known (sweep.jsonl) are
 
 
 _what, _guidance, _score, _where, _machine = map(
-    options_of, ("What is tried", "Guidance", "How it is scored", "Where it goes", "Machine")
+    option_group, ("What is tried", "Guidance", "How it is scored", "Where it goes", "Machine")
 )
 
 
@@ -253,10 +253,10 @@ def _check_shape(averages: "Averages", dataset: "Dataset", data: str | None) -> 
 def _guide(averages: "Averages", guide: str | None, unlabelled: bool, guide_at: int | None) -> "Guide | None":
     from edm2.sweep.averages import Averages
     from edm2.sweep.guides import FixedGuide, GuideRun, UnlabelledGuide
-    from edm2.tools.options.choices import check_has_missed_labels
+    from edm2.tools.options.networks import check_label_dropout
 
     if unlabelled:
-        check_has_missed_labels(str(averages.folder), averages.metadata)
+        check_label_dropout(str(averages.folder), averages.metadata)
         return UnlabelledGuide()
     if guide is None:
         return None
@@ -270,11 +270,11 @@ def _guide(averages: "Averages", guide: str | None, unlabelled: bool, guide_at: 
 
 def _warn_of_snapshots(averages: "Averages", area: "Range") -> None:
     """Warn of EMA lengths that the snapshots can reconstruct only roughly."""
-    from edm2.tools.commands.reconstruct import WARNING, warn_of_missing
+    from edm2.tools.reports.reconstruction import LARGE_ERROR, warn_of_missing
 
     warn_of_missing(averages.snapshots, "averages are made without")
     for time in area.times:
-        rough = {s: error for s, error in averages.errors(time, area.sigma_rels).items() if error > WARNING}
+        rough = {s: error for s, error in averages.errors(time, area.sigma_rels).items() if error > LARGE_ERROR}
         if rough:
             worst = max(rough, key=rough.__getitem__)
             click.echo(
@@ -344,6 +344,6 @@ def _reconstruct(run: Path, sigma_rel: float, at: int, last: int) -> str:
 
 
 def _reconstructed(run: Path, at: int, sigma_rel: float) -> Path:
-    from edm2.tools.commands.reconstruct import reconstructed_name
+    from edm2.tools.reports.reconstruction import reconstructed_name
 
     return run / "reconstructed" / reconstructed_name(at, sigma_rel)

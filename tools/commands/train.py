@@ -1,21 +1,20 @@
-"""`edm2 train`: parse the choices, describe the run, train."""
+"""`edm2 train`: train a network."""
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edm2.planning.presets import PRESETS
-from edm2.tools.options.groups import GroupedCommand, GroupedOption
+from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.parsing import (
+    ARCHITECTURE,
     DEVICE,
     FILE,
     IMAGES,
     INITIAL_NETWORK,
-    LETTER,
     NUMBER,
     PRECISION,
     SEED,
@@ -43,7 +42,7 @@ Examples:
   # The paper's ImageNet-512, on latents, with a network that also serves classifier-free guidance
   edm2 train --data img512-latents.zip --preset edm2-img512-s --out runs/img512-s --micro-batch 32 --label-dropout 0.1
 \b
-  # Score two EMA lengths at every fourth snapshot; edm2 sweep knows these scores then
+  # Score two EMA lengths at every fourth snapshot; edm2 sweep reuses these scores
   edm2 train --data digits --out runs/watched --eval 0.05,0.10 --eval-every 4
 \b
   # Another step of the paper's ladder, or another weighting of noise levels; edm2 ablate compares many
@@ -78,19 +77,19 @@ Distributions of noise levels:
 )
 
 
-def _choices(group: str) -> Callable[..., Callable]:
-    """Options under one heading; those without a type are numbers, and None stands for what the preset says."""
+def _choices(heading: str) -> Callable[..., Callable]:
+    """Options under one heading: on/off, or of the given type. Not given, they are None: the preset decides."""
 
     def option(name: str, field: str, help: str, type: Any = NUMBER, **attributes: Any) -> Callable:
-        return click.option(
-            name, field, type=type, default=None, help=help, cls=GroupedOption, group=group, **attributes
-        )
+        if "/" in name:  # on/off
+            type = None
+        return option_group(heading)(name, field, type=type, default=None, help=help, **attributes)
 
     return option
 
 
-_what = partial(click.option, cls=GroupedOption, group="The run")
-_eval = partial(click.option, cls=GroupedOption, group="Scores during training")
+_what = option_group("The run")
+_eval = option_group("Scores during training")
 _data = _choices("Data")
 _network = _choices("Network")
 _schedule = _choices("Schedule")
@@ -107,26 +106,25 @@ _machine = _choices("Machine")
     "--preset",
     type=click.Choice(list(PRESETS)),
     metavar="NAME",
-    help="Where settings that are not given come from (see below); default: what fits the data.",
+    help="Source of the settings that are not given (see below); default: chosen by the data.",
 )
 @_what("-n", "--dry-run", is_flag=True, help="Describe the run and stop.")
-@_what("--measure", is_flag=True, help="With --dry-run: make some steps and tell speed, time and memory.")
-@_data("--cond/--uncond", "conditional", "Train with labels; default: if there are any.", None)
-@_data("--label-dropout", "label_dropout", "Share of images trained without their label, for guidance.")
-@_data("--xflip/--no-xflip", "xflip", "Mirror half of the images.", None)
+@_what("--measure", is_flag=True, help="With --dry-run: train a few steps and print speed, time and memory.")
+@_data("--cond/--uncond", "conditional", "Train with labels; default: if the data have any.")
+@_data("--label-dropout", "label_dropout", "Fraction of images trained without their label, for guidance.")
+@_data("--xflip/--no-xflip", "xflip", "Mirror half of the images.")
 @_data(
     "--standardize/--no-standardize",
     "standardize",
     "Scale pixels to the standard deviation that the network expects, or only onto [-1, 1].",
-    None,
 )
-@_data("--skip-broken", "skip_broken", "Broken files to tolerate; another image takes the place of each.", int)
-@_data("--holdout", "holdout", "Images to measure the loss on instead of training on them.", int)
+@_data("--skip-broken", "skip_broken", "Broken files to tolerate; each is replaced by another image.", int)
+@_data("--holdout", "holdout", "Images to keep out of training, to measure the loss on.", int)
 @_network(
     "--config",
-    "letter",
+    "architecture",
     "Step of the paper's ladder, A to G, with its training settings; default: G.",
-    LETTER,
+    ARCHITECTURE,
     metavar="LETTER",
 )
 @_network("--channels", "model_channels", "Base width of the network.", int)
@@ -142,9 +140,13 @@ _machine = _choices("Machine")
 @_schedule("--lr", "ref_lr", "Learning rate between ramp-up and decay.")
 @_schedule("--decay", "ref_batches", "Steps after which the learning rate decays; 0 for never.")
 @_schedule("--rampup", "rampup_images", "Images over which the learning rate rises.", IMAGES)
-@_schedule("--seed", "seed", "Seed of everything random.", SEED)
+@_schedule("--seed", "seed", "Seed of all random numbers.", SEED)
 @_noise(
-    "--noise", "noise", "Their distribution in training; default: ln-normal.", click.Choice(list(NOISE_DISTRIBUTIONS))
+    "--noise",
+    "noise",
+    "Distribution in training (see below); default: ln-normal.",
+    click.Choice(list(NOISE_DISTRIBUTIONS)),
+    metavar="NAME",
 )
 @_noise("--p-mean", "P_mean", "Mean of ln sigma in training.")
 @_noise("--p-std", "P_std", "Standard deviation of ln sigma in training.")
@@ -152,28 +154,31 @@ _machine = _choices("Machine")
     "--stratified-noise/--no-stratified-noise",
     "stratified_sigma",
     "Spread the noise levels of every step evenly over their distribution; for small batches.",
-    None,
 )
 @_loss(
     "--weighting",
     "weighting",
-    "Name (see below); default: uncertainty, and edm for config A.",
+    "Name (see below); default: uncertainty; for config A edm.",
     click.Choice(list(WEIGHTINGS)),
     metavar="NAME",
 )
 @_loss("--gamma", "weighting_gamma", "Parameter of max-snr, min-snr, soft-min-snr and p2.")
 @_loss("--k", "weighting_k", "Parameter of p2.")
-@_loss("--snr-convention", "snr_convention", "SNR is (sigma_data/sigma)², or 1/sigma².", click.Choice(SNR_CONVENTIONS))
+@_loss(
+    "--snr-convention",
+    "snr_convention",
+    "SNR as (sigma_data/sigma)² or 1/sigma².",
+    click.Choice(SNR_CONVENTIONS),
+)
 @_loss(
     "--normalize-weighting/--no-normalize-weighting",
     "normalize_weighting",
     "Scale the weighting to mean 1; on by default.",
-    None,
 )
 @_loss(
     "--relative-weighting",
     "relative_weighting",
-    "Multiply it onto the loss that learned uncertainty has evened out, instead of replacing that.",
+    "Multiply the weighting onto the loss that learned uncertainty evens out, instead of replacing it.",
     None,
     is_flag=True,
 )
@@ -183,43 +188,53 @@ _machine = _choices("Machine")
 @_output(
     "--keep-snapshots",
     "keep_snapshots",
-    "Times to keep snapshots of: beyond, the one goes whose neighbours in time are closest, seen from both ends of the "
-    "run. 64 leave errors below 2 %.  [default: all]",
+    "Keep snapshots of this many times, spread over the run; the others are deleted on the way. With 64, errors of "
+    "reconstruction stay below 2 %.  [default: all]",
     click.IntRange(2),
 )
 @_output("--status", "status_every", "Images between status lines.", IMAGES)
 @_output("--sample", "sample_every", "Images between sample grids.", IMAGES)
-@_output("--diagnostics", "diagnostics_every", "Images between measurements for edm2 plot.", IMAGES)
+@_output("--diagnostics", "diagnostics_every", "Images between the measurements that edm2 plot draws.", IMAGES)
 @_output("--checkpoint", "checkpoint_every", "Images between checkpoints.", IMAGES)
-@_eval("--eval", "lengths", type=SIGMA_RELS, help="EMA lengths to score with the snapshots: 0.05,0.10.")
-@_eval("--eval-every", "eval_every", type=click.IntRange(1), default=1, help="Score at every so many-th snapshot.")
+@_eval("--eval", "lengths", type=SIGMA_RELS, help="EMA lengths to score during training: 0.05,0.10.")
+@_eval("--eval-every", "eval_every", type=click.IntRange(1), default=1, help="Score every so many snapshots.")
 @_eval("--eval-samples", "eval_samples", type=click.IntRange(2), default=500, help="Images per score; default: 500.")
-@_eval("--eval-detector", "eval_detector", help="As --detector of edm2 sweep.")
-@_eval("--eval-data", "eval_data", help="Images to compare with, for runs on latents; default: those of the run.")
-@_eval("--eval-ref", "eval_ref", type=FILE, help="Statistics of real images in their place.")
+@_eval("--eval-detector", "eval_detector", help="Detector, as in edm2 sweep --detector.")
+@_eval(
+    "--eval-data", "eval_data", help="Images to compare with; default: those of the run, unless it trains on latents."
+)
+@_eval("--eval-ref", "eval_ref", type=FILE, help="Statistics of real images, in place of --eval-data.")
 @_machine("--device", "device", "cpu, cuda or mps; default: the fastest here.", DEVICE)
 @_machine("--micro-batch", "micro_batch", "Images per forward pass; lower it if memory runs out.", IMAGES)
-@_machine("--precision", "precision", "Of activations; default: bf16 if the device has it, else fp32.", PRECISION)
-@_machine("--compile/--no-compile", "compile", "Compile the network: faster, after a minute or more.", None)
-@_machine("--workers", "workers", "Processes that read data; 0: none beside the training process.", int)
-@_machine("--shard/--no-shard", "shard", "Several processes: divide weights among them (FSDP2) to save memory.", None)
 @_machine(
-    "--patience", "patience", "Several processes: end all if one gives no answer for this time; default: 30m.", TIME
+    "--precision",
+    "precision",
+    "Precision of activations; default: bf16 if supported, else fp32.",
+    PRECISION,
 )
-@_machine("--recompute/--no-recompute", "recompute", "Save memory by computing activations twice.", None)
+@_machine("--compile/--no-compile", "compile", "Compile the network: faster, after a minute or more.")
+@_machine("--workers", "workers", "Processes that read data; 0: the training process reads them.", int)
+@_machine("--shard/--no-shard", "shard", "Divide weights among the processes (FSDP2) to save memory.")
+@_machine(
+    "--patience",
+    "patience",
+    "Time after which a process that does not answer ends the run; default: 30m.",
+    TIME,
+)
+@_machine("--recompute/--no-recompute", "recompute", "Save memory by computing activations twice.")
 @_machine(
     "--detect-anomaly",
     "detect_anomaly",
-    "Slow: stop at the first NaN or infinity, and name the layer.",
+    "Stop at the first NaN or infinity and name the layer; slow.",
     None,
     is_flag=True,
 )
-@_machine("--max-time", "max_seconds", "Save and leave after this time (90s, 30m, 11.5h), with exit code 124.", TIME)
+@_machine("--max-time", "max_seconds", "Save and stop after this time (90s, 30m, 11.5h), with exit code 124.", TIME)
 def train(
     data: str,
     out: str,
     preset: str | None,
-    letter: str | None,
+    architecture: str | None,
     conditional: bool | None,
     dry_run: bool,
     measure: bool,
@@ -234,45 +249,45 @@ def train(
 ) -> None:
     """Train a network on your images or latents.
 
-    Writes snapshots of two EMA lengths on the way, from which `edm2 reconstruct` and `edm2 sweep` make any other, and
-    everything needed to resume. The run folder holds config.json, stats.jsonl, TensorBoard events, snapshots/,
-    checkpoints/ and samples/.
+    Writes snapshots of two EMA lengths on the way, from which `edm2 reconstruct` and `edm2 sweep` make any other
+    length, and checkpoints to resume from. The run folder holds config.json, stats.jsonl, TensorBoard events,
+    snapshots/, checkpoints/ and samples/.
     """
     if measure and not dry_run:
-        raise click.UsageError("--measure needs --dry-run; a real run tells its speed after its first steps")
+        raise click.UsageError("--measure needs --dry-run; a real run prints its speed after its first steps")
     if lengths is None and (eval_detector or eval_data or eval_ref):
         raise click.UsageError("which EMA lengths are to be scored? Give --eval, such as 0.05,0.10")
-    from edm2.planning.plan import describe_run
-    from edm2.tools.run import measure_run, run_training, told_once
+    from edm2.tools.reports.description import print_lines
+    from edm2.tools.reports.run_plan import describe_plan
+    from edm2.tools.run import measure_run, reported_once, run_training
     from edm2.training.distributed.processes import joined_processes
 
     with joined_processes() as processes:
         dataset = _open_in_turn(data, choices["skip_broken"] or 0, processes)
-        with told_once(processes):
-            config = described(dataset, data, out, preset, letter, conditional, choices)
-            _check_share(config, processes)
+        with reported_once(processes):
+            config = configure_run(dataset, data, out, preset, architecture, conditional, choices, processes.count)
             _check_folder(config, processes)
-        speed = [("speed", "told after the first steps, with the time left")]
+        speed = [("speed", "printed after the first steps, with the time left")]
         if measure:
             speed = measure_run(config, dataset, processes)
         if processes.is_first:
-            _print([*describe_run(config, dataset, processes.count), *speed])
+            print_lines([*describe_plan(config, dataset, processes.count), *speed])
             click.echo("Dry run: nothing was written." if dry_run else "")
         if dry_run:
             return
-        with told_once(processes):
+        with reported_once(processes):
             on_snapshot = None
             if lengths is not None and processes.is_first:
                 from edm2.tools.evaluation import Evaluation
 
                 about = eval_every, eval_samples, eval_detector, eval_data, eval_ref
                 on_snapshot = Evaluation(config, lengths, *about, dataset)
-            processes.wait()  # statistics of many real images take longer than a step has patience for
+            processes.wait()  # statistics of many real images may take longer than the timeout of a step
             run_training(config, dataset, on_snapshot, processes, max_seconds)
 
 
 def _open_in_turn(data: str, skip_broken: int, processes: "Processes") -> "Dataset":
-    """The first process indexes the data, if nobody has; the others find the index."""
+    """Open the data in the first process, which writes an index where there is none, then in the others."""
     from edm2.training import open_dataset
 
     if not processes.is_first:
@@ -284,7 +299,7 @@ def _open_in_turn(data: str, skip_broken: int, processes: "Processes") -> "Datas
 
 
 def _check_folder(config: "TrainingConfig", processes: "Processes") -> None:
-    """Before anything is described or computed: whether this run can live there, and how far it is."""
+    """Refuse a run folder that holds another run, before anything is computed; say where a run goes on."""
     from edm2.training import RunFolder
 
     folder = RunFolder(config.out)
@@ -294,26 +309,20 @@ def _check_folder(config: "TrainingConfig", processes: "Processes") -> None:
         click.echo(f"Resuming {config.out} at {seen:,} of {config.duration:,} images.")
 
 
-def _check_share(config: "TrainingConfig", processes: "Processes") -> None:
-    try:
-        config.share(processes.count)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-
-
-def described(
+def configure_run(
     dataset: "Dataset",
     data: str,
     out: str,
     preset: str | None,
-    letter: str | None,
+    architecture: str | None,
     conditional: bool | None,
     choices: Mapping[str, Any],
+    processes: int = 1,
 ) -> "TrainingConfig":
-    """The run that parameters of `edm2 train` describe; what they leave open is decided by data and machine.
+    """Configure the run that parameters of `edm2 train` describe; data and machine decide the rest.
 
     Raises:
-        click.UsageError: they do not fit together, or not the data.
+        click.UsageError: they do not fit together, not the data, or not the number of processes.
     """
     from edm2.planning.plan import default_preset, plan_run
     from edm2.tools.run import default_device, default_precision
@@ -323,22 +332,19 @@ def described(
     preset = preset or default_preset(dataset, data)
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))
     try:
-        return plan_run(dataset, data, out, preset, conditional, chosen, letter or "G")
+        config = plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G")
+        config.share(processes)
     except ValueError as error:
         raise click.UsageError(_in_options(str(error))) from None
+    return config
 
 
 def _options() -> dict[str, str]:
-    """Names of the options by the settings that they choose."""
+    """Name of each parameter's option: "batch_size" is chosen by "--batch"."""
     return {parameter.name: parameter.opts[0] for parameter in train.params}
 
 
 def _in_options(message: str) -> str:
-    """Settings as people give them: "--batch 48" for "batch_size=48"."""
+    """Replace settings in a message by options: "--batch 48" for "batch_size=48"."""
     options = _options()
     return re.sub(r"\b(\w+)=", lambda found: f"{options[found[1]]} " if found[1] in options else found[0], message)
-
-
-def _print(lines: list[tuple[str, str]]) -> None:
-    for subject, phrase in lines:
-        click.echo(f"{subject + ':':<15}{phrase}")

@@ -1,27 +1,39 @@
-"""The figures of `edm2 plot`: each draws one run, or compares several in one colour each."""
+"""Figures of `edm2 plot` by name: each draws one run, or compares several in one colour each.
+
+progress     what every run reports: losses, learning rate, speed
+diagnostics  what --diagnostics measures
+runs         the runs to draw, read from their folders
+panels       axes, curves against images seen or noise levels, legends
+style        colours, PNG files
+sweep        curves of `edm2 sweep`; ablation: those of `edm2 ablate`
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from edm2.tools.figures.magnitudes import draw_activations, draw_weights
-from edm2.tools.figures.noise_levels import draw_gradients, draw_uncertainty
+from edm2.tools.figures.diagnostics import (
+    draw_activations,
+    draw_clipped_and_nonfinite,
+    draw_gradients,
+    draw_uncertainty,
+    draw_updates,
+    draw_weights,
+)
 from edm2.tools.figures.progress import draw_holdout, draw_learning_rate, draw_loss, draw_speed
 from edm2.tools.figures.runs import PlottedRun
-from edm2.tools.figures.shares import draw_shares
-from edm2.tools.figures.updates import draw_updates
 from edm2.training.run.logging import Record
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a figure's numbers come from."""
+    """File of a run that a figure's numbers come from."""
 
     records: Callable[[PlottedRun], list[Record]]
-    """Those of a run that the figure can be drawn from."""
+    """Function that returns the records of a run from which the figure is drawn."""
     remedy: str
-    """Why there are none, and what to do."""
+    """Reason why there are none, and what to do."""
 
 
 REPORTS = Source(lambda run: run.stats, "nothing reported yet; wait for the first status line (--status)")
@@ -43,8 +55,8 @@ FIGURES: dict[str, tuple[Source, Draw]] = {
     "updates": (DIAGNOSTICS, draw_updates),
     "gradients": (DIAGNOSTICS, draw_gradients),
     "uncertainty": (DIAGNOSTICS, draw_uncertainty),
-    "shares": (DIAGNOSTICS, draw_shares),
+    "shares": (DIAGNOSTICS, draw_clipped_and_nonfinite),
 }
-"""By name: what a figure needs, and the function that draws it."""
+"""Source and drawing function of each figure."""
 
 __all__ = ["FIGURES", "PlottedRun", "Source"]

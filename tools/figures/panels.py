@@ -1,4 +1,4 @@
-"""What the figures of runs have in common: panels, curves against images seen, curves against noise levels."""
+"""Parts of the figures of runs: panels, curves against images seen, curves against noise levels."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,14 +16,14 @@ from edm2.tools.figures.style import PALETTE, styled
 from edm2.training.run.logging import Record
 
 WIDE = 20
-"""Where the largest value exceeds the smallest by this factor, the axis is logarithmic."""
+"""Ratio of the largest to the smallest value above which an axis is logarithmic."""
 
 Values = Mapping[str, "float | None"]
 """Numbers of a record by bucket or by noise level; None where one was not finite."""
 
 
 def panels(titles: Sequence[str], columns: int = 2) -> tuple[Figure, list[Axes]]:
-    """A figure with one panel per title, in rows."""
+    """Return a figure with one panel per title, in rows."""
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
     size = (6.4 + 5.2 * (columns - 1), 4 * rows)
@@ -40,8 +40,8 @@ def finish(axes: Axes, *, log: bool | None = None, legend: bool = True) -> None:
 
     Args:
         axes: The panel.
-        log: Whether the axis is logarithmic; None: if its curves span a wide range.
-        legend: Whether to name the curves.
+        log: True for a logarithmic axis; None: if its curves span a wide range.
+        legend: True to name the curves.
     """
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.zeros(0)])
     positive = values[np.isfinite(values) & (values > 0)]
@@ -55,7 +55,7 @@ def finish(axes: Axes, *, log: bool | None = None, legend: bool = True) -> None:
 
 
 def _plain_ticks(axis: Axis, values: np.ndarray) -> None:
-    """On a logarithmic axis that spans less than four decades: 0.2 and 0.5 instead of powers of ten."""
+    """Label a logarithmic axis of less than four decades with 0.2 and 0.5 instead of powers of ten."""
     axis.set_minor_formatter(NullFormatter())
     if values.max() < 1e4 * values.min():
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -76,7 +76,7 @@ def time_axis(axes: Axes, runs: Sequence[PlottedRun]) -> float:
 def draw_curve(
     axes: Axes, records: Iterable[Record], value: Callable[[Record], float | None], unit: float, **style: Any
 ) -> None:
-    """A number against images seen; records without it are passed over."""
+    """Draw a number against images seen; records without it are passed over."""
     points = [(record["images_seen"] / unit, value(record)) for record in records]
     points = [(x, y) for x, y in points if y is not None]
     if points:
@@ -87,9 +87,9 @@ def draw_curve(
 def draw_buckets(
     axes: Axes, runs: Sequence[PlottedRun], buckets: Callable[[Record], Values | None], combine: Callable
 ) -> None:
-    """Numbers per block resolution against images seen.
+    """Draw numbers per block resolution against images seen.
 
-    Of one run, a curve for each bucket; of several, a curve each of what `combine` makes of the buckets, with these
+    One run has a curve for each bucket. Several runs have one curve each, `combine` of the buckets, with the buckets
     faintly behind it.
     """
     unit = time_axis(axes, runs)
@@ -108,12 +108,12 @@ def draw_buckets(
 
 
 def _bucket_names(records: Iterable[Record], buckets: Callable[[Record], Values | None]) -> list[str]:
-    """As the network has them: encoder downwards, decoder upwards."""
+    """Names in the network's order: encoder downwards, decoder upwards."""
     return list(dict.fromkeys(name for record in records for name in buckets(record) or ()))
 
 
 def _bucket_styles(names: Sequence[str]) -> list[dict[str, Any]]:
-    """A colour per resolution; the encoder's lines are solid, the decoder's dashed."""
+    """Colour by resolution; the encoder's lines are solid, the decoder's dashed."""
     resolutions = list(dict.fromkeys(name.split()[-1] for name in names))
     color = {resolution: PALETTE[i % len(PALETTE)] for i, resolution in enumerate(resolutions)}
     return [{"color": color[name.split()[-1]], "linestyle": "-" if "Enc" in name else "--"} for name in names]
@@ -135,7 +135,7 @@ def noise_axis(axes: Axes) -> None:
 
 
 def draw_levels(axes: Axes, levels: Values | None, transform: Callable = float, **style: Any) -> None:
-    """Numbers against noise levels."""
+    """Draw numbers against noise levels."""
     points = [(float(sigma), transform(value)) for sigma, value in (levels or {}).items() if value is not None]
     if points:
         axes.plot(*zip(*points, strict=True), **{"markersize": 3.5, **style})
@@ -148,8 +148,7 @@ def some_times(records: Sequence[Record], count: int = 5) -> list[Record]:
 
 
 def curves_of(runs: Sequence[PlottedRun]) -> list[tuple[str, Any, Record]]:
-    """What a figure against noise levels shows, as (name, colour, record): one run at some times, several at their
-    last."""
+    """Curves of a figure against noise levels as (name, colour, record): some times of one run, the last of several."""
     if len(runs) > 1:
         return [(run.name, run.color, run.diagnostics[-1]) for run in runs]
     records = some_times(runs[0].diagnostics)
@@ -172,5 +171,5 @@ def style_legend(axes: Axes, beside: bool = False, **styles: str) -> None:
     """
     handles = [Line2D([], [], color="#444444", linestyle=line, label=name) for name, line in styles.items()]
     old = axes.get_legend_handles_labels()[0]
-    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}
-    axes.legend(handles=[*old, *handles], frameon=False, fontsize="small", **place)
+    position = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}
+    axes.legend(handles=[*old, *handles], frameon=False, fontsize="small", **position)

@@ -10,33 +10,35 @@ from edm2.tools.figures.style import BLUE, ORANGE
 
 
 def draw_loss(runs: Sequence[PlottedRun]) -> Figure:
-    """The objective that training minimizes; comparable between runs of the same weighting only."""
-    return _one_quantity(runs, "loss", "Training loss", "training loss per image", log=False)
+    """Draw the objective that training minimizes; comparable between runs of the same weighting only."""
+    return _one_quantity(runs, "loss", "Training loss", "training loss per image")
 
 
 def draw_learning_rate(runs: Sequence[PlottedRun]) -> Figure:
-    """The learning rate of Eq. 67."""
-    return _one_quantity(runs, "lr", "Learning rate", "learning rate", log=False)
+    """Draw the learning rate (Eq. 67)."""
+    return _one_quantity(runs, "lr", "Learning rate", "learning rate")
 
 
 def draw_speed(runs: Sequence[PlottedRun]) -> Figure:
-    """Images per second between reports, pauses for snapshots and the like included."""
-    return _one_quantity(runs, "images_per_second", "Speed", "images per second", log=False)
+    """Draw images per second between reports, pauses for snapshots and the like included."""
+    return _one_quantity(runs, "images_per_second", "Speed", "images per second")
 
 
-def _one_quantity(runs: Sequence[PlottedRun], key: str, title: str, label: str, log: bool) -> Figure:
+def _one_quantity(runs: Sequence[PlottedRun], key: str, title: str, label: str) -> Figure:
     figure, [axes] = panels([title])
     unit = time_axis(axes, runs)
     for run in runs:
         draw_curve(axes, run.stats, lambda r: r.get(key), unit, color=run.color, label=run.name)
     axes.set_ylabel(label)
-    finish(axes, log=log, legend=len(runs) > 1)
+    finish(axes, log=False, legend=len(runs) > 1)
     return figure
 
 
 def draw_holdout(runs: Sequence[PlottedRun]) -> Figure:
-    """The mean loss over noise levels, on held-out and on training images: unlike the training loss, it has the same
-    meaning for every weighting."""
+    """Draw the mean loss over noise levels, on held-out and on training images.
+
+    Unlike the training loss, it has the same meaning for every weighting.
+    """
     figure, [axes] = panels(["Loss on held-out and on training images"])
     unit = time_axis(axes, runs)
     single = len(runs) == 1

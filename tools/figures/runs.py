@@ -1,4 +1,4 @@
-"""The runs that `edm2 plot` draws, and what they have recorded so far."""
+"""Runs to draw with `edm2 plot`, and their records so far."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from edm2.training.run.logging import Record, read_stats
 
 @dataclass(frozen=True)
 class PlottedRun:
-    """A run under the name and in the colour that all figures give it."""
+    """Records of a run, and its name and colour in all figures."""
 
     name: str
     color: Any
@@ -24,7 +24,7 @@ class PlottedRun:
 
 
 def open_runs(names_and_folders: Sequence[tuple[str, Path]]) -> list[PlottedRun]:
-    """Read what runs have recorded; those that are still training may go on.
+    """Read the records of runs, also of runs that are still training.
 
     Raises:
         RunFolderError: a folder holds no run, or two have the same name.

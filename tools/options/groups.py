@@ -1,12 +1,14 @@
 """Options of a command under headings in its help text."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
 
 
 class GroupedOption(click.Option):
-    """An option that stands under a heading.
+    """An option that its command's help lists under a heading.
 
     Args:
         group: The heading.
@@ -18,10 +20,10 @@ class GroupedOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists its options heading by heading, those without one last."""
+    """A command whose help lists its options heading by heading, those without a heading last."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options; headings stand in the order of their first options."""
+        """Write the options; headings are in the order of their first options."""
         sections: dict[str, list[tuple[str, str]]] = {}
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
         for parameter in sorted(options, key=lambda option: not isinstance(option, GroupedOption)):
@@ -30,3 +32,19 @@ class GroupedCommand(click.Command):
         for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+
+def option_group(heading: str) -> Callable[..., Callable]:
+    """Return a `click.option` that puts its options under `heading`."""
+    return partial(click.option, cls=GroupedOption, group=heading)
+
+
+def with_options(*options: Callable) -> Callable[[Callable], Callable]:
+    """Return a decorator that adds several options to a command."""
+
+    def add(command: Callable) -> Callable:
+        for option in reversed(options):  # decorators apply from below
+            command = option(command)
+        return command
+
+    return add

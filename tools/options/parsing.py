@@ -1,60 +1,46 @@
-"""What people may write on the command line: image counts, EMA lengths, weights, numbers, sizes, devices, seeds."""
+"""Values of options: image counts, EMA lengths, seeds, sizes, devices and other texts, and their types for click.
+
+Each `parse_` function raises ValueError for a text that it cannot read; the message shows what to write instead.
+"""
 
 import math
 import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
-UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
-
-LETTERS = tuple("ABCDEFG")
-"""Steps of the paper's ladder."""
+ARCHITECTURES = tuple("ABCDEFG")
+"""Configs of the paper's ladder."""
 
 
 def parse_image_count(text: str) -> int:
-    """A number of images: "1000", "128Ki", "8Mi", "2Gi" (Ki = 1024).
-
-    Raises:
-        ValueError: anything else.
-    """
+    """Parse a number of images: "1000", "128Ki", "8Mi", "2Gi" (1024, 1024², 1024³)."""
     match = re.fullmatch(r"(\d+)(Ki|Mi|Gi|)", text.strip())
     if not match:
         raise ValueError(f"{text!r} is no image count; write 1000, 128Ki, 8Mi or 2Gi")
-    return int(match[1]) * UNITS[match[2]]
+    return int(match[1]) << {"": 0, "Ki": 10, "Mi": 20, "Gi": 30}[match[2]]
 
 
 def parse_sigma_rels(text: str) -> list[float]:
-    """EMA lengths: "0.1", "0.05,0.1" or "0.01,0.02,...,0.25", ascending, each once.
-
-    Raises:
-        ValueError: not a list of numbers between 0 and 0.2886, or an ellipsis without two numbers before it.
-    """
-    return _parse_list(text, _length)
+    """Parse EMA lengths between 0 and 0.2886: "0.1", "0.05,0.1" or "0.01,0.02,...,0.25"; ascending, each once."""
+    return _parse_list(text, _parse_sigma_rel)
 
 
 def parse_weights(text: str) -> list[float]:
-    """Guidance weights: "1.5", "1,1.5,2" or "1,1.2,...,3", ascending, each once.
-
-    Raises:
-        ValueError: not a list of numbers, or an ellipsis without two numbers before it.
-    """
+    """Parse guidance weights: "1.5", "1,1.5,2" or "1,1.2,...,3"; ascending, each once."""
     return _parse_list(text, lambda part, text: parse_number(part))
 
 
 def parse_times(text: str) -> list[int]:
-    """Times in images seen: "2Mi", "2Mi,4Mi" or "2Mi,4Mi,...,16Mi", ascending, each once.
-
-    Raises:
-        ValueError: not a list of image counts, or an ellipsis without two of them before it.
-    """
+    """Parse times in images seen: "2Mi", "2Mi,4Mi" or "2Mi,4Mi,...,16Mi"; ascending, each once."""
     return [round(value) for value in _parse_list(text, lambda part, text: parse_image_count(part))]
 
 
 def _parse_list(text: str, parse_one: Callable[[str, str], float]) -> list[float]:
-    """Numbers separated by commas, ascending, each once; `parse_one` gets a part and the whole text."""
+    """Parse numbers separated by commas, ascending, each once; `parse_one` gets a part and the whole text."""
     values: list[float] = []
     parts = [part.strip() for part in text.split(",")]
     for i, part in enumerate(parts):
@@ -65,8 +51,8 @@ def _parse_list(text: str, parse_one: Callable[[str, str], float]) -> list[float
     return sorted(set(values))
 
 
-def _length(part: str, text: str) -> float:
-    from edm2.post_hoc_ema import sigma_rel_to_gamma  # here, because it brings torch along
+def _parse_sigma_rel(part: str, text: str) -> float:
+    from edm2.post_hoc_ema import sigma_rel_to_gamma  # here, because it imports torch
 
     try:
         value = float(part)
@@ -77,7 +63,7 @@ def _length(part: str, text: str) -> float:
 
 
 def _fill(text: str, before: list[float], after: list[float]) -> list[float]:
-    """The numbers that an ellipsis stands for: on from the two before it, up to (not including) the one after it."""
+    """Numbers in place of an ellipsis: on from the two before it, up to (not including) the one after it."""
     around = [*before[-2:], *after]
     if len(before) < 2 or not after or around != sorted(set(around)):
         raise ValueError(f"{text!r}: an ellipsis stands between two numbers and a third, ascending: 0.05,0.10,...,0.25")
@@ -88,11 +74,7 @@ def _fill(text: str, before: list[float], after: list[float]) -> list[float]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds: "7", "0-63" or "0-63,100", in the order given.
-
-    Raises:
-        ValueError: anything else, or a range upside down.
-    """
+    """Parse seeds: "7", "0-63" or "0-63,100", in the order given."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
@@ -106,11 +88,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_number(text: str) -> float:
-    """A finite number.
-
-    Raises:
-        ValueError: anything else; Python itself would take "nan" and "inf" for numbers.
-    """
+    """Parse a finite number; Python itself takes "nan" and "inf" for numbers."""
     try:
         value = float(text)
     except ValueError:
@@ -121,11 +99,7 @@ def parse_number(text: str) -> float:
 
 
 def parse_resolution(text: str) -> tuple[int, int]:
-    """Height and width of an image: "64" for a square, "64x96" for 64 rows and 96 columns.
-
-    Raises:
-        ValueError: anything else, or nothing to see.
-    """
+    """Parse height and width of an image: "64" for a square, "64x96" for 64 rows and 96 columns."""
     match = re.fullmatch(r"\s*(\d+)(?:x(\d+))?\s*", text)
     height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not height or not width:
@@ -133,12 +107,17 @@ def parse_resolution(text: str) -> tuple[int, int]:
     return height, width
 
 
-def parse_device(text: str) -> str:
-    """A device of this machine: "cpu", "cuda", "cuda:1" or "mps".
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Parse channels, height and width: "3x64x64"."""
+    match = re.fullmatch(r"\s*(\d+)x(\d+)x(\d+)\s*", text)
+    channels, height, width = map(int, match.groups()) if match else (0, 0, 0)
+    if not channels or not height or not width:
+        raise ValueError(f"{text!r} is no shape; write CHANNELSxHEIGHTxWIDTH, such as 3x64x64")
+    return channels, height, width
 
-    Raises:
-        ValueError: there is no such device here.
-    """
+
+def parse_device(text: str) -> str:
+    """Parse a device of this machine: "cpu", "cuda", "cuda:1" or "mps"."""
     import torch
 
     try:
@@ -153,11 +132,7 @@ def parse_device(text: str) -> str:
 
 
 def parse_interval(text: str) -> tuple[float, float]:
-    """An interval of noise levels (low, high]: "0.19,1.61".
-
-    Raises:
-        ValueError: anything else, or upside down.
-    """
+    """Parse an interval of noise levels (low, high]: "0.19,1.61"."""
     low, comma, high = text.partition(",")
     interval = (parse_number(low), parse_number(high)) if comma else (0.0, 0.0)
     if not 0 <= interval[0] < interval[1]:
@@ -167,27 +142,19 @@ def parse_interval(text: str) -> tuple[float, float]:
     return interval
 
 
-def parse_letter(text: str) -> str:
-    """A step of the paper's ladder, "A" to "G", in either case.
-
-    Raises:
-        ValueError: anything else.
-    """
-    letter = text.strip().upper()
-    if letter not in LETTERS:
-        raise ValueError(f"{text!r} is not one of {', '.join(LETTERS)}")
-    return letter
+def parse_architecture(text: str) -> str:
+    """Parse a config of the paper's ladder, "A" to "G", in upper or lower case."""
+    architecture = text.strip().upper()
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"{text!r} is not one of {', '.join(ARCHITECTURES)}")
+    return architecture
 
 
 def parse_initial_network(text: str) -> str:
-    """Where the network lies that training starts from: a file, or an included network, such as "digits8".
-
-    Raises:
-        ValueError: there is nothing of this name.
-    """
+    """Path of the network that training starts from: a file, or an included network, such as "digits8"."""
     if Path(text).exists():
         return text
-    from edm2.io.model import ASSETS  # here, because it brings torch along
+    from edm2.io.model import ASSETS  # here, because it imports torch
 
     included = ASSETS / f"{text}.safetensors"
     if Path(text).name != text or not included.is_file():
@@ -197,11 +164,7 @@ def parse_initial_network(text: str) -> str:
 
 
 def parse_time(text: str) -> float:
-    """Seconds: "90s", "30m", "11.5h" or "2d".
-
-    Raises:
-        ValueError: anything else.
-    """
+    """Parse a duration in seconds: "90s", "30m", "11.5h" or "2d"."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhd])\s*", text)
     seconds = float(match[1]) * units[match[2]] if match else 0.0
@@ -210,12 +173,8 @@ def parse_time(text: str) -> float:
     return seconds
 
 
-def parse_share(text: str) -> tuple[int, int]:
-    """A share of some work: "1/2" for the first of two, up to "2/2".
-
-    Raises:
-        ValueError: anything else.
-    """
+def parse_shard(text: str) -> tuple[int, int]:
+    """Parse a part of some work: "1/2" for the first of two, up to "2/2"."""
     match = re.fullmatch(r"\s*(\d+)/(\d+)\s*", text)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= count:
@@ -223,14 +182,52 @@ def parse_share(text: str) -> tuple[int, int]:
     return number, count
 
 
-class _Parsed(click.ParamType):
-    """A parameter type made of a parsing function; its ValueErrors become usage errors."""
+def parse_bytes(text: str) -> int:
+    """Parse an amount of memory in bytes: "512M", "4G" (1024², 1024³), "1000"."""
+    match = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text.strip())
+    if not match or not int(match[1]):
+        raise ValueError(f"{text!r} is no amount of memory; write 512M or 4G")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2]]
 
-    def __init__(self, name: str, parse) -> None:
+
+def parse_parameter_count(text: str) -> int:
+    """Parse a number of parameters: "125M", "1.5B" (10⁶, 10⁹), "722443"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", text.strip())
+    count = round(float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2]]) if match else 0
+    if not count:
+        raise ValueError(f"{text!r} is no number of parameters; write 125M or 1.5B")
+    return count
+
+
+def parse_group(text: str) -> tuple[str, float]:
+    """Parse a pattern of tensor names and their EMA length: "*.emb_gain=0.05"."""
+    pattern, equals, length = text.rpartition("=")
+    if not (pattern and equals):
+        raise ValueError(
+            f"{text!r} does not say which tensors have which length; write PATTERN=LENGTH: *.emb_gain=0.05"
+        )
+    return pattern, _parse_sigma_rel(length, text)
+
+
+def parse_efficiency(text: str) -> float | Path:
+    """Parse a fraction of a GPU's peak in (0, 1], or the path of a file of `edm2 bench --out`."""
+    try:
+        efficiency = float(text)
+    except ValueError:
+        return Path(text)
+    if not 0 < efficiency <= 1:
+        raise ValueError(f"{text} is no fraction of a peak; write a number between 0 and 1, such as 0.45")
+    return efficiency
+
+
+class _Parsed(click.ParamType):
+    """Parameter type made of a parsing function; its ValueErrors become usage errors."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
         self.parse = parse
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
         try:
@@ -240,9 +237,9 @@ class _Parsed(click.ParamType):
 
 
 class _PNGFile(click.Path):
-    """A file to write a picture to; its name has to say what it will be."""
+    """Path of a picture to write, which must be named *.png."""
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)
         if path.suffix.lower() != ".png":
             self.fail(f"{path}: pictures are written as PNG files; write {path.with_suffix('.png')}", param, ctx)
@@ -255,14 +252,19 @@ TIMES = _Parsed("images,...", parse_times)
 WEIGHTS = _Parsed("weights", parse_weights)
 NUMBER = _Parsed("number", parse_number)
 RESOLUTION = _Parsed("resolution", parse_resolution)
+SHAPE = _Parsed("shape", parse_shape)
 DEVICE = _Parsed("device", parse_device)
 SEED = click.IntRange(0, (1 << 32) - 1)
 SEEDS = _Parsed("seeds", parse_seeds)
 INTERVAL = _Parsed("low,high", parse_interval)
 TIME = _Parsed("time", parse_time)
-SHARE = _Parsed("k/n", parse_share)
-LETTER = _Parsed("letter", parse_letter)
+SHARD = _Parsed("k/n", parse_shard)
+ARCHITECTURE = _Parsed("letter", parse_architecture)
 INITIAL_NETWORK = _Parsed("snapshot", parse_initial_network)
+BYTES = _Parsed("bytes", parse_bytes)
+PARAMETER_COUNT = _Parsed("count", parse_parameter_count)
+GROUP = _Parsed("pattern=length", parse_group)
+EFFICIENCY = _Parsed("fraction|file", parse_efficiency)
 PRECISION = click.Choice(["fp32", "bf16", "fp16"])
 FILE = click.Path(path_type=Path, dir_okay=False)
 PNG_FILE = _PNGFile(path_type=Path, dir_okay=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.metrics.registry import CLASSIFIERS, DETECTORS, METRICS, WEIGHTS_OPTIONS
-from edm2.tools.options.drawing import options_of
+from edm2.tools.options.groups import option_group
 from edm2.tools.options.parsing import FILE
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edm2.metrics.scores import Metric, MetricValue
     from edm2.training.distributed.processes import Processes
 
-_weights, _scores = map(options_of, ("Weights of detectors; default: fetched once", "Scores"))
+_weights, _scores = map(option_group, ("Weights of detectors; default: fetched once", "Scores"))
 
 WEIGHTS = tuple(_weights(f"--{option}", type=FILE, help=text) for option, text in WEIGHTS_OPTIONS.items())
 """One option for each file of weights that a registered detector takes."""

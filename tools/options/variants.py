@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.tools.cli import cli
-from edm2.tools.commands.train import described, train
+from edm2.tools.commands.train import configure_run, train
 
 if TYPE_CHECKING:
     from edm2.training import Dataset, TrainingConfig
@@ -125,5 +125,5 @@ def planned(dataset: "Dataset", data: str, out: str, seed: int, options: Sequenc
     parameters = _context(["--data", data, "--out", out, "--seed", str(seed), *options]).params
     settings = {field.name for kind in (NetworkConfig, TrainingConfig) for field in fields(kind)}
     choices = {name: value for name, value in parameters.items() if name in settings - {"data", "out", "preset"}}
-    run = (parameters[name] for name in ("preset", "letter", "conditional"))
-    return described(dataset, data, out, *run, choices)
+    run = (parameters[name] for name in ("preset", "architecture", "conditional"))
+    return configure_run(dataset, data, out, *run, choices)

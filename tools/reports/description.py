@@ -1,10 +1,13 @@
-"""What a snapshot, a run folder or a dataset is, in pairs of a subject and a phrase."""
+"""Descriptions of a snapshot, a run folder or a dataset, and the table of a dataset's statistics."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
+
+from edm2.datasets.measuring import Statistics
 from edm2.io.model import resolve
 from edm2.io.snapshots import AnySnapshot, open_run, open_snapshot
 from edm2.post_hoc_ema import sigma_rel_to_half_life
@@ -15,14 +18,21 @@ from edm2.training.data.vae import latent_codec_of
 from edm2.training.run.logging import read_stats
 
 Lines = list[tuple[str, Any]]
+"""Pairs of a subject and a phrase."""
+
+
+def print_lines(lines: Lines, width: int = 15) -> None:
+    """Print each subject and phrase on one line, whatever characters an untrusted file put into them."""
+    for subject, phrase in lines:
+        click.echo(plain_line(f"{subject + ':':<{width}}{phrase}", longest=10_000))
 
 
 @contextmanager
-def nonsense_named(path: str | Path) -> Iterator[None]:
-    """One line that names a file or folder if what it says of itself cannot be put into words.
+def senseless_metadata_named(path: str | Path) -> Iterator[None]:
+    """Turn errors that senseless metadata cause into one line that names their file or folder.
 
     Raises:
-        ValueError: that line; or as it was, if it names the file already.
+        ValueError: that line; or the error itself, if it names the file already.
     """
     try:
         yield
@@ -35,7 +45,7 @@ def nonsense_named(path: str | Path) -> Iterator[None]:
 
 
 def describe_snapshot(name: str) -> Lines:
-    """A snapshot, a published network pickle or an included network."""
+    """Describe a snapshot, a published network pickle or an included network."""
     path = resolve(name)
     snapshot = open_snapshot(path)
     metadata = snapshot.metadata
@@ -43,7 +53,7 @@ def describe_snapshot(name: str) -> Lines:
         ("snapshot", path),
         ("size", f"{path.stat().st_size / 1e6:.2f} MB, {len(snapshot.names)} tensors"),
         ("images seen", f"{snapshot.images_seen:,}"),
-        ("EMA length", _length(snapshot)),
+        ("EMA length", _ema_length(snapshot)),
     ]
     if "half_life" in metadata:
         lines.append(("made by", f"traditional EMA with a half-life of {metadata['half_life']:,} images"))
@@ -57,12 +67,11 @@ def describe_snapshot(name: str) -> Lines:
                 f"ln sigma ~ N({training['P_mean']:g}, {training['P_std']:g}²), seed {training['seed']}",
             )
         )
-    shown = ("preset", "data", "network", "codec", "license")
-    return lines + [(name, _compact(metadata[name])) for name in shown if name in metadata]
+    return lines + _origin(metadata)
 
 
-def _length(snapshot: AnySnapshot) -> str:
-    """The lengths that groups of tensors have, too, and the half-life of a traditional average of this width."""
+def _ema_length(snapshot: AnySnapshot) -> str:
+    """EMA length, those of groups of tensors, and the half-life of a traditional EMA with the same `sigma_rel`."""
     if not snapshot.sigma_rel:
         return "none (raw weights)"
     groups = snapshot.metadata.get("sigma_rel_of") or {}
@@ -74,7 +83,7 @@ def _length(snapshot: AnySnapshot) -> str:
 
 
 def describe_run(name: str) -> Lines:
-    """A run folder: what was asked for, and how far it is."""
+    """Describe a run folder: its settings and its progress."""
     folder = Path(name)
     config = read_run_config(folder)
     stats = folder / "stats.jsonl"
@@ -96,13 +105,16 @@ def describe_run(name: str) -> Lines:
 
 
 def describe_published_run(name: str) -> Lines:
-    """A folder of network pickles of the published program."""
+    """Describe a folder of published network pickles."""
     folder = Path(name)
     snapshots = open_run(folder)
     lines: Lines = [("run", folder), ("snapshots", _times_and_lengths(snapshots))]
+    return lines + _origin(snapshots[-1].metadata)
+
+
+def _origin(metadata: Mapping[str, Any]) -> Lines:
     shown = ("preset", "data", "network", "codec", "license")
-    metadata = snapshots[-1].metadata
-    return lines + [(name, _compact(metadata[name])) for name in shown if name in metadata]
+    return [(name, _compact(metadata[name])) for name in shown if name in metadata]
 
 
 def _times_and_lengths(snapshots: list[AnySnapshot]) -> str:
@@ -112,14 +124,14 @@ def _times_and_lengths(snapshots: list[AnySnapshot]) -> str:
 
 
 def describe_dataset(source: str) -> Lines:
-    """A dataset, after a look at its first image."""
+    """Describe a dataset; reads its first image."""
     dataset = open_dataset(source)
     labels = f"{dataset.num_classes}: {', '.join(dataset.class_names[:12])}" if dataset.num_classes else "none"
     return [*_images(source, dataset), ("classes", labels + (", ..." if dataset.num_classes > 12 else ""))]
 
 
 def describe_classes(source: str) -> Lines:
-    """A dataset with the number of images of every class, and where the labels come from."""
+    """Describe a dataset with the number of images of every class, and whether it has a dataset.json."""
     dataset = open_dataset(source)
     has_json = source != "digits" and "dataset.json" in open_archive(Path(source))[0].names()
     lines = [
@@ -151,7 +163,7 @@ def _size_on_disk(path: Path) -> int:
 
 
 def _latents(dataset: Dataset) -> Lines:
-    """What is said of them, and what training takes for granted if nothing is."""
+    """Scaling of latents as the dataset states it, or as training assumes it."""
     known = dataset.latents or {}
     try:
         codec = latent_codec_of(known, dataset.shape[0], sigma_data=0.5)
@@ -165,7 +177,7 @@ def _latents(dataset: Dataset) -> Lines:
 
 
 def _statistics(known: Mapping[str, Any]) -> Lines:
-    """Mean and standard deviation in levels; sigma_data where black is -1 and white 1."""
+    """Mean and standard deviation in levels; sigma_data on the scale where black is -1 and white 1."""
     return [(key, _numbers(value) if isinstance(value, list) else f"{value:.4f}") for key, value in known.items()]
 
 
@@ -174,9 +186,31 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _compact(value: Any) -> str:
-    """A nested value in one line."""
+    """Write a nested value in one line."""
     if isinstance(value, dict):
         return ", ".join(f"{name}={_compact(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
         return "(" + ", ".join(map(_compact, value)) + ("," if len(value) == 1 else "") + ")"
     return str(value)
+
+
+def print_statistics(statistics: Statistics, levels: int | None) -> None:
+    """Print a dataset's statistics, and what they mean for training.
+
+    Args:
+        statistics: Means and standard deviations of the channels.
+        levels: Number of levels of a pixel, 256 for bytes; None for latents.
+    """
+    if levels is None:
+        unit, scale, command = "as the VAE gives them", ", all channels together", "edm2 train"
+    else:
+        unit, scale = f"levels 0 to {levels - 1}", " with black at -1 and white at 1"
+        command = "edm2 train --standardize"
+    click.echo(f"channel {'mean':>9} {'std':>9}  ({unit})")
+    for channel, (mean, std) in enumerate(zip(statistics.mean, statistics.std, strict=True)):
+        remark = "  never varies: there is nothing to learn from" if std == 0 else ""
+        click.echo(f"{channel:>7} {mean:9.4f} {std:9.4f}{remark}")
+    click.echo(
+        f"sigma_data {statistics.sigma_data:.4f}{scale}: the networks expect 0.5, and "
+        f"{command} scales every channel to that by these values"
+    )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from edm2.post_hoc_ema.files import plain_line
+from edm2.post_hoc_ema.files import one_line, plain_line
 from edm2.training.data.retry import Answer, is_passing, retry
 
 MAX_BYTES = 1 << 30
@@ -84,8 +84,3 @@ def retry_from(path: Path, read: Callable[[], Answer]) -> Answer:
         if not is_passing(error):
             raise
         raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What a run costs is known before it starts: FLOPs as published, memory as tensors take it.
+"""Costs of a run are known before it starts: FLOPs as published, memory as tensors take it.
 
 That processes really take so much, `tests/training/distributed/test_forecast_of_processes.py` shows.
 """
@@ -79,8 +79,8 @@ def test_memory_grows_with_images_precision_and_averages():
         return estimate_memory(run_of(SMALL, batch_size=32, **settings))
 
     weights = 4 * count_parameters(SMALL)
-    assert memory().kept == 5 * weights  # weights, two moments, two averages
-    assert memory(sigma_rels=(0.1,)).kept == 4 * weights
+    assert memory().persistent == 5 * weights  # weights, two moments, two averages
+    assert memory(sigma_rels=(0.1,)).persistent == 4 * weights
     sizes = [memory(micro_batch=n).step for n in (4, 8, 16)]
     assert sizes[2] - sizes[1] == pytest.approx(2 * (sizes[1] - sizes[0]), rel=1e-3)
     assert 0.5 < memory(precision="bf16").step / memory().step < 0.75, "the loss and the ends stay float32"

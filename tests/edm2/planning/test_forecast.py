@@ -6,20 +6,19 @@ from dataclasses import replace
 import pytest
 
 from edm2.networks import NetworkConfig
-from edm2.planning.communication import traffic
+from edm2.planning.cluster import GPU, GPUS, REACHED, UNKNOWN, Cluster
 from edm2.planning.costs import count_flops, count_parameters, estimate_memory, parameter_bytes
-from edm2.planning.forecast import Variant, imaginary_dataset, stored_bytes, variants
-from edm2.planning.hardware import GPU, GPUS, REACHED, UNKNOWN, Cluster
+from edm2.planning.forecast import TrainingVariant, imaginary_dataset, stored_bytes, traffic, variants
 from edm2.planning.presets import PRESETS
-from edm2.planning.throughput import (
+from edm2.planning.speed import (
     PUBLISHED,
     PUBLISHED_GPUS,
     WHOLE_STEP,
     measured_efficiency,
-    paces,
     published_rates,
     published_seconds,
     rate_of_width,
+    seconds_per_image,
     width_of,
 )
 from edm2.training import TrainingConfig
@@ -45,7 +44,7 @@ def published_network(preset: str) -> NetworkConfig:
 
 @pytest.mark.parametrize("gpus", [2, 8, 32])
 def test_twice_as_many_gpus_hold_half_as_much_each(gpus):
-    """Weights, moments and averages of shares. 2 %: scalars and layers of few rows, here three, are not divided on."""
+    """Weights, moments and averages under FSDP2; to 2 %, as scalars and layers of three rows are not divided on."""
     few, many = (estimate_memory(run_of(64 * n, shard=True), n) for n in (gpus, 2 * gpus))
     for part in ("weights", "adam", "averages", "gradients"):
         assert getattr(few, part) == pytest.approx(2 * getattr(many, part), rel=0.02), part
@@ -53,44 +52,44 @@ def test_twice_as_many_gpus_hold_half_as_much_each(gpus):
 
 
 @pytest.mark.parametrize("settings", [{}, {"micro_batch": 4}, {"recompute": True}])
-def test_memory_of_copies_does_not_depend_on_the_number_of_gpus(settings):
+def test_memory_under_ddp_does_not_depend_on_the_number_of_gpus(settings):
     assert estimate_memory(run_of(2 * 8, **settings), 2) == estimate_memory(run_of(64 * 8, **settings), 64)
 
 
-def test_one_process_has_no_shares():
+def test_one_process_shards_nothing():
     assert estimate_memory(run_of(shard=True), 1) == estimate_memory(run_of(), 1)
 
 
 @pytest.mark.parametrize("shard", [False, True])
 def test_recomputing_saves_activations_only(shard):
-    """What remains is what enters each block, and the inside of one."""
+    """The inputs of all blocks remain, and the inside of one."""
     without, with_it = (estimate_memory(run_of(2 * 64, shard=shard, recompute=r), 2) for r in (False, True))
     assert with_it.activations < 0.5 * without.activations
     assert replace(with_it, activations=0, spare=0) == replace(without, activations=0, spare=0)
 
 
 def test_gradients_of_several_rounds_add_up_in_whole():
-    """In copies beside the buckets in which they are exchanged."""
+    """Under DDP beside the buckets in which they are exchanged."""
     weights = parameter_bytes(NETWORK).total
     assert weights == 4 * count_parameters(NETWORK)
     assert [estimate_memory(run_of(16, micro_batch=n), 2).gradients for n in (8, 4)] == [weights, 2 * weights]
-    shares = [estimate_memory(run_of(16, micro_batch=n, shard=True), 2).gradients for n in (8, 4)]
-    assert shares == [parameter_bytes(NETWORK, 2).total, weights]
+    sharded = [estimate_memory(run_of(16, micro_batch=n, shard=True), 2).gradients for n in (8, 4)]
+    assert sharded == [parameter_bytes(NETWORK, 2).total, weights]
 
 
 def test_there_is_room_for_the_copy_that_a_snapshot_is_written_from():
-    """Of a step with one small image, activations are less than that."""
+    """The activations of a step with one small image take less than that."""
     wide = replace(NETWORK, img_resolution=2, model_channels=256)
     config = replace(run_of(2), network=wide, recompute=True)
     assert estimate_memory(config, 2).activations == parameter_bytes(wide).total
 
 
 def test_a_checkpoint_is_copied_process_by_process():
-    """All that is kept: of copies by each process of a machine, which are 8 here."""
+    """Each of the 8 processes of a machine copies what it keeps between steps."""
     for shard in (False, True):
-        variant = Variant(run_of(256, shard=shard), Cluster(H100, 16, 8), largest=16)
-        assert variant.checkpoint_copies == 8 * variant.memory.kept
-        assert variant.memory.kept == 5 * variant.memory.weights  # two moments, two averages
+        variant = TrainingVariant(run_of(256, shard=shard), Cluster(H100, 16, 8), largest=16)
+        assert variant.checkpoint_copies == 8 * variant.memory.persistent
+        assert variant.memory.persistent == 5 * variant.memory.weights  # two moments, two averages
 
 
 @pytest.mark.parametrize("gigabytes", [0.9, 1.2, 2, 80])
@@ -103,7 +102,7 @@ def test_the_largest_micro_batch_fits_and_twice_as_much_does_not(gigabytes):
             assert estimate_memory(twice, 4).total > gigabytes * 1e9
 
 
-def test_what_does_not_fit_is_told_with_one_image():
+def test_what_does_not_fit_is_forecast_with_one_image():
     for variant in variants(run_of(), Cluster(replace(H100, memory=0.3), 2, 2), None):
         assert (variant.fits, variant.largest, variant.images) == (False, None, 1)
 
@@ -111,25 +110,23 @@ def test_what_does_not_fit_is_told_with_one_image():
 # ------------------------------------------------------------------------------------------------------ communication
 
 
-def test_nobody_sends_alone():
-    assert traffic(NETWORK, 1, True, 4).total == 0
-
-
 @pytest.mark.parametrize("processes", [2, 8, 32])
 def test_rings_send_what_they_must(processes):
-    """Gradients once, whatever the rounds; weights of shares in every round, twice where blocks give them back."""
+    """Gradients once, whatever the rounds; under FSDP2 weights in every round, those of blocks twice."""
+    assert traffic(NETWORK, 1, True, 4).total == 0
     weights, around = parameter_bytes(NETWORK).total, (processes - 1) / processes
     for rounds in (1, 4):
-        copies = traffic(NETWORK, processes, False, rounds)
-        assert copies.total == copies.all_reduce == pytest.approx(2 * around * weights)
-        shares = traffic(NETWORK, processes, True, rounds)
+        ddp = traffic(NETWORK, processes, False, rounds)
+        assert ddp.total == ddp.all_reduce == pytest.approx(2 * around * weights)
+        fsdp = traffic(NETWORK, processes, True, rounds)
         padded = processes * parameter_bytes(NETWORK, processes).total
-        assert shares.reduce_scatter == pytest.approx(around * padded, rel=1e-3)  # without scalars
-        assert shares.all_gather == pytest.approx(2 * rounds * around * padded, rel=0.05)  # what is outside of blocks
+        assert fsdp.reduce_scatter == pytest.approx(around * padded, rel=1e-3)  # without scalars
+        assert fsdp.all_gather == pytest.approx(2 * rounds * around * padded, rel=0.05)  # what is outside of blocks
 
 
 def test_the_network_between_machines_is_the_narrowest():
     one, two = Cluster(H100, 8, 8), Cluster(H100, 16, 8)
+    assert (one.nodes, two.nodes) == (1, 2)
     assert one.bandwidth == REACHED * 450e9
     assert two.bandwidth == REACHED * 400e9
     assert Cluster(replace(H100, network=12.5), 16, 8).bandwidth == REACHED * 12.5e9
@@ -137,12 +134,12 @@ def test_the_network_between_machines_is_the_narrowest():
 
 def test_what_is_not_hidden_behind_computing_is_waited_for():
     slow = Cluster(replace(H100, link=0.1), 8, 8)
-    variant = Variant(run_of(512), slow, largest=64)
+    variant = TrainingVariant(run_of(512), slow, largest=64)
     speed = variant.speed(1e-3)
     assert speed.computing == pytest.approx(0.064)
     assert speed.waiting == pytest.approx(variant.communicating - 2 / 3 * 0.064)
     assert speed.images_per_second == pytest.approx(512 / (speed.computing + speed.waiting))
-    assert Variant(run_of(512), Cluster(H100, 8, 8), largest=64).speed(1e-3).waiting == 0
+    assert TrainingVariant(run_of(512), Cluster(H100, 8, 8), largest=64).speed(1e-3).waiting == 0
 
 
 # -------------------------------------------------------------------------------------------------------------- speed
@@ -151,7 +148,7 @@ def test_what_is_not_hidden_behind_computing_is_waited_for():
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_published_networks_train_as_published_on_the_same_gpus(preset):
     """Table 6: images per second of 32 A100. There is nothing to scale."""
-    (seconds,) = paces(published_network(preset), preset, GPUS["a100-80"], None).values()
+    (seconds,) = seconds_per_image(published_network(preset), preset, GPUS["a100-80"], None).values()
     assert PUBLISHED_GPUS / seconds == pytest.approx(PUBLISHED[preset])
 
 
@@ -183,20 +180,22 @@ def test_another_width_of_a_preset_is_another_network():
 
 def test_speed_scales_with_the_gpu():
     network = published_network("edm2-img512-xs")
-    of_h100, of_h200 = (paces(network, "edm2-img512-xs", GPUS[kind], None) for kind in ("h100", "h200"))
+    of_h100, of_h200 = (seconds_per_image(network, "edm2-img512-xs", GPUS[kind], None) for kind in ("h100", "h200"))
     by_matrix, by_memory = of_h100
     published = PUBLISHED_GPUS / PUBLISHED["edm2-img512-xs"]
     assert published / of_h100[by_matrix] == pytest.approx(989 / 312)
     assert published / of_h100[by_memory] == pytest.approx(3350 / 2039)
     assert of_h200[by_matrix] == of_h100[by_matrix], "only its memory is another"
     assert of_h200[by_memory] < of_h100[by_memory]
-    assert list(paces(network, None, replace(UNKNOWN, peak=100), None)) == [by_matrix], "nobody knows its bandwidth"
+    assert list(seconds_per_image(network, None, replace(UNKNOWN, peak=100), None)) == [by_matrix], (
+        "its bandwidth is not known"
+    )
 
 
-def test_a_measured_efficiency_is_a_share_of_the_peak():
+def test_a_measured_efficiency_is_a_fraction_of_the_peak():
     """Half of 100 TFLOP/s is 25 T multiplications with their additions; an image takes three evaluations."""
     gpu = GPU("mine", 80, 100, None, 1, 1, "")
-    *_, seconds = paces(NETWORK, None, gpu, 0.5).values()
+    *_, seconds = seconds_per_image(NETWORK, None, gpu, 0.5).values()
     assert seconds == pytest.approx(3 * count_flops(NETWORK) / 25e12)
 
 
@@ -217,7 +216,7 @@ def test_other_files_have_no_efficiency(tmp_path, text):
         measured_efficiency(tmp_path / "x.json", H100)
 
 
-# ---------------------------------------------------------------------------------------------------- data, machines
+# -------------------------------------------------------------------------------------------------------------- data
 
 
 def test_latents_are_stored_as_mean_and_deviation():
@@ -225,12 +224,6 @@ def test_latents_are_stored_as_mean_and_deviation():
     assert (latents.shape, latents.kind, latents.num_classes, len(latents)) == ((8, 64, 64), "moments", 1000, 5000)
     assert stored_bytes(latents) == 8 * 64 * 64 * 4
     assert (pixels.kind, pixels.num_classes, stored_bytes(pixels)) == ("pixels", 0, 3 * 32 * 48)
-
-
-def test_gpus_fill_their_machines():
-    assert Cluster(H100, 32, 8).nodes == 4
-    with pytest.raises(ValueError, match="12 GPUs do not fill nodes of 8"):
-        Cluster(H100, 12, 8)
 
 
 def test_the_paper_trained_what_the_presets_say():

@@ -20,26 +20,26 @@ TABLE_1 = {
     "F": (2048, 1e-2, 70_000, None, -0.4, 1.0, 1, 0.1, None, None, "kept", None),
     "G": (2048, 1e-2, 70_000, None, -0.4, 1.0, 1, 0.0, None, None, "kept", None),
 }
-"""The paper's Table 1 for the S size; None is the default, which a letter does not touch."""
+"""The paper's Table 1 for the S size; None is the default, which no config touches."""
 
 UNSAID = {"batch_size": 2048, "loss_scale": 1, "clip_act": "kept"}
 
 
-@pytest.mark.parametrize("letter", TABLE_1)
-def test_settings_are_those_of_table_1(letter):
+@pytest.mark.parametrize("architecture", TABLE_1)
+def test_settings_are_those_of_table_1(architecture):
     preset = PRESETS["edm2-img512-s"]
-    settings = ladder_settings(letter, preset.network | preset.training)
-    assert settings["config"] == letter
-    for name, expected in zip(NAMES, TABLE_1[letter], strict=True):
+    settings = ladder_settings(architecture, preset.network | preset.training)
+    assert settings["config"] == architecture
+    for name, expected in zip(NAMES, TABLE_1[architecture], strict=True):
         found = settings.get(name, UNSAID.get(name))
         assert found == (pytest.approx(expected) if isinstance(expected, float) else expected), name
 
 
-def test_a_letter_changes_nothing_else():
+def test_a_config_changes_nothing_else():
     preset = PRESETS["edm2-img512-s"]
     settings = preset.network | preset.training
-    for letter in TABLE_1:
-        changed = ladder_settings(letter, settings)
+    for architecture in TABLE_1:
+        changed = ladder_settings(architecture, settings)
         assert set(changed) - set(settings) <= {*NAMES, "config"}
         assert {name: changed[name] for name in settings if name not in NAMES} == {
             name: value for name, value in settings.items() if name not in NAMES
@@ -49,10 +49,10 @@ def test_a_letter_changes_nothing_else():
 def test_the_neighbours_differ_by_the_paper_s_steps_alone():
     """B to C and E to F are changes of the network."""
     settings = PRESETS["digits8"].network | PRESETS["digits8"].training
-    letters = {letter: {**ladder_settings(letter, settings), "config": ""} for letter in TABLE_1}
-    assert letters["B"] == letters["C"]
-    assert letters["E"] == letters["F"]
-    assert letters["D"] | {"ref_batches": settings["ref_batches"]} == letters["E"]
+    settings_of = {architecture: {**ladder_settings(architecture, settings), "config": ""} for architecture in TABLE_1}
+    assert settings_of["B"] == settings_of["C"]
+    assert settings_of["E"] == settings_of["F"]
+    assert settings_of["D"] | {"ref_batches": settings["ref_batches"]} == settings_of["E"]
 
 
 def test_config_a_of_another_preset_takes_whole_batches_and_one_more_resolution(tmp_path):
@@ -64,12 +64,12 @@ def test_config_a_of_another_preset_takes_whole_batches_and_one_more_resolution(
     assert config.ref_lr == pytest.approx(0.012 / 100)
 
 
-def test_choices_override_the_letter(tmp_path):
+def test_choices_override_the_config(tmp_path):
     chosen = {"ref_lr": 0.003, "weighting": "uncertainty", "batch_size": 32}
     config = plan_run(open_dataset("digits"), "digits", str(tmp_path), "digits8", None, chosen, "A")
     assert (config.ref_lr, config.weighting, config.batch_size) == (0.003, "uncertainty", 32)
 
 
-def test_there_is_no_other_letter():
+def test_there_is_no_other_config():
     with pytest.raises(ValueError, match="config 'H' is unknown; there are A, B, C, D, E, F and G"):
         ladder_settings("H", {})

@@ -1,4 +1,4 @@
-"""Presets are the paper's, and the defaults are what its models share."""
+"""Presets are the paper's, and the defaults are those of all of its models."""
 
 import dataclasses
 from typing import Any
@@ -93,7 +93,7 @@ def _listed(value: Any) -> Any:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_name_fields_that_exist(name):
-    """And fields of the right place: nothing of the data, nothing of the run folder."""
+    """None of them belongs to the data or to the run folder."""
     preset = PRESETS[name]
     assert set(preset.network) <= set(NetworkConfig.__dataclass_fields__) - {
         "img_resolution",
@@ -114,14 +114,10 @@ SMALL = [name for name in PRESETS if "small" in name]
 
 
 def small_run(name: str, images: int = 4_000, **choices: Any) -> TrainingConfig:
-    """On 32x32 data, as latents where the preset is for those."""
+    """Run on 32x32 data, as latents where the preset is for those."""
     data = torch.zeros(1, 8, 32, 32) if "latent" in name else torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     dataset = ArrayDataset(data.expand(images, -1, -1, -1))
     return plan_run(dataset, "data.zip", "run", name, None, choices)
-
-
-def test_there_are_small_presets():
-    assert SMALL == ["edm2-small-32", "edm2-small-64", "edm2-latent-small"]
 
 
 @pytest.mark.parametrize("name", SMALL)

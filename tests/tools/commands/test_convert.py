@@ -65,7 +65,7 @@ class Server(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def url(published) -> Iterator[str]:
-    """Where a web server offers the folder."""
+    """URL of a web server that offers the folder."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=published)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -87,7 +87,7 @@ def test_a_pickle_becomes_a_snapshot(pickle, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["http", "file"])
 def test_a_url_is_fetched(pickle, url, tmp_path, scheme):
-    """The name in it tells the time, as that of a file does; nothing but the result stays."""
+    """The file name in it says the time; nothing but the result stays."""
     source = f"{url}/{pickle.name}?download=1" if scheme == "http" else pickle.as_uri()
     out = tmp_path / "net.safetensors"
     succeed("convert", source, out)
@@ -115,7 +115,7 @@ def test_nobody_answers(tmp_path):
 
 
 def test_a_hostile_pickle_is_refused(published, tmp_path, monkeypatch):
-    """From disk and from a URL; nothing is left, and nothing was executed."""
+    """Nothing is left and nothing was executed, whether it comes from disk or from a URL."""
     value = contents_of(network(0))
     value["extra"] = Calling(open, "PWNED", "w")
     hostile = write(tmp_path, value)

@@ -77,7 +77,7 @@ def test_the_network_itself_as_a_guide(outspoken_network, tmp_path, evaluations,
 def test_a_second_network_costs_a_second_evaluation_within_the_interval_only(
     outspoken_network, tiny_run, tmp_path, evaluations
 ):
-    """Of levels 80, 2.5 and 0.002, the middle one begins a step inside."""
+    """The middle one of the levels 80, 2.5 and 0.002 begins a step inside."""
     guide = tiny_run / "snapshots" / snapshot_name(128, 0.05)
     draw(tmp_path, outspoken_network, "--seeds", "0-3", "--guide", guide, "--guidance", 2, "--interval", "1,10")
     assert evaluations == [(4, True)] * (2 + 2 * 2 + 1)
@@ -193,7 +193,7 @@ def test_the_list_of_presets():
 
 
 def test_an_npz_has_the_images_of_the_folder_and_their_classes(outspoken_network, tmp_path):
-    """What evaluation suites take: uint8 [N, H, W, C] and int64 [N], in the order of the seeds."""
+    """The arrays are those of evaluation suites: uint8 [N, H, W, C] and int64 [N], in the order of the seeds."""
     options = ("--seeds", "7,2,1003", "--out", tmp_path / "out", "--subdirs", "--npz", tmp_path / "a.npz")
     result = run(outspoken_network, *options)
     assert result.code == 0, result.err
@@ -355,7 +355,7 @@ def test_two_processes_fill_the_gaps_that_one_left(outspoken_network, tmp_path):
 
 
 def test_two_processes_make_the_files_that_one_makes(outspoken_network, tmp_path):
-    """Without --out they meet in a hidden folder, which they remove."""
+    """Their common folder is hidden where --out is missing, and removed at the end."""
     options = (outspoken_network, "--seeds", "0-9", "--batch", 3)
     one, two = (("--npz", tmp_path / f"{name}.npz", "--grid", tmp_path / f"{name}.png") for name in ("one", "two"))
     assert run(*options, *one).code == 0
@@ -411,14 +411,11 @@ def test_a_machine_without_a_compiler_is_told_what_to_leave_out(tmp_path):
     ("words", "code", "mentions"),
     [
         ("--grid g.png", 2, ("NETWORK", "--preset")),
-        ("digits8", 2, ("--out FOLDER", "--npz FILE.npz", "--grid FILE.png")),
         ("digits8 --latents --grid g.png", 2, ("--latents", "--out or --npz")),
         ("digits8 --seeds 0-9999 --grid g.png", 2, ("10000", "4096", "--npz")),
         ("digits8 --grid g.png --class 3 --balanced", 2, ("--class", "--balanced")),
         ("digits8 --grid g.png --guide digits8 --unlabelled-guide --guidance 2", 2, ("two guides",)),
         ("digits8 --grid g.png --guide digits8", 2, ("--guidance",)),
-        ("digits8 --grid g.png --unlabelled-guide", 2, ("--guidance",)),
-        ("digits8 --grid g.png --guidance 2", 2, ("--guide SNAPSHOT", "--unlabelled-guide")),
         ("--preset edm2-img512-s --grid g.png", 2, ("'edm2-img512-s'", "edm2-img512-s-fid")),
         ("--preset edm2-img512-s-fid --grid g.png", 1, ("edm2-img512-s-2147483-0.130.pkl", "edm2 convert")),
         ("digits8 --preset edm2-img512-s-fid --grid g.png --interval 1,2", 2, ("--interval", "--guidance")),

@@ -1,4 +1,4 @@
-"""`edm2 plan` answers what somebody would ask before renting a cluster, and refuses what makes no sense."""
+"""`edm2 plan` forecasts a run before a cluster is rented, and refuses contradictory options in one line."""
 
 import json
 import re
@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from command_line import complaint, edm2, parse, succeed, write_images
 
-from edm2.planning.hardware import GPUS
-from edm2.planning.throughput import WHOLE_STEP
+from edm2.planning.speed import WHOLE_STEP
 from edm2.tools.bench.results import Measurement
-from edm2.tools.commands.plan import EPILOG, KINDS
+from edm2.tools.commands.plan import EPILOG
 
 SMALL = ("plan", "--preset", "edm2-small-32", "--shape", "3x32x32", "--channels", 32, "--gpus", 4, "--gpu", "h100")
 
@@ -145,8 +144,7 @@ def test_a_missing_benchmark_is_one_line():
     assert (result.code, "nowhere.json" in complaint(result.err)) == (1, True)
 
 
-def test_the_help_knows_all_gpus_and_its_examples_parse(tmp_path, monkeypatch):
+def test_the_examples_of_the_help_parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert tuple(GPUS) == KINDS
     for line in re.findall(r"^  (edm2 plan .*)$", EPILOG, re.MULTILINE):
         parse(line)

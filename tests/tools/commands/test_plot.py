@@ -21,10 +21,10 @@ MEASURED = {"activations", "weights", "updates", "gradients", "uncertainty", "sh
 REPORTED = {"loss", "lr", "speed"}
 
 
-def observed_run(like: Path, out: Path, letter: str, **changes) -> Path:
+def observed_run(like: Path, out: Path, architecture: str, **changes) -> Path:
     """A run with everything there is to draw."""
     config = read_run_config(like)
-    network = dataclasses.replace(config.network, config=letter)
+    network = dataclasses.replace(config.network, config=architecture)
     settings = {"duration": 192, "diagnostics_every": 64, "holdout": 97, "holdout_every": 64} | changes
     Trainer(dataclasses.replace(config, out=str(out), network=network, **settings)).run()
     return out
@@ -162,10 +162,10 @@ def test_a_run_that_has_reported_nothing_yet_is_told_from_no_run(run_g, tmp_path
         (["damaged"], "damaged/stats.jsonl: line 1 is damaged"),
     ],
 )
-def test_mistakes_are_told_in_one_line(words, mention, run_g, tmp_path, monkeypatch):
+def test_mistakes_are_one_line(words, mention, run_g, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for place in ("good", "elsewhere/good", "damaged"):
-        shutil.copytree(run_g, tmp_path / place)
+    for folder in ("good", "elsewhere/good", "damaged"):
+        shutil.copytree(run_g, tmp_path / folder)
     (tmp_path / "damaged" / "stats.jsonl").write_text("{}\n")
     result = edm2("plot", *words)
     assert result.code in (1, 2)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from edm2.io.model import read_metadata
 from edm2.post_hoc_ema import find_snapshots, reconstruct, sigma_rel_to_half_life, write_snapshot
-from edm2.tools.commands.reconstruct import parse_bytes, parse_count, parse_group
+from edm2.tools.options.parsing import parse_bytes, parse_group, parse_parameter_count
 
 
 @pytest.fixture
@@ -153,8 +153,13 @@ def test_parsing():
         2 << 30,
         1024,
     ]
-    assert [parse_count(text) for text in ("125M", "1.5B", "722443")] == [125_000_000, 1_500_000_000, 722_443]
+    assert [parse_parameter_count(text) for text in ("125M", "1.5B", "722443")] == [125_000_000, 1_500_000_000, 722_443]
     assert parse_group("a=b=0.1") == ("a=b", 0.1)
-    for parse, text in [(parse_bytes, "0"), (parse_bytes, "4X"), (parse_count, "M"), (parse_group, "a=0.1,0.2")]:
+    for parse, text in [
+        (parse_bytes, "0"),
+        (parse_bytes, "4X"),
+        (parse_parameter_count, "M"),
+        (parse_group, "a=0.1,0.2"),
+    ]:
         with pytest.raises(ValueError, match=r"write|one length"):
             parse(text)

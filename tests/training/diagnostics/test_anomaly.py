@@ -9,7 +9,7 @@ from golden_data import rms_rel
 from jobs import Job
 from tiny_run import final_state, run, tiny_config, tiny_data
 
-from edm2.tools.run import told_once
+from edm2.tools.run import reported_once
 from edm2.training import Trainer, TrainingError
 from edm2.training.distributed.processes import Processes, joined_processes
 from edm2.training.trainer import OwnTrainingError
@@ -167,9 +167,9 @@ def test_the_process_that_has_the_image_reports_it(tmp_path, shard):
 def test_an_error_of_one_process_alone_is_reported_by_it():
     """An error of all processes is reported by the first."""
     second = Processes(rank=1, count=2)
-    with pytest.raises(OwnTrainingError), told_once(second):
+    with pytest.raises(OwnTrainingError), reported_once(second):
         raise OwnTrainingError("at place 21")
-    with pytest.raises(click.exceptions.Exit), told_once(second):
+    with pytest.raises(click.exceptions.Exit), reported_once(second):
         raise TrainingError("in all processes")
 
 

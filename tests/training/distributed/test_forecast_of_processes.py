@@ -10,8 +10,8 @@ import torch
 from jobs import Job
 
 from edm2.networks import NetworkConfig
-from edm2.planning.communication import traffic
 from edm2.planning.costs import estimate_memory
+from edm2.planning.forecast import traffic
 from edm2.tools.bench.studies.plan_memory import measure_growth
 from edm2.training import TrainingConfig
 from edm2.training.distributed.processes import joined_processes
@@ -53,7 +53,7 @@ def test_a_process_takes_as_much_memory_as_forecast(tmp_path, processes, width, 
     job = Job(processes, tmp_path, tell_growth, config, tmp_path / "grown")
     assert job.wait() == [0] * processes, job.words(0)
     estimate = estimate_memory(config, processes)
-    assert estimate.kept + estimate.step == pytest.approx(int((tmp_path / "grown").read_text()), rel=0.15)
+    assert estimate.persistent + estimate.step == pytest.approx(int((tmp_path / "grown").read_text()), rel=0.15)
 
 
 def bytes_written() -> int:

@@ -97,7 +97,7 @@ def main(channels: int, size: int, images: int, worker: str | None) -> None:
     click.echo("| Case | Forecast, MB | Measured, MB | Forecast / measured |\n|---|---|---|---|")
     for case in cases(network, images):
         estimate, measured = case.estimate(), case.measure()
-        forecast = estimate.kept + estimate.step
+        forecast = estimate.persistent + estimate.step
         click.echo(f"| {case} | {forecast / 1e6:.0f} | {measured / 1e6:.0f} | {forecast / measured:.3f} |")
 
 

@@ -25,7 +25,7 @@ from torch import nn
 from edm2.io.snapshots import open_run
 from edm2.networks import NetworkConfig, build_network
 from edm2.post_hoc_ema import PowerFunctionEMA, atomic_output, reconstruct_files, snapshot_name, write_snapshot
-from edm2.tools.commands.reconstruct import BYTES
+from edm2.tools.options.parsing import BYTES
 
 SIZES = {"31M": 64, "125M": 128}
 """Channels of networks with about so many parameters; 125M is the paper's XS."""

@@ -1,4 +1,4 @@
-"""A forecast for people, and for programs."""
+"""Forecast of training on a cluster as text and as JSON, for `edm2 plan`."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
+from edm2.planning.cluster import REACHED
 from edm2.planning.costs import TRAINING_FLOPS, count_flops, count_parameters, disk_forecast
-from edm2.planning.forecast import Forecast, Variant, stored_bytes
-from edm2.planning.hardware import REACHED
+from edm2.planning.forecast import Forecast, TrainingVariant, stored_bytes
 from edm2.post_hoc_ema import atomic_output
+from edm2.tools.reports.description import Lines, print_lines
 from edm2.training.run.speed import with_unit
 
 PARTS = {
@@ -23,7 +24,7 @@ PARTS = {
     "borrowed": "blocks on their way",
     "spare": "allowance",
 }
-"""Fields of an estimate of memory, for people."""
+"""Fields of a memory estimate, and their names in the table."""
 
 HOW_SURE = (
     ("memory", "tensors are counted; on CPUs they took 2 % more to 11 % less. The allowance is a guess"),
@@ -32,26 +33,24 @@ HOW_SURE = (
     ("days", "of training alone: no failures, no saving, no waiting for data"),
     ("disk", "counted, to the percent"),
 )  # fmt: skip
-"""What each number is worth."""
+"""Reliability of each number."""
 
 
 def print_forecast(forecast: Forecast) -> None:
-    """All of it, in sections."""
-    for subject, phrase in _about(forecast):
-        click.echo(f"{subject + ':':<15}{phrase}")
+    """Print the run, a table of the ways to train, data and disk, and the reliability of the numbers."""
+    print_lines(_about(forecast))
     click.echo()
     _print_table(
         forecast.variants, [*_options(), None, *_memory_rows(), None, *_traffic_rows(), None, *_speed_rows(forecast)]
     )
     click.echo()
-    for subject, phrase in [*_data(forecast), *_disk(forecast)]:
-        click.echo(f"{subject + ':':<15}{phrase}")
+    print_lines([*_data(forecast), *_disk(forecast)])
     click.echo("\nHow sure is this? (docs/plan.md)")
     for subject, phrase in HOW_SURE:
         click.echo(f"  {subject + ':':<13}{phrase}")
 
 
-def _about(forecast: Forecast) -> list[tuple[str, str]]:
+def _about(forecast: Forecast) -> Lines:
     config, cluster = forecast.config, forecast.cluster
     gpu, network = cluster.gpu, config.network
     flops = count_flops(network)
@@ -72,11 +71,12 @@ def _about(forecast: Forecast) -> list[tuple[str, str]]:
 
 # ----------------------------------------------------------------------------------------------------------- the table
 
-Row = tuple[str, Callable[[Variant], str]]
+TableRow = tuple[str, Callable[[TrainingVariant], str]]
+"""A subject, and the function that writes its cell for a variant."""
 
 
-def _print_table(variants: list[Variant], rows: Iterable[Row | None]) -> None:
-    """A column per variant; None is an empty line."""
+def _print_table(variants: list[TrainingVariant], rows: Iterable[TableRow | None]) -> None:
+    """Print a column per variant; None is an empty line."""
     for row in rows:
         if row is None:
             click.echo()
@@ -85,15 +85,15 @@ def _print_table(variants: list[Variant], rows: Iterable[Row | None]) -> None:
         click.echo((f"{subject:<40}" + "".join(f"{phrase(variant):>10}" for variant in variants)).rstrip())
 
 
-def _options() -> list[Row]:
+def _options() -> list[TableRow]:
     return [
         ("edm2 train --shard", lambda variant: _yes(variant.config.shard)),
         ("edm2 train --recompute", lambda variant: _yes(variant.config.recompute)),
     ]
 
 
-def _memory_rows() -> list[Row]:
-    def part(field: str) -> Callable[[Variant], str]:
+def _memory_rows() -> list[TableRow]:
+    def part(field: str) -> Callable[[TrainingVariant], str]:
         return lambda variant: _giga(getattr(variant.memory, field))
 
     return [
@@ -106,7 +106,7 @@ def _memory_rows() -> list[Row]:
     ]
 
 
-def _traffic_rows() -> list[Row]:
+def _traffic_rows() -> list[TableRow]:
     return [
         ("GB sent per GPU and step: gradients", lambda v: _giga(v.traffic.all_reduce + v.traffic.reduce_scatter)),
         ("GB sent per GPU and step: weights", lambda v: _giga(v.traffic.all_gather)),
@@ -114,20 +114,20 @@ def _traffic_rows() -> list[Row]:
     ]
 
 
-def _speed_rows(forecast: Forecast) -> list[Row | None]:
-    rows: list[Row | None] = []
-    for words, pace in forecast.paces.items():
+def _speed_rows(forecast: Forecast) -> list[TableRow | None]:
+    rows: list[TableRow | None] = []
+    for source, seconds in forecast.seconds_per_image.items():
 
-        def told(phrase: Callable[..., str], pace: float = pace) -> Callable[[Variant], str]:
-            return lambda variant: phrase(variant.speed(pace))
+        def cell(phrase: Callable[..., str], seconds: float = seconds) -> Callable[[TrainingVariant], str]:
+            return lambda variant: phrase(variant.speed(seconds))
 
         rows += [
-            (f"{words}:", lambda variant: ""),
-            ("  seconds per step: computing", told(lambda speed: f"{speed.computing:.3g}")),
-            ("  seconds per step: waiting", told(lambda speed: f"{speed.waiting:.2g}")),
-            ("  images/s", told(lambda speed: f"{speed.images_per_second:,.0f}")),
-            ("  days", told(lambda speed: f"{forecast.days(speed):.3g}")),
-            ("  GPU-hours", told(lambda speed: f"{forecast.gpu_hours(speed):,.0f}")),
+            (f"{source}:", lambda variant: ""),
+            ("  seconds per step: computing", cell(lambda speed: f"{speed.computing:.3g}")),
+            ("  seconds per step: waiting", cell(lambda speed: f"{speed.waiting:.2g}")),
+            ("  images/s", cell(lambda speed: f"{speed.images_per_second:,.0f}")),
+            ("  days", cell(lambda speed: f"{forecast.days(speed):.3g}")),
+            ("  GPU-hours", cell(lambda speed: f"{forecast.gpu_hours(speed):,.0f}")),
         ]
     return rows
 
@@ -143,8 +143,8 @@ def _giga(value: float) -> str:
 # ------------------------------------------------------------------------------------------------------ data and disk
 
 
-def _data(forecast: Forecast) -> list[tuple[str, str]]:
-    """What storage and workers have to deliver at the fastest."""
+def _data(forecast: Forecast) -> Lines:
+    """Rate at which storage and workers have to deliver images, at the highest speed of the table."""
     size, speed = stored_bytes(forecast.dataset), forecast.fastest.images_per_second
     kind = "latents" if forecast.dataset.kind == "moments" else "pixels before compression"
     per_node = with_unit(size * speed / forecast.cluster.nodes, "B/s")
@@ -157,7 +157,7 @@ def _data(forecast: Forecast) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _disk(forecast: Forecast) -> list[tuple[str, str]]:
+def _disk(forecast: Forecast) -> Lines:
     config, disk = forecast.config, disk_forecast(forecast.config)
     final, peak, checkpoint = (with_unit(size, "B") for size in (disk.final, disk.peak, disk.sizes.checkpoint))
     return [
@@ -170,13 +170,13 @@ def _disk(forecast: Forecast) -> list[tuple[str, str]]:
 
 
 def write_forecast(forecast: Forecast, path: Path) -> None:
-    """The same as JSON; bytes, seconds and images."""
+    """Write the forecast as JSON, in bytes, seconds and images."""
     with atomic_output(path) as temporary:
         temporary.write_text(json.dumps(forecast_to_json(forecast), indent=1) + "\n", encoding="utf-8")
 
 
 def forecast_to_json(forecast: Forecast) -> dict[str, Any]:
-    """Plain values."""
+    """Forecast as plain values for JSON."""
     config, cluster, disk = forecast.config, forecast.cluster, disk_forecast(forecast.config)
     return {
         "config": config.to_json(),
@@ -192,8 +192,8 @@ def forecast_to_json(forecast: Forecast) -> dict[str, Any]:
     }
 
 
-def _variant_to_json(forecast: Forecast, variant: Variant) -> dict[str, Any]:
-    speeds = {words: variant.speed(pace) for words, pace in forecast.paces.items()}
+def _variant_to_json(forecast: Forecast, variant: TrainingVariant) -> dict[str, Any]:
+    speeds = {source: variant.speed(seconds) for source, seconds in forecast.seconds_per_image.items()}
     return {
         "shard": variant.config.shard,
         "recompute": variant.config.recompute,
@@ -205,13 +205,13 @@ def _variant_to_json(forecast: Forecast, variant: Variant) -> dict[str, Any]:
         "host_memory_per_machine": variant.checkpoint_copies,
         "sent": asdict(variant.traffic) | {"total": variant.traffic.total, "seconds": variant.communicating},
         "speeds": {
-            words: {
+            source: {
                 "seconds_computing": speed.computing,
                 "seconds_waiting": speed.waiting,
                 "images_per_second": speed.images_per_second,
                 "days": forecast.days(speed),
                 "gpu_hours": forecast.gpu_hours(speed),
             }
-            for words, speed in speeds.items()
+            for source, speed in speeds.items()
         },
     }

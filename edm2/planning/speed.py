@@ -1,4 +1,4 @@
-"""How fast a GPU trains, on paper: from the paper's own figures, or from an efficiency that somebody measured.
+"""Training speed of a GPU on paper: from the paper's own figures, or from a measured efficiency.
 
 The paper trained its networks (Table 6) on 32 A100 with 80 GB, in fp16, with an implementation of its own.
 """
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edm2.networks import NetworkConfig
+from edm2.planning.cluster import GPU, GPUS
 from edm2.planning.costs import TRAINING_FLOPS, count_flops
-from edm2.planning.hardware import GPU, GPUS
 from edm2.planning.presets import PRESETS
 from edm2.post_hoc_ema.files import parse_json
 
@@ -28,13 +28,13 @@ PUBLISHED = {
     "edm2-img64-l": 2155,
     "edm2-img64-xl": 1597,
 }
-"""Images per second in training, by preset (Table 6)."""
+"""Images per second in training on `PUBLISHED_GPUS` A100, by preset (Table 6)."""
 
 PUBLISHED_GFLOPS = {128: 45.5, 192: 102.2, 256: 180.8, 320: 282.2, 384: 405.9, 448: 552.1}
 """One evaluation of one image by the networks for ImageNet-512, by base width (Table 6)."""
 
 WHOLE_STEP = ("training", "whole step")
-"""What `edm2 bench` calls it: section and part."""
+"""Section and part under which `edm2 bench` writes the speed of a training step."""
 
 
 def published_rates() -> dict[int, float]:
@@ -52,10 +52,10 @@ def width_of(preset: str) -> int:
 
 
 def rate_of_width(width: int, rates: Mapping[int, float]) -> float:
-    """FLOP/s of a network of any width, from those of some widths.
+    """Interpolate FLOP/s by base width.
 
-    Between two of them on a straight line. Below the smallest in proportion to the width, as operations per number that
-    is moved are; above the largest no more than it has.
+    Between two known widths on a straight line. Below the smallest in proportion to the width, as operations per number
+    moved are; above the largest constant.
     """
     known = sorted(rates)
     if width <= known[0]:
@@ -68,25 +68,26 @@ def rate_of_width(width: int, rates: Mapping[int, float]) -> float:
 
 
 def published_seconds(network: NetworkConfig, preset: str | None) -> float:
-    """Seconds that an A100 takes to train on one image: the published number, or what follows for this width."""
-    if preset in PUBLISHED and is_published(network, preset):
+    """Seconds of an A100 to train on one image: published for this network, or interpolated for its width."""
+    # Other settings of a preset do not change the speed of its network.
+    if preset in PUBLISHED and network.config == "G" and network.model_channels == width_of(preset):
         return PUBLISHED_GPUS / PUBLISHED[preset]
     return TRAINING_FLOPS * count_flops(network) / rate_of_width(network.model_channels, published_rates())
 
 
-def is_published(network: NetworkConfig, preset: str) -> bool:
-    """Whether a preset's network is still that of the paper's, whatever else has been changed."""
-    return network.config == "G" and network.model_channels == width_of(preset)
+def seconds_per_image(
+    network: NetworkConfig, preset: str | None, gpu: GPU, efficiency: float | None
+) -> dict[str, float]:
+    """Seconds of one GPU to train on one image, by the source of the number.
 
-
-def paces(network: NetworkConfig, preset: str | None, gpu: GPU, efficiency: float | None) -> dict[str, float]:
-    """Seconds per image of one GPU, by where the number comes from: published (two ways to scale it), measured.
+    The sources are the published figures, scaled to `gpu` in two ways (matrix peak, memory bandwidth), and
+    3 * 2 * FLOPs / (efficiency * peak) where an efficiency was measured.
 
     Args:
-        network: What is trained.
-        preset: Where it comes from.
-        gpu: On what.
-        efficiency: Measured share of the GPU's peak; None: not measured.
+        network: Network that is trained.
+        preset: Name of its preset, if any.
+        gpu: GPU to train on.
+        efficiency: Measured fraction of the GPU's peak; None: not measured.
     """
     seconds = published_seconds(network, preset)
     if gpu.name == A100.name:
@@ -102,7 +103,7 @@ def paces(network: NetworkConfig, preset: str | None, gpu: GPU, efficiency: floa
 
 
 def measured_efficiency(path: Path, gpu: GPU) -> float:
-    """Share of a GPU's peak that a whole training step reached, from a file of `edm2 bench --out`.
+    """Fraction of a GPU's peak that a whole training step reached, from a file of `edm2 bench --out`.
 
     Raises:
         ValueError: it is no such file, or was not measured on such a GPU.

@@ -1,9 +1,9 @@
-"""GPUs by name, as their makers' public data sheets describe them, and clusters of them."""
+"""GPUs by name, with the numbers of their makers' public data sheets, and clusters of them."""
 
 from dataclasses import dataclass
 
 REACHED = 0.8
-"""Share of a link's data sheet that collective operations reach: an assumption, as NCCL reaches 0.7 to 0.9 of most."""
+"""Fraction of a link's bandwidth that collective operations reach. Assumed: NCCL reaches 0.7 to 0.9 on most links."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class GPU:
     link: float
     """GB/s that one GPU sends to others of its node: half of the data sheet's number, which counts both directions."""
     network: float
-    """GB/s that a node sends to other nodes: what is usual (see `GPUS`)."""
+    """GB/s that a node sends to other nodes: the usual network (see `GPUS`)."""
     source: str
     """Data sheet."""
 
@@ -44,12 +44,12 @@ GPUS = {
 H100 and later (NVIDIA DGX data sheets); 200 Gbit/s per machine of L40S, 100 of A10, and 10 of consumer cards."""
 
 UNKNOWN = GPU("GPU", 0, 0, None, 32, 25, "your numbers")
-"""One that is described by numbers: links as those of PCIe 4.0 x16, networks of 200 Gbit/s."""
+"""A GPU that the user describes by numbers: links as those of PCIe 4.0 x16, a network of 200 Gbit/s."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Machines with the same number of GPUs of one kind.
+    """Machines (nodes) with the same number of GPUs of one kind.
 
     Raises:
         ValueError: GPUs do not fill the nodes.
@@ -57,9 +57,9 @@ class Cluster:
 
     gpu: GPU
     gpus: int
-    """All together."""
+    """GPUs of all nodes together."""
     per_node: int
-    """In one machine."""
+    """GPUs of one node."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.per_node < 1:
@@ -73,14 +73,14 @@ class Cluster:
 
     @property
     def nodes(self) -> int:
-        """Machines."""
+        """Number of nodes."""
         return self.gpus // self.per_node
 
     @property
     def bandwidth(self) -> float:
         """Bytes per second that each GPU sends in a ring through all of them.
 
-        Rings that run side by side leave a node once each, so what one GPU sends passes its network at full width.
+        Rings that run side by side leave a node once each, so one GPU's messages pass its network at full width.
         """
         narrowest = self.gpu.link if self.nodes == 1 else min(self.gpu.link, self.gpu.network)
         return REACHED * 1e9 * narrowest

@@ -1,8 +1,8 @@
-"""Options of the commands that draw samples, and what comes of them: networks, seeds and classes, ready to draw."""
+"""Options of the commands that draw samples, and the generator of samples that they configure."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,8 @@ import click
 
 from edm2.sampling.presets import GENERATION_PRESETS, describe_presets
 from edm2.sampling.samplers import HEUN, SAMPLERS, Sampler
-from edm2.tools.options.choices import Choice
-from edm2.tools.options.groups import GroupedOption
+from edm2.tools.options.groups import option_group, with_options
+from edm2.tools.options.networks import NetworkChoice
 from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, NUMBER, PRECISION, SEEDS
 
 if TYPE_CHECKING:
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from edm2.sampling.generation import SampleBatch
     from edm2.sampling.samplers.heun import Denoiser
     from edm2.training.distributed.processes import Processes
-
-
-def options_of(group: str) -> Callable:
-    """Makes options that stand under one heading."""
-    return partial(click.option, cls=GroupedOption, group=group)
 
 
 class SamplerName(click.ParamType):
@@ -44,7 +39,7 @@ class SamplerName(click.ParamType):
 
 
 def sampler_option(group: Callable) -> Callable:
-    """--solver, in this group; the command gets a `Sampler`."""
+    """Option --solver under the heading of `group`; the command receives a `Sampler`."""
     return group(
         "--solver",
         "sampler",
@@ -61,72 +56,67 @@ def _list_presets(context: click.Context, parameter: click.Parameter, wanted: bo
         context.exit()
 
 
-_what, _guidance, _sampling, _machine = map(options_of, ("What is drawn", "Guidance", "Sampling", "Machine"))
+_what, _guidance, _sampling, _machine = map(option_group, ("What is drawn", "Guidance", "Sampling", "Machine"))
 
-WHAT = (
-    _what("--class", "class_name", help="Class of all images, by number or name; default: drawn from the seed."),
-    _what("--balanced", is_flag=True, help="As many images of each class: seed modulo number of classes."),
+SAMPLE_OPTIONS = (
+    _what("--class", "class_name", help="Class of all images, by number or name; default: a random one for each seed."),
+    _what(
+        "--balanced",
+        is_flag=True,
+        help="As many images of each class: seed modulo number of classes.",
+    ),
     _what(
         "--preset",
         type=click.Choice(list(GENERATION_PRESETS)),
         metavar="NAME",
-        help="Published settings (see --list-presets).",
+        help="Settings of a published result (see --list-presets).",
     ),
-    _what("--networks", type=FOLDER, default=".", help="Folder with the files that --preset names; default: this one."),
+    _what("--networks", type=FOLDER, default=".", help="Folder with the networks of --preset; default: here."),
     _what(
         "--list-presets",
         is_flag=True,
         is_eager=True,
         expose_value=False,
         callback=_list_presets,
-        help="Show all presets, and stop.",
+        help="Print all presets and exit.",
     ),
 )
 
-HOW = (
-    _guidance("--guide", help="Network to guide away from."),
+SAMPLING_OPTIONS = (
+    _guidance("--guide", help="Network to guide away from: a snapshot or an included network."),
     _guidance("--unlabelled-guide", is_flag=True, help="Guide away from NETWORK itself without classes."),
-    _guidance("--guidance", type=NUMBER, help="Weight; default: 1, which is none."),
-    _guidance("--interval", type=INTERVAL, help="Noise levels with guidance; default: all."),
+    _guidance("--guidance", type=NUMBER, help="Guidance weight; default: 1, no guidance."),
+    _guidance("--interval", type=INTERVAL, help="Noise levels (LOW,HIGH) at which guidance acts; default: all."),
     _sampling("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps."),
     sampler_option(_sampling),
-    _sampling("--churn", "S_churn", type=NUMBER, default=0.0, show_default=True, help="Fresh noise; 0: deterministic."),
-    _sampling("--vae", help="VAE to decode with, folder or hub id; default: the one that NETWORK names."),
-    _machine("--batch", "batch_size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."),
-    _machine("--decode-batch", type=click.IntRange(1), default=8, show_default=True, help="The same for the VAE."),
-    _machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32."),
+    _sampling("--churn", "S_churn", type=NUMBER, default=0.0, show_default=True, help="Fresh noise per step; 0: none."),
+    _sampling("--vae", help="VAE to decode latents with, folder or hub id; default: the one that NETWORK names."),
+    _machine("--batch", "batch_size", type=click.IntRange(1), default=64, show_default=True, help="Images per batch."),
     _machine(
-        "--compile", is_flag=True, help="Compile the networks: faster, after a minute or more for each size of batch."
+        "--decode-batch", type=click.IntRange(1), default=8, show_default=True, help="Images per batch of the VAE."
     ),
-    _machine("--vae-precision", type=PRECISION, default="fp32", show_default=True, help="The same for the VAE."),
+    _machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32."),
+    _machine("--compile", is_flag=True, help="Compile the networks: faster, after a minute or more per batch size."),
+    _machine("--vae-precision", type=PRECISION, default="fp32", show_default=True, help="Precision of the VAE."),
     _machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here."),
 )
 
 
-def what_is_drawn(seeds: str) -> Callable[[Callable], Callable]:
-    """Adds the options of `WHAT`, and --seeds with this default."""
-    wanted = _what("--seeds", type=SEEDS, default=seeds, show_default=True, help="One image each: 0-63, or 3,5,10-12.")
-    return with_options(wanted, *WHAT)
+def sample_options(seeds: str) -> Callable[[Callable], Callable]:
+    """Return a decorator that adds --seeds, with this default, and `SAMPLE_OPTIONS`."""
+    option = _what(
+        "--seeds", type=SEEDS, default=seeds, show_default=True, help="Seeds, one image each: 0-63 or 3,5,10-12."
+    )
+    return with_options(option, *SAMPLE_OPTIONS)
 
 
-def with_options(*options: Callable) -> Callable[[Callable], Callable]:
-    """Adds options to a command."""
-
-    def add(command: Callable) -> Callable:
-        for option in reversed(options):  # decorators apply from below
-            command = option(command)
-        return command
-
-    return add
-
-
-how_it_is_drawn = with_options(*HOW)
-"""Adds the options of `HOW`."""
+sampling_options = with_options(*SAMPLING_OPTIONS)
+"""Decorator that adds `SAMPLING_OPTIONS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingOptions:
-    """Values of --seeds and of all options of `WHAT` and `HOW`, by their names there."""
+class SamplingOptions:
+    """Values of --seeds, `SAMPLE_OPTIONS` and `SAMPLING_OPTIONS`, by parameter name."""
 
     seeds: list[int]
     class_name: str | None
@@ -148,37 +138,37 @@ class DrawingOptions:
     vae_precision: str
     device: str | None
 
-    def choice(self, network: str | None) -> Choice:
-        """Which networks; before anything is loaded.
+    def choice(self, network: str | None) -> NetworkChoice:
+        """Decide on the networks, before anything is loaded.
 
         Raises:
             click.UsageError: options that exclude each other, or no network.
-            FileNotFoundError: a preset's file is not there.
+            FileNotFoundError: a preset's file is missing.
         """
         if self.class_name is not None and self.balanced:
             raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
         if self.S_churn and not self.sampler.churns:
             raise click.UsageError(f"--churn needs --solver {HEUN.name}: {self.sampler.name} adds no fresh noise")
-        choice = Choice(network, self.guide, self.unlabelled_guide, self.guidance, self.interval)
+        choice = NetworkChoice(network, self.guide, self.unlabelled_guide, self.guidance, self.interval)
         if self.preset is not None:
             choice = choice.completed_by(GENERATION_PRESETS[self.preset], self.networks)
         choice.check()
         return choice
 
 
-class Drawing:
-    """Networks in the memory of this process's device, and how to draw with them.
+class SampleGenerator:
+    """Networks on this process's device, and the settings to draw samples with them.
 
     Args:
-        options: What the command line says.
-        choice: Which networks.
-        processes: Who shares the work.
+        options: Options of the command.
+        choice: Networks to load.
+        processes: Processes that divide the seeds among them.
 
     Raises:
         OSError, ValueError: a file is no network, or options do not suit it.
     """
 
-    def __init__(self, options: DrawingOptions, choice: Choice, processes: "Processes") -> None:
+    def __init__(self, options: SamplingOptions, choice: NetworkChoice, processes: "Processes") -> None:
         from edm2.io.model import read_metadata
         from edm2.sampling.generation import class_index
         from edm2.tools.run import default_device
@@ -200,11 +190,11 @@ class Drawing:
         self.class_index = None if name is None else class_index(name, class_names)
 
     def classes(self, seeds: Sequence[int]) -> int | list[int] | None:
-        """What to draw for these seeds, as `edm2.sampling.generation.generate` takes it."""
+        """Classes of these seeds, as the argument of `edm2.sampling.generation.generate`."""
         return [seed % self.net.config.label_dim for seed in seeds] if self.options.balanced else self.class_index
 
     def batches(self, seeds: Sequence[int]) -> "Iterator[SampleBatch]":
-        """Samples of seeds. Raises SamplingError at those that are not finite."""
+        """Draw the samples of seeds, batch by batch. Raises SamplingError if one is not finite."""
         from edm2.sampling.generation import generate, require_finite
         from edm2.sampling.guidance import EVERYWHERE
 
@@ -226,7 +216,7 @@ class Drawing:
 
     @cached_property
     def decode(self) -> "Decoder":
-        """Samples to pixels; what draws pixels has no use for --vae."""
+        """Function that turns samples into pixels; raises for --vae if the network draws pixels already."""
         from edm2.sampling.drawing import decoder
         from edm2.tools.options.evaluators import codec_of
 
@@ -234,14 +224,14 @@ class Drawing:
         return decoder(codec, self.options.decode_batch, self._dtype(self.options.vae_precision))
 
     def try_out(self, decode: "Decoder") -> None:
-        """A VAE that cannot be loaded, or needs more memory than there is, shows now, not after hours of drawing."""
+        """Decode one image of zeros: a missing VAE or too little memory shows now, not after hours of sampling."""
         import torch
 
         decode(torch.zeros(1, self.net.config.img_channels, *self.net.config.size, device=self.device))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the images depend on besides their seeds, as JSON."""
+        """Everything that the images depend on besides their seeds, as JSON."""
         options, choice = self.options, self.choice
         return {
             "network": choice.network, "images_seen": self.metadata.get("images_seen"),
@@ -260,7 +250,7 @@ class Drawing:
 
 
 def _compile(*denoisers: "Denoiser | None") -> None:
-    """Those that are networks, for the shapes that they meet."""
+    """Compile the denoisers that are networks; each batch size is compiled on its own."""
     from edm2.networks import Precond
 
     for denoiser in denoisers:

@@ -1,4 +1,4 @@
-"""Which network `edm2 generate` samples from, and what guides it."""
+"""Networks that `edm2 generate` samples from: the main one, the guide, and the guidance weight."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the command line says of networks; None where it says nothing."""
+class NetworkChoice:
+    """Networks and guidance that a user asks for; None where an option is not given."""
 
     network: str | None
     """Network to sample from."""
     guide: str | None
     """Network to guide away from."""
     unlabelled_guide: bool
-    """Whether to guide away from `network` itself without labels."""
+    """True to guide away from `network` itself without labels."""
     guidance: float | None
     """Guidance weight."""
     interval: tuple[float, float] | None
@@ -35,11 +35,11 @@ class Choice:
         """Guidance weight; 1 is none."""
         return 1.0 if self.guidance is None else self.guidance
 
-    def completed_by(self, preset: GenerationPreset, folder: Path) -> "Choice":
-        """The same with everything that is not said taken from a preset, whose networks are files in `folder`.
+    def completed_by(self, preset: GenerationPreset, folder: Path) -> "NetworkChoice":
+        """Take everything that is not given from a preset, whose networks are files in `folder`.
 
         Raises:
-            FileNotFoundError: one that is needed is not there.
+            FileNotFoundError: a file that is needed is missing.
         """
         completed = self
         if self.network is None:
@@ -57,10 +57,10 @@ class Choice:
         return completed
 
     def check(self) -> None:
-        """Refuse what makes no sense.
+        """Refuse contradictory options.
 
         Raises:
-            click.UsageError: it makes none.
+            click.UsageError: no network, or options that exclude or need each other.
         """
         if self.network is None:
             raise click.UsageError("which NETWORK? Give a snapshot, an included network (digits8), or --preset NAME")
@@ -79,7 +79,7 @@ class Choice:
     def load(
         self, device: "torch.device", dtype: "torch.dtype", warn: bool = True
     ) -> "tuple[Precond, Denoiser | None]":
-        """The network and its guide, folded; `warn` of guides that are hardly meant so.
+        """Load the network and its guide, folded; with `warn`, print a warning about a guide of other data.
 
         Raises:
             OSError, ValueError: a file is no network, or one that cannot guide the other.
@@ -91,7 +91,7 @@ class Choice:
 
         net = fold(load(self.network, device), dtype)
         if self.unlabelled_guide:
-            check_has_missed_labels(self.network, read_metadata(self.network), warn)
+            check_label_dropout(self.network, read_metadata(self.network), warn)
             return net, without_labels(net)
         if self.guide is None:
             return net, None
@@ -105,25 +105,25 @@ class Choice:
         from edm2.io.model import read_metadata
 
         if read_metadata(self.network).get("codec") != read_metadata(self.guide).get("codec"):
-            _warn(f"{self.guide} was trained on data scaled otherwise than {self.network}: guidance mixes the two")
+            _warn(f"{self.guide} was trained on data scaled differently from {self.network}: guidance mixes the two")
 
 
-def check_has_missed_labels(name: str, metadata: dict[str, Any], warn: bool = True) -> None:
-    """What a network does without labels that never missed one is anybody's guess.
+def check_label_dropout(name: str, metadata: dict[str, Any], warn: bool = True) -> None:
+    """Refuse a network as its own guide if it was never trained without labels.
 
     Raises:
-        ValueError: it never did; or has no classes at all.
+        ValueError: it was not, or has no classes at all.
     """
     if metadata["network"]["label_dim"] == 0:
         raise ValueError(f"{name}: has no classes that --unlabelled-guide could leave out")
     label_dropout = (metadata.get("training") or {}).get("label_dropout")
     if label_dropout == 0:
         raise ValueError(
-            f"{name}: was told the class of every image it was trained on, so it cannot guide itself; "
+            f"{name}: was trained with the class of every image, so it cannot guide itself; "
             "give a network to guide away from (--guide), or train with --label-dropout 0.1"
         )
     if label_dropout is None and warn:
-        _warn(f"nothing says that {name} was trained with --label-dropout, which --unlabelled-guide needs")
+        _warn(f"{name} does not say that it was trained with --label-dropout, which --unlabelled-guide needs")
 
 
 def _warn(message: str) -> None:

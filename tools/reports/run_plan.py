@@ -1,0 +1,198 @@
+"""Description of a run before it starts, for `edm2 train`: data, network, schedule, memory, snapshots, disk."""
+
+import numpy as np
+
+from edm2.planning.costs import (
+    TRAINING_FLOPS,
+    count_flops,
+    count_parameters,
+    device_memory,
+    disk_forecast,
+    estimate_memory,
+    largest_micro_batch,
+)
+from edm2.planning.presets import PRESETS
+from edm2.post_hoc_ema import reconstruction_error
+from edm2.post_hoc_ema.planning import MOST_SNAPSHOTS
+from edm2.tools.reports.description import Lines
+from edm2.training import Dataset, TrainingConfig
+from edm2.training.run.disk import DiskForecast, free_space, used_space
+from edm2.training.run.speed import with_unit
+
+FAR_OFF = 0.2
+"""Relative difference between the data's standard deviation and the network's sigma_data that deserves a warning."""
+
+
+def describe_plan(config: TrainingConfig, dataset: Dataset, processes: int = 1) -> Lines:
+    """Describe a run of so many processes before it starts."""
+    height, width = config.network.size
+    parameters = count_parameters(config.network)
+    return [
+        ("data", f"{config.data}: {len(dataset):,} images{_held_out(config)}, {_classes(config, dataset)}"),
+        *_scaling(config, dataset),
+        ("preset", config.preset or "none"),
+        ("network", f"config {config.network.config}, {parameters:,} parameters, {height}x{width}"),
+        ("training", f"{config.duration:,} images in steps of {config.batch_size}{_visits(config, dataset)}"),
+        ("learning rate", _schedule(config)),
+        ("noise levels", _noise_levels(config)),
+        ("weighting", _weighting(config)),
+        ("device", _device(config, processes)),
+        ("compute", _compute(config)),
+        *_memory(config, processes),
+        *_files(config),
+    ]
+
+
+def _files(config: TrainingConfig) -> Lines:
+    """Snapshots, the error of other EMA lengths made from them, and disk space."""
+    forecast = disk_forecast(config)
+    times = len(forecast.kept_times)
+    kept = f", kept of {len(forecast.all_times)}" if config.keep_snapshots else ""
+    lengths = " and ".join(f"{s:g}" for s in config.sigma_rels)
+    count, word = times * len(config.sigma_rels), "time" if times == 1 else "times"
+    lines = [
+        ("snapshots", f"{count} ({times} {word}{kept}, EMA lengths {lengths}), {config.snapshot_precision}"),
+        ("any EMA", _reconstruction(config, forecast)),
+        (
+            "disk",
+            f"about {_size(forecast.final)} in {config.out}, with the last {config.keep_checkpoints} checkpoints; "
+            f"up to {_size(forecast.peak)} on the way",
+        ),
+    ]
+    free, missing = free_space(config.out), forecast.peak - used_space(config.out)
+    if free is not None and missing > free:
+        lines.append(
+            ("WARNING", f"{_size(missing)} more are to be written and {_size(free)} are free; {_disk_advice(config)}")
+        )
+    return lines
+
+
+def _disk_advice(config: TrainingConfig) -> str:
+    halved = "" if config.snapshot_precision != "fp32" else " or --snapshot-precision bf16"
+    return f"make room meanwhile, or try --keep-snapshots 64{halved}"
+
+
+WANTED = (0.02, 0.03, 0.05, 0.075, 0.1, 0.13, 0.16, 0.2, 0.25)
+"""EMA lengths whose largest error of reconstruction is shown before a run."""
+
+
+def _reconstruction(config: TrainingConfig, forecast: DiskForecast) -> str:
+    kept = _worst_error(forecast.kept_times, config.sigma_rels)
+    if kept is None:
+        return "no other lengths: reconstruction needs two snapshots or more"
+    text = f"lengths {WANTED[0]:g} to {WANTED[-1]:g} at the end with errors up to {_percent(kept)}"
+    if config.keep_snapshots is None:
+        return text
+    return f"{text}, {_percent(_worst_error(forecast.all_times, config.sigma_rels))} with all snapshots kept"
+
+
+def _worst_error(times: list[int], stored: tuple[float, ...]) -> float | None:
+    """Largest profile error of the wanted lengths at the end, from snapshots of these times; None: impossible."""
+    every = -(-len(times) // MOST_SNAPSHOTS)
+    times = times[::-every][::-1]  # more of them would not lower the error of the solution
+    t, sigma_rels = np.meshgrid(times, stored)
+    if t.size < 2:
+        return None
+    return reconstruction_error(t.ravel(), sigma_rels.ravel(), times[-1], WANTED).profile_error.max().item()
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"
+
+
+def _held_out(config: TrainingConfig) -> str:
+    return f", {config.holdout:,} of them held out" if config.holdout else ""
+
+
+def _classes(config: TrainingConfig, dataset: Dataset) -> str:
+    if config.network.label_dim:
+        dropped = f", {config.label_dropout:.0%} of labels dropped" if config.label_dropout else ""
+        return f"{config.network.label_dim} classes{dropped}"
+    return "labels not used" if dataset.num_classes else "no labels"
+
+
+def _visits(config: TrainingConfig, dataset: Dataset) -> str:
+    visits = config.duration / (len(dataset) - config.holdout)
+    return f", each visited {visits:,.0f} times" if visits >= 1.5 else ""
+
+
+def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
+    """Scaling of the data on their way into the network."""
+    sigma_data = config.network.sigma_data
+    if dataset.kind == "moments":
+        whose = "the dataset's" if dataset.latents else "the paper's"
+        text = f"latents, drawn anew at every visit, scaled to standard deviation {sigma_data:g} by {whose} statistics"
+        return [("scaling", text)]
+    stats = dataset.pixel_stats
+    if config.standardize:
+        whose = "statistics stored in the dataset" if stats else "statistics measured when training starts"
+        return [("scaling", f"pixels to mean 0 and standard deviation {sigma_data:g}, by {whose}")]
+    preset = PRESETS.get(config.preset)
+    as_in_paper = preset is not None and preset.training.get("standardize") is False
+    lines = [("scaling", "pixels onto [-1, 1]" + (", as in the paper" if as_in_paper else ""))]
+    if stats and abs(stats["sigma_data"] / sigma_data - 1) > FAR_OFF:
+        lines.append(
+            (
+                "WARNING",
+                f"the pixels' standard deviation is {stats['sigma_data']:.2f} on [-1, 1], but the network expects "
+                f"{sigma_data:g}; --standardize scales them",
+            )
+        )
+    return lines
+
+
+def _schedule(config: TrainingConfig) -> str:
+    text = f"{config.ref_lr:g}"
+    if config.rampup_images:
+        text += f", rising over {config.rampup_images:,} images"
+    if config.ref_batches:
+        text += f", falling after {int(config.ref_batches * config.batch_size):,}"
+    return text
+
+
+def _noise_levels(config: TrainingConfig) -> str:
+    normal = f"ln sigma ~ N({config.P_mean:g}, {config.P_std:g}²)"
+    text = normal if config.noise == "ln-normal" else f"those of {config.noise}"
+    return f"{text}, one from each of {config.batch_size} strata in every step" if config.stratified_sigma else text
+
+
+def _weighting(config: TrainingConfig) -> str:
+    given = {"gamma": config.weighting_gamma, "k": config.weighting_k}
+    words = [config.weighting, *(f"{name}={value:g}" for name, value in given.items() if value is not None)]
+    if config.relative_weighting:
+        words.append("on top of uncertainty")
+    return " ".join(words)
+
+
+def _compute(config: TrainingConfig) -> str:
+    """FLOPs in the paper's unit: a multiply-accumulate is one."""
+    evaluation = count_flops(config.network)
+    training = TRAINING_FLOPS * evaluation
+    once, step, run = (with_unit(n, "FLOPs") for n in (evaluation, training, training * config.duration))
+    return f"{once} to evaluate an image, {step} to train on it, {run} in all"
+
+
+def _device(config: TrainingConfig, processes: int) -> str:
+    several = f"{processes} x " if processes > 1 else ""
+    images = min(config.images_per_forward, config.share(processes))
+    return f"{several}{config.device}, {config.precision}, {images} images per forward pass"
+
+
+def _memory(config: TrainingConfig, processes: int) -> Lines:
+    memory = estimate_memory(config, processes)
+    each = " in each process" if processes > 1 else ""
+    phrase = (
+        f"about {_size(memory.total)}{each}: {_size(memory.persistent)} for weights, Adam and {config.num_averages} "
+        f"averages, {_size(memory.step)} for gradients and activations, allowance {_size(memory.spare)}"
+    )
+    lines = [("memory", phrase)]
+    available = device_memory(config.device)
+    if available and memory.total > available:
+        fits = largest_micro_batch(config, available, processes)
+        remedy = f"try --micro-batch {fits}" if fits else "choose a smaller network"
+        lines.append(("WARNING", f"{config.device} has {_size(available)}; {remedy}"))
+    return lines
+
+
+def _size(num_bytes: float) -> str:
+    return with_unit(num_bytes, "B")
