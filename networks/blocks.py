@@ -1,163 +1,195 @@
-"""Encoder and decoder blocks of config G (Figure 22). Shapes: N images, C channels, H by W pixels, E embedding."""
+"""Encoder and decoder blocks of config G (Figure 22). Shapes: N images, C channels, H by W pixels, E embedding.
 
-from abc import abstractmethod
+In the paper, the constants of MP-SiLU (Eq. 81) and MP-sum (Eq. 88) multiply activations. Here they multiply the weights
+of the neighbouring layer, which are far fewer: its `scale`. `reference.py` has the same network without this.
+"""
+
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edm2.networks.attention import sorted_by_kind, sorted_cosine_attention
-from edm2.networks.layers import DoublingConv, MPConv
-from edm2.networks.magnitude import (
-    SILU_MAGNITUDE,
-    ResampleMode,
-    modulated_silu,
-    mp_cat,
-    mp_sum_weights,
-    normalize,
-)
-from edm2.networks.skeleton import BlockSkeleton
+from edm2.networks.attention import sort_by_kind, sorted_cosine_attention
+from edm2.networks.layers import MPConv
+from edm2.networks.magnitude import SILU_MAGNITUDE, ResampleMode, mp_sum_weights, normalize, resample
+
+SILU_SCALE = 1 / SILU_MAGNITUDE
+"""mp_silu(x) = SILU_SCALE silu(x) (Eq. 81)."""
 
 
-class MagnitudePreserving:
-    """The constants between the layers of config G (Section 2.5); `ladder/config_f.py` has their plain form.
-
-    A constant factor on what a layer gets or gives moves into its weights: activations, which are many more, are then
-    read and written once less. So MP-SiLU is SiLU, with `silu_gain` in the layer that follows, and MP-sum an addition.
-    """
-
-    silu_gain: ClassVar[float] = 1 / SILU_MAGNITUDE
-    """mp_silu(x) = silu_gain silu(x) (Eq. 81)."""
-    sum_weights = staticmethod(mp_sum_weights)
-    """mp_sum(a, b, t) = w_a a + w_b b (Eq. 88)."""
-    cat = staticmethod(mp_cat)
-
-    @staticmethod
-    def gain() -> nn.Parameter | int:
-        """A factor on the output of a layer; it starts at zero (B.7), where a network without it starts at one."""
-        return nn.Parameter(torch.zeros([]))
-
-
-class QueriesKeysValues(MPConv):
-    """1x1 convolution to queries, keys and values, which sorts its weights where others would sort its output.
-
-    Rows of the parameter are ordered (head, channel, q/k/v), as published; channels out (q/k/v, head, channel).
+class ResidualBlock(nn.Module):
+    """Settings and small operations that the blocks of all configurations have in common.
 
     Args:
-        channels: C in; 3 C out.
-        heads: Number of heads.
-    """
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__(channels, 3 * channels, kernel=(1, 1))
-        self.heads = heads
-
-    def effective_weight(self, gain: Tensor | float = 1) -> Tensor:
-        """See `WeightNormConv`; rows in the order of the channels out."""
-        return sorted_by_kind(super().effective_weight(gain), self.heads, dim=0)
-
-
-class Block(BlockSkeleton):
-    """What both flavours share: a residual branch modulated by the embedding, and cosine attention.
-
-    Args:
-        in_channels: Channels of the input, a concatenated skip connection included.
         out_channels: Channels of the output.
-        emb_channels: Width of the embedding.
-        resample_mode, resample_filter, attention, channels_per_head, dropout, clip_act: See `BlockSkeleton`.
-        res_balance: Share of the residual branch in its sum (Eq. 88).
-        attn_balance: Share of the attention branch in its sum.
+        resample_mode: Change of the resolution at the block's entry.
+        resample_filter: Taps of the resampling filter.
+        attention: Attention follows the residual sum.
+        channels_per_head: Channels of an attention head; a block narrower than one head has no attention.
+        dropout: Probability to drop an activation between the two convolutions, in training mode.
+        clip_act: Bound on the activations that leave the block; None for none.
 
     Raises:
         ValueError: `out_channels` cannot be split evenly into heads.
     """
 
-    fixed: ClassVar[type[MagnitudePreserving]] = MagnitudePreserving
-    """Functions without weights."""
-
     def __init__(
         self,
-        in_channels: int,
         out_channels: int,
-        emb_channels: int,
         *,
         resample_mode: ResampleMode = "keep",
         resample_filter: Sequence[float] = (1, 1),
         attention: bool = False,
         channels_per_head: int = 64,
         dropout: float = 0.0,
+        clip_act: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.resample_mode = resample_mode
+        self.resample_filter = tuple(resample_filter)
+        self.num_heads = out_channels // channels_per_head if attention else 0
+        self.dropout = dropout
+        self.clip_act = clip_act
+        if self.num_heads and out_channels % self.num_heads:
+            raise ValueError(f"{out_channels} channels do not split evenly into {self.num_heads} attention heads")
+
+    def resample(self, x: Tensor) -> Tensor:
+        """Halve, double or keep the resolution."""
+        return resample(x, self.resample_mode, self.resample_filter)
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout, if there is any."""
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+    def clip(self, x: Tensor) -> Tensor:
+        """Bound the activations, if they have a bound. `x` is the block's own sum, so it may be overwritten."""
+        if self.clip_act is None:
+            return x
+        return F.hardtanh(x, -self.clip_act, self.clip_act, inplace=not torch.is_grad_enabled())
+
+
+class QueriesKeysValues(MPConv):
+    """1x1 convolution to queries, keys and values that sorts its weights, so that nobody has to sort its output.
+
+    Rows of the parameter are ordered (head, channel, q/k/v), as published; channels out (q/k/v, head, channel).
+
+    Args:
+        channels: Channels C in; 3 C out.
+        num_heads: Number of heads.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__(channels, 3 * channels, (1, 1))
+        self.heads = num_heads
+
+    def effective_weight(self, gain: Tensor | float = 1) -> Tensor:
+        """Return w', its rows in the order of the channels out."""
+        return sort_by_kind(super().effective_weight(gain), self.heads, dim=0)
+
+
+class Block(ResidualBlock):
+    """Layers of both flavours: a residual branch that the embedding modulates, and cosine attention.
+
+    Args:
+        in_channels: Channels of the input, a concatenated skip connection included.
+        residual_channels: Channels that the residual branch sees.
+        out_channels: Channels of the output.
+        emb_channels: Width of the embedding.
+        res_balance: Balance t of the residual branch in its MP-sum (Eq. 88).
+        attn_balance: Balance t of the attention branch in its MP-sum.
+        clip_act, options: See `ResidualBlock`.
+
+    Raises:
+        ValueError: `out_channels` cannot be split evenly into heads.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        residual_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        *,
         res_balance: float = 0.3,
         attn_balance: float = 0.3,
         clip_act: float | None = 256.0,
+        **options,
     ) -> None:
-        super().__init__(out_channels, resample_mode, resample_filter, attention, channels_per_head, dropout, clip_act)
-        self.emb_gain = self.fixed.gain()
-        self.main, share = self.fixed.sum_weights(res_balance)
-        silu = self.fixed.silu_gain
-        self.conv_res0 = self.first_convolution(in_channels, out_channels, factor=silu)
+        super().__init__(out_channels, clip_act=clip_act, **options)
+        self.x_weight, y_weight = mp_sum_weights(res_balance)  # Eq. 88: x_weight x + y_weight y
+        self.emb_gain = nn.Parameter(torch.zeros([]))
+        self.conv_res0 = MPConv(residual_channels, out_channels, (3, 3), scale=SILU_SCALE)
         self.emb_linear = MPConv(emb_channels, out_channels)
-        self.conv_res1 = MPConv(out_channels, out_channels, kernel=(3, 3), factor=silu * share)
-        self.conv_skip = MPConv(in_channels, out_channels, kernel=(1, 1)) if in_channels != out_channels else None
-        self.attn_main, share = self.fixed.sum_weights(attn_balance)
-        self.attn_qkv = QueriesKeysValues(out_channels, self.num_heads) if self.num_heads else None
-        self.attn_proj = MPConv(out_channels, out_channels, (1, 1), factor=share) if self.num_heads else None
+        self.conv_res1 = MPConv(out_channels, out_channels, (3, 3), scale=SILU_SCALE * y_weight)
+        self.conv_skip = MPConv(in_channels, out_channels, (1, 1)) if in_channels != out_channels else None
+        if self.num_heads:
+            self.attn_x_weight, attn_y_weight = mp_sum_weights(attn_balance)
+            self.attn_qkv = QueriesKeysValues(out_channels, self.num_heads)
+            self.attn_proj = MPConv(out_channels, out_channels, (1, 1), scale=attn_y_weight)
 
-    @abstractmethod
-    def first_convolution(self, in_channels: int, out_channels: int, factor: float) -> MPConv:
-        """3x3, of what enters the residual branch."""
+    def modulation(self, emb: Tensor, dtype: torch.dtype) -> Tensor:
+        """1 + gain linear(emb), a factor per channel, computed in the embedding's dtype: [N, E] -> [N, C, 1, 1]."""
+        return (1 + self.emb_linear(emb, gain=self.emb_gain))[:, :, None, None].to(dtype)
 
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The residual branch, in its share of the sum: [N, C, H, W] and [N, E] -> [N, out_channels, H', W']."""
-        y = self.conv_res0(F.silu(x))
-        scale = 1 + self.emb_linear(emb, gain=self.emb_gain)  # in float32 like the embedding itself
-        y = modulated_silu(y, scale[:, :, None, None].to(y.dtype))
-        return self.conv_res1(self.drop(y))
+        """Residual branch, times its weight in the MP-sum: [N, residual_channels, H, W] -> [N, out_channels, H, W]."""
+        y = self.conv_res0(F.silu(x))  # MP-SiLU: its 1/0.596 is conv_res0.scale
+        y = modulated_silu(y, self.modulation(emb, y.dtype))
+        return self.conv_res1(self.drop(y))  # MP-SiLU's 1/0.596 and the MP-sum's y_weight are conv_res1.scale
 
     def attend(self, x: Tensor) -> Tensor:
-        """Cosine attention over the pixels, in its share of the sum: [N, C, H, W] -> [N, C, H, W]."""
-        return self.attn_proj(sorted_cosine_attention(self.attn_qkv(x), self.num_heads))
+        """MP-sum of `x` and cosine attention over its pixels: [N, C, H, W] -> [N, C, H, W]."""
+        y = self.attn_proj(sorted_cosine_attention(self.attn_qkv(x), self.num_heads))  # scale: the MP-sum weight of y
+        return y.add_(x, alpha=self.attn_x_weight)
 
-    def finish(self, x: Tensor) -> Tensor:
-        """Attention, if the block has it, then the bound on the activations."""
-        if self.num_heads:
-            x = self.attend(x).add_(x, alpha=self.attn_main)
-        return self.clip(x)
+
+def modulated_silu(y: Tensor, modulation: Tensor) -> Tensor:
+    """silu(y modulation), in the memory of `y` where no gradient is asked for; nobody else may need it then."""
+    if torch.is_grad_enabled():
+        return F.silu(y * modulation)
+    return F.silu(y.mul_(modulation), inplace=True)
 
 
 class EncoderBlock(Block):
-    """Encoder flavour: the main path is resampled, projected and pixel-normalized before both branches."""
+    """Encoder flavour: the main path is resampled, projected and pixel-normalized before both branches.
 
-    def first_convolution(self, in_channels: int, out_channels: int, factor: float) -> MPConv:
-        """Of the projected input."""
-        return MPConv(out_channels, out_channels, kernel=(3, 3), factor=factor)
+    Arguments as of `Block`; the residual branch sees `out_channels`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, emb_channels: int, **options) -> None:
+        super().__init__(in_channels, out_channels, out_channels, emb_channels, **options)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
         x = self.resample(x)
         x = x if self.conv_skip is None else self.conv_skip(x)
-        x = normalize(x, dim=1)
-        return self.finish(self.residual(x, emb).add_(x, alpha=self.main))
+        x = normalize(x, dim=1)  # pixel norm (Eq. 30)
+        x = self.residual(x, emb).add_(x, alpha=self.x_weight)  # MP-sum (Eq. 88)
+        x = self.attend(x) if self.num_heads else x
+        return self.clip(x)
 
 
 class DecoderBlock(Block):
-    """Decoder flavour: the residual branch sees the whole input, the main path is projected beside it."""
+    """Decoder flavour: the residual branch sees the whole input, the main path is projected beside it.
 
-    @property
-    def doubles(self) -> bool:
-        """Whether each pixel becomes four like it. Then so does SiLU of it, which may come first."""
-        return self.resample_mode == "up" and self.resample_filter == (1, 1)
+    Arguments as of `Block`; the residual branch sees `in_channels`.
+    """
 
-    def first_convolution(self, in_channels: int, out_channels: int, factor: float) -> MPConv:
-        """Of the whole input."""
-        if self.doubles:
-            return DoublingConv(in_channels, out_channels, factor=factor)
-        return MPConv(in_channels, out_channels, kernel=(3, 3), factor=factor)
+    def __init__(self, in_channels: int, out_channels: int, emb_channels: int, **options) -> None:
+        super().__init__(in_channels, in_channels, out_channels, emb_channels, **options)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
-        resampled = self.resample(x)
-        y = self.residual(x if self.doubles else resampled, emb)
-        x = resampled if self.conv_skip is None else self.conv_skip(resampled)
-        return self.finish(y.add_(x, alpha=self.main))
+        x = self.resample(x)
+        y = self.residual(x, emb)
+        x = x if self.conv_skip is None else self.conv_skip(x)
+        x = y.add_(x, alpha=self.x_weight)  # MP-sum (Eq. 88)
+        x = self.attend(x) if self.num_heads else x
+        return self.clip(x)
+
+
+def blocks(net: nn.Module) -> list[ResidualBlock]:
+    """Blocks of encoder and decoder of a `Precond` network, in order."""
+    children = [*net.unet.enc.children(), *net.unet.dec.children()]
+    return [module for module in children if isinstance(module, ResidualBlock)]  # the input convolution is no block

@@ -1,37 +1,33 @@
 """An inference-only copy of a network whose weights are normalized, scaled and cast once instead of at every call."""
 
 import copy
-from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from edm2.networks.layers import Conv
-from edm2.networks.skeleton import UNetSkeleton
+from edm2.networks.layers import Conv, apply_weight
+from edm2.networks.precond import Precond
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 class FoldedConv(nn.Module):
-    """A `Conv` with its kernel computed beforehand; a gain scales the output instead of the kernel.
+    """A `Conv` with its effective weight computed beforehand; a gain scales the output instead of the weight.
 
     Args:
-        convolve: What the layer does with kernel and bias.
-        weight: The kernel.
-        bias: Its bias, if it has one.
+        weight: Effective weight.
+        bias: Bias of the layer, if it has one.
     """
 
-    def __init__(self, convolve: Callable[..., Tensor], weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.convolve = convolve
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, gain: Tensor | float = 1) -> Tensor:
-        """As the layer's forward pass."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = self.convolve(x, self.weight.to(x.dtype), bias)
+        """[N, in] -> [N, out], or [N, in, H, W] -> [N, out, H, W]; computed in the dtype of `x`."""
+        y = apply_weight(x, self.weight, self.bias)
         return y * gain if isinstance(gain, Tensor) or gain != 1 else y
 
     def train(self, mode: bool = True) -> "FoldedConv":
@@ -63,17 +59,15 @@ def fold(net: Module, dtype: torch.dtype | None = None) -> Module:
     for module in list(folded.modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, Conv):
-                weight = layer.kernel().detach()
+                weight = layer.effective_weight().detach()
                 if dtype is not None and weight.ndim > 2:
                     weight = weight.to(dtype)
-                bias = None if layer.bias is None else layer.bias.detach()
-                setattr(module, name, FoldedConv(layer.convolve, weight, bias))
-    layouts = {module.memory_format for module in folded.modules() if isinstance(module, UNetSkeleton)}
-    for layout in layouts:
-        folded.to(memory_format=layout)
+                setattr(module, name, FoldedConv(weight, None if layer.bias is None else layer.bias.detach()))
+    if isinstance(folded, Precond):
+        folded.to(memory_format=folded.unet.memory_format)
     return folded.eval().requires_grad_(False)
 
 
 def is_folded(net: nn.Module) -> bool:
-    """Whether `net` came out of `fold`."""
+    """Return True if `net` came out of `fold`."""
     return any(isinstance(module, FoldedConv) for module in net.modules())

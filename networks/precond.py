@@ -1,16 +1,9 @@
 """The denoiser D(x; sigma) around a U-Net, and the uncertainty u(sigma) (Section 1.1, Eqs. 4-8 and 21)."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
-
-class UncertaintyHead(NamedTuple):
-    """The two layers of u(sigma), which map c_noise to one number per image (Eq. 21)."""
-
-    fourier: nn.Module
-    linear: nn.Module
+from edm2.networks.config import NetworkConfig
 
 
 class Precond(nn.Module):
@@ -25,22 +18,22 @@ class Precond(nn.Module):
     Args:
         unet: F, called as unet(x, c_noise, one_hot_labels).
         sigma_data: sd above.
-        uncertainty: Layers of u(sigma).
+        logvar_fourier, logvar_linear: Layers of u(sigma), which map c_noise to one number per image (Eq. 21).
 
     Attributes:
         compute_dtype: dtype of the U-Net's activations; parameters keep their own.
     """
 
-    def __init__(self, unet: nn.Module, sigma_data: float, uncertainty: UncertaintyHead) -> None:
+    def __init__(self, unet: nn.Module, sigma_data: float, logvar_fourier: nn.Module, logvar_linear: nn.Module) -> None:
         super().__init__()
         self.unet = unet
         self.sigma_data = sigma_data
-        self.logvar_fourier = uncertainty.fourier  # registered one by one: these names are the published checkpoints'
-        self.logvar_linear = uncertainty.linear
+        self.logvar_fourier = logvar_fourier
+        self.logvar_linear = logvar_linear
         self.compute_dtype = torch.float32
 
     @property
-    def config(self):
+    def config(self) -> NetworkConfig:
         """The `NetworkConfig` that the network was built from."""
         return self.unet.config
 

@@ -1,61 +1,178 @@
-"""The U-Net of config G (Figure 22). Shapes: N images, C channels, H by W pixels, E embedding width."""
+"""The U-Net of config G (Figure 22), and the levels of blocks that the U-Nets of all configurations are made of.
 
-from typing import Any, ClassVar
+Shapes: N images, C channels, H by W pixels, E embedding width.
+"""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from edm2.networks.blocks import DecoderBlock, EncoderBlock, MagnitudePreserving
+from edm2.networks.blocks import SILU_SCALE, DecoderBlock, EncoderBlock
+from edm2.networks.config import NetworkConfig
 from edm2.networks.layers import MPConv, MPFourier
-from edm2.networks.skeleton import UNetSkeleton
+from edm2.networks.magnitude import mp_cat, mp_sum_weights
 
 
-class UNet(UNetSkeleton):
-    """Config G: every layer, sum and concatenation preserves magnitude; a channel of ones takes the place of biases.
+class UNet(nn.Module):
+    """F(x; c_noise, label) of config G: every layer, sum and concatenation preserves magnitude.
 
-    Its parameters have the names of the published EDM2 checkpoints. For arguments and shapes see `UNetSkeleton`.
+    A channel of ones beside the image takes the place of biases. Parameters have the names of the published EDM2
+    checkpoints.
+
+    Args:
+        config: Widths, depths, attention; see `NetworkConfig`.
+
+    Raises:
+        ValueError: channels that cannot be split into heads.
     """
 
     conv = MPConv
     fourier = MPFourier
-    encoder_block = EncoderBlock
-    decoder_block = DecoderBlock
-    constant_channels = 1
-    memory_format = torch.channels_last  # faster convolutions and sums over channels; group norms would lose
-    fixed: ClassVar[type[MagnitudePreserving]] = MagnitudePreserving
-    """Functions without weights, here and in the blocks."""
+    memory_format = torch.channels_last
+    """Layout of activations and weights in memory: convolutions and sums over channels are faster in this one."""
 
-    def block_options(self) -> dict[str, Any]:
-        """Options that all blocks have in common."""
-        balances = {"res_balance": self.config.res_balance, "attn_balance": self.config.attn_balance}
-        return super().block_options() | balances
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        noise_weight, label_weight = mp_sum_weights(config.label_balance) if config.label_dim else (1.0, 0.0)
+        label_scale = config.label_dim**0.5 * label_weight  # a one-hot vector has magnitude 1 / sqrt(label_dim)
+        self.emb_fourier = MPFourier(config.noise_channels)
+        self.emb_noise = MPConv(config.noise_channels, config.emb_channels, scale=noise_weight)
+        self.emb_label = MPConv(config.label_dim, config.emb_channels, scale=label_scale) if config.label_dim else None
+        options = {
+            "emb_channels": config.emb_channels,
+            "resample_filter": config.resample_filter,
+            "channels_per_head": config.channels_per_head,
+            "dropout": config.dropout,
+            "res_balance": config.res_balance,
+            "attn_balance": config.attn_balance,
+            "clip_act": config.clip_act,
+        }
+        first = MPConv(config.img_channels + 1, config.widths[0], (3, 3))
+        self.enc, skip_channels = build_encoder(config, first, EncoderBlock, options)
+        self.dec = build_decoder(config, skip_channels, DecoderBlock, options)
+        self.out_gain = nn.Parameter(torch.zeros([]))
+        self.out_conv = MPConv(config.widths[0], config.img_channels, (3, 3))
 
-    def build_embedding(self, noise_channels: int, emb_channels: int) -> None:
-        """One linear layer for the noise level, one for the label; `factor` makes their sum an MP-sum."""
-        label_dim = self.config.label_dim
-        noise, label = self.fixed.sum_weights(self.config.label_balance) if label_dim else (1.0, 0.0)
-        unit = label_dim**0.5  # gives a one-hot vector unit magnitude
-        self.emb_fourier = self.fourier(noise_channels)
-        self.emb_noise = MPConv(noise_channels, emb_channels, factor=noise)
-        self.emb_label = MPConv(label_dim, emb_channels, factor=label * unit) if label_dim else None
+    def forward(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
+        """Raw output F.
 
-    def build_output(self, channels: int) -> None:
-        """A convolution, and its gain."""
-        self.out_gain = self.fixed.gain()
-        self.out_conv = MPConv(channels, self.config.img_channels, kernel=(3, 3))
+        Args:
+            x: [N, C, H, W], already scaled by c_in, in the dtype to compute in.
+            c_noise: [N], ln(sigma) / 4; the embedding is computed in its dtype.
+            class_labels: [N, label_dim], ignored by an unconditional network.
+
+        Returns:
+            [N, C, H, W] in the dtype of `x`.
+        """
+        emb = self.embed(c_noise, class_labels)
+        x = append_ones(x).contiguous(memory_format=self.memory_format)
+        x = run_levels(self.enc, self.dec, x, emb, lambda x, skip: mp_cat(x, skip, t=self.config.concat_balance))
+        return self.out_conv(x, gain=self.out_gain)
 
     def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
-        """Noise level [N] and one-hot labels [N, label_dim] -> embedding [N, E]."""
+        """Noise level [N] and labels [N, label_dim] -> embedding [N, E], computed in the dtype of `c_noise`."""
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
-            emb = emb + self.emb_label(class_labels)
-        return F.silu(emb) * self.fixed.silu_gain
+            emb = emb + self.emb_label(class_labels)  # MP-sum (Eq. 88): its weights are the layers' scales
+        return F.silu(emb) * SILU_SCALE
 
-    def concat(self, x: Tensor, skip: Tensor) -> Tensor:
-        """MP-cat (Eq. 103)."""
-        return self.fixed.cat(x, skip, t=self.config.concat_balance)
 
-    def leave(self, x: Tensor) -> Tensor:
-        """The output convolution, silent at first."""
-        return self.out_conv(x, gain=self.out_gain)
+# ----------------------------------------------------------------------------------------------------------------------
+# Levels of blocks: each level after the first halves the resolution. Names are those of the published checkpoints.
+
+
+def build_encoder(
+    config: NetworkConfig, first: nn.Module, block: Callable[..., nn.Module], options: dict
+) -> tuple[nn.ModuleDict, list[int]]:
+    """Encoder from the full resolution down.
+
+    Args:
+        config: Widths, depths, attention.
+        first: Input convolution.
+        block: Makes a block from (in_channels, out_channels, **options).
+        options: Options that all blocks have in common.
+
+    Returns:
+        Layers by name, and the channels of each one's output, which are those of the skip connections.
+    """
+    layers, channels = nn.ModuleDict(), []
+    for level, width in enumerate(config.widths):
+        name = level_name(config, level)
+        if level == 0:
+            layers[f"{name}_conv"] = first
+            channels.append(width)
+        else:
+            layers[f"{name}_down"] = block(channels[-1], channels[-1], resample_mode="down", **options)
+            channels.append(channels[-1])
+        for i in range(config.num_blocks):
+            attention = has_attention(config, level)
+            layers[f"{name}_block{i}"] = block(channels[-1], width, attention=attention, **options)
+            channels.append(width)
+    return layers, channels
+
+
+def build_decoder(
+    config: NetworkConfig, skip_channels: list[int], block: Callable[..., nn.Module], options: dict
+) -> nn.ModuleDict:
+    """Decoder from the lowest resolution up; its blocks called `block` take the skip connections, the last one first.
+
+    Arguments as of `build_encoder`; `skip_channels` are those of the encoder's outputs.
+    """
+    layers, skips = nn.ModuleDict(), list(skip_channels)
+    channels = skips[-1]
+    for level, width in reversed(list(enumerate(config.widths))):
+        name = level_name(config, level)
+        if level == len(config.widths) - 1:
+            layers[f"{name}_in0"] = block(channels, channels, attention=True, **options)
+            layers[f"{name}_in1"] = block(channels, channels, **options)
+        else:
+            layers[f"{name}_up"] = block(channels, channels, resample_mode="up", **options)
+        for i in range(config.num_blocks + 1):
+            attention = has_attention(config, level)
+            layers[f"{name}_block{i}"] = block(channels + skips.pop(), width, attention=attention, **options)
+            channels = width
+    return layers
+
+
+def level_name(config: NetworkConfig, level: int) -> str:
+    """Resolution of a level, height before width: "32x32"."""
+    height, width = (side >> level for side in config.size)
+    return f"{height}x{width}"
+
+
+def has_attention(config: NetworkConfig, level: int) -> bool:
+    """Return True if the blocks of a level have attention."""
+    return max(config.size) >> level in config.attn_resolutions
+
+
+def append_ones(x: Tensor) -> Tensor:
+    """Append a channel of ones: [N, C, H, W] -> [N, C + 1, H, W]."""
+    return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+
+
+def run_levels(
+    enc: nn.ModuleDict, dec: nn.ModuleDict, x: Tensor, emb: Tensor, cat: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Run the encoder, then the decoder with the encoder's outputs as skip connections.
+
+    Args:
+        enc, dec: Layers by name.
+        x: Image with its constant channels, [N, C, H, W].
+        emb: Embedding [N, E].
+        cat: Concatenates the main path and a skip connection.
+
+    Returns:
+        Output of the last block, [N, C', H, W].
+    """
+    skips = []
+    for name, layer in enc.items():
+        x = layer(x) if name.endswith("_conv") else layer(x, emb)
+        skips.append(x)
+    for name, block in dec.items():
+        if "_block" in name:
+            x = cat(x, skips.pop())
+        x = block(x, emb)
+    return x

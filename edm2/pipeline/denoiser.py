@@ -9,7 +9,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin  # diffusers looks for ModelMixin in this module when it loads a folder
 from torch import Tensor
 
-from edm2.networks import NetworkConfig, Precond, UncertaintyHead, build_network
+from edm2.networks import NetworkConfig, Precond, build_network
 from edm2.post_hoc_ema import SnapshotError
 
 
@@ -31,7 +31,7 @@ class EDM2Denoiser(Precond, ModelMixin, ConfigMixin):
     def __init__(self, *args: Any, **fields: Any) -> None:
         description = NetworkConfig(*args, **fields)
         net = build_network(description)
-        super().__init__(net.unet, net.sigma_data, UncertaintyHead(net.logvar_fourier, net.logvar_linear))
+        super().__init__(net.unet, net.sigma_data, net.logvar_fourier, net.logvar_linear)
         self.register_to_config(**description.to_json())
 
     __init__.__signature__ = inspect.signature(NetworkConfig.__init__)  # diffusers writes these to config.json

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm2.networks import NetworkConfig, Precond, build_network
-from edm2.networks.skeleton import blocks
+from edm2.networks.blocks import blocks
 from edm2.training import EDM2Loss, TrainingConfig
 from edm2.training.config import DTYPES
 from edm2.training.distributed.strategies import recompute_blocks_

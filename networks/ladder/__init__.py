@@ -7,11 +7,11 @@ Each file holds what its step changes in the network, and nothing else.
     config_c.py     architectural streamlining: no biases, cosine attention, simpler group norms, Fourier features
     config_d.py     magnitude-preserving learned layers: weights normalized on use
     config_e.py     control of the effective learning rate: weights normalized for good, too
-    config_f.py     no group norms: the network of config G, with plain fixed functions
+    config_f.py     no group norms: the network of config G, with plain functions
 
-A is the base class, and B to E each derive from the letter before. The last two steps are told from their end: config
-G, which all sizes of EDM2 are built from, is `edm2.networks.unet`, and F derives from it. docs/ladder.md says how each
-letter is trained, too.
+A is the base class, and B to E each derive from the configuration before. F is written out; it is config G with plain
+functions. G, which all sizes of EDM2 are built from, is `edm2.networks.unet`. docs/ladder.md also says how each
+configuration is trained.
 
     edm_weights.py  published weights of EDM's networks into config A or B
 """

@@ -7,58 +7,71 @@ Shapes: N images, C channels, H by W pixels, E embedding width.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edm2.networks.attention import dot_product_attention
+from edm2.networks.blocks import ResidualBlock
+from edm2.networks.config import NetworkConfig
 from edm2.networks.layers import Conv, Fourier
-from edm2.networks.magnitude import ResampleMode
-from edm2.networks.skeleton import BlockSkeleton, UNetSkeleton
+from edm2.networks.unet import append_ones, build_decoder, build_encoder, run_levels
 
 # Layers
 
 
 class UniformConv(Conv):
-    """Layer whose weights are used as they are."""
+    """Layer whose weights are used as they are; they start uniform in ±half_width / sqrt(fan_in).
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        kernel: () for a linear layer, (k, k) with odd k for a convolution with zero padding.
+    """
 
     half_width: ClassVar[float] = 1.0
     """1 is EDM's choice; sqrt(3) would give outputs the magnitude of the inputs."""
 
-    def initial_values(self, shape: Sequence[int], fan_in: int) -> Tensor:
-        """Uniform in ±half_width / sqrt(fan_in)."""
-        bound = self.half_width / math.sqrt(fan_in)
-        return torch.empty(shape).uniform_(-bound, bound)
+    def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int] = ()) -> None:
+        bound = self.half_width / math.sqrt(in_channels * math.prod(kernel))
+        super().__init__(torch.empty(out_channels, in_channels, *kernel).uniform_(-bound, bound))
 
     def effective_weight(self) -> Tensor:
-        """The parameter itself."""
+        """Return the parameter itself."""
         return self.weight
 
 
 class BiasedConv(UniformConv):
-    """The same with a bias, which starts like the weights."""
+    """`UniformConv` with a bias, which starts like the weights."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int] = ()) -> None:
         super().__init__(in_channels, out_channels, kernel)
-        self.bias = nn.Parameter(self.initial_values((out_channels,), in_channels * math.prod(kernel)))
+        bound = self.half_width / math.sqrt(in_channels * math.prod(kernel))
+        self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound))
 
 
-class ZeroConv(BiasedConv):
-    """Last layer of a branch: starts at zero, so that a new branch adds nothing to its sum."""
+class ZeroConv(Conv):
+    """Last layer of a branch: weights and bias start at zero, so that a new branch adds nothing to its sum."""
 
-    def initial_values(self, shape: Sequence[int], fan_in: int) -> Tensor:
-        """Zeros."""
-        return torch.zeros(shape)
+    def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int] = ()) -> None:
+        super().__init__(torch.zeros(out_channels, in_channels, *kernel), torch.zeros(out_channels))
+
+    def effective_weight(self) -> Tensor:
+        """Return the parameter itself."""
+        return self.weight
 
 
-class ClassEmbedding(UniformConv):
-    """A vector per class, without bias."""
+class ClassEmbedding(Conv):
+    """A vector per class, which starts as N(0, 1), without bias."""
 
-    def initial_values(self, shape: Sequence[int], fan_in: int) -> Tensor:
-        """N(0, 1)."""
-        return torch.randn(shape)
+    def __init__(self, label_dim: int, emb_channels: int) -> None:
+        super().__init__(torch.randn(emb_channels, label_dim))
+
+    def effective_weight(self) -> Tensor:
+        """Return the parameter itself."""
+        return self.weight
 
 
 class GroupNorm(nn.Module):
@@ -127,15 +140,15 @@ class PositionalEmbedding(nn.Module):
 # Block and U-Net
 
 
-class BlockA(BlockSkeleton):
+class BlockA(ResidualBlock):
     """Residual block with adaptive scale and shift, and attention.
 
     Args:
         in_channels: Channels of the input, a concatenated skip connection included.
         out_channels: Channels of the output.
         emb_channels: Width of the embedding.
-        resample_mode, resample_filter, attention, channels_per_head, dropout, clip_act: See `BlockSkeleton`.
         channels_per_group: See `GroupNorm`.
+        options: See `ResidualBlock`.
 
     Raises:
         ValueError: channels that cannot be split into heads or groups.
@@ -146,7 +159,7 @@ class BlockA(BlockSkeleton):
     """Last layer of a branch."""
     norm: ClassVar[type[nn.Module]] = GroupNorm
     attention_norm: ClassVar[type[nn.Module]] = GroupNorm
-    """Before queries, keys and values."""
+    """Norm before queries, keys and values."""
     attention: ClassVar[Callable[[Tensor, int], Tensor]] = staticmethod(dot_product_attention)
     modulations: ClassVar[int] = 2
     """Numbers per channel that the embedding gives: scale and shift."""
@@ -157,15 +170,10 @@ class BlockA(BlockSkeleton):
         out_channels: int,
         emb_channels: int,
         *,
-        resample_mode: ResampleMode = "keep",
-        resample_filter: Sequence[float] = (1, 1),
-        attention: bool = False,
-        channels_per_head: int = 64,
-        dropout: float = 0.0,
-        clip_act: float | None = None,
         channels_per_group: int | None = None,
+        **options,
     ) -> None:
-        super().__init__(out_channels, resample_mode, resample_filter, attention, channels_per_head, dropout, clip_act)
+        super().__init__(out_channels, **options)
         self.norm0 = self.norm(in_channels, channels_per_group)
         self.conv0 = self.conv(in_channels, out_channels, kernel=(3, 3))
         self.affine = self.conv(emb_channels, self.modulations * out_channels)
@@ -179,61 +187,77 @@ class BlockA(BlockSkeleton):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
-        y = self.residual(x, emb)
+        y = self.conv0(self.resample(F.silu(self.norm0(x))))  # resampled before the first convolution
+        y = F.silu(self.modulate(self.norm1(y), emb))
+        y = self.conv1(self.drop(y))
         x = self.resample(x)
         x = x if self.skip is None else self.skip(x)
         x = x + y
-        x = x + self.attend(x) if self.num_heads else x
+        if self.num_heads:
+            x = x + self.proj(self.attention(self.qkv(self.norm2(x)), self.num_heads))
         return self.clip(x)
-
-    def residual(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The residual branch, resampled before its first convolution: [N, in_channels, H, W] and [N, E] -> as out."""
-        y = self.conv0(self.resample(F.silu(self.norm0(x))))
-        y = F.silu(self.modulate(self.norm1(y), emb))
-        return self.conv1(self.drop(y))
 
     def modulate(self, y: Tensor, emb: Tensor) -> Tensor:
         """y (1 + scale) + shift, both from the embedding, in float32 like the embedding itself."""
         scale, shift = self.affine(emb)[:, :, None, None].chunk(2, dim=1)
         return torch.addcmul(shift.to(y.dtype), y, (1 + scale).to(y.dtype))
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Attention over the pixels: [N, C, H, W] -> [N, C, H, W]."""
-        return self.proj(self.attention(self.qkv(self.norm2(x)), self.num_heads))
 
+class UNetA(nn.Module):
+    """F(x; c_noise, label) of config A.
 
-class UNetA(UNetSkeleton):
-    """Config A. u(sigma), which its loss does not use, gets Fourier features as in the later configurations."""
+    u(sigma), which its loss does not use, gets Fourier features as in the later configurations.
 
-    conv = BiasedConv
+    Args:
+        config: Widths, depths, attention; see `NetworkConfig`.
+
+    Raises:
+        ValueError: channels that cannot be split into heads or groups.
+    """
+
+    conv: ClassVar[type[Conv]] = BiasedConv
     last_conv: ClassVar[type[Conv]] = ZeroConv
     label_conv: ClassVar[type[Conv]] = ClassEmbedding
     norm: ClassVar[type[nn.Module]] = GroupNorm
     noise_features: ClassVar[type[nn.Module]] = PositionalEmbedding
     """Features of the noise level in the embedding."""
-    fourier = Fourier
-    encoder_block = BlockA
-    decoder_block = BlockA
-    constant_channels = 0
+    fourier: ClassVar[type[Fourier]] = Fourier
+    """Features of the noise level in u(sigma)."""
+    block: ClassVar[type[BlockA]] = BlockA
+    constant_channels: ClassVar[int] = 0
+    """Channels of ones appended to the image, in place of biases."""
+    memory_format = torch.contiguous_format
 
-    def block_options(self) -> dict[str, Any]:
-        """Options that all blocks have in common."""
-        return super().block_options() | {"channels_per_group": self.config.channels_per_group}
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.map_noise = self.noise_features(config.noise_channels)
+        self.map_layer0 = self.conv(config.noise_channels, config.emb_channels)
+        self.map_layer1 = self.conv(config.emb_channels, config.emb_channels)
+        self.map_label = self.label_conv(config.label_dim, config.emb_channels) if config.label_dim else None
+        options = {
+            "emb_channels": config.emb_channels,
+            "resample_filter": config.resample_filter,
+            "channels_per_head": config.channels_per_head,
+            "channels_per_group": config.channels_per_group,
+            "dropout": config.dropout,
+            "clip_act": config.clip_act,
+        }
+        first = self.conv(config.img_channels + self.constant_channels, config.widths[0], kernel=(3, 3))
+        self.enc, skip_channels = build_encoder(config, first, self.block, options)
+        self.dec = build_decoder(config, skip_channels, self.block, options)
+        self.out_norm = self.norm(config.widths[0], config.channels_per_group)
+        self.out_conv = self.last_conv(config.widths[0], config.img_channels, kernel=(3, 3))
 
-    def build_embedding(self, noise_channels: int, emb_channels: int) -> None:
-        """Two linear layers for the noise level, one for the label."""
-        self.map_noise = self.noise_features(noise_channels)
-        self.map_layer0 = self.conv(noise_channels, emb_channels)
-        self.map_layer1 = self.conv(emb_channels, emb_channels)
-        self.map_label = self.label_conv(self.config.label_dim, emb_channels) if self.config.label_dim else None
-
-    def build_output(self, channels: int) -> None:
-        """A norm and a convolution."""
-        self.out_norm = self.norm(channels, self.config.channels_per_group)
-        self.out_conv = self.last_conv(channels, self.config.img_channels, kernel=(3, 3))
+    def forward(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
+        """Raw output F; arguments as of `edm2.networks.UNet.forward`."""
+        emb = self.embed(c_noise, class_labels)
+        x = append_ones(x) if self.constant_channels else x
+        x = run_levels(self.enc, self.dec, x, emb, lambda x, skip: torch.cat([x, skip], dim=1))
+        return self.out_conv(F.silu(self.out_norm(x)))
 
     def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
-        """Noise level [N] and one-hot labels [N, label_dim] -> embedding [N, E]."""
+        """Noise level [N] and labels [N, label_dim] -> embedding [N, E], computed in the dtype of `c_noise`."""
         emb = F.silu(self.map_layer0(self.map_noise(c_noise)))
         emb = self.map_layer1(emb)
         if self.map_label is not None:
@@ -241,13 +265,5 @@ class UNetA(UNetSkeleton):
         return F.silu(emb)
 
     def scale_label(self, one_hot: Tensor) -> Tensor:
-        """One-hot labels as they are."""
+        """Return one-hot labels as they are."""
         return one_hot
-
-    def concat(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Plain concatenation."""
-        return torch.cat([x, skip], dim=1)
-
-    def leave(self, x: Tensor) -> Tensor:
-        """Norm, SiLU and convolution."""
-        return self.out_conv(F.silu(self.out_norm(x)))

@@ -36,7 +36,7 @@ class ScalingGroupNorm(nn.Module):
 
 
 class BlockC(BlockA):
-    """Of config A's block, what is left without biases, shift and the norm before attention."""
+    """Config A's block without biases, shift and the norm before attention."""
 
     conv = UniformConv
     last_conv = UniformConv
@@ -58,10 +58,9 @@ class UNetC(UNetB):
     label_conv = UniformConv
     norm = ScalingGroupNorm
     noise_features = Fourier
-    encoder_block = BlockC
-    decoder_block = BlockC
+    block = BlockC
     constant_channels = 1
 
     def scale_label(self, one_hot: Tensor) -> Tensor:
-        """Unit magnitude for a one-hot vector."""
+        """Give a one-hot vector unit magnitude."""
         return one_hot * self.config.label_dim**0.5

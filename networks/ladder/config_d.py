@@ -21,5 +21,4 @@ class UNetD(UNetC):
     conv = WeightNormConv
     last_conv = WeightNormConv
     label_conv = WeightNormConv
-    encoder_block = BlockD
-    decoder_block = BlockD
+    block = BlockD

@@ -22,5 +22,4 @@ class UNetE(UNetD):
     conv = MPConv
     last_conv = MPConv
     label_conv = MPConv
-    encoder_block = BlockE
-    decoder_block = BlockE
+    block = BlockE

@@ -7,7 +7,7 @@ import torch
 from golden_data import arrays, max_rel, present, select, table
 from torch import Tensor
 
-from edm2.networks import DecoderBlock, EncoderBlock, force_weight_normalization_, normalize
+from edm2.networks import DecoderBlock, EncoderBlock, force_weight_normalization_, mp_sum, normalize
 
 BLOCKS = {"enc": EncoderBlock, "dec": DecoderBlock}
 OPTIONS = (
@@ -116,7 +116,9 @@ def test_attention_equals_its_formula():
     qkv = torch.einsum("oc,nchw->nohw", normalize(block.attn_qkv.weight)[:, :, 0, 0] / math.sqrt(12), x)
     q, k, v = normalize(qkv.reshape(2, 3, 4, 3, 15), dim=2).unbind(3)
     weights = torch.einsum("nhcq,nhck->nhqk", q, k / 2).softmax(dim=3)  # d = 4
-    expected = block.attn_proj(torch.einsum("nhqk,nhck->nhcq", weights, v).reshape(2, 12, 3, 5))
+    y = torch.einsum("nhqk,nhck->nhcq", weights, v).reshape(2, 12, 3, 5)
+    y = torch.einsum("oc,nchw->nohw", normalize(block.attn_proj.weight)[:, :, 0, 0] / math.sqrt(12), y)
+    expected = mp_sum(x, y, t=0.3)
     torch.testing.assert_close(block.attend(x), expected, rtol=1e-10, atol=1e-12)
 
 

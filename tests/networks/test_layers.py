@@ -6,10 +6,8 @@ import pytest
 import torch
 from golden_data import max_rel, ops_cases
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from edm2.networks import MPConv, MPFourier, force_weight_normalization_, normalize, resample
-from edm2.networks.layers import DoublingConv
+from edm2.networks import MPConv, MPFourier, force_weight_normalization_, normalize
 
 EPS = 1e-4
 KERNELS = [(), (1, 1), (3, 3)]
@@ -193,56 +191,14 @@ def test_convolution_keeps_the_size_of_the_image(shape):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("factor", [0.7, -2.0, 0.0])
-def test_a_constant_factor_multiplies_the_output(kernel, factor):
+@pytest.mark.parametrize("scale", [0.7, -2.0, 0.0])
+def test_a_constant_scale_multiplies_the_output(kernel, scale):
     """Values, and gradients for the weight; with and without a gain."""
     plain, layer, x = double_conv(kernel), double_conv(kernel), an_input(kernel)
-    layer.factor = factor
+    layer.scale = scale
     for gain in (1, torch.tensor(0.3, dtype=torch.float64)):
-        expected, y = factor * plain(x, gain), layer(x, gain)
+        expected, y = scale * plain(x, gain), layer(x, gain)
         torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-14)
         upstream = gaussian(*y.shape, seed=9)
         (theirs,), (ours,) = (torch.autograd.grad(z, m.weight, upstream) for z, m in ((expected, plain), (y, layer)))
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-14)
-
-
-def doubling_conv(dtype=torch.float64) -> tuple[DoublingConv, MPConv]:
-    """A layer that doubles pixels, and the convolution with the same weights for an image that is doubled already."""
-    plain = double_conv((3, 3)).to(dtype)
-    doubling = DoublingConv(6, 5).to(dtype)
-    doubling.load_state_dict(plain.state_dict())
-    return doubling, plain
-
-
-@pytest.mark.parametrize("gain", [1, 0.3])
-def test_doubling_conv_is_the_convolution_of_the_doubled_image(gain):
-    """In values and gradients, on an image that is not square; the kernel of other devices does the same."""
-    doubling, plain = doubling_conv()
-    x = an_input((3, 3)).requires_grad_()
-    expected = plain(resample(x, "up"), gain)
-    expected_gradients = torch.autograd.grad(expected.square().sum(), [x, plain.weight])
-    actual = doubling(x, gain)
-    gradients = torch.autograd.grad(actual.square().sum(), [x, doubling.weight])
-    for a, b in zip([actual, *gradients], [expected, *expected_gradients], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    assert torch.equal(doubling.convolve(x, doubling.effective_weight(gain)), expected)
-
-
-def test_doubling_conv_in_half_precision_is_as_exact_as_the_plain_form():
-    """Weights are added up before they are rounded."""
-    doubling, plain = doubling_conv(torch.float32)
-    x = an_input((3, 3)).bfloat16()
-    exact = plain(resample(x, "up").float())
-    errors = [(y - exact).norm() for y in (doubling(x), plain(resample(x, "up")))]
-    assert errors[0] < 1.2 * errors[1]
-
-
-def test_doubling_conv_multiplies_16_times_where_there_were_36():
-    doubling, plain = doubling_conv()
-    x = an_input((3, 3))
-    counts = []
-    for work in (lambda: doubling(x), lambda: plain(resample(x, "up"))):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            work()
-        counts.append(counter.get_total_flops())
-    assert 36 * counts[0] == 16 * counts[1]

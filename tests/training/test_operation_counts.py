@@ -16,11 +16,11 @@ from operations import Operations, operations_of
 from tiny_run import tiny_config, tiny_data
 
 from edm2.networks import MPConv, NetworkConfig, build_network, fold, force_weight_normalization_
-from edm2.networks.skeleton import blocks
+from edm2.networks.blocks import blocks
+from edm2.networks.reference import ReferencePrecond, reference_loss
 from edm2.post_hoc_ema import PowerFunctionEMA
 from edm2.sampling.guidance import guided, without_labels
 from edm2.sampling.samplers import SAMPLERS
-from edm2.tools.bench.plain import PlainPrecond, plain_loss
 from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig
 from edm2.training.data.batches import BatchStream
 from edm2.training.distributed.processes import joined_processes
@@ -251,7 +251,7 @@ def test_less_is_asked_than_by_the_plain_form():
     """By the same network in the form in which papers print it: fewer operations, and much less memory to write."""
     config = network()
     with torch.device("meta"):
-        ours, theirs = build_network(config), PlainPrecond(config)
+        ours, theirs = build_network(config), ReferencePrecond(config)
         ours.compute_dtype = theirs.compute_dtype = torch.bfloat16
         x, sigma, labels = torch.ones(BATCH, 4, 16, 16), torch.ones(BATCH), torch.ones(BATCH, 10)
 
@@ -260,7 +260,7 @@ def test_less_is_asked_than_by_the_plain_form():
         EDM2Loss()(ours, x, labels, sigma=sigma, noise=x).sum().backward()
 
     our_step = operations_of(our_passes)
-    their_step = operations_of(lambda: plain_loss(theirs, x, labels, sigma, x).sum().backward())
+    their_step = operations_of(lambda: reference_loss(theirs, x, labels, sigma, x).sum().backward())
     assert our_step.total < 0.8 * their_step.total
     assert our_step.allocated < 0.55 * their_step.allocated
     folded = fold(ours, torch.bfloat16)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edm2.networks import Precond
-from edm2.networks.skeleton import blocks
+from edm2.networks.blocks import blocks
 from edm2.training.diagnostics.batches import ProbeBatch
 from edm2.training.diagnostics.layers import output_hooks
 from edm2.training.diagnostics.magnitudes import number

@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import checkpoint
 
 from edm2.networks import Precond
-from edm2.networks.skeleton import blocks
+from edm2.networks.blocks import blocks
 from edm2.training.distributed.processes import Processes
 
 Denoiser = Callable[..., "Tensor | tuple[Tensor, Tensor]"]

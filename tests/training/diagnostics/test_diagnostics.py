@@ -11,7 +11,7 @@ from tiny_run import assert_same_bits, final_state, run, tiny_config, tiny_data
 from torch import nn
 
 from edm2.networks import NetworkConfig, build_network
-from edm2.networks.skeleton import blocks
+from edm2.networks.blocks import blocks
 from edm2.training import Trainer, TrainingConfig
 from edm2.training.diagnostics import Diagnostics
 from edm2.training.diagnostics.batches import ProbeBatch, by_bin, over_all_levels
