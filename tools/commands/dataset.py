@@ -15,6 +15,7 @@ PIXEL_RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0)}
 EPILOG = """\b
 Examples:
   edm2 dataset convert photos/ photos-64.zip --resolution 64
+  edm2 dataset check photos-64.zip
   edm2 dataset stats photos-64.zip
   edm2 dataset encode photos-512.zip latents.zip
   edm2 dataset info photos-64.zip
@@ -52,6 +53,12 @@ STATS_EPILOG = """\b
 Examples:
   edm2 dataset stats photos-64.zip
   edm2 dataset stats latents.zip --max-images 10000 --no-write
+"""
+
+CHECK_EPILOG = """\b
+Examples:
+  edm2 dataset check photos-64.zip
+  edm2 dataset check photos/ --workers 32
 """
 
 INFO_EPILOG = """\b
@@ -240,6 +247,35 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
     if write:
         store_statistics(path, dataset, statistics)
         click.echo(f"Stored in {path}")
+
+
+@dataset.command(epilog=CHECK_EPILOG, short_help="Find the images that training would stop at.")
+@click.argument("path")
+@click.option("--workers", type=click.IntRange(1), help="Threads that share the work; default: one per processor.")
+def check(path: str, workers: int | None) -> None:
+    """Read every image in PATH and list the broken ones with their reason, one per line; exit code 1 if there are any.
+
+    An image is broken if it cannot be read, or is not of the size of the first one. Training stops at such an image.
+    """
+    from tqdm import tqdm
+
+    from edm2.datasets.checking import find_broken
+    from edm2.training import DatasetError, open_dataset
+
+    with tqdm(unit="img", leave=False, disable=None) as bar:
+
+        def report(done: int, total: int, broken: str | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            if broken is not None:
+                tqdm.write(broken)
+
+        broken = find_broken(path, workers or os.cpu_count() or 1, report)
+    if broken:
+        raise DatasetError(
+            f"{path}: {len(broken):,} broken images; replace them, or make the dataset anew without them"
+        )
+    click.echo(f"{len(open_dataset(path)):,} images in {path}, none broken")
 
 
 @dataset.command(epilog=INFO_EPILOG, short_help="Say what a dataset is.")

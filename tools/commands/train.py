@@ -120,7 +120,7 @@ _machine = _choices("Machine")
     "Scale pixels to the standard deviation that the network expects, or only onto [-1, 1].",
     None,
 )
-@_data("--skip-broken", "skip_broken", "Broken files to tolerate; another image takes the place of each.", int)
+@_data("--skip-broken", "skip_broken", "Without effect, and gone in the next version: see edm2 dataset check.", int)
 @_data("--holdout", "holdout", "Images to measure the loss on instead of training on them.", int)
 @_network(
     "--config",
@@ -247,7 +247,11 @@ def train(
     from edm2.training.distributed.processes import joined_processes
 
     with joined_processes() as processes:
-        dataset = _open_in_turn(data, choices["skip_broken"] or 0, processes)
+        if choices["skip_broken"] is not None and processes.is_first:
+            click.echo(
+                f"--skip-broken does nothing: a run stops at a broken image; edm2 dataset check {data} finds them all"
+            )
+        dataset = _open_in_turn(data, processes)
         with told_once(processes):
             config = described(dataset, data, out, preset, letter, conditional, choices)
             _check_share(config, processes)
@@ -271,13 +275,13 @@ def train(
             run_training(config, dataset, on_snapshot, processes, max_seconds)
 
 
-def _open_in_turn(data: str, skip_broken: int, processes: "Processes") -> "Dataset":
+def _open_in_turn(data: str, processes: "Processes") -> "Dataset":
     """The first process indexes the data, if nobody has; the others find the index."""
     from edm2.training import open_dataset
 
     if not processes.is_first:
         processes.wait()
-    dataset = open_dataset(data, skip_broken)
+    dataset = open_dataset(data)
     if processes.is_first:
         processes.wait()
     return dataset

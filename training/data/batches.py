@@ -11,7 +11,6 @@ from edm2.training.data.codecs import Codec, PixelCodec
 from edm2.training.data.dataset import Dataset, DatasetError, Subset, pixel_statistics, split_holdout
 from edm2.training.data.loader import data_loader
 from edm2.training.data.order import PositionBatches, ShuffledOrder
-from edm2.training.data.tolerance import BrokenFiles, TolerantDataset
 from edm2.training.data.vae import latent_codec_of
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.randomness import PositionRandom, Stream
@@ -27,7 +26,6 @@ class BatchStream:
         config: The run.
         dataset: Its images; some are set aside if `config.holdout` says so.
         random: Random numbers by place, on the device where the images shall be.
-        broken: How many files may be broken, and those that are known to be; default: none may.
         processes: Among which the places of every step are shared; this one feeds its own.
 
     Attributes:
@@ -35,7 +33,6 @@ class BatchStream:
         train_set: Those to train on.
         holdout_set: Those set aside, or None.
         codec: Stored pixels <-> what the network sees.
-        broken: Files in whose place others stand.
 
     Raises:
         DatasetError: the images do not fit the network.
@@ -46,25 +43,19 @@ class BatchStream:
         config: TrainingConfig,
         dataset: Dataset,
         random: PositionRandom,
-        broken: BrokenFiles | None = None,
         processes: Processes = ONE_PROCESS,
     ) -> None:
-        self.broken = BrokenFiles() if broken is None else broken
         self.config = config
         self.dataset = dataset
         self.random = random
         self.processes = processes
         self.device = random.generator.device
-        self.train_set, self.holdout_set = map(self._tolerant, split_holdout(dataset, config.holdout, config.seed))
+        self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
         self.codec = self._choose_codec()
         seen = (self.codec.network_channels(dataset.shape[0]), *dataset.shape[1:])
         expected = (config.network.img_channels, *config.network.size)
         if seen != expected:
             raise DatasetError(f"{config.data}: images are {seen}, but the network is for {expected}")
-
-    def _tolerant(self, dataset: Dataset | None) -> Dataset | None:
-        """After the split: an image that is held out must not stand in for one to train on."""
-        return TolerantDataset(dataset, self.broken.limit) if dataset is not None and self.broken.limit else dataset
 
     def _choose_codec(self) -> Codec:
         """Latents, or pixels to mean 0 and standard deviation sigma_data, or pixels onto [-1, 1]."""
@@ -99,25 +90,21 @@ class BatchStream:
         order = ShuffledOrder(len(self.train_set), config.seed)
         places = PositionBatches(order, start, config.batch_size, micro_batch=size, rank=rank, world_size=count)
         pin_memory = self.device.type == "cuda"
-        loader = data_loader(self.train_set, places, config.workers, pin_memory, self.broken.add)
+        loader = data_loader(self.train_set, places, config.workers, pin_memory)
         for first in itertools.count(start + rank * share, config.batch_size):
             starts = range(first, first + share, size)
             yield [self._augment(*self._encode(*next(loader), place), place) for place in starts]
 
     def indices(self, places: Sequence[int]) -> list[int]:
-        """Which images of the dataset stand at some places of the run, broken ones not replaced."""
+        """Which images of the dataset stand at some places of the run."""
         order, dataset = ShuffledOrder(len(self.train_set), self.config.seed), self.train_set
         found = [int(order.indices(place, place + 1)[0]) for place in places]
-        while isinstance(dataset, Subset | TolerantDataset):
-            found = dataset.indices[found].tolist() if isinstance(dataset, Subset) else found
-            dataset = dataset.dataset
-        return found
+        return dataset.indices[found].tolist() if isinstance(dataset, Subset) else found
 
     def all_of(self, dataset: Dataset) -> Microbatch:
         """All images of a small dataset, without augmentation; of latents, the means."""
-        images, labels, broken = dataset.batch(range(len(dataset)))
-        self.broken.add(broken)
-        return self._encode(images, labels)
+        everything = range(len(dataset))
+        return self._encode(dataset.images(everything), dataset.labels(everything))
 
     def _encode(self, data: Tensor, labels: Tensor, place: int | None = None) -> Microbatch:
         """Onto the device, and through the codec; latents are drawn anew at every place."""
