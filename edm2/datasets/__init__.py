@@ -6,6 +6,5 @@ encoding.py      images of one size -> latents, the moments of a VAE (moments.py
 checking.py      broken images, found before training
 measuring.py     mean, standard deviation and sigma_data of a dataset
 description.py   what a dataset says about itself, written into its dataset.json
-parts.py         work in parts that survive being stopped
-stored_zip.py    ZIP files without compression, the same bytes every time
+parts.py         work in parts that survive being stopped, and the ZIP that they become
 """

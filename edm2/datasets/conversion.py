@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Protocol, TypeAlias
+from zipfile import ZipFile
 
 import PIL
 from PIL import Image
 from PIL.Image import Resampling
 
-from edm2.datasets.parts import check_new_zip, digest, labels_to_json, parts_folder, remove, writing_to
-from edm2.datasets.stored_zip import count_members, writing_zip
+from edm2.datasets.parts import append, check_new_zip, digest, labels_to_json, member, parts_folder, remove, writing_to
 from edm2.post_hoc_ema import atomic_output
 from edm2.training.data.archive import Catalog, read_image
 from edm2.training.data.files import DatasetError, Files
@@ -217,7 +217,8 @@ def convert(
             _make_parts(parts, listing.files, workers, report)
             _assemble(parts, listing, complete)
         remove(path for path in work.iterdir() if path != complete)
-        written = count_members(complete) - 1  # all but dataset.json
+        with ZipFile(complete) as archive:
+            written = len(archive.infolist()) - 1  # all but dataset.json
         complete.replace(out)
     return Converted(written, len(listing.names) - written)
 
@@ -334,11 +335,11 @@ def _make_part_in_worker(part: _Part) -> _Part:
 
 
 def _make_part(part: _Part, files: Files) -> _Part:
-    with atomic_output(part.path) as temporary, writing_zip(temporary) as archive:
+    with atomic_output(part.path) as temporary, ZipFile(temporary, "w") as archive:
         for number, name in enumerate(part.names, part.first):
             image = part.transform(_read_rgb(files, name))
             if image is not None:
-                archive.add(_image_name(number), _encode(image))
+                archive.writestr(member(_image_name(number)), _encode(image))
     return part
 
 
@@ -368,8 +369,8 @@ def _assemble(parts: Sequence[_Part], listing: _Listing, path: Path) -> None:
     Raises:
         DatasetError: There is no image in any of them.
     """
-    with atomic_output(path) as temporary, writing_zip(temporary) as archive:
-        names = [name for part in parts for name in archive.append(part.path)]
+    with atomic_output(path) as temporary, ZipFile(temporary, "w") as archive:
+        names = [name for part in parts for name in append(archive, part.path)]
         if not names:
             remove(part.path for part in parts)  # there is nothing to go on with
             raise DatasetError(
@@ -377,7 +378,7 @@ def _assemble(parts: Sequence[_Part], listing: _Listing, path: Path) -> None:
                 "choose a lower resolution or another transform"
             )
         labels = {name: listing.labels[_image_number(name)] for name in names}
-        archive.add("dataset.json", json.dumps(labels_to_json(labels, listing.class_names)).encode())
+        archive.writestr(member("dataset.json"), json.dumps(labels_to_json(labels, listing.class_names)))
 
 
 def _image_name(number: int) -> str:

@@ -6,10 +6,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, ZipInfo
+from zipfile import ZipFile
 
 from edm2.datasets.measuring import Statistics
-from edm2.datasets.parts import labels_to_json
+from edm2.datasets.parts import labels_to_json, member
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import Dataset, open_dataset
 from edm2.training.data.archive import open_files, read_catalog
@@ -104,21 +104,13 @@ def _write_to_zip(path: Path, contents: str) -> None:
         shutil.copyfile(path, temporary)
         with ZipFile(temporary, "a") as archive:
             _drop(archive, NAME)
-            archive.writestr(_member(), contents)
-
-
-def _member() -> ZipInfo:
-    """Without date, as in all datasets made here: the same contents are the same bytes."""
-    member = ZipInfo(NAME, date_time=(1980, 1, 1, 0, 0, 0))
-    member.create_system = 3  # Unix, whose permissions the next line gives: all may read
-    member.external_attr = 0o644 << 16
-    return member
+            archive.writestr(member(NAME), contents)
 
 
 def _drop(archive: ZipFile, name: str) -> None:
     """Take a member, if it is there, out of the directory, and out of the file where it is the last."""
-    member = archive.NameToInfo.pop(name, None)
-    if member is not None:
-        archive.filelist.remove(member)
-        if all(other.header_offset < member.header_offset for other in archive.filelist):
-            archive.start_dir = member.header_offset  # where the next member goes
+    info = archive.NameToInfo.pop(name, None)
+    if info is not None:
+        archive.filelist.remove(info)
+        if all(other.header_offset < info.header_offset for other in archive.filelist):
+            archive.start_dir = info.header_offset  # where the next member goes

@@ -17,6 +17,7 @@ from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import PIL
@@ -27,14 +28,15 @@ from edm2.datasets.measuring import Statistics, Sums, measure, sums_of_moments, 
 from edm2.datasets.moments import MomentEncoder
 from edm2.datasets.parts import (
     ahead,
+    append,
     check_new_zip,
     digest,
     labels_to_json,
+    member,
     parts_folder,
     remove,
     writing_to,
 )
-from edm2.datasets.stored_zip import writing_zip
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import DatasetError, LatentCodec
 from edm2.training.data.archive import open_files
@@ -271,9 +273,9 @@ def _write_part(part: _Part, moments: np.ndarray) -> _Part:
     sums = total_of([sums_of_moments(image) for image in moments])
     with atomic_output(part.sums) as temporary:
         temporary.write_text(json.dumps(asdict(sums)))
-    with atomic_output(part.path) as temporary, writing_zip(temporary) as archive:
+    with atomic_output(part.path) as temporary, ZipFile(temporary, "w") as archive:
         for number, image in zip(part.numbers, moments, strict=True):
-            archive.add(_moments_name(number), _to_npy(image))
+            archive.writestr(member(_moments_name(number)), _to_npy(image))
     return part
 
 
@@ -312,11 +314,11 @@ def _check_parts(parts: Sequence[_Part]) -> None:
 
 
 def _assemble(job: _Job, parts: Sequence[_Part], path: Path) -> None:
-    with atomic_output(path) as temporary, writing_zip(temporary) as archive:
-        names = [name for part in parts for name in archive.append(part.path)]
+    with atomic_output(path) as temporary, ZipFile(temporary, "w") as archive:
+        names = [name for part in parts for name in append(archive, part.path)]
         contents = labels_to_json(dict(zip(names, job.labels, strict=True)), job.dataset.class_names)
         contents["latents"] = _describe(job, _statistics(parts))
-        archive.add("dataset.json", json.dumps(contents).encode())
+        archive.writestr(member("dataset.json"), json.dumps(contents))
 
 
 def _statistics(parts: Sequence[_Part]) -> Statistics:

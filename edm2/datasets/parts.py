@@ -13,6 +13,7 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 Result = TypeVar("Result")
 
@@ -81,7 +82,37 @@ def ahead(pool: Executor, calls: Iterable[Callable[[], Result]], depth: int) -> 
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What stands beside the images
+# ZIP files
+
+
+def member(name: str) -> ZipInfo:
+    """Entry for a member that is stored uncompressed and without date: the same contents are the same bytes."""
+    info = ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system = 3  # Unix, whose permissions the next line gives: all may read
+    info.external_attr = 0o644 << 16
+    return info
+
+
+def append(archive: ZipFile, path: Path) -> list[str]:
+    """Copy all members of the ZIP `path` in one piece, without reading them one by one, and return their names.
+
+    `archive.writestr` must follow before it is closed: that is where it notices that it has grown.
+
+    Raises:
+        OSError: The file is damaged.
+    """
+    try:
+        with ZipFile(path) as part, open(path, "rb") as file:
+            archive.fp.seek(archive.start_dir)
+            archive.fp.write(file.read(part.start_dir))  # all that is before its directory
+            members = part.infolist()
+    except BadZipFile as error:
+        raise OSError(f"{path} is damaged, remove it") from error
+    for info in members:
+        info.header_offset += archive.start_dir
+    archive.filelist += members
+    archive.start_dir = archive.fp.tell()
+    return [info.filename for info in members]
 
 
 def labels_to_json(labels: dict[str, int], class_names: Sequence[str]) -> dict[str, Any]:

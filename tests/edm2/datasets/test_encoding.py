@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 from edm2.datasets import encoding, moments
 from edm2.datasets.encoding import encode
 from edm2.datasets.moments import MomentEncoder
-from edm2.datasets.stored_zip import StoredZip
 from edm2.training import ArrayDataset, DatasetError, LatentCodec, open_dataset
 from edm2.training.data.vae import load_vae
 from edm2.training.distributed.processes import Processes
@@ -408,9 +408,9 @@ def test_parts_of_another_encoding_are_not_used(photos: Path, tmp_path: Path, qu
 @pytest.mark.parametrize("number", [2, 4], ids=["part", "whole"])
 def test_full_disk(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
     """One line that says so; afterwards only what is missing is made."""
-    out, add, opened = tmp_path / "out.zip", StoredZip.add, []
+    out, add, opened = tmp_path / "out.zip", ZipFile.writestr, []
 
-    def full(self: StoredZip, *arguments) -> None:
+    def full(self: ZipFile, *arguments) -> None:
         if self not in opened:
             opened.append(self)
         if len(opened) > number:
@@ -418,7 +418,7 @@ def test_full_disk(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         add(self, *arguments)
 
     with monkeypatch.context() as context:
-        context.setattr(StoredZip, "add", full)
+        context.setattr(ZipFile, "writestr", full)
         with pytest.raises(OSError, match=r"out\.zip: cannot be written: No space left on device; .*finished parts"):
             encode_in_parts(photos, out)
     assert not out.exists()
