@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edm2.post_hoc_ema.files import first_line
 from edm2.training.data.archive import MAX_CLASSES, Catalog
-from edm2.training.data.files import DatasetError, one_line
+from edm2.training.data.files import DatasetError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,9 +109,9 @@ def _load(where: str, name: str, config: str | None, split: str) -> "Dataset":
         saved = datasets.load_from_disk(name)
         return saved if isinstance(saved, datasets.Dataset) else saved[split]
     except Exception as error:  # the hub has many ways to fail
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise DatasetError(
-            f"{where}: cannot be loaded ({reason[:300]}); check its name, --config and --split, "
+            f"{where}: cannot be loaded ({reason}); check its name, --config and --split, "
             "or give a local copy while offline"
         ) from error
 

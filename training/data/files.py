@@ -1,15 +1,15 @@
-"""Named byte strings in a folder: what the images of a dataset and its labels are read from."""
+"""Named byte strings in a folder: the images of a dataset and its `dataset.json`. Those in a ZIP are in `zip_files`."""
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from edm2.post_hoc_ema.files import plain_line
-from edm2.training.data.retry import Answer, is_passing, retry
+from edm2.post_hoc_ema.files import first_line, plain_line
+from edm2.training.data.retry import Result, is_transient, retry
 
 MAX_BYTES = 1 << 30
-"""Of one file, unpacked: far more than any image or table of labels needs, and less than would endanger the machine."""
+"""Size of one file, unpacked: more than any image or table of labels needs, less than would endanger the machine."""
 
 
 class DatasetError(ValueError):
@@ -20,7 +20,7 @@ class DatasetError(ValueError):
 
 
 class StorageError(DatasetError):
-    """The storage gave no answer, for longer than anybody's patience; nothing is known of the file itself."""
+    """The storage gave no answer, at any attempt; nothing is known of the file itself."""
 
 
 class Files(Protocol):
@@ -32,10 +32,10 @@ class Files(Protocol):
         """Names of all files, relative to the root, with forward slashes."""
 
     def read(self, name: str) -> bytes:
-        """Contents of a file. Raises OSError, or whatever else tells that they cannot be had."""
+        """Contents of a file. Raises OSError, or any other error if the file is missing or damaged."""
 
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
-        """What changes when a file does, without reading any; for each of `names`."""
+        """Pair of numbers for each of `names` that changes when the file does; no file is read."""
 
 
 class FolderFiles:
@@ -50,12 +50,12 @@ class FolderFiles:
         return [os.path.join(folder, file)[start:].replace(os.sep, "/") for folder, _, files in walk for file in files]
 
     def read(self, name: str) -> bytes:
-        """Contents of a file. Raises OSError or ValueError if they cannot be had."""
+        """Contents of a file. Raises OSError or ValueError."""
         path = os.path.join(self.path, name)
         return retry(lambda: _read_whole(path), path)
 
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
-        """Size and time."""
+        """Size and time of modification."""
         stats = [os.stat(os.path.join(self.path, name)) for name in names]
         return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
@@ -76,16 +76,11 @@ def check_size(size: int) -> None:
         raise ValueError(f"{size:,} bytes are more than any image has; at most {MAX_BYTES:,}")
 
 
-def retry_from(path: Path, read: Callable[[], Answer]) -> Answer:
-    """What `read` returns, with `retry`. Raises StorageError if the storage gives no answer."""
+def retry_from(path: Path, read: Callable[[], Result]) -> Result:
+    """Return what `read` returns, with `retry`. Raises StorageError if the storage gives no answer."""
     try:
         return retry(read, str(path))
     except OSError as error:
-        if not is_passing(error):
+        if not is_transient(error):
             raise
-        raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+        raise StorageError(f"{path}: cannot be read: {first_line(error)}") from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from edm2.post_hoc_ema.messages import first_line
+from edm2.post_hoc_ema.files import first_line
 from edm2.training.data.dataset import Dataset, DatasetError
 from edm2.training.data.files import StorageError
 

@@ -68,7 +68,7 @@ def test_what_is_wrong_with_the_whole_is_an_error(write, content: str):
 
 def test_storage_that_fails_is_no_broken_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(self: FolderFiles, name: str) -> bytes:
-        raise OSError(next(iter(retry.PASSING)), "no answer")
+        raise OSError(next(iter(retry.TRANSIENT)), "no answer")
 
     monkeypatch.setattr(FolderFiles, "read", fail)
     with pytest.raises(StorageError):
