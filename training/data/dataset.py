@@ -1,6 +1,6 @@
 """Datasets: images by index, in memory or in files.
 
-A dataset hands out what is stored (uint8 pixels, or the float moments of latents); a codec turns that into what the
+A dataset returns data as stored (uint8 pixels, or the float moments of latents); a codec turns them into what the
 network sees. Dimensions: N images, C channels, H rows, W columns.
 """
 
@@ -38,16 +38,16 @@ Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
 
 
 class Dataset(ABC):
-    """Images of one size with class labels."""
+    """Images of one size, with class labels if there are any."""
 
     def __init__(
         self, name: str, shape: Sequence[int], kind: str, levels: int, class_names: Sequence[str] = ()
     ) -> None:
         self.name = name
-        """For people; no meaning."""
+        """Name to show to people."""
 
         self.shape = tuple(shape)
-        """(C, H, W) of what is stored."""
+        """(C, H, W) of an image as stored."""
 
         self.kind = kind
         """"pixels" (uint8) or "moments" (float32 or float16: the means of all channels, then standard deviations)."""
@@ -59,10 +59,10 @@ class Dataset(ABC):
         """One per class; empty if the images have no labels."""
 
         self.latents: Mapping[str, Any] | None = None
-        """What is known of the latents that moments are of: vae, mean, std, pixel_range (see `LatentCodec`)."""
+        """VAE and statistics of the latents, if given: vae, mean, std, pixel_range (see `LatentCodec`)."""
 
         self.pixel_stats: Mapping[str, Any] | None = None
-        """What was measured of the pixels, in levels: mean and std (lists, one number per channel) and sigma_data."""
+        """Statistics of the pixels, if measured: mean and std in levels (lists, one number per channel), sigma_data."""
 
     @property
     def num_classes(self) -> int:
@@ -81,7 +81,7 @@ class Dataset(ABC):
         """Class indices int64 [N], -1 where unlabelled."""
 
     def fingerprint(self) -> str | None:
-        """Changes when an image does, as far as can be told without reading files; None if nothing can be told."""
+        """Text that changes when an image does, as far as that shows without reading files; None if unknown."""
         return None
 
 
@@ -215,7 +215,7 @@ def _digest(array: np.ndarray) -> str:
 
 
 class Subset(Dataset):
-    """The images of a dataset at some of its indices."""
+    """Images of a dataset at some of its indices."""
 
     def __init__(self, dataset: Dataset, indices: Indices) -> None:
         super().__init__(dataset.name, dataset.shape, dataset.kind, dataset.levels, dataset.class_names)
@@ -246,7 +246,7 @@ def open_dataset(source: str | Path) -> Dataset:
             `dataset.json` (`edm2.training.data.archive`) or just images, whose top-level sub-folders are the classes.
 
     Raises:
-        DatasetError: Nothing usable is there.
+        DatasetError: The path does not exist, or holds no usable dataset.
     """
     return _digits() if source == "digits" else ArchiveDataset(*open_archive(Path(source)))
 
@@ -262,9 +262,10 @@ def _digits() -> Dataset:
 
 
 def split_holdout(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset | None]:
-    """Set `count` images aside for validation: (the others, those), each in the order of `dataset`.
+    """Set `count` images aside for validation; the same seed chooses the same.
 
-    The choice is random but the same for the same seed. Without any (count 0): (dataset, None).
+    Returns:
+        The remaining images, and those set aside, each in the order of `dataset`; with count 0, (dataset, None).
     """
     if not 0 <= count < len(dataset):
         raise ValueError(f"cannot hold out {count} of the {len(dataset)} images in {dataset.name}; some must remain")
@@ -275,7 +276,7 @@ def split_holdout(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, Dat
 
 
 def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
-    """At most `count` of the indices 0 .. length - 1, evenly spaced and ascending: int64."""
+    """Choose at most `count` of the indices 0 .. length - 1, evenly spaced and ascending: int64."""
     count = min(count, length)
     # The product takes 64 bits, and numpy 1 has 32 by default on Windows.
     return np.arange(count, dtype=np.int64) * length // max(count, 1)
@@ -284,7 +285,7 @@ def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
 def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the pixels of every channel, in levels.
 
-    Computed from a count of every level, so exact to float64; over at most `max_images` evenly spaced images.
+    Computed from a histogram, so exact to float64; over at most `max_images` evenly spaced images.
     """
     if dataset.kind != "pixels":
         raise ValueError(f"{dataset.name} holds {dataset.kind}, not pixels: it has no pixel statistics")
@@ -295,7 +296,7 @@ def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[
 
 
 def _count_levels(pixels: Tensor) -> np.ndarray:
-    """How often each channel takes each level: int64 [C, 256]."""
+    """Histogram of the levels of each channel: int64 [C, 256]."""
     return np.stack([channel.flatten().bincount(minlength=256).numpy() for channel in pixels.unbind(1)])
 
 
