@@ -2,10 +2,9 @@
 
     encode("images-512.zip", "latents.zip", MomentEncoder(device=torch.device("cuda")))
 
-The work is divided into parts (see `edm2.datasets.parts`), and shared by the processes of a torchrun job if there are
-several. In each process images are read ahead by threads and parts are written by another, so the VAE never waits for a
-disk. A part holds whole batches, so who encodes what changes nothing. The statistics of the latents, which training
-needs, are added up on the way.
+The work is divided into parts (see `edm2.datasets.parts`), and the parts among the processes of a torchrun job. In each
+process threads read images ahead and write parts, so the VAE never waits for a disk. A part holds whole batches, so it
+does not matter which process encodes it. The statistics of the latents, which training needs, are added up on the way.
 """
 
 import io
@@ -48,24 +47,24 @@ from edm2.training.distributed.processes import Processes
 __all__ = ["Encoded", "encode"]
 
 PART_SIZE = 64
-"""Images per part, or one batch if that is more."""
+"""Images per part; one batch if that is more."""
 
 READ_AHEAD = 4
-"""Batches that are read, or being read, while one is encoded."""
+"""Batches to read ahead while one is encoded."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What came of it."""
+    """Result of an encoding."""
 
     images: int
-    """Images in the result."""
+    """Number of images in the result."""
     shape: tuple[int, int, int]
-    """Of the moments of an image: 2 C, H, W."""
+    """Shape of the moments of an image: 2 C, H, W."""
     statistics: Statistics
     """Measured on all latents, in the VAE's unit."""
     latents: dict[str, Any]
-    """What the dataset says of its latents."""
+    """Entry "latents" of dataset.json."""
 
 
 def encode(
@@ -81,29 +80,30 @@ def encode(
 ) -> Encoded | None:
     """Write the moments of the images in `source` to the ZIP file `out`, with their labels and their statistics.
 
-    The bytes depend on the images, the VAE, the settings and the kind of device, not on how many processes shared the
-    work or how often it was stopped: the same call, with any number of processes, takes up all finished parts. Needs
-    twice the space of `out` while it runs.
+    The bytes depend on the images, the VAE, the settings and the kind of device, not on the number of processes or on
+    interruptions: the same call, with any number of processes, uses all finished parts. Needs twice the space of `out`
+    while it runs.
 
     Args:
         source: Folder or ZIP of images of one size. Grays become RGB, transparency is dropped.
         out: ZIP file to write; must not exist.
-        encoder: What makes moments of pixels.
+        encoder: Makes moments of pixels.
         batch_size: Images that the VAE encodes at a time.
-        max_images: Take only the first so many images.
+        max_images: Number of images to take from the beginning; default: all.
         workers: Threads that read images, in each process.
-        paper_statistics: Tell the trainer the paper's mean and standard deviation instead of the measured ones, as
+        paper_statistics: Store the paper's mean and standard deviation for the trainer instead of the measured ones, as
             networks trained elsewhere expect. Only for the paper's VAE and range of pixels.
-        processes: Those of the job, all of which make this call; default: this one alone.
-        report: Called with the number of images done and of all, of this process's share, as the work goes on.
+        processes: Processes of the job, all of which make this call; default: this one alone.
+        report: Called with the number of this process's images that are done, and of all that are its own, as the work
+            goes on.
 
     Returns:
-        What came of it; None in all processes but the first.
+        The result; None in all processes but the first.
 
     Raises:
         DatasetError: The source cannot be used, an image cannot be read, or its moments are no numbers.
         ValueError: `out` does not end in .zip, the images do not fit the VAE, or a number is below 1.
-        VAEError: The VAE cannot be had.
+        VAEError: The VAE cannot be loaded.
         FileExistsError: `out` exists.
         OSError: `out` cannot be written, for instance because the disk is full.
     """
@@ -140,12 +140,12 @@ def _check_request(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What there is to do
+# Planning
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Images, and what to do with them."""
+    """Images and settings."""
 
     files: Files
     dataset: ArchiveDataset
@@ -162,7 +162,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some images on their way into one file."""
+    """Images that go into one file."""
 
     path: Path
     first: int  # number of the first image
@@ -170,7 +170,7 @@ class _Part:
 
     @property
     def sums(self) -> Path:
-        """File of the sums for the statistics; there before the part is."""
+        """File of the sums for the statistics, written before the part."""
         return self.path.with_suffix(".json")
 
     @property
@@ -210,13 +210,13 @@ def _digest_of_whole(job: _Job, parts: Sequence[_Part]) -> str:
 
 
 def _remove_others(work: Path, parts: Sequence[_Part], complete: Path) -> None:
-    """Parts of something that was asked for before; a temporary file may be somebody's."""
+    """Remove parts of other calls; a temporary file may be that of another process."""
     ours = {complete, *(part.path for part in parts), *(part.sums for part in parts)}
     remove(path for path in work.iterdir() if path not in ours and path.suffix != ".tmp")
 
 
 def _make_parts(job: _Job, parts: Sequence[_Part], report: Callable[[int, int], None]) -> None:
-    """Make the parts that are not there yet."""
+    """Make the missing parts."""
     missing = [part for part in parts if not part.path.exists()]
     total = sum(len(part.names) for part in parts)
     done = total - sum(len(part.names) for part in missing)
@@ -229,9 +229,9 @@ def _make_parts(job: _Job, parts: Sequence[_Part], report: Callable[[int, int], 
 
 
 def _encoded(job: _Job, parts: Sequence[_Part], readers: ThreadPoolExecutor) -> Iterator[tuple[_Part, np.ndarray]]:
-    """Every part with the moments of its images.
+    """Yield every part with the moments of its images: float [N, 2 C, H, W].
 
-    A batch is looked at when the next one has been given to the VAE, so that a GPU always has something to do.
+    The result of a batch is copied to the CPU when the next one has been given to the VAE, so a GPU is never idle.
     """
     reads = (partial(_read_rgb, job.dataset, number) for part in parts for number in part.numbers)
     images = ahead(readers, reads, depth=max(READ_AHEAD * job.batch_size, job.workers))
@@ -248,7 +248,7 @@ def _batches(part: _Part, size: int) -> list[list[str]]:
 
 
 def _read_rgb(dataset: ArchiveDataset, index: int) -> Tensor:
-    """Pixels [3, H, W]; grays are repeated, transparency is dropped without blending."""
+    """Read pixels uint8 [3, H, W]: gray repeated, transparency dropped without blending."""
     try:
         pixels = dataset.images([index])[0]
     except DatasetError as error:
@@ -286,16 +286,16 @@ def _to_npy(array: np.ndarray) -> bytes:
 
 
 def _moments_name(number: int) -> str:
-    """Images in folders of a thousand: 12345 is "00012/img-mean-std-00012345.npy"."""
+    """Name of an image's moments, in folders of a thousand: 12345 is "00012/img-mean-std-00012345.npy"."""
     return f"{number:08}"[:5] + f"/img-mean-std-{number:08}.npy"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The whole
+# Assembly
 
 
 def _finish(job: _Job, parts: Sequence[_Part], complete: Path, out: Path) -> Encoded:
-    """String the parts together, unless that is done, and give the result its name."""
+    """String the parts together if they are not yet, and give the result its name."""
     if not complete.exists():
         _check_parts(parts)
         _assemble(job, parts, complete)
@@ -331,7 +331,7 @@ def _read_sums(path: Path) -> Sums:
 
 
 def _describe(job: _Job, statistics: Statistics) -> dict[str, Any]:
-    """What the trainer needs to know, and whoever decodes samples."""
+    """Entry "latents" of dataset.json, for training and for decoding samples."""
     described = {"vae": job.encoder.name, "pixel_range": list(job.encoder.pixel_range), **statistics.to_json()}
     if job.paper_statistics:
         described |= {"mean": list(LatentCodec().mean), "std": list(LatentCodec().std)}

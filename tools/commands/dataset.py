@@ -129,7 +129,7 @@ def convert(
 
 
 def _open_source(source: str, selection: dict[str, str | None]) -> Any:
-    """What to convert: a path, or what is selected of a Hugging Face dataset."""
+    """Source of images: a path, or an opened Hugging Face dataset."""
     given = {option: value for option, value in selection.items() if value is not None}
     if source.startswith("hf:"):
         from edm2.datasets.huggingface import open_huggingface
@@ -278,14 +278,14 @@ def check(path: str, workers: int | None) -> None:
     click.echo(f"{len(open_dataset(path)):,} images in {path}, none broken")
 
 
-@dataset.command(epilog=INFO_EPILOG, short_help="Say what a dataset is.")
+@dataset.command(epilog=INFO_EPILOG, short_help="Describe a dataset and its classes.")
 @click.argument("path")
 def info(path: str) -> None:
-    """Say what the dataset PATH is, and how many images each class has."""
+    """Describe the dataset PATH, and count the images of each class."""
     from edm2.post_hoc_ema.files import plain_line
     from edm2.tools.reports.description import describe_classes
 
     lines = describe_classes(path)
     width = max(len(subject) for subject, _ in lines) + 2
     for subject, value in lines:
-        click.echo(plain_line(f"{subject + ':':<{width}}{value}"))  # names of classes are whatever a stranger wrote
+        click.echo(plain_line(f"{subject + ':':<{width}}{value}"))  # names of classes come from untrusted files

@@ -1,4 +1,4 @@
-"""From files to batches of what the network sees.
+"""Data for training, from files to batches of what the network sees.
 
 dataset.py      images by index, in memory or in files
 archive.py      contents of a folder or ZIP: images, arrays, labels

@@ -1,4 +1,4 @@
-"""The contents of a dataset: images and NPY arrays in a folder or a ZIP, and their labels.
+"""Contents of a dataset: images and NPY arrays in a folder or a ZIP, and their labels.
 
 Format of the paper's tools (arXiv 2312.02696v2): PNG or NPY files in any sub-folders, and at the root `dataset.json`:
 
@@ -61,7 +61,7 @@ def image_names(names: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The N images of a dataset in their order, and all that is known of them without opening one."""
+    """List of the N images of a dataset in their order, and all that is known of them without opening one."""
 
     names: Sequence[str]
     """Names of the images' files."""

@@ -1,4 +1,4 @@
-"""From a dataset to what the network sees: codec, mirroring and label dropout, in the order of positions."""
+"""Batches of a run, from a dataset to what the network sees: codec, mirroring and label dropout, in the order of positions."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ Microbatch = tuple[Tensor, "Tensor | None"]
 
 
 class BatchStream:
-    """The batches of a run.
+    """Batches of a run.
 
     Args:
         config: Configuration of the run.

@@ -13,14 +13,14 @@ MAX_BYTES = 1 << 30
 
 
 class DatasetError(ValueError):
-    """The data cannot be used as they are. The message is one line: the file, what is wrong with it, the remedy."""
+    """Data that cannot be used as they are. The message is one line: the file, what is wrong with it, the remedy."""
 
     def __init__(self, message: str) -> None:
         super().__init__(plain_line(message))
 
 
 class StorageError(DatasetError):
-    """The storage gave no answer, at any attempt; nothing is known of the file itself."""
+    """Storage that gave no answer, at any attempt; nothing is known of the file itself."""
 
 
 class Files(Protocol):
@@ -39,7 +39,7 @@ class Files(Protocol):
 
 
 class FolderFiles:
-    """The files in a folder and its sub-folders; links are followed."""
+    """Files in a folder and its sub-folders; links are followed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""From dataset indices to batches of tensors, read ahead by worker processes."""
+"""Batches of tensors from dataset indices, read ahead by worker processes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The order in which a run sees the images: shuffled, without end, and computable from any position.
+"""Order in which a run sees the images: shuffled, without end, and computable from any position.
 
 A *position* counts the images of the run from 0, over all devices. What happens to an image depends on its position
 alone, so the number of devices, the split of a batch and a resume change nothing.

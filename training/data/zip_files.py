@@ -1,6 +1,6 @@
-"""The members of a ZIP file: a million of them if need be, read from any thread or process.
+"""Members of a ZIP file: a million of them if need be, read from any thread or process.
 
-Their offsets and sizes are kept in a few arrays (50 MB for a million), which are saved, loaded and handed to another
+Their offsets and sizes are kept in a few arrays (100 MB for a million), which are saved, loaded and handed to another
 process in half a second. The objects of `zipfile` take a gigabyte and half a minute each time, and share one file
 position between threads; so `zipfile` only lists the members, once, and they are read here by their offsets.
 """
@@ -154,7 +154,7 @@ def _check_unique(path: Path, names: Names) -> None:
 
 
 class ZipFiles:
-    """The members of a ZIP file.
+    """Members of a ZIP file.
 
     Args:
         path: The file.
