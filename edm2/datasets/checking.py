@@ -16,14 +16,16 @@ from edm2.training.data.index import open_archive
 def find_broken(
     source: str | Path,
     workers: int = 1,
-    report: Callable[[int, int, str | None], None] = lambda done, total, broken: None,
+    on_broken: Callable[[str], None] = lambda line: None,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
     """Read every image of a folder or ZIP.
 
     Args:
         source: Folder or ZIP; of "digits" no image is broken.
         workers: Threads that read and decode.
-        report: Called after each image with the number of images read, of all images, and the line if it is broken.
+        on_broken: Called with the line of each broken image as soon as it is found.
+        report: Called with the number of images read and of all, as the work goes on.
 
     Returns:
         A line with file, reason and index for each image that cannot be read or differs in size or type from the first
@@ -50,7 +52,8 @@ def find_broken(
                 line = f"{files.path}/{name}: {found.difference(*first)} (index {index})"
             if line is not None:
                 broken.append(line)
-            report(index + 1, len(catalog.names), line)
+                on_broken(line)
+            report(index + 1, len(catalog.names))
     if not broken:
         open_dataset(source)  # checks the rest of dataset.json
     return broken

@@ -255,17 +255,11 @@ class _Part:
 
 
 def _list_source(source: Source, max_images: int | None) -> _Listing:
-    files, catalog = source if isinstance(source, tuple) else open_archive(_existing(Path(source)))
+    files, catalog = source if isinstance(source, tuple) else open_archive(Path(source))
     if arrays := [name for name in catalog.names if name.lower().endswith(".npy")]:
         raise DatasetError(f"{files.path}/{arrays[0]}: an array, not an image; such a dataset can be used as it is")
     names, labels = catalog.names[:max_images], catalog.labels[:max_images].tolist()
     return _Listing(files, names, labels, catalog.class_names)
-
-
-def _existing(source: Path) -> Path:
-    if not source.exists():
-        raise DatasetError(f"{source}: no such file or folder; give a folder or a ZIP file of images")
-    return source
 
 
 def _divide(listing: _Listing, transform: Transform, work: Path) -> list[_Part]:

@@ -179,8 +179,6 @@ class _Part:
 
 
 def _list_source(source: Path, max_images: int | None) -> tuple[Files, ArchiveDataset, list[str]]:
-    if not source.exists():
-        raise DatasetError(f"{source}: no such file or folder; give a folder or a ZIP file of images")
     files, catalog = open_archive(source)
     dataset = ArchiveDataset(files, catalog)
     if dataset.kind != "pixels":

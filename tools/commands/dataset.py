@@ -1,6 +1,8 @@
 """`edm2 dataset`: make datasets of images, and look into them."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,22 @@ def dataset() -> None:
     """Make a dataset of images or of latents, measure one, or look into one."""
 
 
+@contextmanager
+def _progress(hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal; yields a function to be called with the number of images done and of all."""
+    from tqdm import tqdm
+
+    with tqdm(unit="img", leave=False, disable=True if hidden else None) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            if done == total:
+                bar.set_description("finishing")
+
+        yield report
+
+
 @dataset.command(epilog=CONVERT_EPILOG, short_help="Images of any size to a dataset of one size.")
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
@@ -106,16 +124,9 @@ def convert(
     hub, or a local copy of one. Interrupted? Run the same again: it goes on where it was, and OUT is the same to the
     bit, whatever the number of workers.
     """
-    from tqdm import tqdm
-
     from edm2.datasets import conversion
 
-    with tqdm(unit="img", leave=False, disable=None) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with _progress() as report:
         result = conversion.convert(
             _open_source(source, selection),
             out,
@@ -189,8 +200,6 @@ def encode(
     what they are in all. Interrupted? Run the same again: it goes on where it was, with any number of processes, and
     OUT is the same to the bit. Needs twice the space of OUT on the way.
     """
-    from tqdm import tqdm
-
     from edm2.datasets import encoding
     from edm2.datasets.moments import MomentEncoder
     from edm2.tools.reports.statistics import print_latent_statistics
@@ -201,14 +210,7 @@ def encode(
         encoder = MomentEncoder(
             vae, PIXEL_RANGES[vae_range], dtype, precision, processes.device(device or default_device())
         )
-        with tqdm(unit="img", leave=False, disable=None if processes.is_first else True) as bar:
-
-            def report(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-                if done == total:
-                    bar.set_description("putting together")
-
+        with _progress(hidden=not processes.is_first) as report:
             result = encoding.encode(
                 source, out, encoder, batch_size, max_images, workers, paper_stats, processes, report
             )
@@ -230,8 +232,6 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
 
     They are stored in its dataset.json. A ZIP is copied for that, so there must be room for a second one.
     """
-    from tqdm import tqdm
-
     from edm2.datasets.description import check_writable, open_to_measure, store_statistics
     from edm2.datasets.measuring import measure
     from edm2.tools.reports.statistics import print_statistics
@@ -239,10 +239,8 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
     dataset = open_to_measure(path)
     if write:
         check_writable(path)
-    with tqdm(total=min(len(dataset), max_images or len(dataset)), unit="img", leave=False, disable=None) as bar:
-        statistics = measure(
-            dataset, max_images, workers or os.cpu_count() or 1, lambda done, total: bar.update(done - bar.n)
-        )
+    with _progress() as report:
+        statistics = measure(dataset, max_images, workers or os.cpu_count() or 1, report)
     print_statistics(statistics, dataset)
     if write:
         store_statistics(path, dataset, statistics)
@@ -262,15 +260,8 @@ def check(path: str, workers: int | None) -> None:
     from edm2.datasets.checking import find_broken
     from edm2.training import DatasetError, open_dataset
 
-    with tqdm(unit="img", leave=False, disable=None) as bar:
-
-        def report(done: int, total: int, broken: str | None) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            if broken is not None:
-                tqdm.write(broken)
-
-        broken = find_broken(path, workers or os.cpu_count() or 1, report)
+    with _progress() as report:
+        broken = find_broken(path, workers or os.cpu_count() or 1, tqdm.write, report)
     if broken:
         raise DatasetError(
             f"{path}: {len(broken):,} broken images; replace them, or make the dataset anew without them"

@@ -43,7 +43,7 @@ def open_files(path: Path) -> Files:
         return FolderFiles(path)
     if path.exists():
         return ZipFiles(path)
-    raise DatasetError(f'{path}: no such file or folder; give a folder of images, a ZIP file, or the word "digits"')
+    raise DatasetError(f"{path}: no such file or folder; give a folder or a ZIP file of images")
 
 
 def image_names(names: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Batches of a run, from a dataset to what the network sees: codec, mirroring and label dropout, in the order of positions."""
+"""Batches of a run: read, encoded, mirrored, some labels dropped, in the order of positions."""
 
 import itertools
 from collections.abc import Iterator, Sequence

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 import PIL
 import pytest
+from dataset_files import Stopped, stop_at_rename
 from golden_data import table
 from PIL import Image
 
@@ -227,22 +228,6 @@ def test_progress_ends_at_the_number_of_images(folder: Path, tmp_path: Path, wor
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Stopped
-
-
-class Stopped(BaseException):
-    """Not an Exception: nobody may catch it and go on."""
-
-
-def stop_at_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Stop where a file is about to get its name, the `number`-th time."""
-    replace, count = Path.replace, iter(range(number, -1, -1))
-
-    def stopping(self: Path, target: Path) -> Path:
-        if next(count) == 0:
-            raise Stopped
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", stopping)
 
 
 @pytest.mark.usefixtures("small_parts")
