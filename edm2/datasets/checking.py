@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from edm2.datasets.parts import ahead
+from edm2.post_hoc_ema.files import plain_line
 from edm2.training import open_dataset
 from edm2.training.data.archive import read_array
 from edm2.training.data.dataset import ImageFormat
@@ -51,8 +52,8 @@ def find_broken(
             elif found != first[0]:
                 line = f"{files.path}/{name}: {found.difference(*first)} (index {index})"
             if line is not None:
-                broken.append(line)
-                on_broken(line)
+                broken.append(plain_line(line))  # names come from untrusted files
+                on_broken(broken[-1])
             report(index + 1, len(catalog.names))
     if not broken:
         open_dataset(source)  # checks the rest of dataset.json
