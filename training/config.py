@@ -110,7 +110,7 @@ class TrainingConfig:
     holdout: int = 0
     """Images kept from training to measure the loss on."""
     skip_broken: int = 0
-    """Files of the dataset that may be broken; another image takes the place of each."""
+    """Without effect: a run stops at a broken file. Kept for one version, so that older config.json files load."""
     init: str | None = None
     """Snapshot to start the weights from; the clock starts at zero."""
     precision: str = "fp32"

@@ -14,7 +14,6 @@ from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.data.batches import BatchStream
 from edm2.training.data.codecs import codec_from_json
 from edm2.training.data.dataset import Dataset, open_dataset
-from edm2.training.data.tolerance import BrokenFiles
 from edm2.training.diagnostics import Diagnostics
 from edm2.training.diagnostics.anomaly import SHOWN, AnomalyError, finding_anomalies
 from edm2.training.distributed.processes import ONE_PROCESS, Processes, failures_of_others
@@ -97,7 +96,7 @@ class Trainer(TrainStep):
             DatasetError, RunFolderError, CheckpointError, TrainingError: each in one line, with the remedy.
         """
         with failures_of_others():
-            self._open_feed(BrokenFiles(self.config.skip_broken, self.folder.broken))
+            self._open_feed()
             if self.processes.is_first:
                 self.folder.claim(self.config)
             self._resume()
@@ -176,7 +175,7 @@ class Trainer(TrainStep):
         Raises:
             DatasetError: as `run` does.
         """
-        self._open_feed(BrokenFiles(self.config.skip_broken))
+        self._open_feed()
         for microbatches in self.feed.steps(start=0):
             self.totals.add(self.step(microbatches))
             if (speed := self.processes.agreed(self.speedometer.step_done())) is not None:
@@ -187,10 +186,9 @@ class Trainer(TrainStep):
         if speed is not None and self.on_speed is not None and self.processes.is_first:
             self.on_speed(speed, self.config.duration - self.images_seen)
 
-    def _open_feed(self, broken: BrokenFiles) -> None:
-        data, limit = self.config.data, self.config.skip_broken
-        dataset = open_dataset(data, limit) if self.dataset is None else self.dataset
-        self.feed = BatchStream(self.config, dataset, self.random, broken, self.processes)
+    def _open_feed(self) -> None:
+        dataset = open_dataset(self.config.data) if self.dataset is None else self.dataset
+        self.feed = BatchStream(self.config, dataset, self.random, self.processes)
 
     def _give_up_if_hopeless(self) -> None:
         now, totals = self.images_seen, self.totals

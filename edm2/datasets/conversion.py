@@ -4,8 +4,8 @@
 
 Every transform gives the pixels that those tools give (arXiv 2312.02696v2).
 
-The work is divided into parts (see `edm2.datasets.parts`), which worker processes make. Whoever makes a part, and
-however often it was stopped before, its bytes are the same; at the end the parts are strung together.
+The work is divided into parts (see `edm2.datasets.parts`), which worker processes make. The bytes of a part do not
+depend on which process makes it or on earlier interruptions; at the end the parts are strung together.
 """
 
 import io
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Protocol, TypeAlias
+from zipfile import ZipFile
 
 import PIL
 from PIL import Image
 from PIL.Image import Resampling
 
-from edm2.datasets.parts import check_new_zip, digest, labels_to_json, parts_folder, remove, writing_to
-from edm2.datasets.stored_zip import count_members, writing_zip
+from edm2.datasets.parts import append, check_new_zip, digest, labels_to_json, member, parts_folder, remove, writing_to
 from edm2.post_hoc_ema import atomic_output
 from edm2.training.data.archive import Catalog, read_image
 from edm2.training.data.files import DatasetError, Files
@@ -37,17 +37,17 @@ Source: TypeAlias = "str | Path | tuple[Files, Catalog]"
 """Folder or ZIP of images; or any files with a catalog of the images among them."""
 
 PART_SIZE, PART_BYTES = 64, 1 << 23
-"""A part has about so many bytes, so that waiting for the disk pays, but at least so many images."""
+"""Images of a part at least, and bytes of a part about: large enough that waiting for the disk pays."""
 
 PART_VERSION = 2
-"""Parts of other versions of this program, whose bytes may differ, are not used."""
+"""Version of the bytes of a part; parts of other versions are not used."""
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Transforms
 
 
 class Transform(Protocol):
-    """An RGB image to one of `height` x `width` (`CenterCropWide`: of `width` x `width`), or None if it is too small.
+    """Function from an RGB image to one of `height` x `width` (`CenterCropWide`: `width` x `width`), None if too small.
 
     Two transforms whose `repr` is the same must do the same.
     """
@@ -60,7 +60,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Resize:
-    """The whole image, stretched (Lanczos)."""
+    """Stretch the whole image (Lanczos)."""
 
     height: int
     width: int
@@ -71,10 +71,10 @@ class Resize:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The largest square in the middle, resized (Lanczos).
+    """Resize the largest square in the middle (Lanczos).
 
     Raises:
-        ValueError: height and width differ.
+        ValueError: Height and width differ.
     """
 
     height: int
@@ -90,13 +90,13 @@ class CenterCrop:
 
 @dataclass(frozen=True)
 class CenterCropDhariwal:
-    """As ImageNet is usually prepared (Dhariwal and Nichol 2021, arXiv 2105.05233): halve, then bicubic, then crop.
+    """Halve, resize (bicubic), then crop, as ImageNet is usually prepared (Dhariwal and Nichol 2021, arXiv 2105.05233).
 
-    Halved by 2x2 averages while the short side is at least twice what is wanted, so that the bicubic filter, which sees
+    Halved by 2x2 averages while the short side is at least twice the wanted one, so that the bicubic filter, which sees
     few pixels in their implementation, has little left to do.
 
     Raises:
-        ValueError: height and width differ.
+        ValueError: Height and width differ.
     """
 
     height: int
@@ -115,13 +115,13 @@ class CenterCropDhariwal:
 
 @dataclass(frozen=True)
 class CenterCropWide:
-    """A wide band from the middle (Lanczos), between black bars that make it a square of `width` x `width`.
+    """Resize a wide band from the middle (Lanczos), between black bars that make it a square of `width` x `width`.
 
     The band has all columns of the image and round(width H / W) of its H rows: as many as the image would have if it
     were `width` wide. Images with fewer than `width` columns, or bands of fewer than `height` rows, are too small.
 
     Raises:
-        ValueError: higher than wide.
+        ValueError: Higher than wide.
     """
 
     height: int
@@ -147,7 +147,7 @@ TRANSFORMS = {
     "center-crop-wide": CenterCropWide,
     "resize": Resize,
 }
-"""The transforms by the names they have on the command line."""
+"""Transforms by their names on the command line."""
 
 
 def _check_square(transform: CenterCrop | CenterCropDhariwal) -> None:
@@ -159,7 +159,7 @@ def _check_square(transform: CenterCrop | CenterCropDhariwal) -> None:
 
 
 def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The middle `width` columns and `height` rows; the odd pixel goes to the right and below."""
+    """Crop to the middle `width` columns and `height` rows; an odd pixel is left over on the right and below."""
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -170,12 +170,12 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Converted:
-    """What came of a conversion."""
+    """Result of a conversion."""
 
     images: int
-    """Images in the result."""
+    """Number of images in the result."""
     skipped: int
-    """Images that were too small for the transform."""
+    """Number of images that were too small for the transform."""
 
 
 def convert(
@@ -188,16 +188,17 @@ def convert(
 ) -> Converted:
     """Write the images of `source` to the ZIP file `out`, in plain sort order of their names, with their labels.
 
-    The bytes depend on the images, their names, the transform and Pillow's version alone. If stopped or failed, the
-    same call (with any number of workers) takes up all finished parts. Needs twice the space of `out` while it runs.
+    The bytes depend on the images, their names, the transform and Pillow's version alone. After an interruption or
+    an error, the same call (with any number of workers) uses all finished parts. Needs twice the space of `out`
+    while it runs.
 
     Args:
-        source: Folder or ZIP of images (`edm2.training.data.archive`), or what `edm2.datasets.huggingface` opens. Grays
+        source: Folder or ZIP of images (`edm2.training.data.archive`), or the result of `open_huggingface`. Grays
             become RGB, transparency is dropped.
         out: ZIP file to write; must not exist.
-        transform: What makes the images one size. Those too small for it are left out, but use up a number.
-        max_images: Take only the first so many images.
-        workers: Processes that share the work; 1: this one.
+        transform: Makes the images one size. Images that are too small for it are left out, but use up a number.
+        max_images: Number of images to take from the beginning; default: all.
+        workers: Processes that divide the work; 1: this one.
         report: Called with the number of images done and of all, as the work goes on.
 
     Raises:
@@ -217,7 +218,8 @@ def convert(
             _make_parts(parts, listing.files, workers, report)
             _assemble(parts, listing, complete)
         remove(path for path in work.iterdir() if path != complete)
-        written = count_members(complete) - 1  # all but dataset.json
+        with ZipFile(complete) as archive:
+            written = len(archive.infolist()) - 1  # all but dataset.json
         complete.replace(out)
     return Converted(written, len(listing.names) - written)
 
@@ -229,12 +231,12 @@ def _check_request(out: Path, max_images: int | None, workers: int) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What there is to do
+# Planning
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """The images to convert."""
+    """Images to convert."""
 
     files: Files
     names: list[str]
@@ -244,7 +246,7 @@ class _Listing:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some images on their way into one file."""
+    """Images that go into one file."""
 
     path: Path
     transform: Transform
@@ -253,17 +255,11 @@ class _Part:
 
 
 def _list_source(source: Source, max_images: int | None) -> _Listing:
-    files, catalog = source if isinstance(source, tuple) else open_archive(_existing(Path(source)))
+    files, catalog = source if isinstance(source, tuple) else open_archive(Path(source))
     if arrays := [name for name in catalog.names if name.lower().endswith(".npy")]:
         raise DatasetError(f"{files.path}/{arrays[0]}: an array, not an image; such a dataset can be used as it is")
     names, labels = catalog.names[:max_images], catalog.labels[:max_images].tolist()
     return _Listing(files, names, labels, catalog.class_names)
-
-
-def _existing(source: Path) -> Path:
-    if not source.exists():
-        raise DatasetError(f"{source}: no such file or folder; give a folder or a ZIP file of images")
-    return source
 
 
 def _divide(listing: _Listing, transform: Transform, work: Path) -> list[_Part]:
@@ -286,7 +282,7 @@ def _part_size(transform: Transform) -> int:
 
 
 def _make_parts(parts: Sequence[_Part], files: Files, workers: int, report: Callable[[int, int], None]) -> None:
-    """Make the parts that are not there yet."""
+    """Make the missing parts."""
     missing = [part for part in parts if not part.path.exists()]
     total = sum(len(part.names) for part in parts)
     done = total - sum(len(part.names) for part in missing)
@@ -313,18 +309,18 @@ def _made_by_workers(parts: Sequence[_Part], files: Files, workers: int) -> Iter
 
 
 _files_of_worker: Files
-"""Opened once per process: the table of contents of a large ZIP takes seconds to read."""
+"""Source, handed over once per process: the directory of a large ZIP has a hundred megabytes."""
 
 
 def _start_worker(files: Files) -> None:
     global _files_of_worker
     _files_of_worker = files
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one tells the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work forever."""
+    """End this worker when its parent is killed: it would wait for work forever."""
     parent_process().join()
     os._exit(1)
 
@@ -334,16 +330,16 @@ def _make_part_in_worker(part: _Part) -> _Part:
 
 
 def _make_part(part: _Part, files: Files) -> _Part:
-    with atomic_output(part.path) as temporary, writing_zip(temporary) as archive:
+    with atomic_output(part.path) as temporary, ZipFile(temporary, "w") as archive:
         for number, name in enumerate(part.names, part.first):
             image = part.transform(_read_rgb(files, name))
             if image is not None:
-                archive.add(_image_name(number), _encode(image))
+                archive.writestr(member(_image_name(number)), _encode(image))
     return part
 
 
 def _read_rgb(files: Files, name: str) -> Image.Image:
-    """Grays are repeated, transparency is dropped without blending; nothing but pixels is kept (no color profile)."""
+    """Read an image as RGB: gray repeated, transparency dropped without blending, no color profile kept."""
     try:
         image = read_image(files, name)
     except DatasetError as error:
@@ -359,29 +355,29 @@ def _encode(image: Image.Image) -> bytes:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The whole
+# Assembly
 
 
 def _assemble(parts: Sequence[_Part], listing: _Listing, path: Path) -> None:
     """String the parts together, and add dataset.json.
 
     Raises:
-        DatasetError: There is no image in any of them.
+        DatasetError: They hold no image.
     """
-    with atomic_output(path) as temporary, writing_zip(temporary) as archive:
-        names = [name for part in parts for name in archive.append(part.path)]
+    with atomic_output(path) as temporary, ZipFile(temporary, "w") as archive:
+        names = [name for part in parts for name in append(archive, part.path)]
         if not names:
-            remove(part.path for part in parts)  # there is nothing to go on with
+            remove(part.path for part in parts)  # empty, so of no use to another call
             raise DatasetError(
                 f"{listing.files.path}: all {len(listing.names)} images are too small for {parts[0].transform}; "
                 "choose a lower resolution or another transform"
             )
         labels = {name: listing.labels[_image_number(name)] for name in names}
-        archive.add("dataset.json", json.dumps(labels_to_json(labels, listing.class_names)).encode())
+        archive.writestr(member("dataset.json"), json.dumps(labels_to_json(labels, listing.class_names)))
 
 
 def _image_name(number: int) -> str:
-    """Images in folders of a thousand: 12345 is "00012/img00012345.png"."""
+    """Name of an image, in folders of a thousand: 12345 is "00012/img00012345.png"."""
     return f"{number:08}"[:5] + f"/img{number:08}.png"
 
 

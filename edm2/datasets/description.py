@@ -1,4 +1,4 @@
-"""What is known of a dataset beyond its images: entries of its dataset.json, written without touching the images."""
+"""Entries of a dataset's dataset.json beyond labels, written without touching the images."""
 
 import json
 import os
@@ -6,26 +6,24 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, ZipInfo
+from zipfile import ZipFile
 
 from edm2.datasets.measuring import Statistics
-from edm2.datasets.parts import labels_to_json
+from edm2.datasets.parts import labels_to_json, member
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import Dataset, open_dataset
-from edm2.training.data.archive import open_files, read_catalog
+from edm2.training.data.archive import DESCRIPTION, open_files, read_catalog, read_description
 from edm2.training.data.dataset import ArchiveDataset
 from edm2.training.data.files import Files
 from edm2.training.data.index import open_archive
 
-NAME = "dataset.json"
-
 
 def check_writable(path: str | Path) -> None:
-    """Whether `write_entry` has a chance: measuring takes long.
+    """Check before measuring, which takes long, that `write_entry` can succeed.
 
     Raises:
-        DatasetError: Nothing is there.
-        ValueError: It is no file or folder.
+        DatasetError: The path does not exist.
+        ValueError: It is neither a file nor a folder.
         OSError: Not allowed to write there, or a ZIP has no room for a second copy beside it.
     """
     if path == "digits":
@@ -42,7 +40,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def open_to_measure(path: str | Path) -> Dataset:
-    """A dataset without what was measured of it before, which may be wrong. Raises what `open_dataset` raises."""
+    """Open a dataset without its stored statistics, which may be wrong. Raises what `open_dataset` raises."""
     if path == "digits":
         return open_dataset(path)
     files, catalog = open_archive(Path(path))
@@ -51,7 +49,7 @@ def open_to_measure(path: str | Path) -> Dataset:
 
 
 def store_statistics(path: str | Path, dataset: Dataset, statistics: Statistics) -> None:
-    """Set what training takes mean and standard deviation from; what is known of the VAE stays. See `write_entry`.
+    """Store mean and standard deviation for training; entries about the VAE stay. See `write_entry`.
 
     Raises:
         ValueError: A channel never varies.
@@ -69,7 +67,7 @@ def store_statistics(path: str | Path, dataset: Dataset, statistics: Statistics)
 def write_entry(path: str | Path, key: str, entry: dict[str, Any]) -> None:
     """Set one entry of the dataset.json of a folder or ZIP; if there is none, its classes are the sub-folders.
 
-    The dataset is the old one or the new one, at every moment. A ZIP needs the space of a second copy for a while.
+    The dataset is the old one or the new one, at every moment. A ZIP needs the space of a second copy meanwhile.
 
     Raises:
         DatasetError: The dataset cannot be used.
@@ -88,14 +86,14 @@ def write_entry(path: str | Path, key: str, entry: dict[str, Any]) -> None:
 
 
 def _contents(files: Files) -> dict[str, Any]:
-    if NAME in files.names():
-        return json.loads(files.read(NAME))
+    if DESCRIPTION in files.names():
+        return read_description(files)
     catalog = read_catalog(files)
     return labels_to_json(dict(zip(catalog.names, catalog.labels.tolist(), strict=True)), catalog.class_names)
 
 
 def _write_to_folder(folder: Path, contents: str) -> None:
-    with atomic_output(folder / NAME) as temporary:
+    with atomic_output(folder / DESCRIPTION) as temporary:
         temporary.write_text(contents, encoding="utf-8")
 
 
@@ -103,22 +101,14 @@ def _write_to_zip(path: Path, contents: str) -> None:
     with atomic_output(path) as temporary:
         shutil.copyfile(path, temporary)
         with ZipFile(temporary, "a") as archive:
-            _drop(archive, NAME)
-            archive.writestr(_member(), contents)
-
-
-def _member() -> ZipInfo:
-    """Without date, as in all datasets made here: the same contents are the same bytes."""
-    member = ZipInfo(NAME, date_time=(1980, 1, 1, 0, 0, 0))
-    member.create_system = 3  # Unix, whose permissions the next line gives: all may read
-    member.external_attr = 0o644 << 16
-    return member
+            _drop(archive, DESCRIPTION)
+            archive.writestr(member(DESCRIPTION), contents)
 
 
 def _drop(archive: ZipFile, name: str) -> None:
-    """Take a member, if it is there, out of the directory, and out of the file where it is the last."""
-    member = archive.NameToInfo.pop(name, None)
-    if member is not None:
-        archive.filelist.remove(member)
-        if all(other.header_offset < member.header_offset for other in archive.filelist):
-            archive.start_dir = member.header_offset  # where the next member goes
+    """Remove a member, if it is there, from the directory, and from the file if it is the last."""
+    info = archive.NameToInfo.pop(name, None)
+    if info is not None:
+        archive.filelist.remove(info)
+        if all(other.header_offset < info.header_offset for other in archive.filelist):
+            archive.start_dir = info.header_offset  # where the next member goes

@@ -2,10 +2,9 @@
 
     encode("images-512.zip", "latents.zip", MomentEncoder(device=torch.device("cuda")))
 
-The work is divided into parts (see `edm2.datasets.parts`), and shared by the processes of a torchrun job if there are
-several. In each process images are read ahead by threads and parts are written by another, so the VAE never waits for a
-disk. A part holds whole batches, so who encodes what changes nothing. The statistics of the latents, which training
-needs, are added up on the way.
+The work is divided into parts (see `edm2.datasets.parts`), and the parts among the processes of a torchrun job. In each
+process threads read images ahead and write parts, so the VAE never waits for a disk. A part holds whole batches, so it
+does not matter which process encodes it. The statistics of the latents, which training needs, are added up on the way.
 """
 
 import io
@@ -17,6 +16,7 @@ from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import PIL
@@ -27,14 +27,15 @@ from edm2.datasets.measuring import Statistics, Sums, measure, sums_of_moments, 
 from edm2.datasets.moments import MomentEncoder
 from edm2.datasets.parts import (
     ahead,
+    append,
     check_new_zip,
     digest,
     labels_to_json,
+    member,
     parts_folder,
     remove,
     writing_to,
 )
-from edm2.datasets.stored_zip import writing_zip
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import DatasetError, LatentCodec
 from edm2.training.data.archive import open_files
@@ -46,24 +47,24 @@ from edm2.training.distributed.processes import Processes
 __all__ = ["Encoded", "encode"]
 
 PART_SIZE = 64
-"""Images per part, or one batch if that is more."""
+"""Images per part; one batch if that is more."""
 
 READ_AHEAD = 4
-"""Batches that are read, or being read, while one is encoded."""
+"""Batches to read ahead while one is encoded."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What came of it."""
+    """Result of an encoding."""
 
     images: int
-    """Images in the result."""
+    """Number of images in the result."""
     shape: tuple[int, int, int]
-    """Of the moments of an image: 2 C, H, W."""
+    """Shape of the moments of an image: 2 C, H, W."""
     statistics: Statistics
     """Measured on all latents, in the VAE's unit."""
     latents: dict[str, Any]
-    """What the dataset says of its latents."""
+    """Entry "latents" of dataset.json."""
 
 
 def encode(
@@ -79,29 +80,30 @@ def encode(
 ) -> Encoded | None:
     """Write the moments of the images in `source` to the ZIP file `out`, with their labels and their statistics.
 
-    The bytes depend on the images, the VAE, the settings and the kind of device, not on how many processes shared the
-    work or how often it was stopped: the same call, with any number of processes, takes up all finished parts. Needs
-    twice the space of `out` while it runs.
+    The bytes depend on the images, the VAE, the settings and the kind of device, not on the number of processes or on
+    interruptions: the same call, with any number of processes, uses all finished parts. Needs twice the space of `out`
+    while it runs.
 
     Args:
         source: Folder or ZIP of images of one size. Grays become RGB, transparency is dropped.
         out: ZIP file to write; must not exist.
-        encoder: What makes moments of pixels.
+        encoder: Makes moments of pixels.
         batch_size: Images that the VAE encodes at a time.
-        max_images: Take only the first so many images.
+        max_images: Number of images to take from the beginning; default: all.
         workers: Threads that read images, in each process.
-        paper_statistics: Tell the trainer the paper's mean and standard deviation instead of the measured ones, as
+        paper_statistics: Store the paper's mean and standard deviation for the trainer instead of the measured ones, as
             networks trained elsewhere expect. Only for the paper's VAE and range of pixels.
-        processes: Those of the job, all of which make this call; default: this one alone.
-        report: Called with the number of images done and of all, of this process's share, as the work goes on.
+        processes: Processes of the job, all of which make this call; default: this one alone.
+        report: Called with the number of this process's images that are done, and of all that are its own, as the work
+            goes on.
 
     Returns:
-        What came of it; None in all processes but the first.
+        The result; None in all processes but the first.
 
     Raises:
         DatasetError: The source cannot be used, an image cannot be read, or its moments are no numbers.
         ValueError: `out` does not end in .zip, the images do not fit the VAE, or a number is below 1.
-        VAEError: The VAE cannot be had.
+        VAEError: The VAE cannot be loaded.
         FileExistsError: `out` exists.
         OSError: `out` cannot be written, for instance because the disk is full.
     """
@@ -138,12 +140,12 @@ def _check_request(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What there is to do
+# Planning
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Images, and what to do with them."""
+    """Images and settings."""
 
     files: Files
     dataset: ArchiveDataset
@@ -160,7 +162,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some images on their way into one file."""
+    """Images that go into one file."""
 
     path: Path
     first: int  # number of the first image
@@ -168,7 +170,7 @@ class _Part:
 
     @property
     def sums(self) -> Path:
-        """File of the sums for the statistics; there before the part is."""
+        """File of the sums for the statistics, written before the part."""
         return self.path.with_suffix(".json")
 
     @property
@@ -177,8 +179,6 @@ class _Part:
 
 
 def _list_source(source: Path, max_images: int | None) -> tuple[Files, ArchiveDataset, list[str]]:
-    if not source.exists():
-        raise DatasetError(f"{source}: no such file or folder; give a folder or a ZIP file of images")
     files, catalog = open_archive(source)
     dataset = ArchiveDataset(files, catalog)
     if dataset.kind != "pixels":
@@ -208,13 +208,13 @@ def _digest_of_whole(job: _Job, parts: Sequence[_Part]) -> str:
 
 
 def _remove_others(work: Path, parts: Sequence[_Part], complete: Path) -> None:
-    """Parts of something that was asked for before; a temporary file may be somebody's."""
+    """Remove parts of other calls; a temporary file may be that of another process."""
     ours = {complete, *(part.path for part in parts), *(part.sums for part in parts)}
     remove(path for path in work.iterdir() if path not in ours and path.suffix != ".tmp")
 
 
 def _make_parts(job: _Job, parts: Sequence[_Part], report: Callable[[int, int], None]) -> None:
-    """Make the parts that are not there yet."""
+    """Make the missing parts."""
     missing = [part for part in parts if not part.path.exists()]
     total = sum(len(part.names) for part in parts)
     done = total - sum(len(part.names) for part in missing)
@@ -227,9 +227,9 @@ def _make_parts(job: _Job, parts: Sequence[_Part], report: Callable[[int, int], 
 
 
 def _encoded(job: _Job, parts: Sequence[_Part], readers: ThreadPoolExecutor) -> Iterator[tuple[_Part, np.ndarray]]:
-    """Every part with the moments of its images.
+    """Yield every part with the moments of its images: float [N, 2 C, H, W].
 
-    A batch is looked at when the next one has been given to the VAE, so that a GPU always has something to do.
+    The result of a batch is copied to the CPU when the next one has been given to the VAE, so a GPU is never idle.
     """
     reads = (partial(_read_rgb, job.dataset, number) for part in parts for number in part.numbers)
     images = ahead(readers, reads, depth=max(READ_AHEAD * job.batch_size, job.workers))
@@ -246,7 +246,7 @@ def _batches(part: _Part, size: int) -> list[list[str]]:
 
 
 def _read_rgb(dataset: ArchiveDataset, index: int) -> Tensor:
-    """Pixels [3, H, W]; grays are repeated, transparency is dropped without blending."""
+    """Read pixels uint8 [3, H, W]: gray repeated, transparency dropped without blending."""
     try:
         pixels = dataset.images([index])[0]
     except DatasetError as error:
@@ -271,9 +271,9 @@ def _write_part(part: _Part, moments: np.ndarray) -> _Part:
     sums = total_of([sums_of_moments(image) for image in moments])
     with atomic_output(part.sums) as temporary:
         temporary.write_text(json.dumps(asdict(sums)))
-    with atomic_output(part.path) as temporary, writing_zip(temporary) as archive:
+    with atomic_output(part.path) as temporary, ZipFile(temporary, "w") as archive:
         for number, image in zip(part.numbers, moments, strict=True):
-            archive.add(_moments_name(number), _to_npy(image))
+            archive.writestr(member(_moments_name(number)), _to_npy(image))
     return part
 
 
@@ -284,16 +284,16 @@ def _to_npy(array: np.ndarray) -> bytes:
 
 
 def _moments_name(number: int) -> str:
-    """Images in folders of a thousand: 12345 is "00012/img-mean-std-00012345.npy"."""
+    """Name of an image's moments, in folders of a thousand: 12345 is "00012/img-mean-std-00012345.npy"."""
     return f"{number:08}"[:5] + f"/img-mean-std-{number:08}.npy"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The whole
+# Assembly
 
 
 def _finish(job: _Job, parts: Sequence[_Part], complete: Path, out: Path) -> Encoded:
-    """String the parts together, unless that is done, and give the result its name."""
+    """String the parts together if they are not yet, and give the result its name."""
     if not complete.exists():
         _check_parts(parts)
         _assemble(job, parts, complete)
@@ -312,11 +312,11 @@ def _check_parts(parts: Sequence[_Part]) -> None:
 
 
 def _assemble(job: _Job, parts: Sequence[_Part], path: Path) -> None:
-    with atomic_output(path) as temporary, writing_zip(temporary) as archive:
-        names = [name for part in parts for name in archive.append(part.path)]
+    with atomic_output(path) as temporary, ZipFile(temporary, "w") as archive:
+        names = [name for part in parts for name in append(archive, part.path)]
         contents = labels_to_json(dict(zip(names, job.labels, strict=True)), job.dataset.class_names)
         contents["latents"] = _describe(job, _statistics(parts))
-        archive.add("dataset.json", json.dumps(contents).encode())
+        archive.writestr(member("dataset.json"), json.dumps(contents))
 
 
 def _statistics(parts: Sequence[_Part]) -> Statistics:
@@ -329,7 +329,7 @@ def _read_sums(path: Path) -> Sums:
 
 
 def _describe(job: _Job, statistics: Statistics) -> dict[str, Any]:
-    """What the trainer needs to know, and whoever decodes samples."""
+    """Entry "latents" of dataset.json, for training and for decoding samples."""
     described = {"vae": job.encoder.name, "pixel_range": list(job.encoder.pixel_range), **statistics.to_json()}
     if job.paper_statistics:
         described |= {"mean": list(LatentCodec().mean), "std": list(LatentCodec().std)}

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edm2.post_hoc_ema.files import first_line
 from edm2.training.data.archive import MAX_CLASSES, Catalog
-from edm2.training.data.files import DatasetError, one_line
+from edm2.training.data.files import DatasetError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,14 +26,14 @@ SAVED = ("state.json", "dataset_dict.json")
 
 
 class HuggingFaceFiles:
-    """The stored bytes of one column of images; names are row numbers.
+    """Stored bytes of one column of images; names are row numbers.
 
-    Every process opens the dataset for itself. To do so it takes a few hundred bytes that say where the rows lie.
+    Every process opens the dataset for itself, from a few hundred pickled bytes that say in which files the rows are.
 
     Args:
-        where: What to call the dataset in messages.
+        where: Name of the dataset in messages.
         dataset: The rows.
-        column: The images.
+        column: Name of the column of images.
     """
 
     def __init__(self, where: str, dataset: "Dataset", column: str) -> None:
@@ -47,7 +48,7 @@ class HuggingFaceFiles:
         return [f"{row:08}" for row in range(self._count)]
 
     def stamps(self, names: Sequence[str]) -> list[tuple[str, int]]:
-        """Those of all rows change when any does."""
+        """Fingerprint of the dataset with each row number: all change when any row does."""
         return [(self._fingerprint, int(name)) for name in names]
 
     def read(self, name: str) -> bytes:
@@ -72,18 +73,18 @@ def open_huggingface(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> tuple[HuggingFaceFiles, Catalog]:
-    """The images of a dataset with their labels, to be handed to `convert`.
+    """Open the images of a dataset with their labels, for `convert`.
 
     Args:
-        name: On the hub; or a local folder, written by `save_to_disk` or of files that `load_dataset` knows.
-        config: Which of its variants.
-        split: Which of its parts.
+        name: Name on the hub; or a local folder, written by `save_to_disk` or of files that `load_dataset` knows.
+        config: Name of one of its variants.
+        split: Name of one of its splits.
         image_column: Default: the only column of images.
         label_column: A column of class names, class numbers from 0 or texts; default: the only one of class names.
             "none": without labels.
 
     Raises:
-        DatasetError: `datasets` is not installed, the dataset or a column cannot be had, or an image has no label.
+        DatasetError: `datasets` is not installed, the dataset or a column cannot be loaded, or an image has no label.
     """
     where = f"hf:{name}"
     dataset = _load(where, name, config, split)
@@ -101,22 +102,22 @@ def _load(where: str, name: str, config: str | None, split: str) -> "Dataset":
         import datasets
     except ImportError:
         raise DatasetError(f"{where}: the package is missing; pip install datasets") from None
-    _speak_only_to_people(datasets)
+    _silence(datasets)
     try:
         if not any((Path(name) / file).exists() for file in SAVED):
             return datasets.load_dataset(name, config, split=split)
         saved = datasets.load_from_disk(name)
         return saved if isinstance(saved, datasets.Dataset) else saved[split]
     except Exception as error:  # the hub has many ways to fail
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise DatasetError(
-            f"{where}: cannot be loaded ({reason[:300]}); check its name, --config and --split, "
+            f"{where}: cannot be loaded ({reason}); check its name, --config and --split, "
             "or give a local copy while offline"
         ) from error
 
 
-def _speak_only_to_people(datasets: Any) -> None:
-    """Warnings of lost connections would bury the one line that says what is wrong, and bars belong on a terminal."""
+def _silence(datasets: Any) -> None:
+    """Silence warnings of lost connections, which would bury the one-line error, and bars where no terminal is."""
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()
@@ -126,7 +127,7 @@ def _speak_only_to_people(datasets: Any) -> None:
 
 
 def _choose(where: str, dataset: "Dataset", kind: str, wanted: str | None) -> str | None:
-    """The column asked for, else the only one of its kind, or None."""
+    """Return the wanted column, else the only one of its kind, or None."""
     if wanted is not None:
         if wanted not in dataset.column_names:
             raise DatasetError(f"{where}: there is no column {wanted}, only {', '.join(dataset.column_names)}")
@@ -139,14 +140,14 @@ def _choose(where: str, dataset: "Dataset", kind: str, wanted: str | None) -> st
 
 
 def _labels(where: str, dataset: "Dataset", column: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """int64 [N] class indices, -1 throughout if unlabelled; and the names of the classes."""
+    """Labels int64 [N], -1 throughout if unlabelled; and the names of the classes."""
     if column is None:
         return np.full(len(dataset), -1, dtype=np.int64), ()
     values = dataset.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
     if all(isinstance(value, str) for value in values):
         names = sorted(set(values))
-        rank = {name: index for index, name in enumerate(names)}
-        return np.array([rank[value] for value in values], dtype=np.int64), tuple(names)
+        index = {name: index for index, name in enumerate(names)}
+        return np.array([index[value] for value in values], dtype=np.int64), tuple(names)
     names = getattr(dataset.features[column], "names", None)
     limit = len(names) if names else MAX_CLASSES
     for row, value in enumerate(values):

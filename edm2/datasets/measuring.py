@@ -1,7 +1,7 @@
-"""Mean and standard deviation of a dataset, per channel, and sigma_data, what is left of all channels together.
+"""Mean and standard deviation of a dataset per channel, and sigma_data over all channels.
 
 Networks and preconditioning expect data of mean 0 and standard deviation sigma_data (0.5; arXiv 2312.02696v2, Appendix
-B.1). Sums are float64 and added in the order of the images, so neither the number of workers nor an interruption shows.
+B.1). Sums are float64 and added in the order of the images, so the number of workers does not change them.
 """
 
 import math
@@ -12,7 +12,6 @@ from functools import partial, reduce
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from edm2.datasets.parts import ahead
 from edm2.training import Dataset
@@ -24,7 +23,7 @@ CHUNK = 16
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was measured."""
+    """Measured statistics."""
 
     mean: tuple[float, ...]
     """Mean per channel: levels of pixels, or latents as the VAE gives them."""
@@ -43,10 +42,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Sums:
-    """What has to be added up for mean and standard deviation."""
+    """Sums from which mean and standard deviation follow."""
 
     count: int
-    """Values per channel."""
+    """Number of values per channel."""
     first: tuple[float, ...]
     """Sum of the values (expected values, for latents) of each channel."""
     second: tuple[float, ...]
@@ -60,20 +59,20 @@ class Sums:
         )
 
     def statistics(self, unit: float = 1.0) -> Statistics:
-        """Mean and standard deviation as they are, sigma_data in multiples of `unit`."""
+        """Mean and standard deviation in the unit of the values, sigma_data in multiples of `unit`."""
         mean = [total / self.count for total in self.first]
         variance = [max(0.0, total / self.count - m**2) for total, m in zip(self.second, mean, strict=True)]
         return Statistics(tuple(mean), tuple(map(math.sqrt, variance)), math.sqrt(sum(variance) / len(variance)) / unit)
 
 
 def sums_of_pixels(image: np.ndarray) -> Sums:
-    """Of levels [C, H, W]."""
+    """Sums of levels [C, H, W]."""
     levels = image.astype(np.float64)
     return _sums(levels, np.square(levels))
 
 
 def sums_of_moments(moments: np.ndarray) -> Sums:
-    """Of the latents z = mean + std · noise that moments [2 C, H, W] stand for: E[z] = mean, E[z²] = mean² + std²."""
+    """Sums of the latents z = mean + std · noise with moments [2 C, H, W]: E[z] = mean, E[z²] = mean² + std²."""
     mean, std = np.split(moments.astype(np.float64), 2)
     return _sums(mean, np.square(mean) + np.square(std))
 
@@ -89,11 +88,11 @@ def measure(
     workers: int = 1,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Statistics:
-    """Statistics of a dataset of pixels or of moments.
+    """Measure the statistics of a dataset of pixels or of moments.
 
     Args:
-        dataset: What to measure.
-        max_images: Look at so many images only, evenly spaced.
+        dataset: Dataset to measure.
+        max_images: Number of evenly spaced images to measure; default: all.
         workers: Threads that read and add up.
         report: Called with the number of images done and of all, as the work goes on.
 
@@ -116,13 +115,9 @@ def measure(
 
 def _sums_of_chunk(dataset: Dataset, indices: Sequence[int]) -> Sums:
     sums_of = sums_of_pixels if dataset.kind == "pixels" else sums_of_moments
-    return total_of([sums_of(_one(dataset, index).numpy()) for index in indices])
-
-
-def _one(dataset: Dataset, index: int) -> Tensor:
-    return dataset.images([index])[0]
+    return total_of([sums_of(dataset.images([index])[0].numpy()) for index in indices])
 
 
 def total_of(sums: Sequence[Sums]) -> Sums:
-    """All together, added in their order."""
+    """Add sums in their order."""
     return reduce(Sums.__add__, sums)

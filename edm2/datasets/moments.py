@@ -1,4 +1,4 @@
-"""Pixels to moments: what the encoder of a variational autoencoder (VAE) says of the latents of an image.
+"""Pixels to moments: mean and standard deviation of latents, by the encoder of a variational autoencoder (VAE).
 
     x = black + pixels / 255 (white - black),   q(z | x) = N(mean, std²),   moments = mean of all channels, then std
 
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from edm2.training.data.vae import SD_VAE, check_pixel_range, load_vae
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-"""What moments can be stored in."""
+"""Types in which moments can be stored."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What the VAE can compute in."""
+"""Types in which the VAE can compute."""
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class MomentEncoder:
-    """The encoder of a VAE on one device.
+    """Encoder of a VAE on one device.
 
     Raises:
         ValueError: Unknown or impossible settings.
@@ -40,13 +40,13 @@ class MomentEncoder:
     """Values of black and white at the VAE's input. The paper's pipeline has 0 and 1, though the VAE knows -1 and 1."""
 
     dtype: str = "fp32"
-    """What moments are stored in: fp32, or fp16, which takes half the space."""
+    """Type in which moments are stored: fp32, or fp16, which takes half the space."""
 
     precision: str = "fp32"
-    """What the VAE computes in: fp32 (convolutions as PyTorch does them by default), or on CUDA bf16 or fp16."""
+    """Type in which the VAE computes: fp32 (convolutions as PyTorch does them by default), or on CUDA bf16 or fp16."""
 
     device: torch.device = CPU
-    """Where the VAE computes."""
+    """Device on which the VAE computes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pixel_range", tuple(map(float, self.pixel_range)))
@@ -60,11 +60,11 @@ class MomentEncoder:
 
     @property
     def name(self) -> str:
-        """What to call the VAE in the dataset: the hub id, or the folder's full path."""
+        """Name of the VAE in the dataset: the hub id, or the folder's full path."""
         return str(Path(self.vae).resolve()) if Path(self.vae).is_dir() else self.vae
 
     def load(self) -> nn.Module:
-        """The VAE. Raises VAEError if it cannot be had."""
+        """Load the VAE, or take it from the cache. Raises VAEError if it cannot be loaded."""
         return load_vae(self.vae, self.device)
 
     def check(self, height: int, width: int) -> None:
@@ -80,7 +80,7 @@ class MomentEncoder:
             )
 
     def identity(self) -> list[Any]:
-        """All that decides which moments an image gets, as JSON: settings, versions, and a digest of the VAE."""
+        """Everything that decides which moments an image gets, as JSON: settings, versions, and a digest of the VAE."""
         vae = self.load()
         weights = hashlib.sha256(json.dumps(dict(vae.config), sort_keys=True, default=str).encode())
         for name, tensor in sorted(vae.state_dict().items()):
@@ -93,7 +93,7 @@ class MomentEncoder:
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 [N, 3, factor H, factor W] -> float32 [N, 2 C, H, W] on the device, not yet in the type of storage.
 
-        On CUDA this returns at once, and the GPU is still at it.
+        On CUDA this returns at once, before the GPU is done.
 
         Raises:
             RuntimeError: The device's memory is too small for so many images.
@@ -114,5 +114,5 @@ class MomentEncoder:
         return torch.cat([latents.mean, latents.std], dim=1).to(torch.float32)
 
     def to_storage(self, moments: Tensor) -> Tensor:
-        """Moments as they are stored; beyond the range of fp16 there is infinity."""
+        """Convert moments to the type of storage; beyond the range of fp16 they become infinite."""
         return moments.to(DTYPES[self.dtype])

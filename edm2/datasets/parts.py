@@ -1,8 +1,8 @@
-"""Long work on many files in parts that survive being stopped, and the ZIP that they become.
+"""Long work on many files in parts that survive an interruption, and the ZIP that they become.
 
-A finished part is a small ZIP in a hidden folder beside the result, under a digest of everything that decides its
-contents. So work that was stopped, in whatever way, finds the parts that are still right by their names, and the result
-does not depend on who made which part when. At the end the parts are strung together.
+A finished part is a small ZIP in a hidden folder beside the result, named by a digest of everything that decides its
+contents. So a later call finds the parts that are still valid by their names, and the result does not depend on which
+process made which part. At the end the parts are strung together.
 """
 
 import hashlib
@@ -13,12 +13,13 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 Result = TypeVar("Result")
 
 
 def digest(*contents: Any) -> str:
-    """A name for contents that JSON can hold: 32 hexadecimal digits, others for other contents."""
+    """Digest of contents that JSON can hold: 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:32]
 
 
@@ -27,7 +28,7 @@ def digest(*contents: Any) -> str:
 
 
 def check_new_zip(out: Path) -> None:
-    """Raises ValueError if `out` does not end in .zip, FileExistsError if something has this name."""
+    """Raises ValueError if `out` does not end in .zip, FileExistsError if it exists."""
     if out.suffix.lower() != ".zip":
         raise ValueError(f"{out}: datasets are written as ZIP files; write {out.name}.zip")
     if out.exists():
@@ -36,15 +37,15 @@ def check_new_zip(out: Path) -> None:
 
 
 def parts_folder(out: Path) -> Path:
-    """Where the parts of `out` lie while it is made."""
+    """Folder of the parts of `out`."""
     return out.with_name(f".{out.name}.parts")
 
 
 @contextmanager
 def writing_to(out: Path) -> Iterator[Path]:
-    """Make the folder for the parts, leave it only if something is in it, and say which file trouble is about.
+    """Make the folder for the parts, remove it at the end if it is empty, and name `out` in errors of writing.
 
-    Reading does not end up here: archives turn all that can happen then into a DatasetError.
+    Errors of reading are no OSError: archives turn them into a DatasetError.
     """
     work = parts_folder(out)
     try:
@@ -61,15 +62,15 @@ def writing_to(out: Path) -> Iterator[Path]:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files; those that are gone already do not matter."""
+    """Remove files that may be gone already."""
     for path in list(paths):
         path.unlink(missing_ok=True)
 
 
 def ahead(pool: Executor, calls: Iterable[Callable[[], Result]], depth: int) -> Iterator[Result]:
-    """Results of `calls` in order, while up to `depth` of those that follow are done, or wait, in the background.
+    """Yield the results of `calls` in order, while up to `depth` of the following ones are done in the background.
 
-    `calls` is asked for the next one only when there is room for it.
+    The next of `calls` is taken only when there is room for it.
     """
     futures: deque[Future[Result]] = deque()
     for call in calls:
@@ -81,11 +82,41 @@ def ahead(pool: Executor, calls: Iterable[Callable[[], Result]], depth: int) -> 
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What stands beside the images
+# ZIP files
+
+
+def member(name: str) -> ZipInfo:
+    """Entry for a member that is stored uncompressed and without date: the same contents are the same bytes."""
+    info = ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system = 3  # Unix, whose permissions the next line gives: all may read
+    info.external_attr = 0o644 << 16
+    return info
+
+
+def append(archive: ZipFile, path: Path) -> list[str]:
+    """Copy all members of the ZIP `path` in one piece, without reading them one by one, and return their names.
+
+    `archive.writestr` must follow before it is closed: that is where it notices that it has grown.
+
+    Raises:
+        OSError: The file is damaged.
+    """
+    try:
+        with ZipFile(path) as part, open(path, "rb") as file:
+            archive.fp.seek(archive.start_dir)
+            archive.fp.write(file.read(part.start_dir))  # all that is before its directory
+            members = part.infolist()
+    except BadZipFile as error:
+        raise OSError(f"{path} is damaged, remove it") from error
+    for info in members:
+        info.header_offset += archive.start_dir
+    archive.filelist += members
+    archive.start_dir = archive.fp.tell()
+    return [info.filename for info in members]
 
 
 def labels_to_json(labels: dict[str, int], class_names: Sequence[str]) -> dict[str, Any]:
-    """Contents of dataset.json; names of classes up to the last that occurs, unless they are just numbers."""
+    """Contents of dataset.json: labels, and names of classes up to the last that occurs, unless they are numbers."""
     if not class_names:
         return {"labels": None}
     names = list(class_names[: max(labels.values()) + 1])

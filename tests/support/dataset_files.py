@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -33,3 +34,19 @@ def write_zip(path: Path, files: dict[str, bytes]) -> Path:
         for name, data in files.items():
             file.writestr(name, data)
     return path
+
+
+class Stopped(BaseException):
+    """Not an Exception: nobody may catch it and go on."""
+
+
+def stop_at_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Stop where a file is about to get its name, the `number`-th time and all later times."""
+    replace, count = Path.replace, iter(range(number, -100, -1))
+
+    def stopping(self: Path, target: Path) -> Path:
+        if next(count) <= 0:
+            raise Stopped
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", stopping)

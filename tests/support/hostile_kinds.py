@@ -269,6 +269,8 @@ def _uses_of_a_dataset(box: Sandbox, path: Path, random: Random) -> list[Attempt
         command("info", path, named=path.name),
         library(f"open_dataset({str(path)!r})", lambda: _read_all(path), path.name),
     ]
+    if random.random() < 0.3:
+        uses.append(command("dataset", "check", path, "--workers", 1, named=path.name))
     if random.random() < 0.4:
         convert = ("dataset", "convert", path, box.out / "converted.zip", "--resolution", "8")
         uses.append(command(*convert, "--workers", 1, named=path.name))
@@ -285,7 +287,7 @@ def _uses_of_a_dataset(box: Sandbox, path: Path, random: Random) -> list[Attempt
 def _read_all(path: Path) -> None:
     dataset = project.training.open_dataset(path)
     for start in range(0, len(dataset), 16):
-        dataset.batch(range(start, min(start + 16, len(dataset))))
+        dataset.images(range(start, min(start + 16, len(dataset))))
 
 
 def _members(box: Sandbox, random: Random) -> dict[str, bytes]:

@@ -1,6 +1,8 @@
 """`edm2 dataset`: make datasets of images, and look into them."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ PIXEL_RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0)}
 EPILOG = """\b
 Examples:
   edm2 dataset convert photos/ photos-64.zip --resolution 64
+  edm2 dataset check photos-64.zip
   edm2 dataset stats photos-64.zip
   edm2 dataset encode photos-512.zip latents.zip
   edm2 dataset info photos-64.zip
@@ -54,6 +57,12 @@ Examples:
   edm2 dataset stats latents.zip --max-images 10000 --no-write
 """
 
+CHECK_EPILOG = """\b
+Examples:
+  edm2 dataset check photos-64.zip
+  edm2 dataset check photos/ --workers 32
+"""
+
 INFO_EPILOG = """\b
 Examples:
   edm2 dataset info photos-64.zip
@@ -64,6 +73,22 @@ Examples:
 @click.group(epilog=EPILOG)
 def dataset() -> None:
     """Make a dataset of images or of latents, measure one, or look into one."""
+
+
+@contextmanager
+def _progress(hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal; yields a function to be called with the number of images done and of all."""
+    from tqdm import tqdm
+
+    with tqdm(unit="img", leave=False, disable=True if hidden else None) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            if done == total:
+                bar.set_description("finishing")
+
+        yield report
 
 
 @dataset.command(epilog=CONVERT_EPILOG, short_help="Images of any size to a dataset of one size.")
@@ -99,16 +124,9 @@ def convert(
     hub, or a local copy of one. Interrupted? Run the same again: it goes on where it was, and OUT is the same to the
     bit, whatever the number of workers.
     """
-    from tqdm import tqdm
-
     from edm2.datasets import conversion
 
-    with tqdm(unit="img", leave=False, disable=None) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with _progress() as report:
         result = conversion.convert(
             _open_source(source, selection),
             out,
@@ -122,7 +140,7 @@ def convert(
 
 
 def _open_source(source: str, selection: dict[str, str | None]) -> Any:
-    """What to convert: a path, or what is selected of a Hugging Face dataset."""
+    """Source of images: a path, or an opened Hugging Face dataset."""
     given = {option: value for option, value in selection.items() if value is not None}
     if source.startswith("hf:"):
         from edm2.datasets.huggingface import open_huggingface
@@ -182,8 +200,6 @@ def encode(
     what they are in all. Interrupted? Run the same again: it goes on where it was, with any number of processes, and
     OUT is the same to the bit. Needs twice the space of OUT on the way.
     """
-    from tqdm import tqdm
-
     from edm2.datasets import encoding
     from edm2.datasets.moments import MomentEncoder
     from edm2.tools.reports.description import print_statistics
@@ -194,14 +210,7 @@ def encode(
         encoder = MomentEncoder(
             vae, PIXEL_RANGES[vae_range], dtype, precision, processes.device(device or default_device())
         )
-        with tqdm(unit="img", leave=False, disable=None if processes.is_first else True) as bar:
-
-            def report(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-                if done == total:
-                    bar.set_description("putting together")
-
+        with _progress(hidden=not processes.is_first) as report:
             result = encoding.encode(
                 source, out, encoder, batch_size, max_images, workers, paper_stats, processes, report
             )
@@ -223,8 +232,6 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
 
     They are stored in its dataset.json. A ZIP is copied for that, so there must be room for a second one.
     """
-    from tqdm import tqdm
-
     from edm2.datasets.description import check_writable, open_to_measure, store_statistics
     from edm2.datasets.measuring import measure
     from edm2.tools.reports.description import print_statistics
@@ -232,24 +239,44 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
     dataset = open_to_measure(path)
     if write:
         check_writable(path)
-    with tqdm(total=min(len(dataset), max_images or len(dataset)), unit="img", leave=False, disable=None) as bar:
-        statistics = measure(
-            dataset, max_images, workers or os.cpu_count() or 1, lambda done, total: bar.update(done - bar.n)
-        )
+    with _progress() as report:
+        statistics = measure(dataset, max_images, workers or os.cpu_count() or 1, report)
     print_statistics(statistics, dataset.levels if dataset.kind == "pixels" else None)
     if write:
         store_statistics(path, dataset, statistics)
         click.echo(f"Stored in {path}")
 
 
-@dataset.command(epilog=INFO_EPILOG, short_help="Say what a dataset is.")
+@dataset.command(epilog=CHECK_EPILOG, short_help="Find the images that training would stop at.")
+@click.argument("path")
+@click.option("--workers", type=click.IntRange(1), help="Threads that share the work; default: one per processor.")
+def check(path: str, workers: int | None) -> None:
+    """Read every image in PATH and list the broken ones with their reason, one per line; exit code 1 if there are any.
+
+    An image is broken if it cannot be read, or is not of the size of the first one. Training stops at such an image.
+    """
+    from tqdm import tqdm
+
+    from edm2.datasets.checking import find_broken
+    from edm2.training import DatasetError, open_dataset
+
+    with _progress() as report:
+        broken = find_broken(path, workers or os.cpu_count() or 1, tqdm.write, report)
+    if broken:
+        raise DatasetError(
+            f"{path}: {len(broken):,} broken images; replace them, or make the dataset anew without them"
+        )
+    click.echo(f"{len(open_dataset(path)):,} images in {path}, none broken")
+
+
+@dataset.command(epilog=INFO_EPILOG, short_help="Describe a dataset and its classes.")
 @click.argument("path")
 def info(path: str) -> None:
-    """Say what the dataset PATH is, and how many images each class has."""
+    """Describe the dataset PATH, and count the images of each class."""
     from edm2.post_hoc_ema.files import plain_line
     from edm2.tools.reports.description import describe_classes
 
     lines = describe_classes(path)
     width = max(len(subject) for subject, _ in lines) + 2
     for subject, value in lines:
-        click.echo(plain_line(f"{subject + ':':<{width}}{value}"))  # names of classes are whatever a stranger wrote
+        click.echo(plain_line(f"{subject + ':':<{width}}{value}"))  # names of classes come from untrusted files

@@ -118,7 +118,7 @@ _machine = _choices("Machine")
     "standardize",
     "Scale pixels to the standard deviation that the network expects, or only onto [-1, 1].",
 )
-@_data("--skip-broken", "skip_broken", "Broken files to tolerate; each is replaced by another image.", int)
+@_data("--skip-broken", "skip_broken", "Without effect, and gone in the next version: see edm2 dataset check.", int)
 @_data("--holdout", "holdout", "Images to keep out of training, to measure the loss on.", int)
 @_network(
     "--config",
@@ -263,7 +263,11 @@ def train(
     from edm2.training.distributed.processes import joined_processes
 
     with joined_processes() as processes:
-        dataset = _open_in_turn(data, choices["skip_broken"] or 0, processes)
+        if choices["skip_broken"] is not None and processes.is_first:
+            click.echo(
+                f"--skip-broken does nothing: a run stops at a broken image; edm2 dataset check {data} finds them all"
+            )
+        dataset = _open_in_turn(data, processes)
         with reported_once(processes):
             config = configure_run(dataset, data, out, preset, architecture, conditional, choices, processes.count)
             _check_folder(config, processes)
@@ -286,13 +290,13 @@ def train(
             run_training(config, dataset, on_snapshot, processes, max_seconds)
 
 
-def _open_in_turn(data: str, skip_broken: int, processes: "Processes") -> "Dataset":
+def _open_in_turn(data: str, processes: "Processes") -> "Dataset":
     """Open the data in the first process, which writes an index where there is none, then in the others."""
     from edm2.training import open_dataset
 
     if not processes.is_first:
         processes.wait()
-    dataset = open_dataset(data, skip_broken)
+    dataset = open_dataset(data)
     if processes.is_first:
         processes.wait()
     return dataset

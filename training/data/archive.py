@@ -1,4 +1,4 @@
-"""The contents of a dataset: images and NPY arrays in a folder or a ZIP, and the labels that belong to them.
+"""Contents of a dataset: images and NPY arrays in a folder or a ZIP, and their labels.
 
 Format of the paper's tools (arXiv 2312.02696v2): PNG or NPY files in any sub-folders, and at the root `dataset.json`:
 
@@ -8,10 +8,8 @@ Without `dataset.json` the top-level sub-folders are the classes. Nothing is eve
 """
 
 import io
-import json
 import math
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,45 +19,40 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from edm2.training.data.files import DatasetError, Files, FolderFiles, StorageError, one_line
-from edm2.training.data.retry import is_passing
+from edm2.post_hoc_ema.files import first_line, parse_json
+from edm2.training.data.files import DatasetError, Files, FolderFiles, StorageError
+from edm2.training.data.retry import is_transient
 from edm2.training.data.zip_files import ZipFiles
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-"""What a file may be, whatever its name: Pillow knows more, and would start another program for some (PostScript)."""
-
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # from twice as many pixels on it refuses
+"""Formats of images, whatever the file's name: for some of the others (PostScript) Pillow starts another program."""
 
 DESCRIPTION = "dataset.json"
+"""Name of the file with the labels and what was measured."""
 
 MAX_CLASSES = 1_000_000
-"""Labels are class indices; a larger one is an identifier of some other kind, and a network that large a mistake."""
+"""Number of classes at most: labels are class indices, and a larger one is an identifier of another kind."""
 
 
 def open_files(path: Path) -> Files:
-    """The files at `path`, a folder or a ZIP file.
-
-    Raises:
-        DatasetError: Nothing is there.
-    """
+    """Files at `path`, a folder or a ZIP. Raises DatasetError if it does not exist."""
     if path.is_dir():
         return FolderFiles(path)
     if path.exists():
         return ZipFiles(path)
-    raise DatasetError(f'{path}: no such file or folder; give a folder of images, a ZIP file, or the word "digits"')
+    raise DatasetError(f"{path}: no such file or folder; give a folder or a ZIP file of images")
 
 
 def image_names(names: Sequence[str]) -> list[str]:
-    """The images and arrays among `names`, in plain sort order; hidden files and what macOS adds to a ZIP left out."""
-    return sorted(name for name in names if name.lower().endswith(SUFFIXES) and not _is_hidden(name))
+    """Select the images and arrays among `names`, in plain sort order, without hidden files and macOS's `__MACOSX`."""
 
+    def hidden(name: str) -> bool:
+        return "/." in f"/{name}" or "/__MACOSX/" in f"/{name}"
 
-def _is_hidden(name: str) -> bool:
-    path = f"/{name}"
-    return "/." in path or "/__MACOSX/" in path
+    return sorted(name for name in names if name.lower().endswith(SUFFIXES) and not hidden(name))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -68,10 +61,10 @@ def _is_hidden(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The images of a dataset in their order, and all that is known of them without opening one: N images."""
+    """List of the N images of a dataset in their order, and all that is known of them without opening one."""
 
     names: Sequence[str]
-    """Of the images' files."""
+    """Names of the images' files."""
 
     labels: np.ndarray
     """int64 [N] class indices, -1 throughout if unlabelled."""
@@ -80,17 +73,17 @@ class Catalog:
     """Empty if unlabelled."""
 
     latents: Any = None
-    """Entry of dataset.json, as it is: what is known of the latents that moments are of."""
+    """Entry of dataset.json, unchecked: VAE and statistics of the latents whose moments are stored."""
 
     pixels: Any = None
-    """Entry of dataset.json, as it is: statistics of the pixels."""
+    """Entry of dataset.json, unchecked: statistics of the pixels."""
 
 
 def read_catalog(files: Files) -> Catalog:
     """List the images among `files`, with their labels.
 
     Raises:
-        DatasetError: No images, `dataset.json` is malformed or lists others, or classes cannot be told.
+        DatasetError: No images, `dataset.json` is malformed or lists others, or only some lie in class folders.
     """
     present = files.names()
     names = image_names(present)
@@ -98,10 +91,27 @@ def read_catalog(files: Files) -> Catalog:
         raise DatasetError(f"{files.path}: no images in it; expected files named *{', *'.join(SUFFIXES)}")
     if DESCRIPTION not in present:
         return Catalog(names, *labels_from_folders(files, names))
-    where = f"{files.path}/{DESCRIPTION}"
-    content = _parse_json(files, where)
-    labels, class_names = _labels_from_json(content, names, where)
+    content = read_description(files)
+    labels, class_names = _labels_from_json(content, names, f"{files.path}/{DESCRIPTION}")
     return Catalog(names, labels, class_names, content.get("latents"), content.get("pixels"))
+
+
+def read_description(files: Files) -> dict[str, Any]:
+    """Read `dataset.json`: an object whose entry "labels" is a list or None, and whose other entries are unchecked.
+
+    Raises:
+        DatasetError: It is anything else.
+    """
+    where = f"{files.path}/{DESCRIPTION}"
+    try:
+        content = parse_json(files.read(DESCRIPTION))
+    except ValueError as error:
+        raise DatasetError(f"{where}: not JSON: {first_line(error)}") from error
+    except Exception as error:
+        raise _unreadable(where, error) from error
+    if not isinstance(content, dict) or not isinstance(content.get("labels", 0), list | None):
+        raise DatasetError(f'{where}: must be of the form {{"labels": [[file name, class index], ...] or null}}')
+    return content
 
 
 def _labels_from_json(content: dict[str, Any], images: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -114,7 +124,7 @@ def _labels_from_json(content: dict[str, Any], images: Sequence[str], where: str
 
 
 def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels of `images` by top-level sub-folder: its rank in plain sort order.
+    """Labels of `images` by top-level sub-folder: its index in plain sort order.
 
     Returns:
         int64 [N] class indices, -1 throughout without sub-folders; and the names of the classes.
@@ -131,8 +141,8 @@ def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray
             f"{files.path}: {images[folders.index(None)]} lies beside class folders such as {class_names[0]}; "
             'move it into one, or add a dataset.json with {"labels": null} to train without classes'
         )
-    rank = {folder: index for index, folder in enumerate(class_names)}
-    return np.array([rank[folder] for folder in folders], dtype=np.int64), tuple(class_names)
+    label = {folder: index for index, folder in enumerate(class_names)}
+    return np.array([label[folder] for folder in folders], dtype=np.int64), tuple(class_names)
 
 
 def check_latents(path: Path, description: Any) -> None:
@@ -145,7 +155,7 @@ def check_latents(path: Path, description: Any) -> None:
 
 
 def check_pixel_statistics(path: Path, statistics: Any, channels: int) -> None:
-    """Raises DatasetError unless the entry "pixels" of `dataset.json` is None or fits images of so many channels."""
+    """Raises DatasetError unless the entry "pixels" of `dataset.json` is None or fits images of `channels` channels."""
     if statistics is not None and not _are_statistics(statistics, channels):
         raise DatasetError(
             f'{path}/{DESCRIPTION}: "pixels" must be an object with mean, std (one number for each of the {channels} '
@@ -165,18 +175,6 @@ def _are_statistics(value: Any, channels: int) -> bool:
 def _is_finite(value: Any) -> bool:
     # bool is an int for isinstance; JSON knows NaN, and whole numbers beyond the range of floats
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
-
-
-def _parse_json(files: Files, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(files.read(DESCRIPTION))
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{where}: not JSON: {one_line(error)}") from error
-    except Exception as error:
-        raise _unreadable(where, error) from error
-    if not isinstance(content, dict) or not isinstance(content.get("labels", 0), list | None):
-        raise DatasetError(f'{where}: must be of the form {{"labels": [[file name, class index], ...] or null}}')
-    return content
 
 
 def _label_table(pairs: list[Any], where: str) -> dict[str, int]:
@@ -209,7 +207,7 @@ def _check_same_names(labels: dict[str, int], images: Sequence[str], where: str)
 
 
 def _class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
-    """The given names, or the numbers from 0 to the largest label."""
+    """Names given in `dataset.json`, or the numbers from 0 to `count - 1`."""
     if names is None:
         return tuple(map(str, range(count)))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -224,9 +222,7 @@ def _class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
 
 
 def read_array(files: Files, name: str) -> np.ndarray:
-    """One datum [C, H, W]: uint8 pixels with 1 to 4 channels, or moments (means, then standard deviations).
-
-    Moments are float32 or float16, as stored.
+    """Read one image as it is stored: pixels uint8 [C, H, W], or moments float32 or float16 [2 C, H, W], mean then std.
 
     Raises:
         StorageError: The storage gives no answer.
@@ -240,7 +236,7 @@ def read_array(files: Files, name: str) -> np.ndarray:
 
 
 def read_image(files: Files, name: str) -> Image.Image:
-    """One image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA.
+    """Read one image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA.
 
     Raises:
         StorageError: The storage gives no answer.
@@ -253,8 +249,8 @@ def read_image(files: Files, name: str) -> Image.Image:
 
 
 def _unreadable(where: str, error: Exception) -> DatasetError:
-    kind = StorageError if is_passing(error) else DatasetError
-    return kind(f"{where}: cannot be read: {one_line(error)}")
+    kind = StorageError if is_transient(error) else DatasetError
+    return kind(f"{where}: cannot be read: {first_line(error) or type(error).__name__}")
 
 
 def _decode_image(data: bytes) -> Image.Image:
@@ -271,7 +267,7 @@ def _decode_image(data: bytes) -> Image.Image:
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)  # [H, W, C] -> [C, H, W]
 
 
 def _bits_per_channel(data: bytes, mode: str) -> int:
@@ -298,13 +294,13 @@ def _decode_npy(data: bytes) -> np.ndarray:
 
 def _npy_header_size(data: bytes) -> int:
     version, _ = np.lib.format.read_magic(io.BytesIO(data))
-    count = 2 if version == 1 else 4  # bytes that say how long the rest is
+    count = 2 if version == 1 else 4  # bytes of the number that tells the length of the rest
     return 8 + count + int.from_bytes(data[8 : 8 + count], "little")
 
 
 @lru_cache(maxsize=8)
 def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether columns come first, and dtype. It takes numpy longer than all the rest, and is always the same."""
+    """Shape, Fortran order, and dtype. Cached: parsing takes longer than the rest, and it is always the same."""
     file = io.BytesIO(header)
     version, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == 1 else np.lib.format.read_array_header_2_0

@@ -1,4 +1,4 @@
-"""From a dataset to what the network sees: codec, mirroring and label dropout, in the order of places."""
+"""Batches of a run: read, encoded, mirrored, some labels dropped, in the order of positions."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,6 @@ from edm2.training.data.codecs import Codec, PixelCodec
 from edm2.training.data.dataset import Dataset, DatasetError, Subset, pixel_statistics, split_holdout
 from edm2.training.data.loader import data_loader
 from edm2.training.data.order import PositionBatches, ShuffledOrder
-from edm2.training.data.tolerance import BrokenFiles, TolerantDataset
 from edm2.training.data.vae import latent_codec_of
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.randomness import PositionRandom, Stream
@@ -21,24 +20,22 @@ Microbatch = tuple[Tensor, "Tensor | None"]
 
 
 class BatchStream:
-    """Feeds a run.
+    """Batches of a run.
 
     Args:
-        config: The run.
-        dataset: Its images; some are set aside if `config.holdout` says so.
-        random: Random numbers by place, on the device where the images shall be.
-        broken: How many files may be broken, and those that are known to be; default: none may.
-        processes: Among which the places of every step are shared; this one feeds its own.
+        config: Configuration of the run.
+        dataset: Images; `config.holdout` of them are set aside.
+        random: Random numbers by position, on the device where the images shall be.
+        processes: Processes that divide the positions of every step; this one gets its own.
 
     Attributes:
         dataset: All images.
-        train_set: Those to train on.
-        holdout_set: Those set aside, or None.
-        codec: Stored pixels <-> what the network sees.
-        broken: Files in whose place others stand.
+        train_set: Images to train on.
+        holdout_set: Images set aside, or None.
+        codec: Stored data <-> what the network sees.
 
     Raises:
-        DatasetError: the images do not fit the network.
+        DatasetError: The images do not fit the network.
     """
 
     def __init__(
@@ -46,28 +43,22 @@ class BatchStream:
         config: TrainingConfig,
         dataset: Dataset,
         random: PositionRandom,
-        broken: BrokenFiles | None = None,
         processes: Processes = ONE_PROCESS,
     ) -> None:
-        self.broken = BrokenFiles() if broken is None else broken
         self.config = config
         self.dataset = dataset
         self.random = random
         self.processes = processes
         self.device = random.generator.device
-        self.train_set, self.holdout_set = map(self._tolerant, split_holdout(dataset, config.holdout, config.seed))
+        self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
         self.codec = self._choose_codec()
         seen = (self.codec.network_channels(dataset.shape[0]), *dataset.shape[1:])
         expected = (config.network.img_channels, *config.network.size)
         if seen != expected:
             raise DatasetError(f"{config.data}: images are {seen}, but the network is for {expected}")
 
-    def _tolerant(self, dataset: Dataset | None) -> Dataset | None:
-        """After the split: an image that is held out must not stand in for one to train on."""
-        return TolerantDataset(dataset, self.broken.limit) if dataset is not None and self.broken.limit else dataset
-
     def _choose_codec(self) -> Codec:
-        """Latents, or pixels to mean 0 and standard deviation sigma_data, or pixels onto [-1, 1]."""
+        """Codec for latents, for pixels with mean 0 and standard deviation sigma_data, or for pixels in [-1, 1]."""
         sigma_data = self.config.network.sigma_data
         if self.dataset.kind == "moments":
             if self.config.xflip:
@@ -87,54 +78,50 @@ class BatchStream:
             raise DatasetError(f"{self.config.data}: {error}; train with --no-standardize") from None
 
     def _pixel_statistics(self) -> tuple[Sequence[float], Sequence[float]]:
-        """Mean and standard deviation per channel: those stored with the dataset, else measured."""
+        """Mean and standard deviation per channel, in levels: as stored with the dataset, else measured."""
         stored = self.dataset.pixel_stats
         return (stored["mean"], stored["std"]) if stored else pixel_statistics(self.train_set)
 
     def steps(self, start: int) -> Iterator[list[Microbatch]]:
-        """This process's micro-batches of each step, without end; `start` is the place where the first step begins."""
+        """Yield this process's micro-batches of each step, without end, from the position `start` on."""
         config, rank, count = self.config, self.processes.rank, self.processes.count
-        share = config.share(count)
-        size = min(config.images_per_forward, share)
+        images_per_rank = config.share(count)
+        size = min(config.images_per_forward, images_per_rank)
         order = ShuffledOrder(len(self.train_set), config.seed)
-        places = PositionBatches(order, start, config.batch_size, micro_batch=size, rank=rank, world_size=count)
+        positions = PositionBatches(order, start, config.batch_size, micro_batch=size, rank=rank, world_size=count)
         pin_memory = self.device.type == "cuda"
-        loader = data_loader(self.train_set, places, config.workers, pin_memory, self.broken.add)
-        for first in itertools.count(start + rank * share, config.batch_size):
-            starts = range(first, first + share, size)
-            yield [self._augment(*self._encode(*next(loader), place), place) for place in starts]
+        loader = data_loader(self.train_set, positions, config.workers, pin_memory)
+        for first in itertools.count(start + rank * images_per_rank, config.batch_size):
+            starts = range(first, first + images_per_rank, size)
+            yield [self._augment(*self._encode(*next(loader), position), position) for position in starts]
 
-    def indices(self, places: Sequence[int]) -> list[int]:
-        """Which images of the dataset stand at some places of the run, broken ones not replaced."""
+    def indices(self, positions: Sequence[int]) -> list[int]:
+        """Dataset indices of the images at some positions of the run."""
         order, dataset = ShuffledOrder(len(self.train_set), self.config.seed), self.train_set
-        found = [int(order.indices(place, place + 1)[0]) for place in places]
-        while isinstance(dataset, Subset | TolerantDataset):
-            found = dataset.indices[found].tolist() if isinstance(dataset, Subset) else found
-            dataset = dataset.dataset
-        return found
+        found = [int(order.indices(position, position + 1)[0]) for position in positions]
+        return dataset.indices[found].tolist() if isinstance(dataset, Subset) else found
 
     def all_of(self, dataset: Dataset) -> Microbatch:
-        """All images of a small dataset, without augmentation; of latents, the means."""
-        images, labels, broken = dataset.batch(range(len(dataset)))
-        self.broken.add(broken)
-        return self._encode(images, labels)
+        """Encode all images of a small dataset, without augmentation; of latents, the means."""
+        everything = range(len(dataset))
+        return self._encode(dataset.images(everything), dataset.labels(everything))
 
-    def _encode(self, data: Tensor, labels: Tensor, place: int | None = None) -> Microbatch:
-        """Onto the device, and through the codec; latents are drawn anew at every place."""
+    def _encode(self, data: Tensor, labels: Tensor, position: int | None = None) -> Microbatch:
+        """Move data to the device and through the codec; latents are drawn anew at every position."""
         noise = None
-        if place is not None and self.dataset.kind == "moments":
+        if position is not None and self.dataset.kind == "moments":
             shape = (self.config.network.img_channels, *data.shape[2:])
-            noise = self.random.normal(Stream.MOMENTS, place, place + len(data), shape)
+            noise = self.random.normal(Stream.MOMENTS, position, position + len(data), shape)
         images = self.codec.encode(data.to(self.device, non_blocking=True), noise)
         return images, labels.to(self.device, non_blocking=True) if self.config.network.label_dim else None
 
-    def _augment(self, images: Tensor, labels: Tensor | None, place: int) -> Microbatch:
-        """Mirror images and drop labels, as these places of the run have it."""
-        stop = place + len(images)
+    def _augment(self, images: Tensor, labels: Tensor | None, position: int) -> Microbatch:
+        """Mirror images and drop labels by the random numbers of their positions."""
+        stop = position + len(images)
         if self.config.xflip:
-            flip = self.random.uniform(Stream.XFLIP, place, stop) < 0.5
+            flip = self.random.uniform(Stream.XFLIP, position, stop) < 0.5
             images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         if self.config.label_dropout and labels is not None:
-            drop = self.random.uniform(Stream.LABEL_DROPOUT, place, stop) < self.config.label_dropout
+            drop = self.random.uniform(Stream.LABEL_DROPOUT, position, stop) < self.config.label_dropout
             labels = torch.where(drop, -1, labels)
         return images, labels

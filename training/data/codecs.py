@@ -1,4 +1,4 @@
-"""Codecs: what stands between stored data and what the network sees.
+"""Codecs: the way from stored data to what the network sees, and back.
 
 Networks and preconditioning expect data with mean 0 and standard deviation sigma_data (0.5 in the paper, arXiv
 2312.02696v2). A codec belongs to the dataset it was made for and travels with every snapshot, as JSON.
@@ -27,14 +27,14 @@ class Codec(Protocol):
     def decode(self, x: Tensor, batch_size: int = 8) -> Tensor:
         """Output of the network [N, C, H, W], any float type -> uint8 pixels.
 
-        What needs memory for it decodes `batch_size` images at a time.
+        A codec that needs much memory for it decodes `batch_size` images at a time.
         """
 
     def to_display(self, pixels: Tensor) -> Tensor:
         """Pixels as `decode` returns them -> uint8 with 256 levels, as image files want them."""
 
     def network_channels(self, data_channels: int) -> int:
-        """Channels that the network sees of data with `data_channels` channels."""
+        """Number of channels that the network sees of data with `data_channels` channels."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON that `codec_from_json` turns into an equal codec."""
@@ -84,7 +84,7 @@ class PixelCodec:
         return data.to(torch.float32) / per_channel(self.std, data.device) - per_channel(shift, data.device)
 
     def decode(self, x: Tensor, batch_size: int = 8) -> Tensor:
-        """Float [N, C, H, W] -> uint8, the same shape: nearest level, 0 for NaN. All at once, it is little work."""
+        """Float [N, C, H, W] -> uint8, the same shape: nearest level, 0 for NaN. All images at once."""
         self.network_channels(x.shape[-3])
         to_truncate = tuple(m + 0.5 for m in self.mean)
         level = x.to(torch.float32) * per_channel(self.std, x.device) + per_channel(to_truncate, x.device)
@@ -97,7 +97,7 @@ class PixelCodec:
         return ((pixels.to(torch.int32) * 510 + top) // (2 * top)).to(torch.uint8)
 
     def network_channels(self, data_channels: int) -> int:
-        """Same as of the data. Raises ValueError if the codec was made for another number."""
+        """Same number as the data has. Raises ValueError if the codec was made for another one."""
         if len(self.mean) not in (1, data_channels):
             raise ValueError(f"a codec for {len(self.mean)} channels cannot serve data with {data_channels}")
         return data_channels
@@ -107,12 +107,12 @@ class PixelCodec:
 
 
 def codec_from_json(description: dict[str, Any]) -> Codec:
-    """The codec that `to_json` described.
+    """Inverse of `Codec.to_json`.
 
     Raises:
         ValueError: Unknown kind, or fields that do not fit it.
     """
-    from edm2.training.data.vae import LatentCodec  # which stands on this module
+    from edm2.training.data.vae import LatentCodec  # here: it imports this module
 
     kinds = {"pixels": PixelCodec, "latents": LatentCodec}
     fields = dict(description) if isinstance(description, dict) else {}
@@ -127,5 +127,5 @@ def codec_from_json(description: dict[str, Any]) -> Codec:
 
 @lru_cache(maxsize=64)
 def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Values as float32 [C, 1, 1]. Kept per device: a copy to a GPU would wait for all work queued there."""
+    """Values as float32 [C, 1, 1]. Cached per device: a copy to a GPU would wait for all work queued there."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

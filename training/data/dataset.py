@@ -1,6 +1,6 @@
 """Datasets: images by index, in memory or in files.
 
-A dataset hands out what is stored (uint8 pixels, or the float moments of latents); a codec turns that into what the
+A dataset returns data as stored (uint8 pixels, or the float moments of latents); a codec turns them into what the
 network sees. Dimensions: N images, C channels, H rows, W columns.
 """
 
@@ -8,8 +8,9 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ __all__ = [
     "ArrayDataset",
     "Dataset",
     "DatasetError",
-    "LabelledImages",
+    "ImageFormat",
     "Subset",
     "evenly_spaced_indices",
     "open_dataset",
@@ -36,28 +37,17 @@ __all__ = [
 Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
 
 
-class LabelledImages(NamedTuple):
-    """Images with their labels: N of them."""
-
-    images: Tensor
-    """[N, C, H, W], as stored."""
-    labels: Tensor
-    """int64 [N], -1 where unlabelled."""
-    broken: tuple[str, ...] = ()
-    """What is wrong with images in whose place others stand (see `edm2.training.data.tolerance`); a line each."""
-
-
 class Dataset(ABC):
-    """Images of one size with class labels."""
+    """Images of one size, with class labels if there are any."""
 
     def __init__(
         self, name: str, shape: Sequence[int], kind: str, levels: int, class_names: Sequence[str] = ()
     ) -> None:
         self.name = name
-        """For people; no meaning."""
+        """Name to show to people."""
 
         self.shape = tuple(shape)
-        """(C, H, W) of what is stored."""
+        """(C, H, W) of an image as stored."""
 
         self.kind = kind
         """"pixels" (uint8) or "moments" (float32 or float16: the means of all channels, then standard deviations)."""
@@ -69,10 +59,10 @@ class Dataset(ABC):
         """One per class; empty if the images have no labels."""
 
         self.latents: Mapping[str, Any] | None = None
-        """What is known of the latents that moments are of: vae, mean, std, pixel_range (see `LatentCodec`)."""
+        """VAE and statistics of the latents, if given: vae, mean, std, pixel_range (see `LatentCodec`)."""
 
         self.pixel_stats: Mapping[str, Any] | None = None
-        """What was measured of the pixels, in levels: mean and std (lists, one number per channel) and sigma_data."""
+        """Statistics of the pixels, if measured: mean and std in levels (lists, one number per channel), sigma_data."""
 
     @property
     def num_classes(self) -> int:
@@ -90,12 +80,8 @@ class Dataset(ABC):
     def labels(self, indices: Indices) -> Tensor:
         """Class indices int64 [N], -1 where unlabelled."""
 
-    def batch(self, indices: Indices) -> LabelledImages:
-        """Images and labels. Raises DatasetError as `images` does."""
-        return LabelledImages(self.images(indices), self.labels(indices))
-
     def fingerprint(self) -> str | None:
-        """Changes when an image does, as far as can be told without reading files; None if nothing can be told."""
+        """Text that changes when an image does, as far as that shows without reading files; None if unknown."""
         return None
 
 
@@ -137,93 +123,99 @@ class ArrayDataset(Dataset):
         return _digest(self._images.contiguous().view(torch.uint8).numpy())
 
 
-class ArchiveDataset(Dataset):
-    """Images in the files of a folder or a ZIP, in plain sort order of their names.
+@dataclass(frozen=True)
+class ImageFormat:
+    """Size and type of an image, which all images of a dataset have in common."""
 
-    Only the first image is read on opening, and decides the size; every other is checked when it is read.
+    shape: tuple[int, ...]
+    """C, H, W."""
+    dtype: np.dtype
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "ImageFormat":
+        """Format of an image [C, H, W]."""
+        return cls(array.shape, array.dtype)
+
+    def __str__(self) -> str:
+        channels, height, width = self.shape
+        unit = "pixels" if self.dtype == np.uint8 else f"{self.dtype} moments"
+        return f"{height}x{width} {unit} with {channels} channel{'s' if channels > 1 else ''}"
+
+    def difference(self, first: "ImageFormat", first_name: str) -> str:
+        """Phrase that says how an image of this format differs from the first one."""
+        return f"{self}, but the first image {first_name} has {first}; edm2 dataset convert makes all alike"
+
+
+class ArchiveDataset(Dataset):
+    """Images in a folder or ZIP. A broken one is noticed when it is read.
 
     Args:
-        files: Where they are.
-        catalog: What is known of them already.
-        skip_broken: So many broken ones are passed over to find the first.
+        files: Folder or ZIP.
+        catalog: Names and labels of the images; default: read from `files`.
     """
 
-    def __init__(self, files: Files, catalog: Catalog | None = None, skip_broken: int = 0) -> None:
+    def __init__(self, files: Files, catalog: Catalog | None = None) -> None:
         catalog = catalog or read_catalog(files)
         self._files = files
         self._names = catalog.names
         self._labels = torch.from_numpy(catalog.labels)
-        self._first, first = self._first_usable(skip_broken)
-        self._dtype = first.dtype
-        kind, levels = ("pixels", 256) if first.dtype == np.uint8 else ("moments", 0)
-        super().__init__(files.path.stem, first.shape, kind, levels, catalog.class_names)
+        self._format: ImageFormat | None = None  # until the first image is read
+        self._format = ImageFormat.of(self._read(0))
+        shape = self._format.shape
+        kind, levels = ("pixels", 256) if self._format.dtype == np.uint8 else ("moments", 0)
+        super().__init__(files.path.stem, shape, kind, levels, catalog.class_names)
         if kind == "moments":
             check_latents(files.path, catalog.latents)
             self.latents = catalog.latents
         else:
-            check_pixel_statistics(files.path, catalog.pixels, first.shape[0])
+            check_pixel_statistics(files.path, catalog.pixels, shape[0])
             self.pixel_stats = catalog.pixels
 
     def __len__(self) -> int:
         return len(self._names)
 
     def images(self, indices: Indices) -> Tensor:
-        batch = np.empty((len(indices), *self.shape), dtype=self._dtype)
-        for place, index in zip(batch, indices, strict=True):
-            place[...] = self._read(int(index))
+        batch = np.empty((len(indices), *self.shape), dtype=self._format.dtype)
+        for row, index in enumerate(indices):
+            batch[row] = self._read(int(index))
         return torch.from_numpy(batch)
 
     def labels(self, indices: Indices) -> Tensor:
         return self._labels.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
 
     def fingerprint(self) -> str:
-        """Of names, sizes, and checksums (ZIP) or times (folder)."""
+        """Digest of names, sizes, and checksums (ZIP) or times (folder)."""
         digest = hashlib.sha256()
         for facts in zip(self._names, self._files.stamps(self._names), strict=True):
             digest.update(repr(facts).encode())
         return digest.hexdigest()
 
-    def _first_usable(self, skip_broken: int) -> tuple[str, np.ndarray]:
-        """Name and contents of the first image that can be read, after at most so many that cannot."""
-        for index, name in enumerate(self._names):
-            try:
-                return name, self._read_any(index)
-            except DatasetError as error:
-                if isinstance(error, StorageError) or index == min(skip_broken, len(self) - 1):
-                    raise
-        raise AssertionError("a catalog lists at least one image")
-
     def _read(self, index: int) -> np.ndarray:
-        """An image like the first."""
-        array = self._read_any(index)
-        if array.shape != self.shape or array.dtype != self._dtype:
-            raise DatasetError(
-                f"{self._files.path}/{self._names[index]}: {_describe(array.shape, array.dtype)}, but the first image "
-                f"{self._first} has {_describe(self.shape, self._dtype)}; edm2 dataset convert makes all alike "
-                f"(index {index})"
-            )
+        """Image of the common format."""
+        path, name = self._files.path, self._names[index]
+        try:
+            array = read_array(self._files, name)
+        except StorageError as error:
+            raise StorageError(f"{error} (index {index})") from error
+        except DatasetError as error:
+            raise DatasetError(f"{error} (index {index}); {_advice(path)}") from error
+        found = ImageFormat.of(array)
+        if self._format is not None and found != self._format:
+            difference = found.difference(self._format, self._names[0])
+            raise DatasetError(f"{path}/{name}: {difference} (index {index}); {_advice(path)}")
         return array
 
-    def _read_any(self, index: int) -> np.ndarray:
-        """An image of any size."""
-        try:
-            return read_array(self._files, self._names[index])
-        except DatasetError as error:
-            raise type(error)(f"{error} (index {index})") from error
+
+def _advice(path: Path) -> str:
+    return f"edm2 dataset check {path} finds all such files"
 
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(array).hexdigest()
 
 
-def _describe(shape: Sequence[int], dtype: np.dtype) -> str:
-    channels, height, width = shape
-    unit = "pixels" if dtype == np.uint8 else f"{dtype} moments"
-    return f"{height}x{width} {unit} with {channels} channel{'s' if channels > 1 else ''}"
-
-
 class Subset(Dataset):
-    """The images of a dataset at some of its indices."""
+    """Images of a dataset at some of its indices."""
 
     def __init__(self, dataset: Dataset, indices: Indices) -> None:
         super().__init__(dataset.name, dataset.shape, dataset.kind, dataset.levels, dataset.class_names)
@@ -241,28 +233,22 @@ class Subset(Dataset):
     def labels(self, indices: Indices) -> Tensor:
         return self.dataset.labels(self.indices[np.asarray(indices, dtype=np.int64)])
 
-    def batch(self, indices: Indices) -> LabelledImages:
-        """As `dataset` has it: what stands in for a broken image has a label of its own."""
-        return self.dataset.batch(self.indices[np.asarray(indices, dtype=np.int64)])
-
     def fingerprint(self) -> str | None:
         whole = self.dataset.fingerprint()
         return None if whole is None else f"{whole} {_digest(self.indices)}"
 
 
-def open_dataset(source: str | Path, skip_broken: int = 0) -> Dataset:
+def open_dataset(source: str | Path) -> Dataset:
     """Open a dataset by name or path.
 
     Args:
         source: "digits", the handwritten digits that come with scikit-learn; or a ZIP file or folder, either with a
             `dataset.json` (`edm2.training.data.archive`) or just images, whose top-level sub-folders are the classes.
-        skip_broken: The first image, which decides the size of all, may come after so many broken ones; to train with
-            broken ones among the others see `edm2.training.data.tolerance`.
 
     Raises:
-        DatasetError: Nothing usable is there.
+        DatasetError: The path does not exist, or holds no usable dataset.
     """
-    return _digits() if source == "digits" else ArchiveDataset(*open_archive(Path(source)), skip_broken)
+    return _digits() if source == "digits" else ArchiveDataset(*open_archive(Path(source)))
 
 
 def _digits() -> Dataset:
@@ -276,9 +262,10 @@ def _digits() -> Dataset:
 
 
 def split_holdout(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset | None]:
-    """Set `count` images aside for validation: (the others, those), each in the order of `dataset`.
+    """Set `count` images aside for validation; the same seed chooses the same.
 
-    The choice is random but the same for the same seed. Without any (count 0): (dataset, None).
+    Returns:
+        The remaining images, and those set aside, each in the order of `dataset`; with count 0, (dataset, None).
     """
     if not 0 <= count < len(dataset):
         raise ValueError(f"cannot hold out {count} of the {len(dataset)} images in {dataset.name}; some must remain")
@@ -289,7 +276,7 @@ def split_holdout(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, Dat
 
 
 def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
-    """At most `count` of the indices 0 .. length - 1, evenly spaced and ascending: int64."""
+    """Choose at most `count` of the indices 0 .. length - 1, evenly spaced and ascending: int64."""
     count = min(count, length)
     # The product takes 64 bits, and numpy 1 has 32 by default on Windows.
     return np.arange(count, dtype=np.int64) * length // max(count, 1)
@@ -298,7 +285,7 @@ def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
 def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the pixels of every channel, in levels.
 
-    Computed from a count of every level, so exact to float64; over at most `max_images` evenly spaced images.
+    Computed from a histogram, so exact to float64; over at most `max_images` evenly spaced images.
     """
     if dataset.kind != "pixels":
         raise ValueError(f"{dataset.name} holds {dataset.kind}, not pixels: it has no pixel statistics")
@@ -309,7 +296,7 @@ def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[
 
 
 def _count_levels(pixels: Tensor) -> np.ndarray:
-    """How often each channel takes each level: int64 [C, 256]."""
+    """Histogram of the levels of each channel: int64 [C, 256]."""
     return np.stack([channel.flatten().bincount(minlength=256).numpy() for channel in pixels.unbind(1)])
 
 

@@ -1,4 +1,4 @@
-"""Named byte strings in a folder: what the images of a dataset and its labels are read from."""
+"""Named byte strings in a folder: the images of a dataset and its `dataset.json`. Those in a ZIP are in `zip_files`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Protocol
 
 from edm2.post_hoc_ema.files import one_line, plain_line
-from edm2.training.data.retry import Answer, is_passing, retry
+from edm2.training.data.retry import Result, is_transient, retry
 
 MAX_BYTES = 1 << 30
-"""Of one file, unpacked: far more than any image or table of labels needs, and less than would endanger the machine."""
+"""Size of one file, unpacked: more than any image or table of labels needs, less than would endanger the machine."""
 
 
 class DatasetError(ValueError):
-    """The data cannot be used as they are. The message is one line: the file, what is wrong with it, the remedy."""
+    """Data that cannot be used as they are. The message is one line: the file, what is wrong with it, the remedy."""
 
     def __init__(self, message: str) -> None:
         super().__init__(plain_line(message))
 
 
 class StorageError(DatasetError):
-    """The storage gave no answer, for longer than anybody's patience; nothing is known of the file itself."""
+    """Storage that gave no answer, at any attempt; nothing is known of the file itself."""
 
 
 class Files(Protocol):
@@ -32,14 +32,14 @@ class Files(Protocol):
         """Names of all files, relative to the root, with forward slashes."""
 
     def read(self, name: str) -> bytes:
-        """Contents of a file. Raises OSError, or whatever else tells that they cannot be had."""
+        """Contents of a file. Raises OSError, or any other error if the file is missing or damaged."""
 
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
-        """What changes when a file does, without reading any; for each of `names`."""
+        """Pair of numbers for each of `names` that changes when the file does; no file is read."""
 
 
 class FolderFiles:
-    """The files in a folder and its sub-folders; links are followed."""
+    """Files in a folder and its sub-folders; links are followed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,12 +50,12 @@ class FolderFiles:
         return [os.path.join(folder, file)[start:].replace(os.sep, "/") for folder, _, files in walk for file in files]
 
     def read(self, name: str) -> bytes:
-        """Contents of a file. Raises OSError or ValueError if they cannot be had."""
+        """Contents of a file. Raises OSError or ValueError."""
         path = os.path.join(self.path, name)
         return retry(lambda: _read_whole(path), path)
 
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
-        """Size and time."""
+        """Size and time of modification."""
         stats = [os.stat(os.path.join(self.path, name)) for name in names]
         return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
@@ -76,11 +76,11 @@ def check_size(size: int) -> None:
         raise ValueError(f"{size:,} bytes are more than any image has; at most {MAX_BYTES:,}")
 
 
-def retry_from(path: Path, read: Callable[[], Answer]) -> Answer:
-    """What `read` returns, with `retry`. Raises StorageError if the storage gives no answer."""
+def retry_from(path: Path, read: Callable[[], Result]) -> Result:
+    """Return what `read` returns, with `retry`. Raises StorageError if the storage gives no answer."""
     try:
         return retry(read, str(path))
     except OSError as error:
-        if not is_passing(error):
+        if not is_transient(error):
             raise
         raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error

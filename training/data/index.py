@@ -1,8 +1,8 @@
-"""What is known of a large ZIP, kept in a file beside it, so that opening it again takes no time.
+"""Index of a large ZIP: its directory and labels in a file beside it, so that opening it again takes no time.
 
-Reading the directory of a million members and their labels takes half a minute and a gigabyte of memory. The index, a
-safetensors file of some arrays, holds what came of it. It is nothing but a copy: if it is missing, damaged, or of
-another state of the ZIP, it is made anew.
+Reading the directory of a million members and their labels takes half a minute and a gigabyte of memory. The index is a
+safetensors file with the result. It is nothing but a copy: if it is missing, damaged, or of another state of the ZIP,
+it is made anew.
 """
 
 import hashlib
@@ -26,30 +26,30 @@ from edm2.training.data.files import Files, retry_from
 from edm2.training.data.zip_files import Members, Names, ZipFiles, opened_zip
 
 LARGE = 10_000
-"""Members from which on an index pays: those of a smaller ZIP are listed in a tenth of a second."""
+"""Number of members above which an index pays: a smaller ZIP is listed in a tenth of a second."""
 
 VERSION = 1
-"""Of the arrays below; an index of another version is made anew."""
+"""Version of the arrays below; an index of another version is made anew."""
 
 COLUMNS = ("offset", "packed", "size", "crc", "method", "flags")
 """Arrays of `Members` beside the names."""
 
 TAIL = 1 << 16
-"""Bytes at the end of a ZIP, its directory's last, that have to be the same."""
+"""Bytes at the end of a ZIP, the last of its directory, that have to be the same."""
 
 
 def open_archive(path: Path) -> tuple[Files, Catalog]:
-    """The files at `path`, a folder or a ZIP, and the catalog of the images among them.
+    """Open a folder or a ZIP: its files, and the catalog of the images among them.
 
     Raises:
-        DatasetError: Nothing usable is there.
+        DatasetError: The path does not exist, or holds no usable dataset.
     """
     files = open_files(path)
     if not isinstance(files, ZipFiles):
         return files, read_catalog(files)
     stamp = _stamp(path)
-    for place in _places(path):
-        if known := _load(place, stamp):
+    for index in _paths(path):
+        if known := _load(index, stamp):
             members, catalog = known
             return ZipFiles(path, members), catalog
     catalog = read_catalog(files)
@@ -59,7 +59,7 @@ def open_archive(path: Path) -> tuple[Files, Catalog]:
 
 
 def _stamp(path: Path) -> str:
-    """What changes with the ZIP: size, time, and the end of the directory with its checksums."""
+    """Text that changes with the ZIP: its size, time, and a checksum of the end of the directory."""
     return retry_from(path, lambda: _read_stamp(path))
 
 
@@ -70,11 +70,11 @@ def _read_stamp(path: Path) -> str:
         return json.dumps([VERSION, stat.st_size, stat.st_mtime_ns, zlib.crc32(file.read(TAIL))])
 
 
-def _places(path: Path) -> Iterator[Path]:
-    """Where the index of a ZIP may be: beside it, else in the user's folder for such things."""
+def _paths(path: Path) -> Iterator[Path]:
+    """Paths at which the index of a ZIP may be: beside it, else in the user's cache folder."""
     path = path.resolve()
     yield path.with_name(f".{path.name}.index")
-    with suppress(RuntimeError):  # nobody's home
+    with suppress(RuntimeError):  # the user has no home folder
         yield _cache_folder() / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.index"
 
 
@@ -89,24 +89,24 @@ def _cache_folder() -> Path:
 
 
 def _save(path: Path, stamp: str, members: Members, catalog: Catalog) -> None:
-    """In the first place that can be written to; nowhere, if there is none."""
+    """Write the index to the first path that can be written to, if any."""
     arrays = _to_arrays(members, catalog)
     facts = json.dumps(
         {"class_names": catalog.class_names, "latents": catalog.latents, "pixels": catalog.pixels}, sort_keys=True
     )
     metadata = {"stamp": stamp, "facts": facts, "checksum": _checksum(arrays, facts)}
-    for place in _places(path):
-        with suppress(OSError, SafetensorError), atomic_output(place) as temporary:
+    for index in _paths(path):
+        with suppress(OSError, SafetensorError), atomic_output(index) as temporary:
             save_file(arrays, temporary, metadata)
             return
 
 
-def _load(place: Path, stamp: str) -> tuple[Members, Catalog] | None:
-    """What the index in one place says, or None: missing, damaged, or of another ZIP."""
-    if not place.exists():
+def _load(index: Path, stamp: str) -> tuple[Members, Catalog] | None:
+    """Contents of an index, or None if it is missing, damaged, or of another ZIP."""
+    if not index.exists():
         return None
     try:
-        with safe_open(place, framework="numpy") as file:
+        with safe_open(index, framework="numpy") as file:
             metadata = file.metadata()
             if metadata["stamp"] != stamp:
                 return None
@@ -130,7 +130,7 @@ def _to_arrays(members: Members, catalog: Catalog) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(arrays: dict[str, np.ndarray], class_names: list[str], **entries: Any) -> tuple[Members, Catalog]:
-    """Raises ValueError, or whatever else nonsense leads to, if these are not what `_to_arrays` makes."""
+    """Inverse of `_to_arrays`. Raises ValueError, or any other error, for other arrays."""
     _check_arrays(arrays, class_names)
     names = Names.laid_end_to_end(arrays["names"].tobytes(), arrays["ends"])
     members = Members(names, **{column: arrays[column] for column in COLUMNS})
@@ -138,16 +138,16 @@ def _from_arrays(arrays: dict[str, np.ndarray], class_names: list[str], **entrie
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], class_names: list[str]) -> None:
-    """The checksum tells of damage; this, of what a stranger has put there."""
+    """Raises ValueError for arrays that a stranger has put there; damage is found by the checksum."""
     names, ends, rows, labels = (arrays[name] for name in ("names", "ends", "rows", "labels"))
     names.tobytes().decode()
     starts = ends[:-1][np.diff(ends) > 0]  # of all names but the first, unless they are empty
-    parted = (names[starts[starts < len(names)]] & 0xC0) == 0x80  # a character's bytes, in two names
+    split = (names[starts[starts < len(names)]] & 0xC0) == 0x80  # a character's bytes, in two names
     lowest, highest = (0, len(class_names) - 1) if class_names else (-1, -1)
     sound = (
         all(array.ndim == 1 and array.dtype.kind in "iu" for array in arrays.values())
         and all(len(arrays[column]) == len(ends) for column in COLUMNS)
-        and (np.diff(ends, prepend=0) >= 0).all() and ends[-1] == len(names) and not parted.any()
+        and (np.diff(ends, prepend=0) >= 0).all() and ends[-1] == len(names) and not split.any()
         and len(rows) == len(labels) > 0 and rows.min() >= 0 and rows.max() < len(ends)
         and lowest <= labels.min() and labels.max() <= highest
         and all(isinstance(name, str) for name in class_names)

@@ -1,7 +1,7 @@
-"""The order in which a run sees the images: shuffled, without end, and computable from any place.
+"""Order in which a run sees the images: shuffled, without end, and computable from any position.
 
-A *place* is the position of an image in the run, counted from 0 over all devices. What happens to an image depends on
-its place alone, so the number of devices, the split of a batch and a resume change nothing.
+A *position* counts the images of the run from 0, over all devices. What happens to an image depends on its position
+alone, so the number of devices, the split of a batch and a resume change nothing.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def permutation(length: int, seed: int, *stream: int) -> np.ndarray:
-    """Random order of 0 .. length - 1, int64. Every (seed, stream) gives another.
+    """Random order of 0 .. length - 1, int64 [length]; another one for every (seed, stream).
 
     Sorts raw random bits: numpy promises those for good, but may change the algorithm of `Generator.permutation`.
     """
@@ -20,11 +20,11 @@ def permutation(length: int, seed: int, *stream: int) -> np.ndarray:
 
 
 class ShuffledOrder:
-    """Every epoch visits each image exactly once, in an order of its own.
+    """Order in which every epoch visits each image exactly once, shuffled anew.
 
     Args:
         length: Number of images in the dataset.
-        seed: Another seed, another order; at least 0.
+        seed: Seed of the order, at least 0.
     """
 
     def __init__(self, length: int, seed: int) -> None:
@@ -35,15 +35,15 @@ class ShuffledOrder:
         self._epochs: dict[int, np.ndarray] = {}
 
     def indices(self, start: int, stop: int) -> np.ndarray:
-        """Dataset index at each place from `start` up to, not including, `stop`: int64 [stop - start]."""
+        """Dataset index at each position start <= p < stop: int64 [stop - start]."""
         if not 0 <= start <= stop:
-            raise ValueError(f"places {start} to {stop}: must count up from 0")
+            raise ValueError(f"positions {start} to {stop}: must count up from 0")
         epochs = range(start // self.length, -(-stop // self.length))
         parts = [self._epoch(e)[max(start - e * self.length, 0) : stop - e * self.length] for e in epochs]
         return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        """Order of one epoch. The last two are kept: a batch may straddle them."""
+        """Order of one epoch: int64 [length]. The last two are kept: a batch may straddle them."""
         if epoch not in self._epochs:
             self._epochs = dict([*self._epochs.items()][-1:])
             self._epochs[epoch] = permutation(self.length, self.seed, epoch)
@@ -53,14 +53,16 @@ class ShuffledOrder:
 class PositionBatches:
     """Dataset indices of one process's micro-batches, without end; a batch sampler for `data_loader`.
 
-    A step takes `batch_size` consecutive places. Process `rank` owns the `rank`-th of `world_size` equal, contiguous
-    shares, and goes through it in slices of `micro_batch` places.
+    A step takes `batch_size` consecutive positions. Process `rank` owns the `rank`-th of `world_size` equal, contiguous
+    slices of them, and goes through it by `micro_batch` positions at a time.
 
     Args:
-        order: Which image stands at which place.
-        start: Place of the first image of the first step.
-        batch_size: Places per step, over all processes.
-        micro_batch: Places per element, default: the whole share.
+        order: Order of the images.
+        start: Position of the first image of the first step.
+        batch_size: Positions per step, over all processes.
+        micro_batch: Positions per element; default: all that the process owns of a step.
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
     """
 
     def __init__(
@@ -73,21 +75,23 @@ class PositionBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        share, rest = divmod(batch_size, world_size)
-        micro_batch = share if micro_batch is None else micro_batch
-        if share < 1 or rest:
+        images_per_rank, rest = divmod(batch_size, world_size)
+        micro_batch = images_per_rank if micro_batch is None else micro_batch
+        if images_per_rank < 1 or rest:
             raise ValueError(f"batch_size={batch_size} is not a multiple of the {world_size} processes")
-        if micro_batch < 1 or share % micro_batch:
-            raise ValueError(f"{share} images per process and step are not a multiple of micro_batch={micro_batch}")
+        if micro_batch < 1 or images_per_rank % micro_batch:
+            raise ValueError(
+                f"{images_per_rank} images per process and step are not a multiple of micro_batch={micro_batch}"
+            )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} is not one of the {world_size} processes")
         self.order = order
-        self.first = start + rank * share
+        self.first = start + rank * images_per_rank
         self.batch_size = batch_size
-        self.share = share
+        self.images_per_rank = images_per_rank
         self.micro_batch = micro_batch
 
     def __iter__(self) -> Iterator[list[int]]:
         for first in count(self.first, self.batch_size):
-            for place in range(first, first + self.share, self.micro_batch):
-                yield self.order.indices(place, place + self.micro_batch).tolist()
+            for position in range(first, first + self.images_per_rank, self.micro_batch):
+                yield self.order.indices(position, position + self.micro_batch).tolist()

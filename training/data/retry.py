@@ -1,7 +1,7 @@
-"""Patience with storage that fails for a while, as a network file system does when its server starts anew.
+"""Retrying reads from storage that fails for a while, as a network file system does when its server restarts.
 
-What fails by one of `PASSING` is tried again after 1, 2, 4, 8, 16 and 32 seconds: seven attempts in about a minute. Any
-other trouble is final at once, for trying again would change nothing.
+A read that fails by one of `TRANSIENT` is repeated after 1, 2, 4, 8, 16 and 32 seconds: seven attempts in about a
+minute. Any other error is final at once.
 """
 
 import errno
@@ -10,15 +10,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 PAUSES = (1, 2, 4, 8, 16, 32)
 """Seconds between attempts."""
 
-SLOW = 30
-"""Seconds after which an answer is late enough to be told of."""
-
-PASSING = frozenset(
+TRANSIENT = frozenset(
     getattr(errno, name)
     for name in (
         *("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EREMOTEIO", "ENOTCONN", "ECONNRESET", "ECONNABORTED"),
@@ -26,48 +23,41 @@ PASSING = frozenset(
     )
     if hasattr(errno, name)  # not every system has all of them
 )
-"""Errors that may be gone a moment later."""
+"""Numbers of errors that may be gone a moment later."""
 
 log = logging.getLogger(__name__)
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether it is trouble of the storage that may be gone a moment later."""
-    return isinstance(error, OSError) and error.errno in PASSING
+def is_transient(error: BaseException) -> bool:
+    """True if this is an error of the storage that may be gone a moment later."""
+    return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
-def retry(read: Callable[[], Answer], what: str) -> Answer:
-    """What `read` returns, at the first attempt or a later one. May be used in any thread and process.
-
-    Tells in the log, once, that attempts are repeated, and that an answer came late.
+def retry(read: Callable[[], Result], what: str) -> Result:
+    """Return what `read` returns, at the first attempt or a later one; the log says once that attempts are repeated.
 
     Args:
-        read: Called up to seven times.
+        read: Called up to seven times, in this thread.
         what: The file, for the log.
 
     Raises:
-        OSError: of `PASSING`, at every attempt; the message says how often and how long it was tried.
-        Exception: whatever else `read` raises.
+        OSError: Transient, at every attempt; the message says how many attempts were made, in how many seconds.
+        Exception: Anything else that `read` raises, at once.
     """
     start = time.monotonic()
-    for pause in (*PAUSES, None):
+    for pause in PAUSES:
         try:
-            return _timed(read, what)
+            return read()
         except OSError as error:
-            if not is_passing(error):
-                raise
-            if pause is None:
-                seconds = time.monotonic() - start
-                error.strerror = f"{error.strerror}, at each of {len(PAUSES) + 1} attempts in {seconds:.0f} seconds"
+            if not is_transient(error):
                 raise
             if pause == PAUSES[0]:
                 log.warning("%s: %s; trying again for %d seconds", what, error.strerror, sum(PAUSES))
         time.sleep(pause)
-
-
-def _timed(read: Callable[[], Answer], what: str) -> Answer:
-    start = time.monotonic()
-    answer = read()
-    if (seconds := time.monotonic() - start) > SLOW:
-        log.warning("%s: the answer took %.0f seconds", what, seconds)
-    return answer
+    try:
+        return read()
+    except OSError as error:
+        if is_transient(error):
+            seconds = time.monotonic() - start
+            error.strerror = f"{error.strerror}, at each of {len(PAUSES) + 1} attempts in {seconds:.0f} seconds"
+        raise

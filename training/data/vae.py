@@ -1,6 +1,6 @@
 """Latents of a variational autoencoder (VAE), as data to train on and as samples to decode.
 
-A latent dataset stores the moments that the VAE's encoder gives for each image, means of all channels, then standard
+A latent dataset stores the moments that the VAE's encoder gives for each image: means of all channels, then standard
 deviations. Every visit draws a new latent from them. Dimensions: N images, C latent channels, H rows, W columns.
 """
 
@@ -24,7 +24,7 @@ SD_VAE = "stabilityai/sd-vae-ft-mse"
 
 
 class VAEError(OSError):
-    """A VAE cannot be had; the message is one line that names it and the remedy."""
+    """A VAE cannot be loaded; the message is one line that names it and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -76,32 +76,32 @@ class LatentCodec:
         return z * scale + bias
 
     def to_vae(self, x: Tensor) -> Tensor:
-        """What the network draws [N, C, H, W] -> latents as the VAE's decoder expects them, float32."""
+        """Output of the network [N, C, H, W] -> latents as the VAE's decoder expects them, float32."""
         scale, bias = self._scale_and_bias(x.device)
         return (x.to(torch.float32) - bias) / scale
 
     def to_pixels(self, decoded: Tensor) -> Tensor:
-        """Images as the VAE's decoder gives them [N, 3, H', W'] -> uint8, truncated as the published pipeline does."""
+        """Output of the VAE's decoder [N, 3, H', W'] -> uint8, truncated as the published pipeline does."""
         black, white = self.pixel_range
-        share = (decoded.to(torch.float32) - black) / (white - black)
-        return (share.clamp(0, 1).nan_to_num(nan=0) * 255).to(torch.uint8)
+        brightness = (decoded.to(torch.float32) - black) / (white - black)
+        return (brightness.clamp(0, 1).nan_to_num(nan=0) * 255).to(torch.uint8)
 
     def decode(self, x: Tensor, batch_size: int = 8) -> Tensor:
-        """What the network draws [N, C, H, W] -> uint8 pixels [N, 3, H', W'].
+        """Output of the network [N, C, H, W] -> uint8 pixels [N, 3, H', W'].
 
         Raises:
-            VAEError: the VAE is not there and cannot be fetched.
+            VAEError: The VAE is not there and cannot be fetched.
         """
         vae = load_vae(self.vae, x.device)
         with torch.no_grad():
             return torch.cat([self.to_pixels(vae.decode(z).sample) for z in self.to_vae(x).split(batch_size)])
 
     def to_display(self, pixels: Tensor) -> Tensor:
-        """Pixels as they are: they have 256 levels."""
+        """Return pixels unchanged: they have 256 levels."""
         return pixels
 
     def network_channels(self, data_channels: int) -> int:
-        """Half as many as the moments have. Raises ValueError if the codec was made for another number."""
+        """Half the number of the moments' channels. Raises ValueError if the codec was made for another number."""
         if data_channels != 2 * len(self.mean):
             raise ValueError(
                 f"latents of {len(self.mean)} channels have {2 * len(self.mean)} moments (mean and standard deviation "
@@ -114,7 +114,7 @@ class LatentCodec:
         return {"kind": "latents", **asdict(self)}
 
     def _scale_and_bias(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """x = z scale + bias, each float32 [C, 1, 1]."""
+        """Scale and bias of x = z scale + bias, each float32 [C, 1, 1]."""
         scale = self.sigma_data / per_channel(self.std, device)
         return scale, -per_channel(self.mean, device) * scale
 
@@ -127,16 +127,16 @@ def check_pixel_range(pixel_range: tuple[float, ...]) -> None:
 
 
 def latent_codec_of(description: Mapping[str, Any] | None, channels: int, sigma_data: float) -> LatentCodec:
-    """The codec of a latent dataset.
+    """Make the codec of a latent dataset.
 
     Args:
-        description: What the dataset says of its latents (`latents` in dataset.json: vae, mean, std, pixel_range, and
-            sigma_data, which tells how far raw latents spread and has no say here), or None: the paper's.
+        description: Entry "latents" of dataset.json (vae, mean, std, pixel_range, and sigma_data, the spread of raw
+            latents, which is not used here), or None: the paper's.
         channels: Channels of the stored moments.
         sigma_data: Standard deviation that the network expects.
 
     Raises:
-        ValueError: the description does not fit the data, or is malformed.
+        ValueError: The description does not fit the data, or is malformed.
     """
     try:
         codec = LatentCodec(**{**(description or {}), "sigma_data": sigma_data})
@@ -148,16 +148,16 @@ def latent_codec_of(description: Mapping[str, Any] | None, channels: int, sigma_
 
 @lru_cache(maxsize=2)
 def load_vae(name: str, device: torch.device) -> nn.Module:
-    """A diffusers AutoencoderKL in evaluation mode, float32; kept for the next call.
+    """Load a diffusers AutoencoderKL in evaluation mode, float32; cached for the next call.
 
     Args:
-        name: Local folder, or hub id. What was fetched once is taken from the cache without asking the hub.
-        device: Where to put it.
+        name: Local folder, or hub id. A VAE that was fetched before is taken from the cache without asking the hub.
+        device: Device to put it on.
 
     Raises:
-        VAEError: it is not there and cannot be fetched, or its weights are missing, damaged or of something else.
+        VAEError: It is not there and cannot be fetched, or its weights are missing, damaged or of something else.
     """
-    import diffusers  # noqa: F401  here, because it takes seconds; it sets how much it logs when it is imported
+    import diffusers  # noqa: F401  here: it takes seconds, and sets its level of logging when imported
 
     with _quiet_libraries():
         vae = _read_vae(name) if Path(name).is_dir() else _fetch_vae(name)
@@ -165,7 +165,7 @@ def load_vae(name: str, device: torch.device) -> nn.Module:
 
 
 def _fetch_vae(name: str) -> nn.Module:
-    """Of the cache if it is there: asking the hub takes half a minute where there is no network."""
+    """Load from the cache if possible: asking the hub takes half a minute where there is no network."""
     try:
         return _read_vae(name, local_files_only=True)
     except VAEError:
@@ -202,7 +202,7 @@ def _reason(name: str, error: Exception) -> str:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Without what diffusers and its hub log and warn of: the error says it in one line."""
+    """Silence logs and warnings of diffusers and its hub: the error says it in one line."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     try:

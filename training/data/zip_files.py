@@ -1,7 +1,8 @@
-"""The members of a ZIP file: a million of them if need be, read from any thread or process.
+"""Members of a ZIP file: a million of them if need be, read from any thread or process.
 
-Where they lie is kept in a few arrays, which, unlike a million objects, are quick to save, to copy and to hand to
-another process. Members are read by their position, so nobody shares a file position with anybody.
+Their offsets and sizes are kept in a few arrays (100 MB for a million), which are saved, loaded and handed to another
+process in half a second. The objects of `zipfile` take a gigabyte and half a minute each time, and share one file
+position between threads; so `zipfile` only lists the members, once, and they are read here by their offsets.
 """
 
 import os
@@ -16,23 +17,24 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 
-from edm2.training.data.files import DatasetError, check_size, one_line, retry_from
+from edm2.post_hoc_ema.files import first_line
+from edm2.training.data.files import DatasetError, check_size, retry_from
 from edm2.training.data.retry import retry
 
 LOCAL_HEADER = 30
 """Bytes before a member's name, extra field and contents; the lengths of the first two are its last four bytes."""
 
 ENCRYPTED = 1
-"""Bit of the flags."""
+"""Bit of a member's flags."""
 
 
 class Names(Sequence[str]):
     """Many strings in one block of UTF-8, whose bytes sort as the strings do.
 
     Args:
-        block: All bytes.
-        starts: Where each string starts, int64 [N].
-        ends: Where it ends, int64 [N].
+        block: Bytes of all strings.
+        starts: Offset of the first byte of each string, int64 [N].
+        ends: Offset behind its last byte, int64 [N].
     """
 
     def __init__(self, block: bytes, starts: np.ndarray, ends: np.ndarray) -> None:
@@ -42,17 +44,18 @@ class Names(Sequence[str]):
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "Names":
+        """Pack strings."""
         encoded = [name.encode() for name in names]
         lengths = np.array([len(name) for name in encoded], dtype=np.int64)
         return cls.laid_end_to_end(b"".join(encoded), np.cumsum(lengths))
 
     @classmethod
     def laid_end_to_end(cls, block: bytes, ends: np.ndarray) -> "Names":
-        """Strings without gaps between them."""
+        """Unpack strings without gaps between them."""
         return cls(block, np.concatenate([[0], ends])[:-1].astype(np.int64), ends)
 
     def take(self, rows: np.ndarray) -> "Names":
-        """Some of the names; the bytes are shared."""
+        """Select some of the names; the bytes are shared."""
         return Names(self.block, self.starts[rows], self.ends[rows])
 
     def __len__(self) -> int:
@@ -70,11 +73,11 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class Members:
-    """What the directory of a ZIP says of its members, sorted by name: M of them."""
+    """Directory of a ZIP, sorted by name: M members."""
 
     names: Names
     offset: np.ndarray
-    """Of the local header in the file, int64 [M]."""
+    """Offset of the local header in the file, int64 [M]."""
     packed: np.ndarray
     """Bytes in the file, int64 [M]."""
     size: np.ndarray
@@ -82,12 +85,12 @@ class Members:
     crc: np.ndarray
     """CRC-32 of the contents, uint32 [M]."""
     method: np.ndarray
-    """Of compression, uint16 [M]."""
+    """Method of compression, uint16 [M]."""
     flags: np.ndarray
     """uint16 [M]."""
 
     def row(self, name: str) -> int:
-        """Where a name stands. Raises KeyError if nowhere."""
+        """Row of a name. Raises KeyError if there is none."""
         row = bisect_left(self.names, name)
         if row == len(self.names) or self.names[row] != name:
             raise KeyError(name)
@@ -95,18 +98,19 @@ class Members:
 
 
 def read_members(path: Path) -> Members:
-    """The directory of a ZIP; a million entries take some ten seconds.
+    """Read the directory of a ZIP; a million entries take some ten seconds.
 
     Raises:
-        DatasetError: No ZIP, damaged, or a name stands there twice.
+        DatasetError: Not a ZIP, damaged, or a name occurs twice.
     """
     try:
         members = retry_from(path, lambda: _list_members(path))
     except DatasetError:
         raise
     except Exception as error:  # mostly BadZipFile, but a damaged directory can raise almost anything
-        reason = one_line(error)
-        raise DatasetError(f"{path}: not a ZIP file, or cut short ({reason}); copy or write it anew") from error
+        raise DatasetError(
+            f"{path}: not a ZIP file, or cut short ({first_line(error)}); copy or write it anew"
+        ) from error
     _check_unique(path, members.names)
     return members
 
@@ -117,7 +121,7 @@ def _list_members(path: Path) -> Members:
 
 
 def opened_zip(path: Path) -> BinaryIO:
-    """A file to read. Raises DatasetError if it cannot be opened."""
+    """Open a file for reading. Raises DatasetError if it cannot be opened."""
     try:
         return retry_from(path, lambda: open(path, "rb"))
     except OSError as error:
@@ -150,11 +154,11 @@ def _check_unique(path: Path, names: Names) -> None:
 
 
 class ZipFiles:
-    """The members of a ZIP file.
+    """Members of a ZIP file.
 
     Args:
         path: The file.
-        members: Its directory, if that is known already.
+        members: Its directory, default: read from the file when it is first needed.
     """
 
     def __init__(self, path: Path, members: Members | None = None) -> None:
@@ -164,7 +168,7 @@ class ZipFiles:
 
     @property
     def members(self) -> Members:
-        """The directory. Raises DatasetError if the file cannot be used."""
+        """Directory of the file. Raises DatasetError if it cannot be used."""
         if self._members is None:
             self._members = read_members(self.path)
         return self._members
@@ -173,7 +177,7 @@ class ZipFiles:
         return [*self.members.names]
 
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
-        """Size and checksum. Raises DatasetError for a name that is not there."""
+        """Size and checksum of each member. Raises DatasetError for a missing name."""
         members = self.members
         try:
             rows = [members.row(name) for name in names]
@@ -182,7 +186,7 @@ class ZipFiles:
         return list(zip(members.size[rows].tolist(), members.crc[rows].tolist(), strict=True))
 
     def read(self, name: str) -> bytes:
-        """Contents of a member. Raises KeyError, ValueError, OSError or zlib.error if it cannot be had."""
+        """Contents of a member. Raises KeyError, ValueError, OSError or zlib.error if missing or damaged."""
         members = self.members
         row = members.row(name)
         if members.flags[row] & ENCRYPTED or members.method[row] not in (ZIP_STORED, ZIP_DEFLATED):
@@ -191,7 +195,7 @@ class ZipFiles:
         data = retry(lambda: self._read_packed(row), f"{self.path}/{name}")
         if members.method[row] == ZIP_DEFLATED:
             data = _inflate(data, int(members.size[row]))
-        # The checksum says all: the name in the local header, which may be a damaged one, decides nothing.
+        # The checksum decides: a damaged name in the local header does not matter.
         if len(data) != members.size[row] or zlib.crc32(data) != members.crc[row]:
             raise ValueError("Bad CRC-32: damaged, copy or write the ZIP anew")
         return data
@@ -200,7 +204,7 @@ class ZipFiles:
         try:
             return self._read_member(int(self.members.offset[row]), int(self.members.packed[row]))
         except OSError:
-            self._file = None  # the next attempt opens it anew: what is open may be a stale handle of a network file
+            self._file = None  # the next attempt opens it anew: this may be a stale handle of a network file system
             raise
 
     def _read_member(self, offset: int, count: int) -> bytes:
@@ -225,7 +229,7 @@ class ZipFiles:
 
 
 def _pread(file: BinaryIO, count: int, offset: int) -> bytes:
-    """Read at a position that the file keeps no account of: threads and forked processes do not meet there."""
+    """Read at an offset without moving the file's position, which threads and forked processes share."""
     if hasattr(os, "pread"):
         return os.pread(file.fileno(), count, offset)
     with open(file.name, "rb") as own:  # Windows
@@ -234,5 +238,5 @@ def _pread(file: BinaryIO, count: int, offset: int) -> bytes:
 
 
 def _inflate(data: bytes, size: int) -> bytes:
-    """At most one byte more than expected: a small file can unpack to any size."""
+    """Unpack at most one byte more than expected: a small file can unpack to any size."""
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)

@@ -31,7 +31,6 @@ class RunFolder:
         self.snapshots = self.path / "snapshots"
         self.raw_weights = self.path / "raw-weights.safetensors"
         self.traditional_ema = self.path / "traditional-ema.safetensors"
-        self.broken = self.path / "broken.txt"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
 

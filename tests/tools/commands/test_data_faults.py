@@ -1,5 +1,6 @@
 """What the storage and the system do to a run while it trains, and what its user then reads."""
 
+import json
 import os
 import signal
 import subprocess
@@ -35,23 +36,29 @@ def test_a_worker_that_the_system_kills_ends_the_run_in_one_line(tmp_path: Path)
         run.kill()
     line = complaint(complaints)
     assert run.returncode == 1
-    assert "a process that reads data has died" in line
-    assert "run the same again" in line
+    assert "DataLoader worker" in line
     assert not [path for path in half_written(out) if path.is_file()]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_files_are_tolerated_as_far_as_was_asked_for(tmp_path: Path, workers: int):
-    """Told of once each, listed in the run folder; one more ends the run."""
+def test_a_broken_image_ends_the_run_and_its_line_names_the_check(tmp_path: Path, workers: int):
+    """Also with --skip-broken, which is accepted and does nothing."""
     data = write_images(tmp_path / "data", (8, 8))
-    broken = sorted(data.rglob("*.png"))[3:8:4]
-    for path in broken:
-        path.write_bytes(path.read_bytes()[:40])
+    broken = data / "005.png"
+    broken.write_bytes(broken.read_bytes()[:40])
     command = ["train", *TINY, "--data", data, "--duration", "256", "--workers", workers, "--no-standardize"]
-    succeed(*command, "--out", tmp_path / "run", "--skip-broken", "2")
-    listed = (tmp_path / "run" / "broken.txt").read_text().splitlines()
-    assert sorted(line.partition(": ")[0] for line in listed) == sorted(map(str, broken))
-    refused = edm2(*command, "--out", tmp_path / "strict", "--skip-broken", "1")
+    refused = edm2(*command, "--out", tmp_path / "run", "--skip-broken", "2")
     assert refused.code == 1
-    assert "2 files are broken" in refused.err
-    assert "--skip-broken allows 1" in refused.err
+    assert "--skip-broken does nothing" in refused.out
+    line = complaint(refused.err)
+    assert f"{broken}: cannot be read" in line
+    assert f"(index 5); edm2 dataset check {data} finds all such files" in line
+
+
+def test_a_config_from_when_broken_files_were_skipped_loads_and_resumes(tmp_path: Path):
+    data, out = write_images(tmp_path / "data", (8, 8)), tmp_path / "run"
+    command = ["train", *TINY, "--data", data, "--out", out, "--workers", 0]
+    succeed(*command, "--duration", "128")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"skip_broken": 3, "duration": 256}))
+    assert "Resuming" in succeed(*command, "--duration", "256")

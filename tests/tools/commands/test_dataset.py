@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from command_line import check_refusal, parse, succeed, write_images
+from command_line import check_refusal, complaint, edm2, parse, succeed, write_images
 from PIL import Image
 
 from edm2.datasets import conversion
@@ -96,6 +96,18 @@ def test_help_imports_nothing_slow():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "HEIGHTxWIDTH" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_check_lists_what_is_broken_and_leaves_with_1(tmp_path: Path):
+    photos = write_images(tmp_path / "photos", (8, 8), count=30)
+    assert succeed("dataset", "check", photos, "--workers", 2) == f"30 images in {photos}, none broken\n"
+    for k in (4, 17):
+        path = photos / f"{k:03}.png"
+        path.write_bytes(path.read_bytes()[:50])
+    result = edm2("dataset", "check", photos)
+    assert result.code == FAILURE
+    assert [line.partition(": ")[0] for line in result.out.splitlines()] == [f"{photos}/{k:03}.png" for k in (4, 17)]
+    assert complaint(result.err).startswith(f"Error: {photos}: 2 broken images")
 
 
 @pytest.mark.parametrize("name", dataset.dataset.commands)
@@ -185,6 +197,7 @@ CASES = {
         FAILURE,
         ("hf:./empty", "cannot be loaded", "check its name"),
     ),
+    "check of nothing": ("check absent.zip", FAILURE, ("absent.zip", "no such file")),
     "info of nothing": ("info absent.zip", FAILURE, ("absent.zip", "no such file")),
     "info of an empty folder": ("info empty", FAILURE, ("empty", "no images")),
 }

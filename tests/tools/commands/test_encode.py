@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from command_line import check_refusal, edm2, succeed, write_images
+from dataset_files import Stopped
 from PIL import Image
+from tiny_vae import save_tiny_vae
 
 from edm2.datasets import encoding, moments
 from edm2.tools.commands import dataset
@@ -23,20 +24,7 @@ USAGE, FAILURE = 2, 1
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real AutoencoderKL of diffusers, untrained, of two blocks."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("vae")
-    AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[8, 8],
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-    ).save_pretrained(folder)
-    return folder
+    return save_tiny_vae(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture
@@ -101,10 +89,6 @@ def test_names_and_ranges_are_those_of_the_library():
     assert dataset.PIXEL_RANGES[options["vae_range"].default] == LatentCodec().pixel_range
     assert tuple(options["dtype"].type.choices) == tuple(moments.DTYPES)
     assert tuple(options["precision"].type.choices) == tuple(moments.PRECISIONS)
-
-
-class Stopped(BaseException):
-    """Not an Exception: nobody may catch it and go on."""
 
 
 def test_two_processes_take_up_the_parts_of_one_and_give_the_same_bytes(

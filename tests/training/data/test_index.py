@@ -68,7 +68,7 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return lambda *arguments: (seen.append(name), function(*arguments))[1]
 
     monkeypatch.setattr(zip_files, "read_members", counted("directory", zip_files.read_members))
-    monkeypatch.setattr(archive, "_parse_json", counted("labels", archive._parse_json))
+    monkeypatch.setattr(archive, "read_description", counted("labels", archive.read_description))
     return seen
 
 

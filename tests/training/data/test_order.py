@@ -65,7 +65,7 @@ def test_several_processes_see_together_what_one_sees(world_size, micro_batch):
     shares = []
     for rank in range(world_size):
         batches = PositionBatches(order, 24, batch, micro_batch=micro_batch, rank=rank, world_size=world_size)
-        per_step = batches.share // batches.micro_batch
+        per_step = batches.images_per_rank // batches.micro_batch
         shares.append(np.reshape(take(batches, steps * per_step), (steps, batch // world_size)))
     assert np.array_equal(np.hstack(shares).flatten(), order.indices(24, 24 + steps * batch))
 

@@ -6,11 +6,10 @@ import torch
 from tiny_run import tiny_config
 
 from edm2.networks import NetworkConfig, build_network
-from edm2.training import NOISE_DISTRIBUTIONS, ArrayDataset, DatasetError, LnNormal, noise_distribution
+from edm2.training import NOISE_DISTRIBUTIONS, ArrayDataset, LnNormal, noise_distribution
 from edm2.training.data.batches import BatchStream
 from edm2.training.data.dataset import evenly_spaced_indices
-from edm2.training.data.tolerance import TolerantDataset
-from edm2.training.diagnostics.holdout import NOISE_QUANTILES, evenly_spaced, measure_loss
+from edm2.training.diagnostics.holdout import NOISE_QUANTILES, measure_loss
 from edm2.training.distributed.processes import ONE_PROCESS
 from edm2.training.distributed.strategies import SingleProcess
 from edm2.training.randomness import PositionRandom
@@ -60,19 +59,6 @@ def test_evenly_spaced_indices_of_imagenet_where_integers_have_32_bits(monkeypat
     indices = evenly_spaced_indices(1_300_000, 10_000)
     assert indices.dtype == np.int64
     assert np.array_equal(indices, arange(0, 1_300_000, 130))
-
-
-def test_a_replacement_of_a_broken_image_has_its_own_label_and_the_reason():
-    class SecondIsBroken(ArrayDataset):
-        def images(self, indices):
-            if 1 in indices:
-                raise DatasetError("b.png: broken")
-            return super().images(indices)
-
-    dataset = SecondIsBroken(torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1), torch.arange(4))
-    images, labels, broken = evenly_spaced(TolerantDataset(dataset, 1), 4).batch(range(4))
-    assert images.flatten().tolist() == labels.tolist() == [0, 2, 2, 3]
-    assert broken == ("b.png: broken",)
 
 
 @pytest.mark.parametrize("holdout", [30, 270])

@@ -17,12 +17,13 @@ import zlib
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from zipfile import ZipFile, sizeFileHeader
 
 import click
 import numpy as np
 import torch
 
-from edm2.datasets.stored_zip import Entry, directory, local_header, writing_zip
+from edm2.datasets.parts import member
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import Dataset, open_dataset
 from edm2.training.data.loader import data_loader
@@ -73,19 +74,18 @@ def write_sparse_latents(path: Path, entries: int) -> None:
     contents = _to_npy(np.ones(SHAPE, dtype=np.float32))
     names = [_moments_name(i) for i in range(entries)]
     labels = json.dumps({"labels": [[name, i % 1000] for i, name in enumerate(names)]}).encode()
-    listed, checksum, position = [], zlib.crc32(contents), 0
-    with open(path, "wb") as file:
+    checksum = zlib.crc32(contents)
+    with ZipFile(path, "w") as archive:
         for i, name in enumerate(names):
-            entry = Entry(name.encode(), checksum, len(contents), position)
-            listed.append(entry)
+            info = member(name)
             if i % SPARSE == 0:
-                file.seek(position)
-                file.write(local_header(entry) + contents)
-            position += len(local_header(entry)) + len(contents)
-        file.seek(position)
-        last = Entry(b"dataset.json", zlib.crc32(labels), len(labels), position)
-        file.write(local_header(last) + labels)
-        file.write(directory([*listed, last], file.tell()))
+                archive.writestr(info, contents)
+                continue
+            info.header_offset, info.CRC = archive.start_dir, checksum
+            info.file_size = info.compress_size = len(contents)
+            archive.filelist.append(info)
+            archive.start_dir += sizeFileHeader + len(name) + len(contents)  # where the next member goes
+        archive.writestr(member("dataset.json"), labels)
 
 
 def open_it(path: Path) -> None:
@@ -168,11 +168,11 @@ def waits(dataset: Dataset, batch: int, workers: int, steps: int, step: float) -
 def write_latents(path: Path, images: int, dtype: type[np.generic]) -> None:
     """Random moments."""
     random = np.random.default_rng(0)
-    with atomic_output(path) as temporary, writing_zip(temporary) as archive:
+    with atomic_output(path) as temporary, ZipFile(temporary, "w") as archive:
         for i in range(images):
-            archive.add(_moments_name(i), _to_npy(random.random(SHAPE, dtype=np.float32).astype(dtype)))
+            archive.writestr(member(_moments_name(i)), _to_npy(random.random(SHAPE, dtype=np.float32).astype(dtype)))
         labels = {"labels": [[_moments_name(i), i % 1000] for i in range(images)]}
-        archive.add("dataset.json", json.dumps(labels).encode())
+        archive.writestr(member("dataset.json"), json.dumps(labels))
 
 
 def _forget(path: Path) -> None:
