@@ -19,9 +19,9 @@ def dot_product_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
     [N, 3 C, H, W] -> [N, C, H, W] in the dtype of `qkv`.
     """
-    wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
-    q, k, v = by_pixel(sort_by_kind(wide, num_heads)).unflatten(2, (3, num_heads, -1)).unbind(2)
-    return as_image(blend(q, k, v), qkv).to(qkv.dtype)
+    wide = sort_by_kind(qkv.to(torch.promote_types(qkv.dtype, torch.float32)), num_heads)
+    q, k, v = wide.flatten(2).mT.unflatten(2, (3, num_heads, -1)).unbind(2)  # [N, pixels, heads, d]
+    return blend(q, k, v, qkv.shape[2:]).to(qkv.dtype)
 
 
 def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
@@ -36,8 +36,9 @@ def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
 def sorted_cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
     """`cosine_attention` for channels ordered (q/k/v, head, channel): what is normalized lies in one piece."""
-    q, k, v = normalize(by_pixel(qkv).unflatten(2, (3, num_heads, -1)), dim=4).unbind(2)  # [N, pixels, heads, d]
-    return as_image(blend(q, k, v), qkv)
+    qkv_by_pixel = qkv.flatten(2).mT.unflatten(2, (3, num_heads, -1))  # [N, pixels, 3, heads, d]
+    q, k, v = normalize(qkv_by_pixel, dim=4).unbind(2)
+    return blend(q, k, v, qkv.shape[2:])
 
 
 def sort_by_kind(qkv: Tensor, num_heads: int, dim: int = 1) -> Tensor:
@@ -45,26 +46,16 @@ def sort_by_kind(qkv: Tensor, num_heads: int, dim: int = 1) -> Tensor:
     return qkv.unflatten(dim, (num_heads, -1, 3)).movedim(dim + 2, dim).flatten(dim, dim + 2)
 
 
-def by_pixel(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, pixels, C]; a view where channels lie together in memory."""
-    return x.flatten(2).mT
-
-
-def as_image(y: Tensor, like: Tensor) -> Tensor:
-    """[N, pixels, heads, d] -> [N, C, H, W] with the height and width of `like`; again a view."""
-    return y.flatten(2).mT.unflatten(2, like.shape[2:])
-
-
-def blend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·k / sqrt(d)) v, over the keys of all pixels: three times [N, pixels, heads, d] -> the same shape."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [N, heads, pixels, d]
+def blend(q: Tensor, k: Tensor, v: Tensor, size: torch.Size) -> Tensor:
+    """softmax(q·k / sqrt(d)) v over the keys of all pixels: three times [N, pixels, heads, d] -> [N, C, *size]."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [N, heads, pixels, d]
     if q.device.type == "cpu":  # plain products: faster there than torch's fused kernel
         logits = q @ (k * (1 / math.sqrt(q.shape[-1]))).mT  # [N, heads, pixels, pixels]
         wide = torch.promote_types(logits.dtype, torch.float32)  # faster than a softmax in bfloat16
         y = logits.softmax(dim=-1, dtype=wide).to(v.dtype) @ v
     else:
         y = F.scaled_dot_product_attention(q, k, v)
-    return y.transpose(1, 2)
+    return y.transpose(1, 2).flatten(2).mT.unflatten(2, size)
 
 
 def higher_derivatives() -> AbstractContextManager[None]:

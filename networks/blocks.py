@@ -54,10 +54,6 @@ class ResidualBlock(nn.Module):
         if self.num_heads and out_channels % self.num_heads:
             raise ValueError(f"{out_channels} channels do not split evenly into {self.num_heads} attention heads")
 
-    def resample(self, x: Tensor) -> Tensor:
-        """Halve, double or keep the resolution."""
-        return resample(x, self.resample_mode, self.resample_filter)
-
     def drop(self, x: Tensor) -> Tensor:
         """Dropout, if there is any."""
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -128,14 +124,11 @@ class Block(ResidualBlock):
             self.attn_qkv = QueriesKeysValues(out_channels, self.num_heads)
             self.attn_proj = MPConv(out_channels, out_channels, (1, 1), scale=attn_y_weight)
 
-    def modulation(self, emb: Tensor, dtype: torch.dtype) -> Tensor:
-        """1 + gain linear(emb), a factor per channel, computed in the embedding's dtype: [N, E] -> [N, C, 1, 1]."""
-        return (1 + self.emb_linear(emb, gain=self.emb_gain))[:, :, None, None].to(dtype)
-
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
         """Residual branch, times its weight in the MP-sum: [N, residual_channels, H, W] -> [N, out_channels, H, W]."""
         y = self.conv_res0(F.silu(x))  # MP-SiLU: its 1/0.596 is conv_res0.scale
-        y = modulated_silu(y, self.modulation(emb, y.dtype))
+        modulation = 1 + self.emb_linear(emb, gain=self.emb_gain)  # a factor per channel, in float32 like the embedding
+        y = modulated_silu(y, modulation[:, :, None, None].to(y.dtype))
         return self.conv_res1(self.drop(y))  # MP-SiLU's 1/0.596 and the MP-sum's y_weight are conv_res1.scale
 
     def attend(self, x: Tensor) -> Tensor:
@@ -162,7 +155,7 @@ class EncoderBlock(Block):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
-        x = self.resample(x)
+        x = resample(x, self.resample_mode, self.resample_filter)
         x = x if self.conv_skip is None else self.conv_skip(x)
         x = normalize(x, dim=1)  # pixel norm (Eq. 30)
         x = self.residual(x, emb).add_(x, alpha=self.x_weight)  # MP-sum (Eq. 88)
@@ -181,7 +174,7 @@ class DecoderBlock(Block):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
-        x = self.resample(x)
+        x = resample(x, self.resample_mode, self.resample_filter)
         y = self.residual(x, emb)
         x = x if self.conv_skip is None else self.conv_skip(x)
         x = y.add_(x, alpha=self.x_weight)  # MP-sum (Eq. 88)

@@ -1,4 +1,4 @@
-"""From the description of a network to the network."""
+"""Build a network from its description."""
 
 from edm2.networks.config import NetworkConfig
 from edm2.networks.ladder import UNetA, UNetB, UNetC, UNetD, UNetE, UNetF

@@ -121,16 +121,17 @@ def force_weight_normalization_(module: nn.Module) -> None:
     the control of the schedule: weights cannot grow, and their updates stay as large as Adam made them. It happens
     outside autograd and in place, so the optimizer's reference to the parameter stays valid.
     """
-    weights = [layer.weight for layer in module.modules() if isinstance(layer, MPConv)]
-    if not weights:  # configs A to D
-        return
-    weights = [w.to_local() if hasattr(w, "to_local") else w for w in weights]  # this process's rows of a DTensor
-    magnitudes = [
-        torch.linalg.vector_norm(
-            w, dim=list(range(1, w.ndim)), keepdim=True, dtype=torch.promote_types(w.dtype, torch.float32)
-        )
-        for w in weights
-    ]
-    torch._foreach_mul_(magnitudes, [1 / math.sqrt(math.prod(w.shape[1:])) for w in weights])  # a shard may be empty
-    torch._foreach_add_(magnitudes, EPS)
-    torch._foreach_div_(weights, magnitudes)
+    weights, magnitudes, scales = [], [], []
+    for layer in module.modules():
+        if isinstance(layer, MPConv):
+            w = layer.weight
+            w = w.to_local() if hasattr(w, "to_local") else w  # this process's rows of a DTensor; there may be none
+            wide, fan_in = torch.promote_types(w.dtype, torch.float32), math.prod(w.shape[1:])
+            norm = torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True, dtype=wide)
+            weights.append(w)
+            magnitudes.append(norm)
+            scales.append(1 / math.sqrt(fan_in))
+    if weights:  # configs A to D have none
+        torch._foreach_mul_(magnitudes, scales)
+        torch._foreach_add_(magnitudes, EPS)
+        torch._foreach_div_(weights, magnitudes)

@@ -40,7 +40,7 @@ def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = EP
     """
     if dim is None:
         dim = range(1, x.ndim)
-    dims = [dim % x.ndim] if isinstance(dim, int) else [d % x.ndim for d in dim]
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
     y, _ = Normalize.apply(x, dims, eps, magnitude, isinstance(x, nn.Parameter))
     return y
 
@@ -61,7 +61,7 @@ class Normalize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, dims: list[int], eps: float, m: float, keep_input: bool) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, dims: tuple[int, ...], eps: float, m: float, keep_input: bool) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
         s = norm * (math.sqrt(norm.numel() / x.numel()) / m) + eps / m

@@ -97,7 +97,7 @@ class ReferenceFourier(nn.Module):
 
 
 class ReferenceBlock(nn.Module):
-    """What both kinds of block consist of: a residual branch that the embedding modulates, and attention."""
+    """Layers of both kinds of block: a residual branch that the embedding modulates, and attention."""
 
     def __init__(
         self,

@@ -69,7 +69,14 @@ class UNet(nn.Module):
         """
         emb = self.embed(c_noise, class_labels)
         x = append_ones(x).contiguous(memory_format=self.memory_format)
-        x = run_levels(self.enc, self.dec, x, emb, lambda x, skip: mp_cat(x, skip, t=self.config.concat_balance))
+        skips = []
+        for name, layer in self.enc.items():
+            x = layer(x) if name.endswith("_conv") else layer(x, emb)
+            skips.append(x)
+        for name, block in self.dec.items():
+            if "_block" in name:
+                x = mp_cat(x, skips.pop(), t=self.config.concat_balance)  # Eq. 103
+            x = block(x, emb)
         return self.out_conv(x, gain=self.out_gain)
 
     def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
@@ -151,28 +158,3 @@ def has_attention(config: NetworkConfig, level: int) -> bool:
 def append_ones(x: Tensor) -> Tensor:
     """Append a channel of ones: [N, C, H, W] -> [N, C + 1, H, W]."""
     return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-
-
-def run_levels(
-    enc: nn.ModuleDict, dec: nn.ModuleDict, x: Tensor, emb: Tensor, cat: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Run the encoder, then the decoder with the encoder's outputs as skip connections.
-
-    Args:
-        enc, dec: Layers by name.
-        x: Image with its constant channels, [N, C, H, W].
-        emb: Embedding [N, E].
-        cat: Concatenates the main path and a skip connection.
-
-    Returns:
-        Output of the last block, [N, C', H, W].
-    """
-    skips = []
-    for name, layer in enc.items():
-        x = layer(x) if name.endswith("_conv") else layer(x, emb)
-        skips.append(x)
-    for name, block in dec.items():
-        if "_block" in name:
-            x = cat(x, skips.pop())
-        x = block(x, emb)
-    return x

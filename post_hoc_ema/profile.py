@@ -61,7 +61,7 @@ def power_function_beta(sigma_rel: ArrayLike, t: ArrayLike, dt: ArrayLike) -> Fl
     Raises:
         ValueError: Not 0 < dt <= t, or an EMA length is outside (0, 12^-0.5).
     """
-    return np.exp(_log_beta(sigma_rel, t, dt))
+    return np.exp(log_beta(sigma_rel_to_gamma(sigma_rel), t, dt))
 
 
 def power_function_step(sigma_rel: ArrayLike, t: ArrayLike, dt: ArrayLike) -> FloatArray:
@@ -69,15 +69,15 @@ def power_function_step(sigma_rel: ArrayLike, t: ArrayLike, dt: ArrayLike) -> Fl
 
     Late in training β is so close to 1 that subtracting it from 1 would lose most digits of the difference.
     """
-    return -np.expm1(_log_beta(sigma_rel, t, dt))
+    return -np.expm1(log_beta(sigma_rel_to_gamma(sigma_rel), t, dt))
 
 
-def _log_beta(sigma_rel: ArrayLike, t: ArrayLike, dt: ArrayLike) -> FloatArray:
-    """ln β = (γ + 1) ln(1 - dt/t)."""
+def log_beta(gamma: ArrayLike, t: ArrayLike, dt: ArrayLike) -> FloatArray:
+    """ln β = (γ + 1) ln(1 - dt/t) for the exponent γ; other arguments and errors as of `power_function_beta`."""
     t, dt = np.asarray(t, dtype=np.float64), np.asarray(dt, dtype=np.float64)
     _refuse(~((dt > 0) & (dt <= t)), dt, "dt={} must be positive and at most t, the images seen after the step")
     with np.errstate(divide="ignore"):  # dt = t: ln 0 = -inf is meant
-        return (sigma_rel_to_gamma(sigma_rel) + 1) * np.log1p(-dt / t)
+        return (np.asarray(gamma) + 1) * np.log1p(-dt / t)
 
 
 def power_function_profile(tau: ArrayLike, t: ArrayLike, sigma_rel: ArrayLike) -> FloatArray:

@@ -6,6 +6,7 @@
 Both update θ̂ <- β θ̂ + (1 - β) θ and differ in β only.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edm2.post_hoc_ema.conversions import half_life_to_beta, half_life_to_sigma_rel, rampup_ratio_to_sigma_rel
-from edm2.post_hoc_ema.profile import power_function_step, sigma_rel_to_gamma
+from edm2.post_hoc_ema.profile import log_beta, sigma_rel_to_gamma
 from edm2.post_hoc_ema.tensor_files import average_dtype
 
 BATCH = 1 << 24
@@ -76,14 +77,14 @@ class ParameterAverages(ABC):
         t = index(images_seen)
         if t <= self._images_seen:
             raise ValueError(f"images_seen={t} must exceed {self._images_seen}, where the averages were last updated")
-        parameters = self._parameters() if self._arrivals is None else self._fetched(self._arrivals)
-        one_minus_betas = [self._one_minus_beta(length, t, t - self._images_seen) for length in self._averages]
+        parameters = dict(self._module.named_parameters()) if self._arrivals is None else self._fetched(self._arrivals)
         for names in _batches(next(iter(self._averages.values()))):
-            new = [_local(parameters[name]) for name in names]
-            for averages, one_minus_beta in zip(self._averages.values(), one_minus_betas, strict=True):
-                old = [_local(averages[name]) for name in names]
-                new = [p.to(average) for p, average in zip(new, old, strict=True)]  # itself, if it is of this type
-                torch._foreach_lerp_(old, new, one_minus_beta)  # θ̂ + (1 - β) (θ - θ̂)
+            new = list(map(_local, map(parameters.__getitem__, names)))
+            for length, averages in self._averages.items():
+                old = list(map(_local, map(averages.__getitem__, names)))
+                new = list(map(Tensor.to, new, old))  # itself, where it is of the average's type
+                weight = self._one_minus_beta(length, t, t - self._images_seen)
+                torch._foreach_lerp_(old, new, weight)  # θ̂ + (1 - β) (θ - θ̂)
         self._images_seen = t
 
     @torch.no_grad()
@@ -163,7 +164,7 @@ class PowerFunctionEMA(ParameterAverages):
             ValueError: EMA lengths outside (0, 12^-0.5) or twice the same, nothing to average, or shards to offload.
         """
         self._sigma_rels = tuple(float(sigma_rel) for sigma_rel in sigma_rels)
-        sigma_rel_to_gamma(self._sigma_rels)  # refuses impossible EMA lengths now, not after the first step
+        self._gammas = dict(zip(self._sigma_rels, sigma_rel_to_gamma(self._sigma_rels), strict=True))
         if not self._sigma_rels or len(set(self._sigma_rels)) < len(self._sigma_rels):
             raise ValueError(f"sigma_rels={self._sigma_rels} must hold one EMA length or more, each once")
         super().__init__(module, self._sigma_rels, offload)
@@ -188,7 +189,7 @@ class PowerFunctionEMA(ParameterAverages):
 
     def _one_minus_beta(self, length: float, t: int, dt: int) -> float:
         """1 - β of Eq. 127; β = 0 in the first update (dt = t), so initial weights do not count."""
-        return float(power_function_step(length, t, dt))
+        return -math.expm1(log_beta(self._gammas[length], t, dt))
 
 
 class TraditionalEMA(ParameterAverages):

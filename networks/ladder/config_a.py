@@ -17,7 +17,8 @@ from edm2.networks.attention import dot_product_attention
 from edm2.networks.blocks import ResidualBlock
 from edm2.networks.config import NetworkConfig
 from edm2.networks.layers import Conv, Fourier
-from edm2.networks.unet import append_ones, build_decoder, build_encoder, run_levels
+from edm2.networks.magnitude import resample
+from edm2.networks.unet import append_ones, build_decoder, build_encoder
 
 # Layers
 
@@ -187,10 +188,12 @@ class BlockA(ResidualBlock):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
-        y = self.conv0(self.resample(F.silu(self.norm0(x))))  # resampled before the first convolution
+        y = self.conv0(
+            resample(F.silu(self.norm0(x)), self.resample_mode, self.resample_filter)
+        )  # resampled before the first convolution
         y = F.silu(self.modulate(self.norm1(y), emb))
         y = self.conv1(self.drop(y))
-        x = self.resample(x)
+        x = resample(x, self.resample_mode, self.resample_filter)
         x = x if self.skip is None else self.skip(x)
         x = x + y
         if self.num_heads:
@@ -253,7 +256,7 @@ class UNetA(nn.Module):
         """Raw output F; arguments as of `edm2.networks.UNet.forward`."""
         emb = self.embed(c_noise, class_labels)
         x = append_ones(x) if self.constant_channels else x
-        x = run_levels(self.enc, self.dec, x, emb, lambda x, skip: torch.cat([x, skip], dim=1))
+        x = run_levels(self.enc, self.dec, x, emb)
         return self.out_conv(F.silu(self.out_norm(x)))
 
     def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
@@ -267,3 +270,24 @@ class UNetA(nn.Module):
     def scale_label(self, one_hot: Tensor) -> Tensor:
         """Return one-hot labels as they are."""
         return one_hot
+
+
+def run_levels(enc: nn.ModuleDict, dec: nn.ModuleDict, x: Tensor, emb: Tensor) -> Tensor:
+    """Run the encoder, then the decoder with the encoder's outputs as skip connections, plainly concatenated.
+
+    Args:
+        enc, dec: Layers by name.
+        x: Image with its constant channels, [N, C, H, W].
+        emb: Embedding [N, E].
+
+    Returns:
+        Output of the last block, [N, C', H, W].
+    """
+    skips = []
+    for name, layer in enc.items():
+        x = layer(x) if name.endswith("_conv") else layer(x, emb)
+        skips.append(x)
+    for name, block in dec.items():
+        x = torch.cat([x, skips.pop()], dim=1) if "_block" in name else x
+        x = block(x, emb)
+    return x

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from edm2.networks.attention import cosine_attention
 from edm2.networks.blocks import ResidualBlock
 from edm2.networks.config import NetworkConfig
+from edm2.networks.ladder.config_a import run_levels
 from edm2.networks.layers import Fourier, MPConv
-from edm2.networks.magnitude import normalize
-from edm2.networks.unet import append_ones, build_decoder, build_encoder, run_levels
+from edm2.networks.magnitude import normalize, resample
+from edm2.networks.unet import append_ones, build_decoder, build_encoder
 
 
 class BlockF(ResidualBlock):
@@ -68,7 +69,7 @@ class EncoderBlockF(BlockF):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
-        x = self.resample(x)
+        x = resample(x, self.resample_mode, self.resample_filter)
         x = x if self.conv_skip is None else self.conv_skip(x)
         x = normalize(x, dim=1)  # pixel norm (Eq. 30)
         x = x + self.residual(x, emb)
@@ -84,7 +85,7 @@ class DecoderBlockF(BlockF):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
-        x = self.resample(x)
+        x = resample(x, self.resample_mode, self.resample_filter)
         y = self.residual(x, emb)
         x = x if self.conv_skip is None else self.conv_skip(x)
         x = x + y
@@ -129,7 +130,7 @@ class UNetF(nn.Module):
         """Raw output F; arguments as of `edm2.networks.UNet.forward`."""
         emb = self.embed(c_noise, class_labels)
         x = append_ones(x).contiguous(memory_format=self.memory_format)
-        x = run_levels(self.enc, self.dec, x, emb, lambda x, skip: torch.cat([x, skip], dim=1))
+        x = run_levels(self.enc, self.dec, x, emb)
         return self.out_conv(x)
 
     def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:

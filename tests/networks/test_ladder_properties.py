@@ -191,9 +191,9 @@ def test_logits_are_bounded_by_sqrt_d_from_c_on(letter, monkeypatch):
     net, largest = a_network(letter), []
     blend = attention.blend
 
-    def observed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def observed(q: Tensor, k: Tensor, v: Tensor, size: torch.Size) -> Tensor:
         largest.append((torch.einsum("nqhc,nkhc->nhqk", q, k) / math.sqrt(q.shape[-1])).abs().max().item())
-        return blend(q, k, v)
+        return blend(q, k, v, size)
 
     monkeypatch.setattr(attention, "blend", observed)
     for name, layer in net.named_modules():
@@ -210,7 +210,7 @@ def test_attention_is_in_float32_in_a_and_b(letter, monkeypatch):
     """Its values too have unit magnitude per head and pixel from C on."""
     net, seen = a_network(letter), []
     blend = attention.blend
-    monkeypatch.setattr(attention, "blend", lambda q, k, v: seen.append((q, k, v)) or blend(q, k, v))
+    monkeypatch.setattr(attention, "blend", lambda q, k, v, size: seen.append((q, k, v)) or blend(q, k, v, size))
     net.compute_dtype = torch.bfloat16
     net(*an_input(net))
     assert seen
