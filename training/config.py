@@ -223,7 +223,7 @@ class TrainingConfig:
         """Images per forward pass of a process that trains alone; of several, each takes no more than its share."""
         return self.micro_batch or self.batch_size
 
-    def share(self, processes: int) -> int:
+    def images_per_rank(self, processes: int) -> int:
         """Images that each of several processes sees of a step.
 
         Raises:

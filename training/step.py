@@ -54,7 +54,7 @@ class TrainStep:
     def __init__(self, config: TrainingConfig, net: Precond, processes: Processes = ONE_PROCESS) -> None:
         self.config = config
         self.processes = processes
-        self.share = config.share(processes.count)
+        self.share = config.images_per_rank(processes.count)
         self.images_per_forward = min(config.images_per_forward, self.share)
         self.device = processes.device(config.device)
         self.images_seen = 0

@@ -178,7 +178,7 @@ class Trainer(TrainStep):
         self._open_feed()
         for microbatches in self.feed.steps(start=0):
             self.totals.add(self.step(microbatches))
-            if (speed := self.processes.agreed(self.speedometer.step_done())) is not None:
+            if (speed := self.processes.broadcast(self.speedometer.step_done())) is not None:
                 return SpeedMeasurement(speed, peak_memory(self.device))
 
     def _tell_speed(self) -> None:
@@ -234,7 +234,7 @@ class Trainer(TrainStep):
         Args:
             measure: Also measure the loss per noise level on held-out images, and on as many training images.
         """
-        self.totals.share(self._mean)
+        self.totals.average_over_ranks(self._mean)
         numbers: dict[str, Any] = {**self.totals.averages(), "lr": self.learning_rate()}
         if measure:
             net = self.averaged(self.config.sigma_rels[0])
@@ -273,7 +273,7 @@ class Trainer(TrainStep):
     def _thin_snapshots(self) -> None:
         """Keep those of so many times as `config.keep_snapshots` says."""
         keep = self.config.keep_snapshots
-        if keep is not None and not self.processes.agreed(self.explosion.is_suspect()):  # the new ones may be bad
+        if keep is not None and not self.processes.broadcast(self.explosion.is_suspect()):  # the new ones may be bad
             kept = thin(self.snapshot_times, keep)
             self.output.remove_snapshots(set(self.snapshot_times) - set(kept))
             self.snapshot_times = kept
@@ -293,7 +293,7 @@ class Trainer(TrainStep):
     def save_checkpoint(self) -> None:
         """Write everything that a resumed run needs, while training goes on."""
         self.trouble.require_space(self.sizes.checkpoint, "a checkpoint")
-        self.totals.share(self._mean)
+        self.totals.average_over_ranks(self._mean)
         state = {
             "codec": self.feed.codec.to_json(),
             "diagnostics": self.diagnostics.state(),
@@ -308,7 +308,7 @@ class Trainer(TrainStep):
         The codec comes from it too: what the network sees of an image must not change within a run, even if the
         statistics stored with the dataset did.
         """
-        newest = self.processes.agreed([str(path) for path in find_checkpoints(self.folder.checkpoints)[-1:]])
+        newest = self.processes.broadcast([str(path) for path in find_checkpoints(self.folder.checkpoints)[-1:]])
         if not newest:
             return
         tensors = self._state()

@@ -161,7 +161,7 @@ def calc(images: str, device: str | None, **scoring_options: Any) -> None:
     dataset = open_images(images)
     parts = parts_of(len(dataset))
     with joined_processes() as processes:
-        pixels = read_ahead(dataset, processes.share(parts))
+        pixels = read_ahead(dataset, processes.shard(parts))
         on = processes.device(device or default_device())
         options.score(pixels, [len(part) for part in parts], wanted, on, processes, {"images": images})
 
@@ -187,7 +187,7 @@ def gen(network: str | None, **given: Any) -> None:
     with joined_processes() as processes:
         generator = SampleGenerator(options, choice, processes)
         generator.try_out(generator.decode)
-        mine = [seed for part in processes.share(parts) for seed in part]
+        mine = [seed for part in processes.shard(parts) for seed in part]
         pixels = (generator.decode(batch.samples) for batch in generator.batches(mine))
         settings = generator.settings | {"first_seed": options.seeds[0], "last_seed": options.seeds[-1]}
         scoring.score(pixels, [len(part) for part in parts], wanted, generator.device, processes, settings)

@@ -337,7 +337,7 @@ def configure_run(
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))
     try:
         config = plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G")
-        config.share(processes)
+        config.images_per_rank(processes)
     except ValueError as error:
         raise click.UsageError(_in_options(str(error))) from None
     return config

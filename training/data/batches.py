@@ -85,7 +85,7 @@ class BatchStream:
     def steps(self, start: int) -> Iterator[list[Microbatch]]:
         """Yield this process's micro-batches of each step, without end, from the position `start` on."""
         config, rank, count = self.config, self.processes.rank, self.processes.count
-        images_per_rank = config.share(count)
+        images_per_rank = config.images_per_rank(count)
         size = min(config.images_per_forward, images_per_rank)
         order = ShuffledOrder(len(self.train_set), config.seed)
         positions = PositionBatches(order, start, config.batch_size, micro_batch=size, rank=rank, world_size=count)

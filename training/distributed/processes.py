@@ -69,11 +69,11 @@ class Processes:
         torch.backends.cudnn.allow_tf32 = False
         return torch.device("cuda", self.local_rank) if device == "cuda" else torch.device(device)
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
         """Every `count`-th item, beginning with number `rank`."""
         return items[self.rank :: self.count]
 
-    def agreed(self, value: Item) -> Item:
+    def broadcast(self, value: Item) -> Item:
         """The first process's value, in all of them; whatever can be pickled."""
         if self.count == 1:
             return value

@@ -38,7 +38,7 @@ class Totals:
         self.nonfinite_in_a_row.add_(1).mul_(step.nonfinite)
         self.steps += 1
 
-    def share(self, mean: Callable[[Tensor], Tensor]) -> None:
+    def average_over_ranks(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Let the loss be the mean over all processes; everything else is the same in all of them anyway."""
         self.loss.copy_(mean(self.loss))
 
