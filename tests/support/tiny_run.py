@@ -34,15 +34,15 @@ def tiny_config(out, **changes) -> TrainingConfig:
 
 
 def run(config: TrainingConfig, **options) -> Trainer:
-    trainer = Trainer(config, tiny_data(), **options)
+    trainer = Trainer(config, dataset=tiny_data(), **options)
     trainer.run()
     return trainer
 
 
 def final_state(trainer: Trainer) -> dict:
-    averages = {f"{s}/{k}": v for s in trainer.config.sigma_rels for k, v in trainer.ema.average(s).items()}
+    averages = {f"{s}/{k}": v for s in trainer.config.sigma_rels for k, v in trainer.step.ema.average(s).items()}
     moments = {
-        f"{name}/{key}": value for name, state in trainer._state()["optimizer"].items() for key, value in state.items()
+        f"{name}/{key}": value for name, state in trainer.tensors()["optimizer"].items() for key, value in state.items()
     }
     return {**trainer.net.state_dict(), **averages, **moments}
 

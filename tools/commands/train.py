@@ -280,14 +280,14 @@ def train(
         if dry_run:
             return
         with reported_once(processes):
-            on_snapshot = None
+            callbacks = []
             if lengths is not None and processes.is_first:
                 from edm2.tools.evaluation import Evaluation
 
                 about = eval_every, eval_samples, eval_detector, eval_data, eval_ref
-                on_snapshot = Evaluation(config, lengths, *about, dataset)
+                callbacks = [Evaluation(config, lengths, *about, dataset)]
             processes.wait()  # statistics of many real images may take longer than the timeout of a step
-            run_training(config, dataset, on_snapshot, processes, max_seconds)
+            run_training(config, dataset, callbacks, processes, max_seconds)
 
 
 def _open_in_turn(data: str, processes: "Processes") -> "Dataset":

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import threading
-import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,8 @@ from edm2.training.run.checkpoint_index import SafeFileSystemReader
 Tensors = dict[str, "Tensor | Tensors"]
 STATE_FILE = "state.json"
 
-PATIENCE = timedelta(hours=1)
-"""How long one process waits for what another one writes."""
-
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in a job of one process it is meant to be
+TIMEOUT = timedelta(hours=1)
+"""Time that a process waits for another one to write."""
 
 
 class CheckpointError(ValueError):
@@ -64,16 +61,16 @@ class Checkpoints:
     """The checkpoints of a run: written while it goes on, one at a time, by all of its processes together.
 
     Args:
-        folder: Where they are; all processes must see the same.
-        keep: How many; older ones are removed.
-        processes: Who writes.
+        folder: Their folder; all processes must see the same.
+        keep: Number to keep; older ones are removed.
+        processes: Processes that write.
     """
 
     def __init__(self, folder: Path, keep: int, processes: Processes = ONE_PROCESS) -> None:
         self.folder = folder
         self.keep = keep
         self.processes = processes
-        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE) if processes.count > 1 else None
+        self._group = distributed.new_group(backend="gloo", timeout=TIMEOUT) if processes.count > 1 else None
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -89,7 +86,7 @@ class Checkpoints:
         self._writer.start()
 
     def wait(self) -> None:
-        """Until everything is on the disk.
+        """Wait until everything is on the disk.
 
         Raises:
             CheckpointError: it could not be written.
@@ -100,12 +97,12 @@ class Checkpoints:
         self.check()
 
     def abandon(self, seconds: float) -> None:
-        """Wait for so long at most, and say nothing of what goes wrong: there is worse to tell."""
+        """Wait for at most this time, and ignore errors: a worse one is about to be raised."""
         if self._writer is not None:
             self._writer.join(seconds)
 
     def check(self) -> None:
-        """Raise what went wrong while writing, if anything did."""
+        """Raise the error of the checkpoint being written, if there was one."""
         if self._error is not None:
             reason = _reason(self._error)
             raise CheckpointError(f"{self.folder}: cannot write a checkpoint ({reason}); the one before is intact")
@@ -113,12 +110,12 @@ class Checkpoints:
     def _write(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> None:
         try:
             write_checkpoint(self.folder, images_seen, tensors, state, self.keep, self.processes, self._group)
-        except (Exception, CheckpointException) as error:  # told in the main thread; the latter is no Exception
+        except (Exception, CheckpointException) as error:  # raised in the main thread; the latter is no Exception
             self._error = error
 
 
 def _copied(tensors: Tensors) -> Tensors:
-    """Copies on the CPU; of a tensor that is divided among processes, this one's part."""
+    """Copies on the CPU; of a sharded tensor, this rank's shard."""
     return {
         name: _copied(value) if isinstance(value, dict) else value.detach().to("cpu", copy=True)
         for name, value in tensors.items()
@@ -139,13 +136,13 @@ def write_checkpoint(
     It is written under a temporary name and renamed when every byte of every process is on the disk.
 
     Args:
-        folder: Where checkpoints are.
+        folder: Folder of the checkpoints.
         images_seen: The clock.
-        tensors: What to write; of those that all processes hold each writes some, of divided ones its own part.
-        state: What else to write, as JSON; the first process's.
+        tensors: Tensors; of whole ones each rank writes some, of sharded ones its own shard.
+        state: The rest, as JSON; the first process's.
         keep: Checkpoints to keep, this one included.
-        processes: All of them call this.
-        group: Over which they talk about it.
+        processes: Processes that write; all of them call this.
+        group: Process group for planning who writes what.
     """
     final = folder / f"{images_seen:012d}"
     temporary = folder / f".{final.name}.tmp"
@@ -154,7 +151,7 @@ def write_checkpoint(
         for left in folder.glob(".*"):  # by a run that was killed meanwhile
             shutil.rmtree(left, ignore_errors=True)
     writer = dcp.FileSystemWriter(temporary, sync_files=True)
-    # Before any of them writes, they all talk about who writes what: by then the folder is empty.
+    # Planning who writes what, all ranks wait for the first: before any of them writes, the folder is empty.
     dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=processes.count == 1)
     if processes.is_first:  # the others' files are complete: the index, which dcp writes last, describes them
         _write_state(temporary / STATE_FILE, {"images_seen": images_seen, **state})
@@ -188,7 +185,7 @@ def _flush(folder: Path) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """It loses its name first: whatever is left of it if this is interrupted, no run will resume from it."""
+    """Remove a checkpoint, after its name: if this is interrupted, no run will resume from what is left."""
     nameless = checkpoint.with_name(f".{checkpoint.name}.old")
     shutil.rmtree(nameless, ignore_errors=True)
     os.replace(checkpoint, nameless)
@@ -203,12 +200,12 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def last_good_checkpoint(folder: Path) -> Path | None:
-    """The newest of before the loss exploded, as it seemed when they were written; None: there is none."""
+    """Newest checkpoint from before the loss exploded, judged when it was written; None if there is none."""
     return next((path for path in reversed(find_checkpoints(folder)) if _is_good(path)), None)
 
 
 def _is_good(checkpoint: Path) -> bool:
-    """Whether the loss was as low as ever; checkpoints of earlier versions do not say."""
+    """True if the loss was as low as usual, or in checkpoints of earlier versions, which do not say."""
     try:
         return (_read_state(checkpoint).get("explosion") or {}).get("good", True)
     except (OSError, ValueError):
@@ -216,7 +213,7 @@ def _is_good(checkpoint: Path) -> bool:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """What stands beside the tensors. Raises ValueError unless the trainer can rely on it."""
+    """State beside the tensors. Raises ValueError unless the trainer can rely on it."""
     state = parse_json((path / STATE_FILE).read_text(encoding="utf-8"))
     if not isinstance(state, dict) or type(state.get("images_seen")) is not int or state["images_seen"] < 0:
         raise ValueError(f"{STATE_FILE} does not say how many images were seen")
@@ -258,7 +255,7 @@ def _are_counts(counts: Any) -> bool:
 def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ONE_PROCESS) -> dict[str, Any]:
     """Fill `tensors` in place from the checkpoint at `path`; return the rest of its state.
 
-    How many processes wrote it, and whether tensors were divided among them, makes no difference.
+    The number of processes that wrote it, and whether tensors were sharded, make no difference.
 
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to another network.
@@ -277,6 +274,6 @@ def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ONE_PRO
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of what an error says."""
+    """Last line of an error's message."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

@@ -19,7 +19,7 @@ class RunFolderError(ValueError):
 
 
 class RunFolder:
-    """Where a run keeps its files.
+    """Files of a run.
 
     Args:
         path: The folder; created by `claim`.
@@ -35,13 +35,13 @@ class RunFolder:
         self.samples = self.path / "samples"
 
     def check(self, config: TrainingConfig, names: Mapping[str, str] | None = None) -> None:
-        """Whether this folder may become the run described by `config`, or is it already; nothing is written.
+        """Raise unless this folder may become the run described by `config`, or is it already; nothing is written.
 
         A folder whose run has left neither a checkpoint nor a snapshot may become another one.
 
         Args:
             config: The run.
-            names: What to call settings in a complaint, such as {"ref_lr": "--lr"}.
+            names: Names of settings in messages, such as {"ref_lr": "--lr"}.
 
         Raises:
             RunFolderError: it belongs to another run, or holds something else.
@@ -73,7 +73,7 @@ class RunFolder:
         return sorted({time for name in names if name and 0 < (time := int(name[1])) <= until})
 
     def images_seen(self) -> int:
-        """Where a run would go on: at its last checkpoint."""
+        """Images seen at the last checkpoint, where a run would go on."""
         checkpoints = find_checkpoints(self.checkpoints)
         return int(checkpoints[-1].name) if checkpoints else 0
 
@@ -83,12 +83,12 @@ class RunFolder:
     def _refuse_another(self, config: TrainingConfig, other: TrainingConfig, names: Mapping[str, str]) -> None:
         found = config.differences(other)
         if found:
-            told = ", ".join(
+            listed = ", ".join(
                 f"{names.get(name, name)} is {theirs} there and {mine} here" for name, mine, theirs in found
             )
             raise RunFolderError(
-                f"{self.path}: belongs to another run ({told}); choose another --out, or repeat that run's settings to "
-                "resume it"
+                f"{self.path}: belongs to another run ({listed}); choose another --out, or repeat that run's "
+                "settings to resume it"
             )
 
     def _refuse_to_go_back(self, config: TrainingConfig) -> None:

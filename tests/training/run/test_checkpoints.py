@@ -54,14 +54,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
         written(*arguments)
 
     class Watched(Trainer):
-        def step(self, *arguments):
+        def train_step(self, *arguments):
             if self.images_seen == 40:
                 assert find_checkpoints(self.folder.checkpoints) == []  # due at 24, and still not there
                 may_write.set()
-            return super().step(*arguments)
+            return super().train_step(*arguments)
 
     monkeypatch.setattr(module, "write_checkpoint", slowly)
-    Watched(tiny_config(tmp_path / "run", duration=48, **SETTINGS), tiny_data()).run()
+    Watched(tiny_config(tmp_path / "run", duration=48, **SETTINGS), dataset=tiny_data()).run()
     shutil.rmtree(find_checkpoints(tmp_path / "run" / "checkpoints")[-1])
     monkeypatch.undo()
     resumed = run(tiny_config(tmp_path / "run", duration=48, **SETTINGS))
@@ -80,7 +80,7 @@ def test_trouble_while_writing_ends_the_run_and_leaves_the_checkpoint_before(tmp
             super().save_checkpoint()
 
     with pytest.raises(CheckpointError, match=r"cannot write a checkpoint .*No space left"):
-        Unlucky(tiny_config(tmp_path, **SETTINGS), tiny_data()).run()
+        Unlucky(tiny_config(tmp_path, **SETTINGS), dataset=tiny_data()).run()
     monkeypatch.undo()
     assert [path.name for path in find_checkpoints(tmp_path / "checkpoints")] == ["000000000024"]
     assert run(tiny_config(tmp_path, **SETTINGS)).images_seen == 96
@@ -113,10 +113,10 @@ def test_a_checkpoint_that_is_being_removed_is_none(tmp_path, monkeypatch):
 class Failing(Trainer):
     """One of several processes meets trouble of its own."""
 
-    def step(self, *arguments):
+    def train_step(self, *arguments):
         if self.processes.rank == 1 and self.images_seen == 16:
             raise ValueError("image 7 is broken")
-        return super().step(*arguments)
+        return super().train_step(*arguments)
 
 
 def fail(changes: dict) -> None:
