@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from edm2.networks import NetworkConfig, Precond, build_network
 from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError
@@ -18,7 +19,7 @@ def fresh_network(config: NetworkConfig, seed: int) -> Precond:
         return build_network(config)
 
 
-def load_snapshot_(net: Precond, path: str | Path) -> None:
+def load_snapshot_(net: nn.Module, path: str | Path) -> None:
     """Overwrite the parameters and buffers of `net` by those of a snapshot, to fine-tune it.
 
     The label embedding keeps its fresh weights if the number of classes differs.
@@ -31,7 +32,8 @@ def load_snapshot_(net: Precond, path: str | Path) -> None:
             f"{path}: make a snapshot of a published network first: edm2 convert {path} OUT.safetensors"
         )
     snapshot = SafetensorsSnapshot(path)
-    _check_config(net, snapshot)
+    if isinstance(net, Precond):
+        _check_config(net, snapshot)
     own = net.state_dict()
     missing = set(own) - set(snapshot.names) - LABEL_EMBEDDINGS
     foreign = set(snapshot.names) - set(own) - LABEL_EMBEDDINGS

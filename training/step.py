@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from edm2.networks import force_weight_normalization_
 from edm2.post_hoc_ema import PowerFunctionEMA, TraditionalEMA
 from edm2.training.accumulation import GradientAccumulation, Means, Part
-from edm2.training.config import DTYPES, TrainingConfig
+from edm2.training.config import TrainingConfig
 from edm2.training.data.batches import Batch
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
-from edm2.training.distributed.strategies import choose_strategy, recompute_blocks_
+from edm2.training.distributed.strategies import choose_strategy
 from edm2.training.draws import LossContext, NoiseDraws
 from edm2.training.loss.pareto import Pareto
 from edm2.training.pareto_updates import ParetoUpdates
+from edm2.training.preparation import draws_random_numbers, prepare_
 from edm2.training.randomness import PositionRandom
 from edm2.training.run.totals import StepResult
 from edm2.training.schedule import inverse_sqrt_lr
@@ -58,7 +59,8 @@ class TrainStep:
         self.device = processes.device(config.device)
         objective = config.objective()
         self.loss = objective if loss is None else loss
-        self.net = self._prepared(net)
+        prepare_(net, config, self.loss, self.device)
+        self.net = net
         self.buffers = [name for name, _ in net.named_buffers()]
         self.strategy = choose_strategy(processes, self.device, config.shard, timedelta(seconds=config.patience))
         self.denoiser = self.strategy.wrap(self.net, config.compile)
@@ -107,7 +109,7 @@ class TrainStep:
         self.position = position
         sigma = self.draws.sigma(position, len(images))
         noise = self.draws.noise(position, images.shape)
-        if self._draws_dropout:
+        if draws_random_numbers(self.config):
             self.draws.seed_dropout(position)
         means: Means = {}
         fraction = len(images) / self.images_per_rank
@@ -137,21 +139,6 @@ class TrainStep:
     def images_per_forward(self) -> int:
         """Images that go through the network at once; fewer than configured after memory ran out."""
         return self.accumulation.images_per_forward
-
-    # ------------------------------------------------------------------------------------------------ preparation
-
-    def _prepared(self, net: nn.Module) -> nn.Module:
-        """`net` on its device and in training mode, with what `config` asks of it."""
-        config = self.config
-        layout = torch.contiguous_format if config.shard else net.unet.memory_format  # FSDP2 takes no other
-        net.to(self.device, memory_format=layout).train()
-        net.compute_dtype = DTYPES[config.precision]
-        if not self.loss.weighting.uses_uncertainty:
-            net.logvar_linear.requires_grad_(False)  # it gets no gradient, and other ranks would wait for one
-        if config.recompute:
-            recompute_blocks_(net)
-        self._draws_dropout = config.network.dropout > 0
-        return net
 
 
 def _adam(net: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:

@@ -1,6 +1,7 @@
 """The training loop. The clock is images seen."""
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edm2.networks import Precond, build_network
+from edm2.networks import build_network
 from edm2.post_hoc_ema import thin
 from edm2.training.callbacks import Callback
 from edm2.training.config import DTYPES, TrainingConfig
@@ -21,7 +22,9 @@ from edm2.training.diagnostics.diagnostics import Diagnostics
 from edm2.training.distributed.processes import ONE_PROCESS, Processes, failures_of_others
 from edm2.training.distributed.stop_signal import StopSignal
 from edm2.training.initialization import fresh_network, load_snapshot_
+from edm2.training.loss.objective import DenoisingLoss
 from edm2.training.loss.pareto import Pareto
+from edm2.training.preparation import LevelDenoiser
 from edm2.training.run.checkpoint import Checkpoints, adam_state, find_checkpoints, load_checkpoint
 from edm2.training.run.disk import file_sizes
 from edm2.training.run.failures import STEPS, Divergence, Failures, OwnTrainingError, TrainingError
@@ -40,6 +43,11 @@ class Trainer:
 
     Args:
         config: The run.
+        net: A denoiser of the user's in the place of `config.network`, which is None then: any module called as
+            net(noisy, sigma, labels) -> D_x, with sigma [N]. Snapshots hold its averaged tensors; to resume the run, or
+            to use them, hand in the same network again.
+        loss: A loss of the user's in the place of the config's, as `TrainStep` takes it. What it passes to
+            `context.report` is logged if its attribute `reports`, a tuple of names, says so.
         dataset: Images to train on; default: those that `config.data` names.
         callbacks: Called in the course of the run; see `Callback`.
         processes: Processes that train together.
@@ -53,12 +61,14 @@ class Trainer:
             in all processes, whichever it is set in, and then it is the largest of theirs.
 
     Raises:
-        ValueError: the batch cannot be split among the processes.
+        ValueError: the batch cannot be split among the processes, or the settings do not fit the network or the loss.
     """
 
     def __init__(
         self,
         config: TrainingConfig,
+        net: nn.Module | None = None,
+        loss: Callable[..., Tensor] | None = None,
         dataset: Dataset | None = None,
         callbacks: Sequence[Callback] = (),
         processes: Processes = ONE_PROCESS,
@@ -70,13 +80,15 @@ class Trainer:
         self.folder = RunFolder(config.out)
         self.stop_requested = 0
         self.snapshot_times: list[int] = []
-        net = fresh_network(config.network, config.seed)
+        _check_parts(config, net, loss)
+        self._template = None if net is None else copy.deepcopy(net).cpu()
+        net = fresh_network(config.network, config.seed) if net is None else net
         if config.init is not None and not find_checkpoints(self.folder.checkpoints):
             load_snapshot_(net, config.init)
         self.sizes = file_sizes(config, net)
-        self.step = TrainStep(config, net, processes=processes)
+        self.step = TrainStep(config, net, loss, processes)
         self.distribution = self.step.draws.distribution
-        self.totals = Totals(self.step.device)
+        self.totals = Totals(self.step.device, getattr(self.step.loss, "reports", ()))
         self.divergence = Divergence(self.step.device)
         self.diagnostics = Diagnostics(config, self.distribution)
         self.stop_signal = StopSignal(processes, timedelta(seconds=config.patience))
@@ -183,7 +195,7 @@ class Trainer:
 
     def _open_stream(self) -> BatchStream:
         dataset = open_dataset(self.config.data) if self.dataset is None else self.dataset
-        return BatchStream(self.config, dataset, self.step.random, self.processes)
+        return BatchStream(self.config, dataset, self.step.random, processes=self.processes)
 
     def _call(self, event: str, *arguments: Any) -> list[Any]:
         return [getattr(callback, event)(self, *arguments) for callback in self.callbacks]
@@ -269,6 +281,8 @@ class Trainer:
         numbers: dict[str, Any] = {**self.totals.averages(), "lr": self.step.learning_rate()}
         if measure:
             net = self.averaged(self.config.sigma_rels[0])
+            if self._template is not None and net is not None:
+                net = LevelDenoiser(net, self.config.sigma_data)
             numbers |= self.output.measured_losses(net, self.distribution, self.step.images_per_forward)
         record = self.output.report(self.images_seen, numbers)
         if self.processes.is_first:
@@ -278,8 +292,10 @@ class Trainer:
         """For the first process, a network in evaluation mode with the weights averaged over a profile; else None."""
         return self.output.network(self.step.ema.average(sigma_rel))
 
-    def _blank(self) -> Precond:
+    def _blank(self) -> nn.Module:
         """A network for weights to be loaded into."""
+        if self._template is not None:
+            return copy.deepcopy(self._template).to(self.step.device)
         with torch.device("meta"):
             net = build_network(self.config.network)
         net.compute_dtype = DTYPES[self.config.precision]
@@ -326,6 +342,7 @@ class Trainer:
             "net": step.net.state_dict(),
             "optimizer": adam_state(step.net, step.optimizer),
             "totals": self.totals.state_dict(),
+            **({"loss": own} if (own := getattr(step.loss, "state_dict", dict)()) else {}),
             **({"pareto": weighting.state_dict()} if isinstance(weighting, Pareto) else {}),
             **{name: _tensors(average.state_dict()) for name, average in step.averages().items()},
         }
@@ -359,8 +376,20 @@ class Trainer:
         self.diagnostics.load_state(state.get("diagnostics"))
         self.divergence.load_state(state.get("explosion"))
         self.snapshot_times = state.get("snapshot_times", self.folder.snapshot_times(self.images_seen))
+        if "loss" in tensors:
+            self.step.loss.load_state_dict(tensors["loss"])
         for name, average in self.step.averages().items():
             average.load_state_dict({"images_seen": self.images_seen, **tensors[name]})
+
+
+def _check_parts(config: TrainingConfig, net: nn.Module | None, loss: Any) -> None:
+    """Raise ValueError unless it is clear what to train, and how to measure it."""
+    if net is not None and config.network is not None:
+        raise ValueError("a network of your own takes the place of config.network: set network=None")
+    if net is None and config.network is None:
+        raise ValueError("config.network is None, so the trainer needs the network itself: Trainer(config, net=...)")
+    if loss is not None and not isinstance(loss, DenoisingLoss) and config.diagnostics_every is not None:
+        raise ValueError("diagnostics take the losses of edm2 apart, not others; leave out diagnostics_every")
 
 
 def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from edm2.networks import NetworkConfig
-from edm2.training.config import TrainingConfig, mistyped_fields
+from edm2.training.config import TrainingConfig
+from edm2.training.field_types import mistyped_fields
 
 
 @dataclass(frozen=True)

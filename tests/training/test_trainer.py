@@ -270,7 +270,7 @@ def test_a_run_that_was_killed_while_it_claimed_its_folder_begins_anew(tmp_path)
 def test_damaged_checkpoint_is_named(tmp_path):
     run(tiny_config(tmp_path))
     checkpoint = find_checkpoints(tmp_path / "checkpoints")[-1]
-    data = checkpoint / "__0_0.distcp"
+    [data] = checkpoint.glob("*.safetensors")
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     with pytest.raises(CheckpointError, match=checkpoint.name):
         run(tiny_config(tmp_path, duration=120))

@@ -71,14 +71,16 @@ class BatchStream:
         self.device = random.generator.device
         self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
         self.codec = self._choose_codec()
-        seen = (self.codec.network_channels(dataset.shape[0]), *dataset.shape[1:])
-        expected = (config.network.img_channels, *config.network.size)
+        self.channels = self.codec.network_channels(dataset.shape[0])
+        seen, network = (self.channels, *dataset.shape[1:]), config.network
+        expected = seen if network is None else (network.img_channels, *network.size)
+        self.has_labels = bool(dataset.class_names if network is None else network.label_dim)
         if seen != expected:
             raise DatasetError(f"{config.data}: images are {seen}, but the network is for {expected}")
 
     def _choose_codec(self) -> Codec:
         """Codec for latents, for pixels with mean 0 and standard deviation sigma_data, or for pixels in [-1, 1]."""
-        sigma_data = self.config.network.sigma_data
+        sigma_data = self.config.sigma_data
         if self.dataset.kind == "moments":
             if self.config.xflip:
                 raise DatasetError(f"{self.config.data}: latents cannot be mirrored; encode mirrored images too")
@@ -129,10 +131,10 @@ class BatchStream:
         """Move data to the device and through the codec; latents are drawn anew at every position."""
         noise = None
         if position is not None and self.dataset.kind == "moments":
-            shape = (self.config.network.img_channels, *data.shape[2:])
+            shape = (self.channels, *data.shape[2:])
             noise = self.random.normal(Stream.MOMENTS, position, position + len(data), shape)
         images = self.codec.encode(data.to(self.device, non_blocking=True), noise)
-        labels = labels.to(self.device, non_blocking=True) if self.config.network.label_dim else None
+        labels = labels.to(self.device, non_blocking=True) if self.has_labels else None
         return Batch(images, labels)
 
     def _augment(self, batch: Batch, position: int) -> Batch:

@@ -35,7 +35,7 @@ class Strategy(ABC):
         self.processes = processes
 
     @abstractmethod
-    def wrap(self, net: Precond, compile: bool) -> Denoiser:
+    def wrap(self, net: nn.Module, compile: bool) -> Denoiser:
         """Module to call in training. Parameters of `net` may be replaced: make optimizer and averages afterwards."""
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Strategy(ABC):
 class SingleProcess(Strategy):
     """One process."""
 
-    def wrap(self, net: Precond, compile: bool) -> Denoiser:
+    def wrap(self, net: nn.Module, compile: bool) -> Denoiser:
         return compiled(net) if compile else net
 
     def accumulating(self) -> AbstractContextManager[None]:
@@ -104,7 +104,7 @@ class MultiProcess(Strategy):
 class DDP(MultiProcess):
     """Every process holds the whole network; gradients are averaged while they are computed (DDP)."""
 
-    def wrap(self, net: Precond, compile: bool) -> Denoiser:
+    def wrap(self, net: nn.Module, compile: bool) -> Denoiser:
         with warnings.catch_warnings():  # the option that newer versions have in its place does not say "never"
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             self._ddp = DistributedDataParallel(
@@ -134,7 +134,7 @@ class FSDP(MultiProcess):
     which have no rows: each rank holds all of them, and their gradients are averaged together.
     """
 
-    def wrap(self, net: Precond, compile: bool) -> Denoiser:
+    def wrap(self, net: nn.Module, compile: bool) -> Denoiser:
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -142,7 +142,8 @@ class FSDP(MultiProcess):
         self._scalars = [p for p in net.parameters() if p.ndim == 0]
         mesh = DeviceMesh.from_group(self.group, self.device.type)
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for module in (*blocks(net), net):
+        units = blocks(net) if isinstance(net, Precond) else []  # gathered one by one; another net as a whole
+        for module in (*units, net):
             if compile and module is not net:
                 module.compile(dynamic=False)
             fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=set(self._scalars))

@@ -1,8 +1,10 @@
 """Checkpoints to resume a run from: tensors by torch.distributed.checkpoint, everything else as JSON beside them.
 
-checkpoints/000000064000/           named after the images seen; complete as soon as it has this name
-    *.distcp, .metadata             the tensors: files of each process, and the index
-    state.json                      the rest
+    checkpoints/000000064000/   named after the images seen; complete as soon as it has this name
+        shard-*.safetensors     the tensors: files of each process
+        state.json              the rest
+
+Earlier versions wrote *.distcp files with a pickle as their index: `checkpoint_index` reads it.
 """
 
 import json
@@ -17,6 +19,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.tensor import DTensor
 
 from edm2.post_hoc_ema.files import parse_json, plain_line
 from edm2.training.data.codecs import codec_from_json
@@ -25,6 +30,9 @@ from edm2.training.run.checkpoint_index import SafeFileSystemReader
 
 Tensors = dict[str, "Tensor | Tensors"]
 STATE_FILE = "state.json"
+
+FILE_BYTES = 1 << 30
+"""Tensors per file, about: a file is put together in memory before it is written."""
 
 TIMEOUT = timedelta(hours=1)
 """Time that a process waits for another one to write."""
@@ -116,10 +124,13 @@ class Checkpoints:
 
 def _copied(tensors: Tensors) -> Tensors:
     """Copies on the CPU; of a sharded tensor, this rank's shard."""
-    return {
-        name: _copied(value) if isinstance(value, dict) else value.detach().to("cpu", copy=True)
-        for name, value in tensors.items()
-    }
+    return {name: _copied(value) if isinstance(value, dict) else _copy(value) for name, value in tensors.items()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, DTensor):
+        return tensor.detach().to("cpu", copy=True)
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)  # as safetensors wants it
 
 
 def write_checkpoint(
@@ -150,10 +161,11 @@ def write_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*"):  # by a run that was killed meanwhile
             shutil.rmtree(left, ignore_errors=True)
-    writer = dcp.FileSystemWriter(temporary, sync_files=True)
+    flat = _flat(tensors)
+    writer = HuggingFaceStorageWriter(str(temporary), fqn_to_index_mapping=_files(flat), save_distributed=True)
     # Planning who writes what, all ranks wait for the first: before any of them writes, the folder is empty.
-    dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=processes.count == 1)
-    if processes.is_first:  # the others' files are complete: the index, which dcp writes last, describes them
+    dcp.save(flat, storage_writer=writer, process_group=group, no_dist=processes.count == 1)
+    if processes.is_first:  # the others' files are complete when dcp returns here
         _write_state(temporary / STATE_FILE, {"images_seen": images_seen, **state})
         _flush(temporary)
         if final.exists():  # left by a run that was set back to an earlier checkpoint
@@ -165,6 +177,23 @@ def write_checkpoint(
             if old not in kept:
                 _remove(old)
     return final
+
+
+def _flat(tensors: Tensors, prefix: str = "") -> dict[str, Tensor]:
+    """Tensors by the names that dcp gives to nested ones, such as "net.unet.out_gain"."""
+    flat: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Number of the file, from 1, that each tensor is written to; the same in all processes."""
+    files, size = {}, 0
+    for name, tensor in tensors.items():
+        size += tensor.numel() * tensor.itemsize
+        files[name] = 1 + size // FILE_BYTES
+    return {name: sorted(set(files.values())).index(number) + 1 for name, number in files.items()}
 
 
 def _write_state(path: Path, state: dict[str, Any]) -> None:
@@ -260,17 +289,38 @@ def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ONE_PRO
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to another network.
     """
+    flat = _flat(tensors)
     try:
         state = _read_state(path)
-        reader = SafeFileSystemReader(path)
-        reader.read_metadata()  # now: if it fails later, torch prints tracebacks before it raises
-        dcp.load(tensors, storage_reader=reader, no_dist=processes.count == 1)
+        is_old = any(path.glob("*.distcp"))
+        reader = SafeFileSystemReader(path) if is_old else HuggingFaceStorageReader(str(path))
+        _check(reader.read_metadata(), path, flat)  # now: if dcp fails, torch prints tracebacks before it raises
+        dcp.load(flat, storage_reader=reader, no_dist=processes.count == 1)
+    except CheckpointError:
+        raise
     except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise CheckpointError(
             f"{path}: cannot resume from this checkpoint ({_reason(error)}); "
             "delete this folder to resume from an earlier one"
         ) from error
     return state
+
+
+def _check(stored: Metadata, path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise CheckpointError if the network is another one, ValueError if a part of a tensor is missing."""
+    sizes = {name: tuple(entry.size) for name, entry in stored.state_dict_metadata.items()}
+    for name in tensors:
+        entry = stored.state_dict_metadata.get(name)
+        if entry is not None and sum(chunk.sizes.numel() for chunk in entry.chunks) != entry.size.numel():
+            raise ValueError(f"not all parts of {name} are there")
+    ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(name for name in {**sizes, **ours} if name.startswith("net.")):
+        if sizes.get(name) != ours.get(name):
+            there, here = (shapes.get(name, "missing") for shapes in (sizes, ours))
+            raise CheckpointError(
+                f"{path}: belongs to a run of another network ({name.removeprefix('net.')} is {there} there and {here} "
+                "here); train the same network, or choose another folder"
+            )
 
 
 def _reason(error: BaseException) -> str:

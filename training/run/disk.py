@@ -14,8 +14,8 @@ from edm2.training.schedule import due_times
 HEADER = 2_500, 110
 """Bytes of a snapshot beside its numbers: metadata, and an entry for each tensor."""
 
-ENTRY = 1_900
-"""Bytes of a checkpoint per tensor beside its numbers: its container, and its part of the index."""
+ENTRY = 300
+"""Bytes of a checkpoint per tensor beside its numbers: its entry in the header of a file."""
 
 
 @dataclass(frozen=True)

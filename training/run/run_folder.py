@@ -6,8 +6,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from edm2.post_hoc_ema.files import atomic_output, is_unfinished, parse_json, plain_line
-from edm2.training.config import TrainingConfig, mistyped_fields
+from edm2.post_hoc_ema.files import atomic_output, is_unfinished
+from edm2.post_hoc_ema.files import plain_line
+from edm2.post_hoc_ema.files import parse_json
+from edm2.training.config import TrainingConfig
+from edm2.training.field_types import mistyped_fields
 from edm2.training.run.checkpoint import find_checkpoints
 
 
