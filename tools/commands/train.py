@@ -330,8 +330,9 @@ def configure_run(
     """
     from edm2.planning.plan import default_preset, plan_run
     from edm2.tools.run import default_device, default_precision
+    from edm2.training.config import REMOVED
 
-    chosen = {name: value for name, value in choices.items() if value is not None}
+    chosen = {name: value for name, value in choices.items() if value is not None and name not in REMOVED}
     chosen.setdefault("device", default_device())
     preset = preset or default_preset(dataset, data)
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))

@@ -7,6 +7,7 @@ totals.py             sums between two reports
 speed.py              images per second, and times for people
 checkpoint.py         checkpoints, written while training goes on
 checkpoint_index.py   reading checkpoints of earlier versions without executing anything
+files.py              JSON files, records line by line, free folders
 disk.py               the space that a run will need
 failures.py           failures that end a run, in one line
 """

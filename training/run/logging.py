@@ -1,7 +1,6 @@
 """Reports of a run: a status line, stats.jsonl, diagnostics.jsonl and, when installed, TensorBoard."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from edm2.post_hoc_ema import atomic_output
 from edm2.post_hoc_ema.files import parse_json
+from edm2.training.run.files import append_json_line
 from edm2.training.run.speed import time_text
 
 Record = dict[str, Any]
@@ -81,10 +81,7 @@ class StatsFile:
 
     def append(self, record: Record) -> None:
         """Add a record; it is on the disk when this returns."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_json_line(self.path, record)
 
 
 def read_stats(path: Path) -> list[Record]:

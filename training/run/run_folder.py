@@ -1,17 +1,15 @@
 """The folder of a run: config.json, stats.jsonl, TensorBoard events, snapshots/, checkpoints/, samples/, and at the end
 raw-weights.safetensors; traditional-ema.safetensors where such an average was asked for."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from edm2.post_hoc_ema.files import atomic_output, is_unfinished
-from edm2.post_hoc_ema.files import plain_line
-from edm2.post_hoc_ema.files import parse_json
+from edm2.post_hoc_ema.files import parse_json, plain_line
 from edm2.training.config import TrainingConfig
 from edm2.training.field_types import mistyped_fields
 from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.files import is_free, write_json
 
 
 class RunFolderError(ValueError):
@@ -54,10 +52,9 @@ class RunFolder:
             if self._has_begun():
                 self._refuse_another(config, other, names or {})
                 self._refuse_to_go_back(config)
-        elif self.path.is_dir() and not all(is_unfinished(path, self.config) for path in self.path.iterdir()):
-            raise RunFolderError(f"{self.path}: is not empty and holds no run; choose another --out")
-        elif self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"{self.path}: is a file; choose another --out")
+        elif not is_free(self.path, self.config):
+            what = "is not empty and holds no run" if self.path.is_dir() else "is a file"
+            raise RunFolderError(f"{self.path}: {what}; choose another --out")
 
     def claim(self, config: TrainingConfig) -> None:
         """Make this folder the run described by `config`, if it is not already.
@@ -66,8 +63,7 @@ class RunFolder:
             RunFolderError: as `check`.
         """
         self.check(config)
-        with atomic_output(self.config) as temporary:
-            Path(temporary).write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+        write_json(self.config, config.to_json())
         self.snapshots.mkdir(exist_ok=True)
 
     def snapshot_times(self, until: int) -> list[int]:

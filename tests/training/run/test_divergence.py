@@ -149,7 +149,8 @@ def test_the_device_is_asked_every_256_steps_only(tmp_path, monkeypatch):
     assert STEPS == 256
     config = tiny_config(tmp_path, duration=8 * 600, status_every=8000, snapshot_every=8000, checkpoint_every=8000)
     monkeypatch.setattr(Watched, "train_step", nothing_but_the_clock)
-    monkeypatch.setattr(Watched, "_write_what_is_due", lambda *arguments: None)
+    for name in ("_write_what_is_due", "save_checkpoint"):
+        monkeypatch.setattr(Watched, name, lambda *arguments: None)
     Watched(config, dataset=tiny_data()).run()
     assert asked == [8 * 256, 8 * 512, 8 * 600]
 
