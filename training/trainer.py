@@ -25,7 +25,7 @@ from edm2.training.initialization import fresh_network, load_snapshot_
 from edm2.training.loss.objective import DenoisingLoss
 from edm2.training.loss.pareto import Pareto
 from edm2.training.preparation import LevelDenoiser
-from edm2.training.run.checkpoint import Checkpoints, adam_state, find_checkpoints, load_checkpoint
+from edm2.training.run.checkpoint import Checkpoints, adam_state, find_checkpoints, load_checkpoint, reading
 from edm2.training.run.disk import file_sizes
 from edm2.training.run.failures import STEPS, Divergence, Failures, OwnTrainingError, TrainingError
 from edm2.training.run.output import Output, peak_memory
@@ -368,13 +368,14 @@ class Trainer:
         newest = self.processes.broadcast([str(path) for path in find_checkpoints(self.folder.checkpoints)[-1:]])
         if not newest:
             return
-        tensors = self.tensors()
-        state = load_checkpoint(Path(newest[0]), tensors, self.processes)
+        path, tensors = Path(newest[0]), self.tensors()
+        state = load_checkpoint(path, tensors, self.processes)
         self.step.images_seen = state["images_seen"]
-        if "codec" in state:  # checkpoints of earlier versions have none
-            self.stream.codec = codec_from_json(state["codec"])
-        self.diagnostics.load_state(state.get("diagnostics"))
-        self.divergence.load_state(state.get("explosion"))
+        with reading(path):
+            if "codec" in state:  # checkpoints of earlier versions have none
+                self.stream.codec = codec_from_json(state["codec"])
+            self.diagnostics.load_state(state.get("diagnostics"))
+            self.divergence.load_state(state.get("explosion"))
         self.snapshot_times = state.get("snapshot_times", self.folder.snapshot_times(self.images_seen))
         if "loss" in tensors:
             self.step.loss.load_state_dict(tensors["loss"])

@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,6 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.tensor import DTensor
 
 from edm2.post_hoc_ema.files import parse_json, plain_line
-from edm2.training.data.codecs import codec_from_json
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.run.checkpoint_index import SafeFileSystemReader
 
@@ -237,48 +238,34 @@ def _is_good(checkpoint: Path) -> bool:
     """True if the loss was as low as usual, or in checkpoints of earlier versions, which do not say."""
     try:
         return (_read_state(checkpoint).get("explosion") or {}).get("good", True)
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):
         return False
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """State beside the tensors. Raises ValueError unless the trainer can rely on it."""
+    """State beside the tensors. Raises ValueError if it is none."""
     state = parse_json((path / STATE_FILE).read_text(encoding="utf-8"))
     if not isinstance(state, dict) or type(state.get("images_seen")) is not int or state["images_seen"] < 0:
         raise ValueError(f"{STATE_FILE} does not say how many images were seen")
-    if "codec" in state:
-        codec_from_json(state["codec"])
-    if not _are_times(state.get("snapshot_times", [])):
-        raise ValueError(f"{STATE_FILE} does not say when snapshots were made")
-    if not _is_explosion(state.get("explosion")):
-        raise ValueError(f"{STATE_FILE} does not say how the loss was")
-    if not _are_counts(state.get("diagnostics")):
-        raise ValueError(f"{STATE_FILE} does not say how many steps were counted")
     return state
 
 
-def _are_times(times: Any) -> bool:
-    """Whether these are images seen, ascending."""
-    return (
-        isinstance(times, list)
-        and all(type(t) is int and 0 < t < 1 << 62 for t in times)
-        and times == sorted(set(times))
-    )
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Report in one line that a checkpoint cannot be used, with the remedy.
 
-
-def _is_explosion(state: Any) -> bool:
-    """Whether this is what `Divergence` keeps, or None, which earlier versions have."""
-    kinds = {"steps": float, "usual": float, "good": bool}
-    return state is None or (
-        isinstance(state, dict) and all(type(state.get(name)) is kind for name, kind in kinds.items())
-    )
-
-
-def _are_counts(counts: Any) -> bool:
-    """Whether this is what diagnostics keep, or None, which checkpoints without them have."""
-    names = {"steps", "nonfinite_steps"}
-    known = isinstance(counts, dict) and counts.keys() >= names
-    return counts is None or (known and all(type(counts[name]) is int for name in names))
+    Raises:
+        CheckpointError: it cannot.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (Exception, CheckpointException) as error:  # the latter is no Exception
+        raise CheckpointError(
+            f"{path}: cannot resume from this checkpoint ({_reason(error)}); "
+            "delete this folder to resume from an earlier one"
+        ) from error
 
 
 def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ONE_PROCESS) -> dict[str, Any]:
@@ -290,19 +277,12 @@ def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ONE_PRO
         CheckpointError: the checkpoint is damaged or belongs to another network.
     """
     flat = _flat(tensors)
-    try:
+    with reading(path):
         state = _read_state(path)
         is_old = any(path.glob("*.distcp"))
         reader = SafeFileSystemReader(path) if is_old else HuggingFaceStorageReader(str(path))
         _check(reader.read_metadata(), path, flat)  # now: if dcp fails, torch prints tracebacks before it raises
         dcp.load(flat, storage_reader=reader, no_dist=processes.count == 1)
-    except CheckpointError:
-        raise
-    except (Exception, CheckpointException) as error:  # the latter is no Exception
-        raise CheckpointError(
-            f"{path}: cannot resume from this checkpoint ({_reason(error)}); "
-            "delete this folder to resume from an earlier one"
-        ) from error
     return state
 
 
