@@ -34,6 +34,12 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def use_device(processes: Processes, device: str | None) -> torch.device:
+    """Device of this process, by default the fastest kind; from here on, float32 convolutions are that on CUDA."""
+    convolve_in_float32()
+    return use_device(processes, device)
+
+
 def default_precision(preset: str, device: str) -> str:
     """Precision of activations in training: the preset's, else bf16 if the device has instructions for it."""
     return PRESETS[preset].training.get("precision") or ("bf16" if _has_bf16(device) else "fp32")
