@@ -37,7 +37,7 @@ def default_device() -> str:
 def use_device(processes: Processes, device: str | None) -> torch.device:
     """Device of this process, by default the fastest kind; from here on, float32 convolutions are that on CUDA."""
     convolve_in_float32()
-    return use_device(processes, device)
+    return processes.device(device or default_device())
 
 
 def default_precision(preset: str, device: str) -> str:
