@@ -34,7 +34,7 @@ setup(
     package_dir={"edm2": "edm2", **{f"edm2.{folder}": folder for folder in FOLDERS}},
     package_data={"edm2": ["assets/*.safetensors", "py.typed"]},
     install_requires=[
-        "torch>=2.7",
+        "torch>=2.9",
         "numpy",
         "scipy",
         "click>=8.1",

@@ -8,7 +8,7 @@ import click
 
 from edm2 import __version__
 from edm2.post_hoc_ema.files import one_line, plain_line
-from edm2.tools.process import keep_freed_memory
+from edm2.tools.process import keep_freed_memory, quiet_torch
 
 COMMANDS = {
     "dataset": "Make a dataset of images or latents, or measure one.",
@@ -69,6 +69,7 @@ def main() -> None:
     Set EDM2_DEBUG=1 for a traceback.
     """
     keep_freed_memory()
+    quiet_torch()
     try:
         sys.exit(cli(prog_name="edm2", standalone_mode=False))  # outside of standalone mode click returns exit codes
     except click.ClickException as error:

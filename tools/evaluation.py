@@ -13,13 +13,14 @@ from edm2.sweep.score_cache import ScoreCache
 from edm2.sweep.sweep import Range, ScoredPoint, Sweeper
 from edm2.tools.options.evaluators import check_pixels, codec_of, default_detector, load_evaluator
 from edm2.tools.run import image_bar
-from edm2.training import Dataset, RunFolder, TrainingConfig, open_dataset
+from edm2.training import Dataset, RunFolder, Trainer, TrainingConfig, open_dataset
+from edm2.training.callbacks import Callback
 from edm2.training.config import DTYPES
 from edm2.training.distributed.processes import ONE_PROCESS
 
 
-class Evaluation:
-    """Scores some EMA lengths at every n-th snapshot; hand it to `Trainer` as `on_snapshot`.
+class Evaluation(Callback):
+    """Scores some EMA lengths at every n-th snapshot: a callback of `Trainer`.
 
     Scores go to the run's sweep.jsonl, where `edm2 sweep` finds them; samples are those that it would draw by default.
     The reference is computed at once, so that missing files show before a run of days.
@@ -64,8 +65,9 @@ class Evaluation:
             detector or default_detector(about), None, real, ref, config.device, ONE_PROCESS, image_bar
         )
 
-    def __call__(self, images_seen: int) -> dict[str, float]:
+    def on_snapshot(self, trainer: Trainer) -> dict[str, float]:
         """Score the averages of this time, at every n-th snapshot; a failure is printed and must not end the run."""
+        images_seen = trainer.images_seen
         number = images_seen // self.config.snapshot_every
         if number % self.every and images_seen < self.config.duration:
             return {}

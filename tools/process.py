@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -42,3 +43,19 @@ def stop_signals_handled(handle: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def quiet_torch() -> None:
+    """Silence warnings of torch about what is intended."""
+    for message in (
+        "torch.distributed is disabled",  # in a job of one process
+        "FSDP2-wrapped module .* returned a view",  # u(sigma), which nothing alters in place
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def convolve_in_float32() -> None:
+    """Let convolutions in float32 be that on CUDA; torch rounds them to TF32 by default."""
+    import torch  # takes seconds
+
+    torch.backends.cudnn.allow_tf32 = False

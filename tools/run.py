@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,13 @@ from edm2.networks import Precond, fold
 from edm2.planning.presets import PRESETS
 from edm2.post_hoc_ema.files import first_line
 from edm2.sampling.generation import generate
-from edm2.tools.process import stop_signals_handled
+from edm2.tools.process import convolve_in_float32, stop_signals_handled
 from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
+from edm2.training.callbacks import Callback, SampleGrids, SpeedReport
 from edm2.training.config import DTYPES
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.run.speed import time_text
-from edm2.training.trainer import OwnTrainingError, SnapshotHook
+from edm2.training.trainer import OwnTrainingError
 
 COLUMNS = 10
 
@@ -31,6 +32,12 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def use_device(processes: Processes, device: str | None) -> torch.device:
+    """Device of this process, by default the fastest kind; from here on, float32 convolutions are that on CUDA."""
+    convolve_in_float32()
+    return processes.device(device or default_device())
 
 
 def default_precision(preset: str, device: str) -> str:
@@ -52,12 +59,12 @@ def image_bar(total: int, hidden: bool = False) -> tqdm:
 def run_training(
     config: TrainingConfig,
     dataset: Dataset,
-    on_snapshot: SnapshotHook | None = None,
+    callbacks: Sequence[Callback] = (),
     processes: Processes = ONE_PROCESS,
     max_seconds: float | None = None,
 ) -> None:
     """Train like `train_interruptibly`, then print where the snapshots are."""
-    trainer = train_interruptibly(config, dataset, on_snapshot, processes, max_seconds)
+    trainer = train_interruptibly(config, dataset, callbacks, processes, max_seconds)
     if processes.is_first:
         click.echo(f"Done: {trainer.images_seen:,} images, snapshots in {Path(config.out) / 'snapshots'}")
 
@@ -65,17 +72,19 @@ def run_training(
 def train_interruptibly(
     config: TrainingConfig,
     dataset: Dataset,
-    on_snapshot: SnapshotHook | None = None,
+    callbacks: Sequence[Callback] = (),
     processes: Processes = ONE_PROCESS,
     max_seconds: float | None = None,
 ) -> Trainer:
     """Train; on a signal, or when time is up, finish the step, write a checkpoint and leave with an exit code.
 
     It is 130 for SIGINT (Ctrl-C), 143 for SIGTERM, 138 for SIGUSR1, and 124 when time is up: in all processes,
-    whichever the signal reached. `on_snapshot` and `processes` are the trainer's.
+    whichever the signal reached. `callbacks` and `processes` are the trainer's.
     """
     draw = partial(draw_samples, dtype=DTYPES[config.precision])
-    trainer = Trainer(config, dataset, draw, report_speed, on_snapshot, processes)
+    callbacks = [*callbacks, SampleGrids(draw), SpeedReport(report_speed)]
+    convolve_in_float32()
+    trainer = Trainer(config, dataset=dataset, callbacks=callbacks, processes=processes)
     with (
         stop_signals_handled(partial(stop_at_signal, trainer)),
         stopping_after(max_seconds, trainer),
@@ -141,7 +150,8 @@ def report_speed(images_per_second: float, images_left: int) -> None:
 
 def measure_run(config: TrainingConfig, dataset: Dataset, processes: Processes = ONE_PROCESS) -> list[tuple[str, str]]:
     """Measure speed, time and memory of a run in some of its steps; nothing is written. Memory is one process's."""
-    trainer = Trainer(config, dataset, processes=processes)
+    convolve_in_float32()
+    trainer = Trainer(config, dataset=dataset, processes=processes)
     with memory_advice(trainer):
         speed, peak_memory = trainer.measure()
     return [
@@ -157,8 +167,9 @@ def memory_advice(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
+        step = trainer.step
         raise click.ClickException(
-            f"{trainer.device} has too little memory for {trainer.images_per_forward} images per forward pass; "
+            f"{step.device} has too little memory for {step.images_per_forward} images per forward pass; "
             "lower --micro-batch, or try --recompute"
         ) from None
 

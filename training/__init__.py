@@ -1,15 +1,19 @@
 """Training (Karras et al. 2024, arXiv 2312.02696v2), one room per subject.
 
     step.py            one step: Algorithm 1, Adam and the averages
-    trainer.py         the loop around it, and what happens between steps
+    accumulation.py    its gradients from several forward passes; fewer images each when memory runs out
+    draws.py           its noise levels and noise, and further random numbers of a loss, by position in the run
+    pareto_updates.py  updates of weights of the loss that are learned from gradients
+    trainer.py         the loop around the step: reports, snapshots, checkpoints, stop and resume
+    callbacks.py       what users hang into the loop; grids of samples and a report of speed are such
     config.py          the description of a run, complete enough to repeat it
-    schedule.py        the learning rate (Eq. 67), and when things are due
+    schedule.py        the learning rate (Eq. 67), and times at which things are due
     randomness.py      random numbers that belong to an image's position in the run
     initialization.py  first weights: fresh ones, or those of a snapshot
 
     loss/              the objective: noise levels, the denoising loss and its weighting (Eqs. 14, 15 and 21)
     data/              from files to batches
-    distributed/       several processes: who they are, how they share a network
+    distributed/       several processes: ranks, strategies to share a network, stopping together
     run/               the folder of a run: logs, snapshots, samples, checkpoints
     diagnostics/       measurements: magnitudes, gradients, updates, held-out loss, anomalies
 
@@ -19,6 +23,7 @@ Public names are loaded on first use, so that importing the loss loads the loss 
 from edm2 import lazy_names
 
 _HOMES = {
+    "edm2.training.callbacks": ["Callback"],
     "edm2.training.config": ["TrainingConfig"],
     "edm2.training.data.codecs": ["Codec", "PixelCodec", "codec_from_json"],
     "edm2.training.data.dataset": ["ArrayDataset", "Dataset", "DatasetError", "open_dataset"],
@@ -39,6 +44,7 @@ _HOMES = {
     "edm2.training.run.checkpoint": ["CheckpointError"],
     "edm2.training.run.run_folder": ["RunFolder", "RunFolderError", "read_run_config"],
     "edm2.training.schedule": ["inverse_sqrt_lr"],
+    "edm2.training.step": ["TrainStep"],
     "edm2.training.trainer": ["Trainer", "TrainingError"],
 }
 

@@ -3,35 +3,37 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from edm2.networks import NetworkConfig, Precond, build_network
 from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError
 
 LABEL_EMBEDDINGS = frozenset({"unet.emb_label.weight", "unet.map_label.weight"})
-"""The one parameter whose shape depends on the number of classes: its name in configs F and G, and in A to E."""
+"""Names of the one parameter whose shape depends on the number of classes: in configs F and G, and in A to E."""
 
 
 def fresh_network(config: NetworkConfig, seed: int) -> Precond:
-    """A network whose random weights depend on `seed` alone; the global generator is left as it was."""
+    """Build a network whose random weights depend on `seed` alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_network(config)
 
 
-def load_snapshot_(net: Precond, path: str | Path) -> None:
+def load_snapshot_(net: nn.Module, path: str | Path) -> None:
     """Overwrite the parameters and buffers of `net` by those of a snapshot, to fine-tune it.
 
     The label embedding keeps its fresh weights if the number of classes differs.
 
     Raises:
-        SnapshotError: no snapshot, or one of another network or letter of the ladder.
+        SnapshotError: no snapshot, or one of another network or configuration of the ladder.
     """
     if Path(path).suffix == ".pkl":
         raise SnapshotError(
             f"{path}: make a snapshot of a published network first: edm2 convert {path} OUT.safetensors"
         )
     snapshot = SafetensorsSnapshot(path)
-    _check_letter(net, snapshot)
+    if isinstance(net, Precond):
+        _check_config(net, snapshot)
     own = net.state_dict()
     missing = set(own) - set(snapshot.names) - LABEL_EMBEDDINGS
     foreign = set(snapshot.names) - set(own) - LABEL_EMBEDDINGS
@@ -50,12 +52,12 @@ def load_snapshot_(net: Precond, path: str | Path) -> None:
         own[name].copy_(tensor)
 
 
-def _check_letter(net: Precond, snapshot: SafetensorsSnapshot) -> None:
-    """Neighbours on the ladder may have the same tensors, of another meaning."""
+def _check_config(net: Precond, snapshot: SafetensorsSnapshot) -> None:
+    """Raise if the snapshot is of another configuration: neighbours on the ladder may have the same shapes."""
     description = snapshot.metadata.get("network")
-    letter = description.get("config", "G") if isinstance(description, dict) else net.config.config
-    if letter != net.config.config:
+    config = description.get("config", "G") if isinstance(description, dict) else net.config.config
+    if config != net.config.config:
         raise SnapshotError(
-            f"{snapshot.path}: is a snapshot of config {letter}, not of config {net.config.config}; "
-            "start from one of the same letter"
+            f"{snapshot.path}: is a snapshot of config {config}, not of config {net.config.config}; "
+            "start from one of the same configuration"
         )

@@ -1,4 +1,4 @@
-"""The learning rate, and when things are due; the clock is images seen (arXiv 2312.02696v2, Eq. 67)."""
+"""Learning rate, and times at which things are due; the clock is images seen (arXiv 2312.02696v2, Eq. 67)."""
 
 import math
 
@@ -26,12 +26,12 @@ def inverse_sqrt_lr(
 
 
 def due_times(interval: int, batch_size: int, duration: int) -> list[int]:
-    """Images seen whenever `is_due` in a run from 0 to `duration`, and at its end."""
+    """Images seen at all times that are due in a run from 0 to `duration`, and at its end."""
     interval = max(interval, batch_size)  # never twice within a step
     due = {math.ceil(multiple / batch_size) * batch_size for multiple in range(interval, duration + 1, interval)}
     return sorted(due | {duration})
 
 
 def is_due(interval: int | None, before: int, after: int) -> bool:
-    """Whether a step from `before` to `after` images seen crosses a multiple of `interval` (None: never)."""
+    """True if a step from `before` to `after` images seen crosses a multiple of `interval` (None: never)."""
     return interval is not None and before // interval != after // interval

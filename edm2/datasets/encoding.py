@@ -118,7 +118,7 @@ def encode(
             _remove_others(work, parts, complete)
         processes.wait()
         if not complete.exists():
-            _make_parts(job, processes.share(parts), report)
+            _make_parts(job, processes.shard(parts), report)
         processes.wait()
         encoded = _finish(job, parts, complete, out) if processes.is_first else None
         processes.wait()

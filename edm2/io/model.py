@@ -14,7 +14,7 @@ from edm2.io.snapshots import AnySnapshot
 from edm2.networks import NetworkConfig, Precond, build_network, is_folded
 from edm2.pipeline.folder import is_pipeline_folder
 from edm2.post_hoc_ema import SnapshotError, write_snapshot
-from edm2.training.config import mistyped_fields
+from edm2.training.field_types import mistyped_fields
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """Folder of the networks that come with the package."""

@@ -41,7 +41,7 @@ def features_of(
         ValueError: the data are not pixels.
     """
     parts = parts_of(len(dataset))
-    images = read_ahead(dataset, processes.share(parts))
+    images = read_ahead(dataset, processes.shard(parts))
     return features_of_batches(images, len(parts), detectors, processes, report)
 
 

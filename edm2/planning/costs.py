@@ -129,7 +129,7 @@ def estimate_memory(config: TrainingConfig, processes: int = 1) -> MemoryEstimat
     Raises:
         ValueError: a step cannot be split evenly over the processes.
     """
-    images_per_rank = config.share(processes)
+    images_per_rank = config.images_per_rank(processes)
     images = min(config.images_per_forward, images_per_rank)
     accumulates = images < images_per_rank
     sharded = config.shard and processes > 1
@@ -173,7 +173,7 @@ def largest_micro_batch(config: TrainingConfig, memory: float, processes: int = 
     def needed(images: int) -> int:
         return estimate_memory(replace(config, micro_batch=images), processes).total
 
-    images_per_rank = config.share(processes)
+    images_per_rank = config.images_per_rank(processes)
     most = min(config.images_per_forward, images_per_rank)
     if needed(most) <= memory:
         return most

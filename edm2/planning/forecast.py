@@ -92,12 +92,12 @@ class TrainingVariant:
     @property
     def images(self) -> int:
         """Images per forward pass of a GPU."""
-        return min(self.config.images_per_forward, self.config.share(self.cluster.gpus))
+        return min(self.config.images_per_forward, self.config.images_per_rank(self.cluster.gpus))
 
     @property
     def rounds(self) -> int:
         """Forward passes of a GPU per step."""
-        return self.config.share(self.cluster.gpus) // self.images
+        return self.config.images_per_rank(self.cluster.gpus) // self.images
 
     @property
     def fits(self) -> bool:
@@ -129,7 +129,7 @@ class TrainingVariant:
 
         DDP exchanges gradients during the backward pass of the last round; FSDP2 exchanges weights all the time.
         """
-        images_per_rank = self.config.share(self.cluster.gpus)
+        images_per_rank = self.config.images_per_rank(self.cluster.gpus)
         computing = images_per_rank * seconds_per_image * (RECOMPUTING if self.config.recompute else 1)
         overlap = computing if self.config.shard else BACKWARD * computing / self.rounds
         return Speed(computing, max(self.communicating - overlap, 0), self.config.batch_size)
@@ -177,7 +177,7 @@ def variants(config: TrainingConfig, cluster: Cluster, micro_batch: int | None) 
     for shard in (False, True) if cluster.gpus > 1 else (False,):
         for recompute in (False, True):
             way = replace(config, shard=shard, recompute=recompute, micro_batch=micro_batch)
-            way.share(cluster.gpus)  # refuses a batch that does not divide, before anything is counted
+            way.images_per_rank(cluster.gpus)  # refuses a batch that does not divide, before anything is counted
             free = replace(way, micro_batch=None)
             largest = largest_micro_batch(free, 1e9 * cluster.gpu.memory, cluster.gpus)
             chosen = way if micro_batch else replace(way, micro_batch=largest or 1)

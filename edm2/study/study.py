@@ -16,7 +16,7 @@ import torch
 
 from edm2.io.model import load, read_metadata
 from edm2.planning.costs import count_parameters
-from edm2.post_hoc_ema.files import atomic_output, is_unfinished
+from edm2.post_hoc_ema.files import atomic_output
 from edm2.sampling.generation import SamplingError
 from edm2.sweep.averages import RAW, Averages
 from edm2.sweep.evaluator import Evaluator, SampleSettings
@@ -26,6 +26,7 @@ from edm2.training import Dataset, RunFolder, TrainingConfig, TrainingError, cod
 from edm2.training.config import CHANGEABLE
 from edm2.training.data.dataset import split_holdout
 from edm2.training.diagnostics.holdout import LossPerLevel, evenly_spaced, loss_at_levels
+from edm2.training.run.files import is_free, write_json
 from edm2.training.run.logging import read_stats
 
 SIGMAS = tuple(round(10 ** (k / 5), 4) for k in range(-10, 9))
@@ -61,10 +62,9 @@ def claim_study(folder: Path, facts: Mapping[str, Any]) -> None:
                 f"{folder}: holds another study ({', '.join(differing)}); choose another --out, or repeat that one"
             )
         return
-    if folder.exists() and not (folder.is_dir() and all(is_unfinished(other, path) for other in folder.iterdir())):
+    if not is_free(folder, path):
         raise StudyFolderError(f"{folder}: is no empty folder and holds no study; choose another --out")
-    with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(path, facts)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Evaluator:
         """
         drawn = np.random.Generator(np.random.PCG64(0)).integers(len(dataset), size=count)
         parts = [drawn[start : start + BATCH] for start in range(0, count, BATCH)]
-        images = read_ahead(dataset, processes.share(parts))
+        images = read_ahead(dataset, processes.shard(parts))
         features = [batch for [batch] in features_of_batches(images, len(parts), [self.detector], processes)]
         return frechet_distance(feature_statistics(torch.cat(features)), self.reference)
 
@@ -218,7 +218,7 @@ def score_network(
     """
     seeds = sampling.seeds(set_number)
     parts = [seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)]
-    images = sampling.images(net, codec, guide, guidance, processes.share(parts))
+    images = sampling.images(net, codec, guide, guidance, processes.shard(parts))
     features = [batch for [batch] in features_of_batches(images, len(parts), [evaluator.detector], processes, report)]
     return evaluator.score(torch.cat(features), sampling.classes(net.config.label_dim, seeds))
 

@@ -42,7 +42,7 @@ def cached_reference(
         ValueError: as `reference_of`.
     """
     path = _path(Path(folder), dataset, detector, weights) if processes.is_first else None
-    known = processes.agreed(None if path is None else _read(path, detector.name))
+    known = processes.broadcast(None if path is None else _read(path, detector.name))
     if known is not None:
         return known
     found = reference_of(dataset, detector, processes, report)

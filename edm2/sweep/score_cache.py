@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
@@ -10,6 +9,7 @@ from typing import Any
 
 from edm2.post_hoc_ema.files import parse_json
 from edm2.sweep.evaluator import Score
+from edm2.training.run.files import append_json_line
 
 
 class ScoreCache:
@@ -45,12 +45,7 @@ class ScoreCache:
         """
         key = key_of(facts)
         self._scores[key] = score
-        line = json.dumps({"key": key, **shown, **asdict(score)}).encode() + b"\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab+") as file:
-            file.write(line if _ends_a_line(file) else b"\n" + line)
-            file.flush()
-            os.fsync(file.fileno())
+        append_json_line(self.path, {"key": key, **shown, **asdict(score)})
 
     def _keep(self, line: bytes) -> None:
         try:
@@ -65,11 +60,3 @@ class ScoreCache:
 def key_of(facts: dict[str, Any]) -> str:
     """Hash of JSON, which tells different values apart."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _ends_a_line(file) -> bool:
-    """Return True if the next write begins a line."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return True
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"

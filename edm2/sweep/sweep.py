@@ -194,11 +194,11 @@ class Sweeper:
 
     def remembered(self, facts: dict[str, Any], shown: dict[str, Any], compute: Callable[[], Score]) -> Score:
         """Return the known score of `facts`, or compute and keep it; `shown` is written beside it, for people."""
-        score = self.processes.agreed(None if self.known is None else self.known.get(facts))
+        score = self.processes.broadcast(None if self.known is None else self.known.get(facts))
         return score or self._kept(facts, shown, compute())
 
     def _kept(self, facts: dict[str, Any], shown: dict[str, Any], score: Score) -> Score:
-        score = self.processes.agreed(score)
+        score = self.processes.broadcast(score)
         if self.known is not None and self.processes.is_first:
             self.known.add(facts, shown, score)
         return score
@@ -221,7 +221,7 @@ class Sweeper:
         """
         self._check(points)
         known = {point: self._known(point) for point in points}
-        known = self.processes.agreed(known)
+        known = self.processes.broadcast(known)
         self.report(self.sampling.count * sum(len(scores) for scores in known.values()))
         for point, score in self._missing(known):
             known[point].append(score)

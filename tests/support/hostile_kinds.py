@@ -14,6 +14,7 @@ from random import Random
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
 from command_line import TINY, edm2, succeed, write_images
 from hostile_mutations import (
     changed_image,
@@ -88,6 +89,9 @@ def build(sandbox: Sandbox) -> None:
     succeed("generate", base / "network.safetensors", "--out", base / "drawn", *STEPS)
     np.savez(base / "samples.npz", np.zeros((6, 8, 8, 1), dtype=np.uint8), np.zeros(6, dtype=np.int64))
     write_checkpoint(base / "checkpoints", 64, checkpoint_tensors(), {"codec": {"kind": "pixels"}}, keep=1)
+    old = base / "checkpoints" / "0.1"  # as version 0.1 wrote it, with a pickle
+    dcp.save(checkpoint_tensors(), storage_writer=dcp.FileSystemWriter(old), no_dist=True)
+    (old / "state.json").write_text('{"images_seen": 64, "codec": {"kind": "pixels"}}')
     _build_pipeline(base)
     _build_members(base)
 
@@ -236,19 +240,25 @@ def resumed(box: Sandbox, random: Random) -> list[Attempt]:
         case ".jsonl":
             data = _lines(run / name, random)
         case _:
-            data = changed_pickle(data, random)
+            data = changed_safetensors(data, random, key="DCP_SHARDING_INFO")
     (run / name).write_bytes(data)
     words = ("--data", "digits", "--duration", 320, *TINY, "--workers", 0)
     return [command("train", *words, "--out", run, named=str(run))]
 
 
 def checkpoint(box: Sandbox, random: Random) -> list[Attempt]:
-    path = shutil.copytree(box.base / "checkpoints" / "000000000064", box.given / "checkpoint")
-    name = random.choice((".metadata", ".metadata", "__0_0.distcp", "state.json"))
+    version = random.choice(("0.1", "0.1", "000000000064"))
+    path = shutil.copytree(box.base / "checkpoints" / version, box.given / "checkpoint")
+    name = random.choice(sorted(file.name for file in path.iterdir()))
     data = (path / name).read_bytes()
-    (path / name).write_bytes(
-        json_text(json.loads(data), random) if name == "state.json" else changed_pickle(data, random)
-    )
+    match Path(name).suffix:
+        case ".json":
+            data = json_text(json.loads(data), random)
+        case ".safetensors":
+            data = changed_safetensors(data, random, key="DCP_SHARDING_INFO")
+        case _:
+            data = changed_pickle(data, random)
+    (path / name).write_bytes(data)
     return [library(f"load_checkpoint({str(path)!r})", lambda: load_checkpoint(path, checkpoint_tensors()), str(path))]
 
 

@@ -92,9 +92,9 @@ def _be(rank: int, count: int, port: int, said: Path, target: Callable[..., None
 def train(changes: dict[str, Any], final: Path | None, kind: type[Trainer] = Trainer) -> None:
     """Run `tiny_config` with some changes; the first process leaves weights, moments and averages of the end."""
     with joined_processes() as processes:
-        trainer = kind(tiny_config(**changes), tiny_data(), processes=processes)
+        trainer = kind(tiny_config(**changes), dataset=tiny_data(), processes=processes)
         trainer.run()
-        whole = dict(trainer.parallel.gathered(final_state(trainer)))
+        whole = dict(trainer.step.strategy.gathered(final_state(trainer)))
         if processes.is_first and final is not None:
             torch.save(whole, final)
 

@@ -1,5 +1,6 @@
 """Fields hold what their annotations say, or are named."""
 
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 
 from edm2.networks import NetworkConfig
-from edm2.training.config import TrainingConfig, mistyped_fields
+from edm2.training.config import TrainingConfig
+from edm2.training.field_types import mistyped_fields
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,32 @@ def test_a_run_as_it_is_stored_fits():
     config = TrainingConfig(data="digits", out="run", network=NetworkConfig(8, 1, 10))
     assert mistyped_fields(config) == []
     assert mistyped_fields(TrainingConfig.from_json(config.to_json())) == []
+
+
+OLD_FIELDS = {
+    "preset": "p", "seed": 3, "duration": 96, "batch_size": 8, "micro_batch": 2, "ref_lr": 0.02, "ref_batches": 5.0,
+    "rampup_images": 7, "betas": [0.8, 0.9], "loss_scale": 2.0, "noise": "uniform", "P_mean": -1.0, "P_std": 1.5,
+    "weighting": "p2", "weighting_gamma": 2.0, "weighting_k": 0.5, "snr_convention": "data",
+    "normalize_weighting": False, "relative_weighting": True, "stratified_sigma": True, "sigma_rels": [0.07],
+    "traditional_ema": 9, "label_dropout": 0.1, "xflip": True, "standardize": True, "holdout": 4, "skip_broken": 2,
+    "init": "x", "precision": "bf16", "snapshot_precision": "fp16", "status_every": 1, "snapshot_every": 2,
+    "keep_snapshots": 3, "checkpoint_every": 4, "sample_every": 5, "holdout_every": 6, "diagnostics_every": 7,
+    "keep_checkpoints": 8, "workers": 1, "device": "cuda", "compile": True, "shard": True, "recompute": True,
+    "patience": 60.0, "detect_anomaly": False, "random_block": 32, "max_nonfinite_steps": 9,
+}  # fmt: skip
+"""Every setting of version 0.1 with another value than its default."""
+
+
+def test_every_setting_of_version_0_1_is_read_and_written_as_it_was():
+    """But for `skip_broken`, which means nothing any more. config.json stays flat."""
+    network = NetworkConfig(8, 1, 10).to_json()
+    stored = {"data": "digits", "out": "run", "network": network, **OLD_FIELDS}
+    config = TrainingConfig.from_json(stored)
+    written = config.to_json()
+    assert {name: written[name] for name in stored if name != "skip_broken"} == {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in stored.items()
+        if name != "skip_broken"
+    }
+    assert TrainingConfig.from_json(json.loads(json.dumps(written))) == config
+    assert set(written) == set(stored) - {"skip_broken"}

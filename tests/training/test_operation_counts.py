@@ -22,7 +22,7 @@ from edm2.post_hoc_ema import PowerFunctionEMA
 from edm2.sampling.guidance import guided, without_labels
 from edm2.sampling.samplers import SAMPLERS
 from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig
-from edm2.training.data.batches import BatchStream
+from edm2.training.data.batches import Batch, BatchStream
 from edm2.training.distributed.processes import joined_processes
 from edm2.training.distributed.strategies import clean_
 from edm2.training.initialization import fresh_network
@@ -41,8 +41,8 @@ class MetaRandom:
     def normal(self, stream, start: int, stop: int, shape: tuple[int, ...] = ()) -> torch.Tensor:
         return torch.randn(stop - start, *shape, device=self.generator.device)
 
-    def uniform(self, stream, start: int, stop: int) -> torch.Tensor:
-        return torch.rand(stop - start, device=self.generator.device)
+    def uniform(self, stream, start: int, stop: int, shape: tuple[int, ...] = ()) -> torch.Tensor:
+        return torch.rand(stop - start, *shape, device=self.generator.device)
 
     def derived_seed(self, stream, index: int) -> int:
         return index
@@ -61,20 +61,20 @@ def run(net: NetworkConfig, device: str = "meta", **changes) -> TrainingConfig:
     return TrainingConfig(data="", out="", network=net, **settings | changes)
 
 
-def learner_on_meta(monkeypatch, config: TrainingConfig) -> TrainStep:
-    """A learner without numbers."""
+def step_on_meta(monkeypatch, config: TrainingConfig) -> TrainStep:
+    """A step without numbers."""
     monkeypatch.setattr("edm2.training.step.PositionRandom", MetaRandom)
     with torch.device("meta"):
         net = build_network(config.network)
     return TrainStep(config, net)
 
 
-def microbatches(config: TrainingConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def microbatches(config: TrainingConfig) -> list[Batch]:
     """Of one step."""
     shape = config.images_per_forward, config.network.img_channels, *config.network.size
     images = torch.ones(shape, device=config.device)
     labels = torch.zeros(len(images), dtype=torch.int64, device=config.device)
-    return [(images, labels)] * (config.batch_size // len(images))
+    return [Batch(images, labels)] * (config.batch_size // len(images))
 
 
 def num_blocks(net) -> int:
@@ -129,9 +129,9 @@ def test_the_meta_device_does_not_let_itself_be_read():
 def test_a_step_waits_for_no_number_and_copies_nothing(monkeypatch, of_network, of_run):
     """Neither to the host (which would fail here) nor to the device, and what it adds up stays there."""
     config = run(network(**of_network, channel_mult=(1,)), **of_run)
-    learner, totals = learner_on_meta(monkeypatch, config), Totals(torch.device("meta"))
+    step, totals = step_on_meta(monkeypatch, config), Totals(torch.device("meta"))
     batches = microbatches(config)
-    operations = operations_of(lambda: totals.add(learner.step(batches)))
+    operations = operations_of(lambda: totals.add(step(batches)))
     assert [read for read in operations.reads if read[1] != "cpu"] == []
     assert operations.copied == {}
 
@@ -179,9 +179,9 @@ def test_sampling_waits_for_no_number(sampler):
 class Watched(Trainer):
     """A trainer that notes what is read between steps."""
 
-    def step(self, *arguments):
+    def train_step(self, *arguments):
         self.read_before.append(len(self.operations.reads))
-        result = super().step(*arguments)
+        result = super().train_step(*arguments)
         self.read_after.append(len(self.operations.reads))
         return result
 
@@ -189,7 +189,7 @@ class Watched(Trainer):
 def test_between_reports_a_run_reads_nothing(tmp_path):
     """15 steps with a report after every fifth. In between the speedometer waits for the device, twice in a run."""
     config = tiny_config(tmp_path / "run", duration=15 * 8, status_every=40, snapshot_every=80, checkpoint_every=120)
-    trainer = Watched(config, tiny_data())
+    trainer = Watched(config, dataset=tiny_data())
     trainer.read_before, trainer.read_after = [], []
     with Operations() as trainer.operations:
         trainer.run()
@@ -220,15 +220,15 @@ def test_passes_take_a_bounded_number_of_operations_per_block(monkeypatch):
     forward, backward = [], []
     for depth in (1, 2, 3):
         config = run(network(depth), precision="bf16")
-        learner = learner_on_meta(monkeypatch, config)
-        [(images, labels)] = microbatches(config)
+        step = step_on_meta(monkeypatch, config)
+        [(images, labels, _)] = microbatches(config)
         sigma, losses = torch.ones(BATCH, device="meta"), []
 
-        def passes(learner=learner, images=images, labels=labels, sigma=sigma, losses=losses) -> None:
-            losses.append(learner.loss(learner.denoiser, images, labels, sigma=sigma, noise=images).sum())
+        def passes(step=step, images=images, labels=labels, sigma=sigma, losses=losses) -> None:
+            losses.append(step.loss(step.denoiser, images, labels, sigma=sigma, noise=images).sum())
 
-        forward.append((num_blocks(learner.net), operations_of(passes).total))
-        backward.append((num_blocks(learner.net), operations_of(losses.pop().backward).total))
+        forward.append((num_blocks(step.net), operations_of(passes).total))
+        backward.append((num_blocks(step.net), operations_of(losses.pop().backward).total))
     assert per_block(forward) <= 48
     assert per_block(backward) <= 90
 
@@ -292,9 +292,9 @@ def test_the_optimizer_takes_as_many_operations_however_deep_the_network(monkeyp
     """Two for each group of parameters: steps are counted, all tensors are updated at once."""
     for depth in (1, 3):
         config = run(network(depth), device="cpu")
-        learner = TrainStep(config, fresh_network(config.network, 0))
-        learner.step(microbatches(config))
-        assert operations_of(learner.optimizer.step).total <= 2 * len(learner.optimizer.param_groups)
+        step = TrainStep(config, fresh_network(config.network, 0))
+        step(microbatches(config))
+        assert operations_of(step.optimizer.step).total <= 2 * len(step.optimizer.param_groups)
 
 
 def test_gradients_are_cleaned_in_one_pass_over_each():
@@ -321,10 +321,10 @@ def test_gradients_are_cleaned_in_one_pass_over_each():
 def test_every_step_does_the_same_in_as_much_memory(tmp_path, changes):
     """From the second on: Adam's moments and the averages are there, and nothing grows."""
     config = replace(tiny_config(tmp_path / "run"), random_block=8, **changes)
-    learner = TrainStep(config, fresh_network(config.network, 0))
-    batches = BatchStream(config, tiny_data(), learner.random).steps(start=0)
-    learner.step(next(batches))
-    steps = [operations_of(lambda: learner.step(next(batches))) for _ in range(3)]
+    step = TrainStep(config, fresh_network(config.network, 0))
+    batches = BatchStream(config, tiny_data(), step.random).steps(start=0)
+    step(next(batches))
+    steps = [operations_of(lambda: step(next(batches))) for _ in range(3)]
     assert steps[0].names == steps[1].names == steps[2].names
     assert steps[0].allocated == steps[1].allocated == steps[2].allocated
 
@@ -337,13 +337,13 @@ def count_collectives_of_a_step(out: str, changes: dict, found: Path) -> None:
     """Of the third step, in the first process."""
     with joined_processes() as processes:
         config = tiny_config(out, **changes)
-        learner = TrainStep(config, fresh_network(config.network, 0), processes)
-        batches = BatchStream(config, tiny_data(), learner.random, processes=processes).steps(start=0)
+        step = TrainStep(config, fresh_network(config.network, 0), processes=processes)
+        batches = BatchStream(config, tiny_data(), step.random, processes=processes).steps(start=0)
         for _ in range(2):
-            learner.step(next(batches))
-        operations = operations_of(lambda: learner.step(next(batches)))
+            step(next(batches))
+        operations = operations_of(lambda: step(next(batches)))
         if processes.is_first:
-            report = {"collectives": operations.collectives, "blocks": len(list(blocks(learner.net)))}
+            report = {"collectives": operations.collectives, "blocks": len(list(blocks(step.net)))}
             found.write_text(json.dumps(report))
 
 

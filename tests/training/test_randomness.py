@@ -1,4 +1,4 @@
-"""What happens to an image at its place in the run: independent of each other, and as often as the settings say."""
+"""Random events at an image's position in the run: independent of each other, and as often as the settings say."""
 
 from itertools import combinations
 
@@ -14,7 +14,7 @@ from edm2.training.randomness import PositionRandom, Stream
 IMAGES = 40
 
 
-def place_random() -> PositionRandom:
+def position_random() -> PositionRandom:
     return PositionRandom(0, 64, torch.device("cpu"))
 
 
@@ -26,26 +26,26 @@ def test_streams_keep_their_numbers():
 
 def test_streams_are_independent():
     """Correlations of 4,096 numbers, within five standard deviations of 0."""
-    drawn = {name: place_random().uniform(stream, 0, 4096) for name, stream in Stream.__members__.items()}
+    drawn = {name: position_random().uniform(stream, 0, 4096) for name, stream in Stream.__members__.items()}
     for one, other in combinations(drawn, 2):
         assert abs(np.corrcoef(drawn[one], drawn[other])[0, 1]) < 5 / 64, (one, other)
 
 
 @pytest.fixture(scope="module")
 def visits(tmp_path_factory) -> tuple[torch.Tensor, torch.Tensor]:
-    """At 4,000 places in turn: whether the image is mirrored, and whether its label is dropped (of which 1 in 5 is)."""
+    """Two flags per position, of 4,000: the image is mirrored, its label is dropped."""
     images = torch.zeros(IMAGES, 1, 8, 8, dtype=torch.uint8)
     images[..., 0] = 255  # white on the left
     config = tiny_config(tmp_path_factory.mktemp("run"), label_dropout=0.2, xflip=True, batch_size=400, duration=4000)
-    feed = BatchStream(config, ArrayDataset(images, torch.arange(IMAGES) % 3), place_random())
+    feed = BatchStream(config, ArrayDataset(images, torch.arange(IMAGES) % 3), position_random())
     steps = feed.steps(0)
-    microbatches = [microbatch for _ in range(10) for microbatch in next(steps)]
-    mirrored = torch.cat([images[:, 0, 0, -1] > images[:, 0, 0, 0] for images, _ in microbatches])
-    return mirrored, torch.cat([labels == -1 for _, labels in microbatches])
+    batches = [batch for _ in range(10) for batch in next(steps)]
+    mirrored = torch.cat([batch.images[:, 0, 0, -1] > batch.images[:, 0, 0, 0] for batch in batches])
+    return mirrored, torch.cat([batch.labels == -1 for batch in batches])
 
 
 def bound(p: float, count: int) -> float:
-    """Five standard deviations of the share of `count` that meet what each meets with probability p."""
+    """Five standard deviations of the fraction of `count` events of probability p."""
     return 5 * (p * (1 - p) / count) ** 0.5
 
 

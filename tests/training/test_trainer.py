@@ -25,7 +25,9 @@ from edm2.training import (
     codec_from_json,
     read_run_config,
 )
-from edm2.training.data.batches import BatchStream
+from edm2.training.callbacks import SampleGrids, SpeedReport
+from edm2.training.data.batches import Batch, BatchStream
+from edm2.training.draws import GivenDraws
 from edm2.training.initialization import load_snapshot_
 from edm2.training.randomness import PositionRandom, Stream
 from edm2.training.run import speed
@@ -79,10 +81,10 @@ def test_step_repeats_the_published_trajectory(golden, run, tmp_path):
         images = values["step/images"][k].clone()
         if poison and poison[0] == k:
             images[0][tuple(poison[1])] = torch.inf
-        sigma = trainer.loss.distribution.sigma(values["step/rnd_normal"][k]).flatten(1)
-        assert trainer.learning_rate() == pytest.approx(float(values["step/lr"][k]), rel=1e-6, abs=1e-12)
-        labels = values["step/labels"][k]
-        result = trainer.step(list(zip(images, labels, strict=True)), sigma, values["step/unit_noise"][k])
+        sigma = trainer.step.loss.distribution.sigma(values["step/rnd_normal"][k]).flatten()
+        assert trainer.step.learning_rate() == pytest.approx(float(values["step/lr"][k]), rel=1e-6, abs=1e-12)
+        trainer.step.draws = GivenDraws(trainer.images_seen, sigma, values["step/unit_noise"][k].flatten(0, 1))
+        result = trainer.step(list(map(Batch, images, values["step/labels"][k])))
         assert trainer.images_seen == int(values["step/cur_nimg_after"][k])
         if poison and poison[0] == k:
             assert result.nonfinite == 1
@@ -94,8 +96,8 @@ def test_step_repeats_the_published_trajectory(golden, run, tmp_path):
         check_weights(trainer.net.state_dict(), with_prefix(values, f"after_step_{k + 1}/"))
     assert with_prefix(values, f"after_step_{settings['iters']}/")
     for std in settings["stds"]:  # stored for some runs
-        check_weights(trainer.ema.average(std), with_prefix(values, f"ema_{std:.3f}/"))
-    moments = adam_state(trainer.net, trainer.optimizer)
+        check_weights(trainer.step.ema.average(std), with_prefix(values, f"ema_{std:.3f}/"))
+    moments = adam_state(trainer.net, trainer.step.optimizer)
     for moment in ("exp_avg", "exp_avg_sq"):
         for name, expected in with_prefix(values, f"adam_{moment}/").items():
             assert rms_rel(moments[name][moment], expected) < 1e-4, name
@@ -118,12 +120,12 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path, dropout, 
     whole = run(tiny_config(tmp_path / "whole", dropout=dropout, holdout=5))
 
     class Stopped(Trainer):
-        def step(self, *args):
-            result = super().step(*args)
+        def train_step(self, *args):
+            result = super().train_step(*args)
             self.stop_requested = self.images_seen >= stop_at
             return result
 
-    first = Stopped(tiny_config(tmp_path / "parts", dropout=dropout, holdout=5), tiny_data())
+    first = Stopped(tiny_config(tmp_path / "parts", dropout=dropout, holdout=5), dataset=tiny_data())
     first.run()
     assert first.images_seen == stop_at
     torch.manual_seed(123)  # whatever else happened in between
@@ -192,7 +194,7 @@ def test_reduced_precision_trains_like_float32(tmp_path, precision):
 def test_run_folder_holds_what_was_promised(tmp_path):
     drawn = []
     config = tiny_config(tmp_path, sample_every=48)
-    run(config, on_sample=lambda net, codec, path: drawn.append((path.name, net.training)))
+    run(config, callbacks=[SampleGrids(lambda net, codec, path: drawn.append((path.name, net.training)))])
     assert drawn == [("samples-000000000048.png", False), ("samples-000000000096.png", False)]
     assert [s.path.name for s in find_snapshots(tmp_path)] == [
         f"snapshot-{images:012d}-{s:.4f}.safetensors" for images in (24, 48, 72, 96) for s in (0.05, 0.10)
@@ -206,7 +208,7 @@ def test_run_folder_holds_what_was_promised(tmp_path):
 def test_snapshots_hold_the_averages(tmp_path):
     trainer = run(tiny_config(tmp_path, snapshot_precision="fp16"))
     last = find_snapshots(tmp_path)[-1]
-    average = trainer.ema.average(0.10)
+    average = trainer.step.ema.average(0.10)
     for name in last.names:
         # Fourier frequencies are multiplied by large numbers: rounding them would change the network.
         expected = average[name] if name in last.buffers else average[name].half()
@@ -268,7 +270,7 @@ def test_a_run_that_was_killed_while_it_claimed_its_folder_begins_anew(tmp_path)
 def test_damaged_checkpoint_is_named(tmp_path):
     run(tiny_config(tmp_path))
     checkpoint = find_checkpoints(tmp_path / "checkpoints")[-1]
-    data = checkpoint / "__0_0.distcp"
+    [data] = checkpoint.glob("*.safetensors")
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     with pytest.raises(CheckpointError, match=checkpoint.name):
         run(tiny_config(tmp_path, duration=120))
@@ -276,23 +278,23 @@ def test_damaged_checkpoint_is_named(tmp_path):
 
 def test_persistent_nonfinite_gradients_stop_the_run(tmp_path):
     class Poisoned(Trainer):
-        def step(self, microbatches):
-            return super().step([(images * torch.inf, labels) for images, labels in microbatches])
+        def train_step(self, microbatches):
+            return super().train_step([batch._replace(images=batch.images * torch.inf) for batch in microbatches])
 
     config = tiny_config(tmp_path, max_nonfinite_steps=3)
     with pytest.raises(TrainingError, match=r"3 steps .* non-finite"):
-        Poisoned(config, tiny_data()).run()
+        Poisoned(config, dataset=tiny_data()).run()
 
 
 def test_short_run_of_nonfinite_gradients_does_not_end_well(tmp_path):
     """Fewer steps than the limit, all of them bad: the run must not say that it is done."""
 
     class Poisoned(Trainer):
-        def step(self, microbatches):
-            return super().step([(images * torch.inf, labels) for images, labels in microbatches])
+        def train_step(self, microbatches):
+            return super().train_step([batch._replace(images=batch.images * torch.inf) for batch in microbatches])
 
     with pytest.raises(TrainingError, match="non-finite"):
-        Poisoned(tiny_config(tmp_path), tiny_data()).run()
+        Poisoned(tiny_config(tmp_path), dataset=tiny_data()).run()
 
 
 def test_shorter_duration_than_already_seen_is_refused(tmp_path):
@@ -314,12 +316,12 @@ def test_heldout_loss_is_measured_when_due_whatever_the_status_interval(tmp_path
 
 def test_single_nonfinite_step_does_not_stop_the_run(tmp_path):
     class Hiccup(Trainer):
-        def step(self, microbatches):
+        def train_step(self, microbatches):
             if self.images_seen == 40:
-                microbatches = [(images * torch.inf, labels) for images, labels in microbatches]
-            return super().step(microbatches)
+                microbatches = [batch._replace(images=batch.images * torch.inf) for batch in microbatches]
+            return super().train_step(microbatches)
 
-    trainer = Hiccup(tiny_config(tmp_path, max_nonfinite_steps=2), tiny_data())
+    trainer = Hiccup(tiny_config(tmp_path, max_nonfinite_steps=2), dataset=tiny_data())
     trainer.run()
     assert trainer.images_seen == 96
     assert all(p.isfinite().all() for p in trainer.net.parameters())
@@ -336,7 +338,7 @@ def test_init_takes_everything_but_a_label_embedding_of_another_size(tmp_path):
     net = build_network(network)
     fresh = net.state_dict()["unet.emb_label.weight"].clone()
     load_snapshot_(net, snapshot)
-    average = source.ema.average(0.10)
+    average = source.step.ema.average(0.10)
     for name, value in net.state_dict().items():
         assert torch.equal(value, fresh if name == "unet.emb_label.weight" else average[name])
 
@@ -344,7 +346,7 @@ def test_init_takes_everything_but_a_label_embedding_of_another_size(tmp_path):
 def test_init_starts_the_clock_at_zero(tmp_path):
     run(tiny_config(tmp_path / "a", duration=24))
     snapshot = find_snapshots(tmp_path / "a")[-1]
-    trainer = Trainer(tiny_config(tmp_path / "b", init=str(snapshot.path)), tiny_data())
+    trainer = Trainer(tiny_config(tmp_path / "b", init=str(snapshot.path)), dataset=tiny_data())
     assert trainer.images_seen == 0
     assert torch.equal(trainer.net.state_dict()["unet.emb_label.weight"], snapshot.read("unet.emb_label.weight"))
 
@@ -372,7 +374,7 @@ def test_streams_seeds_and_blocks_are_independent():
 
 def test_noise_levels_follow_the_log_normal_of_equation_15(tmp_path):
     trainer = Trainer(tiny_config(tmp_path))
-    log_sigma = trainer._draw_sigma(0, 20_000).log()
+    log_sigma = trainer.step.draws.sigma(0, 20_000).log()
     assert log_sigma.mean() == pytest.approx(-0.4, abs=4 / 20_000**0.5)  # four standard errors
     assert log_sigma.std() == pytest.approx(1.0, abs=4 / 40_000**0.5)
 
@@ -380,8 +382,8 @@ def test_noise_levels_follow_the_log_normal_of_equation_15(tmp_path):
 def test_stratified_noise_levels_belong_to_their_place_too(tmp_path):
     """However a batch is split, and wherever a run goes on; one level per eighth of the distribution in a step."""
     trainer = Trainer(tiny_config(tmp_path, stratified_sigma=True))
-    whole = trainer._draw_sigma(0, 32)
-    parts = [trainer._draw_sigma(start, stop - start) for start, stop in [(0, 2), (2, 8), (8, 13), (13, 32)]]
+    whole = trainer.step.draws.sigma(0, 32)
+    parts = [trainer.step.draws.sigma(start, stop - start) for start, stop in [(0, 2), (2, 8), (8, 13), (13, 32)]]
     assert torch.equal(whole, torch.cat(parts))
     quantile = torch.special.ndtr(whole.log() + 0.4).reshape(4, 8)
     assert torch.equal((8 * quantile).floor(), torch.arange(8.0).expand(4, 8))
@@ -438,11 +440,11 @@ def test_statistics_stored_during_a_run_do_not_change_what_it_sees(tmp_path):
     run(tiny_config(tmp_path / "parts", standardize=True, duration=40))
     dataset = tiny_data()
     dataset.pixel_stats = {"mean": [100.0], "std": [30.0], "sigma_data": 30 / 127.5}
-    resumed = Trainer(tiny_config(tmp_path / "parts", standardize=True), dataset)
+    resumed = Trainer(tiny_config(tmp_path / "parts", standardize=True), dataset=dataset)
     resumed.run()
     assert_same_bits(final_state(whole), final_state(resumed))
     last = find_snapshots(tmp_path / "parts")[-1]
-    assert codec_from_json(last.metadata["codec"]) == whole.feed.codec
+    assert codec_from_json(last.metadata["codec"]) == whole.stream.codec
 
 
 # -------------------------------------------------------------------------------------------------------- its speed
@@ -459,7 +461,7 @@ def five_steps(monkeypatch):
 def test_the_speed_is_told_once_with_what_is_left(tmp_path, five_steps):
     told = []
     config = tiny_config(tmp_path)
-    run(config, on_speed=lambda speed, left: told.append((speed, left)))
+    run(config, callbacks=[SpeedReport(lambda speed, left: told.append((speed, left)))])
     assert len(told) == 1
     assert told[0][0] > 0
     assert told[0][1] == 96 - 8 * 8
@@ -468,12 +470,12 @@ def test_the_speed_is_told_once_with_what_is_left(tmp_path, five_steps):
 def test_a_resumed_run_tells_its_speed_again(tmp_path, five_steps):
     run(tiny_config(tmp_path, duration=16))
     told = []
-    run(tiny_config(tmp_path), on_speed=lambda speed, left: told.append(left))
+    run(tiny_config(tmp_path), callbacks=[SpeedReport(lambda speed, left: told.append(left))])
     assert told == [96 - 16 - 8 * 8]
 
 
 def test_measuring_leaves_nothing_behind(tmp_path):
-    images_per_second, peak_memory = Trainer(tiny_config(tmp_path / "run"), tiny_data()).measure()
+    images_per_second, peak_memory = Trainer(tiny_config(tmp_path / "run"), dataset=tiny_data()).measure()
     assert images_per_second > 0
     assert peak_memory > 1e6
     assert list(tmp_path.iterdir()) == []

@@ -17,6 +17,8 @@ from edm2.tools.bench.plain import PlainTraining, plain_copy, plain_heun, plain_
 from edm2.tools.bench.results import Comparison
 from edm2.tools.bench.sections import GUIDANCE, Bench, evaluation, heun, inference_form, passes
 from edm2.training.config import DTYPES
+from edm2.training.data.batches import Batch
+from edm2.training.draws import GivenDraws
 
 
 def against_plain(bench: Bench) -> Iterator[Comparison]:
@@ -28,12 +30,12 @@ def against_plain(bench: Bench) -> Iterator[Comparison]:
 
 
 def _plain_training(bench: Bench) -> Iterator[Comparison]:
-    workload, learner = bench.workload, bench.workload.learner()
-    theirs = plain_copy(learner.net)
+    workload, step = bench.workload, bench.workload.train_step()
+    theirs = plain_copy(step.net)
     theirs.compute_dtype = DTYPES[workload.settings.against_precision]
     batch, config = workload.settings.batch, workload.config
     gammas = [float(gamma) for gamma in sigma_rel_to_gamma(config.sigma_rels)]
-    plain = PlainTraining(theirs, batch, lambda seen: learner.learning_rate(), config.betas, gammas, config.loss_scale)
+    plain = PlainTraining(theirs, batch, lambda seen: step.learning_rate(), config.betas, gammas, config.loss_scale)
     images, labels, sigma, noise = inputs = workload.inputs()
 
     def their_passes() -> None:
@@ -41,20 +43,21 @@ def _plain_training(bench: Bench) -> Iterator[Comparison]:
         (plain_loss(theirs, *inputs).sum() / batch).backward()
 
     def our_step() -> None:
-        learner.step([(images, labels)], [sigma], [noise])
+        step.draws = GivenDraws(step.images_seen, sigma, noise)
+        step([Batch(images, labels)])
 
     yield _compared(
-        bench, "training", "forward and backward", "plain", passes(learner, inputs), their_passes,
+        bench, "training", "forward and backward", "plain", passes(step, inputs), their_passes,
         "loss and gradients of one batch, forced weight normalization included",
     )  # fmt: skip
     yield _compared(
         bench, "training", "whole step", "plain", our_step, lambda: plain.step([inputs]),
         "a training step on the same images, noise levels and noise: gradients, Adam and two averages",
     )  # fmt: skip
-    seen = itertools.count(learner.images_seen + 1)
+    seen = itertools.count(step.images_seen + 1)
     yield _compared(
         bench, "training", "averages", "plain",
-        lambda: learner.ema.update(next(seen)), lambda: plain.ema.update(plain.images_seen, batch),
+        lambda: step.ema.update(next(seen)), lambda: plain.ema.update(plain.images_seen, batch),
         "one update of two averages",
     )  # fmt: skip
 
@@ -95,7 +98,7 @@ def against_karras_unet(bench: Bench) -> Iterator[Comparison]:
 
 
 def _karras_passes(bench: Bench, theirs: nn.Module, size: str) -> Comparison:
-    workload, learner = bench.workload, bench.workload.learner()
+    workload, step = bench.workload, bench.workload.train_step()
     images, labels, sigma, noise = inputs = workload.inputs()
     theirs, lowered = theirs.train(), _autocast(bench)
 
@@ -106,7 +109,7 @@ def _karras_passes(bench: Bench, theirs: nn.Module, size: str) -> Comparison:
         ((output.float() - images).square().sum() / len(images)).backward()
 
     what = f"gradients of one batch: ours of D and u with preconditioning, theirs of the U-Net's output alone; {size}"
-    ours = passes(learner, inputs)
+    ours = passes(step, inputs)
     return _compared(bench, "training", "forward and backward", "karras-unet", ours, their_passes, what)
 
 

@@ -68,36 +68,36 @@ class Bench:
 
 def training(bench: Bench) -> Iterator[Finding]:
     """A whole step, and its parts one by one."""
-    workload, learner = bench.workload, bench.workload.learner()
+    workload, step = bench.workload, bench.workload.train_step()
     batch, flops = workload.settings.batch, workload.training_flops
-    feed = BatchStream(workload.config, workload.dataset, learner.random)
+    feed = BatchStream(workload.config, workload.dataset, step.random)
     batches = feed.steps(start=0)
 
-    def step() -> None:
-        learner.step(next(batches))
+    def whole_step() -> None:
+        step(next(batches))
 
-    yield bench.measured("training", "whole step", step, images=batch, flops=flops, memory=True)
+    yield bench.measured("training", "whole step", whole_step, images=batch, flops=flops, memory=True)
     yield bench.measured("training", "data", lambda: next(batches), note="random images in memory, encoded")
     inputs = workload.inputs()
     losses: list[Tensor] = []
 
     def forward() -> None:
-        loss = learner.loss(learner.denoiser, inputs.images, inputs.labels, sigma=inputs.sigma, noise=inputs.noise)
+        loss = step.loss(step.denoiser, inputs.images, inputs.labels, sigma=inputs.sigma, noise=inputs.noise)
         losses[:] = [loss.sum() / batch]
 
     def forward_from_nothing() -> None:
-        learner.optimizer.zero_grad(set_to_none=True)
+        step.optimizer.zero_grad(set_to_none=True)
         forward()
 
     yield bench.measured("training", "forward", forward, lambda: losses.clear(), flops=flops / 3)
     yield bench.measured(
         "training", "backward", lambda: losses.pop().backward(), forward_from_nothing, flops=2 * flops / 3
     )
-    net, clock = learner.net, itertools.count(learner.images_seen + batch, batch)
+    net, clock = step.net, itertools.count(step.images_seen + batch, batch)
     yield bench.measured("training", "forced weight normalization", lambda: force_weight_normalization_(net))
-    yield bench.measured("training", "gradients' norm", lambda: learner.parallel.clean_gradients_(net))
-    yield bench.measured("training", "Adam", learner.optimizer.step)
-    yield bench.measured("training", "averages", lambda: learner.ema.update(next(clock)))
+    yield bench.measured("training", "gradients' norm", lambda: step.strategy.clean_gradients_(net))
+    yield bench.measured("training", "Adam", step.optimizer.step)
+    yield bench.measured("training", "averages", lambda: step.ema.update(next(clock)))
 
 
 def sampling(bench: Bench) -> Iterator[Finding]:
@@ -118,14 +118,14 @@ def sampling(bench: Bench) -> Iterator[Finding]:
         yield bench.measured("sampling", "Heun with guidance", draw, images=images, flops=flops, note=counted)
 
 
-def passes(learner: TrainStep, inputs: Inputs) -> Work:
+def passes(step: TrainStep, inputs: Inputs) -> Work:
     """Forced weight normalization, loss and gradients of a batch, to be called."""
     images, labels, sigma, noise = inputs
 
     def work() -> None:
-        learner.optimizer.zero_grad(set_to_none=True)
-        force_weight_normalization_(learner.net)
-        loss = learner.loss(learner.denoiser, images, labels, sigma=sigma, noise=noise)
+        step.optimizer.zero_grad(set_to_none=True)
+        force_weight_normalization_(step.net)
+        loss = step.loss(step.denoiser, images, labels, sigma=sigma, noise=noise)
         (loss.sum() / len(images)).backward()
 
     return work

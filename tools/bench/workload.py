@@ -174,7 +174,7 @@ class Workload:
                     parameter.fill_(1)
         return net.to(self.device)
 
-    def learner(self) -> TrainStep:
+    def train_step(self) -> TrainStep:
         """Such a network with its optimizer and averages."""
         return TrainStep(self.config, self.net())
 

@@ -93,6 +93,7 @@ def bench(device: str | None, quick: bool, out: Path | None, markdown: Path | No
     """
     from edm2.tools.bench.measuring import check_names, measure
     from edm2.tools.bench.workload import settings_for
+    from edm2.tools.process import convolve_in_float32
     from edm2.tools.run import default_device
 
     chosen = {name: value for name, value in choices.items() if value is not None}
@@ -101,6 +102,7 @@ def bench(device: str | None, quick: bool, out: Path | None, markdown: Path | No
         check_names(settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    convolve_in_float32()
     report = measure(settings, _print_start, _print_finding)
     _write(report, out, markdown)
 

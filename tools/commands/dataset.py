@@ -203,13 +203,11 @@ def encode(
     from edm2.datasets import encoding
     from edm2.datasets.moments import MomentEncoder
     from edm2.tools.reports.description import print_statistics
-    from edm2.tools.run import default_device
+    from edm2.tools.run import use_device
     from edm2.training.distributed.processes import joined_processes
 
     with joined_processes() as processes:
-        encoder = MomentEncoder(
-            vae, PIXEL_RANGES[vae_range], dtype, precision, processes.device(device or default_device())
-        )
+        encoder = MomentEncoder(vae, PIXEL_RANGES[vae_range], dtype, precision, use_device(processes, device))
         with _progress(hidden=not processes.is_first) as report:
             result = encoding.encode(
                 source, out, encoder, batch_size, max_images, workers, paper_stats, processes, report

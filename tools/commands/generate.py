@@ -90,7 +90,7 @@ def generate(
     with joined_processes() as processes:
         generator = SampleGenerator(options, choice, processes)
         store = targets.store(generator.settings | {"latents": latents}, processes.count)
-        pending = unfinished(processes.share(batches_of(options.seeds, options.batch_size)), store)
+        pending = unfinished(processes.shard(batches_of(options.seeds, options.batch_size)), store)
         batches = generator.batches(pending)
         decode = undecoded if latents else generator.decode
         if pending:

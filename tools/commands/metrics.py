@@ -126,12 +126,12 @@ def ref(
         raise click.BadParameter(f"{out}: a reference file's name ends in .npz", param_hint="OUT")
     from edm2.metrics.image_source import open_images
     from edm2.metrics.reference import collect, write_reference
-    from edm2.tools.run import default_device
+    from edm2.tools.run import use_device
     from edm2.training.distributed.processes import joined_processes
 
     dataset = open_images(data)
     with joined_processes() as processes:
-        detectors = load_detectors(names, weights, processes.device(device or default_device()))
+        detectors = load_detectors(names, weights, use_device(processes, device))
         with images_bar(len(dataset), processes) as bar:
             found = collect(dataset, list(detectors.values()), keep, processes, bar.update)
         if processes.is_first:
@@ -155,14 +155,14 @@ def calc(images: str, device: str | None, **scoring_options: Any) -> None:
     wanted = options.metrics()
     from edm2.metrics.features import parts_of, read_ahead
     from edm2.metrics.image_source import open_images
-    from edm2.tools.run import default_device
+    from edm2.tools.run import use_device
     from edm2.training.distributed.processes import joined_processes
 
     dataset = open_images(images)
     parts = parts_of(len(dataset))
     with joined_processes() as processes:
-        pixels = read_ahead(dataset, processes.share(parts))
-        on = processes.device(device or default_device())
+        pixels = read_ahead(dataset, processes.shard(parts))
+        on = use_device(processes, device)
         options.score(pixels, [len(part) for part in parts], wanted, on, processes, {"images": images})
 
 
@@ -187,7 +187,7 @@ def gen(network: str | None, **given: Any) -> None:
     with joined_processes() as processes:
         generator = SampleGenerator(options, choice, processes)
         generator.try_out(generator.decode)
-        mine = [seed for part in processes.share(parts) for seed in part]
+        mine = [seed for part in processes.shard(parts) for seed in part]
         pixels = (generator.decode(batch.samples) for batch in generator.batches(mine))
         settings = generator.settings | {"first_seed": options.seeds[0], "last_seed": options.seeds[-1]}
         scoring.score(pixels, [len(part) for part in parts], wanted, generator.device, processes, settings)
@@ -225,13 +225,13 @@ def neighbours(
     from edm2.metrics.image_source import open_images
     from edm2.metrics.neighbours import find_neighbours, neighbours_picture
     from edm2.metrics.reference import collect
-    from edm2.tools.run import default_device
+    from edm2.tools.run import use_device
     from edm2.training.distributed.processes import joined_processes
 
     samples, training = open_images(images), open_images(data)
     name = name or ("pixels" if prod(training.shape) <= SMALL else "efficientnet-lite0")
     with joined_processes() as processes:
-        [detector] = load_detectors([name], weights, processes.device(device or default_device())).values()
+        [detector] = load_detectors([name], weights, use_device(processes, device)).values()
         with images_bar(len(samples) + len(training), processes) as bar:
             [drawn], [real] = (
                 collect(dataset, [detector], len(dataset), processes, bar.update) for dataset in (samples, training)

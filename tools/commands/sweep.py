@@ -137,7 +137,7 @@ def sweep(
     from edm2.tools.figures.sweep import plot_sweep
     from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator, load_metric_evaluator
     from edm2.tools.reports.tables import print_sweep, read_sweep, write_sweep
-    from edm2.tools.run import default_device, image_bar
+    from edm2.tools.run import image_bar, use_device
     from edm2.training.config import DTYPES
     from edm2.training.distributed.processes import joined_processes
 
@@ -157,7 +157,7 @@ def sweep(
 
     with joined_processes() as processes:
         bar = partial(image_bar, hidden=not processes.is_first)
-        on = processes.device(device or default_device())
+        on = use_device(processes, device)
         name = detector or default_detector(averages.metadata)
         if metric is None:
             evaluator = load_evaluator(name, weights, dataset, ref, on, processes, bar, out)

@@ -280,14 +280,14 @@ def train(
         if dry_run:
             return
         with reported_once(processes):
-            on_snapshot = None
+            callbacks = []
             if lengths is not None and processes.is_first:
                 from edm2.tools.evaluation import Evaluation
 
                 about = eval_every, eval_samples, eval_detector, eval_data, eval_ref
-                on_snapshot = Evaluation(config, lengths, *about, dataset)
+                callbacks = [Evaluation(config, lengths, *about, dataset)]
             processes.wait()  # statistics of many real images may take longer than the timeout of a step
-            run_training(config, dataset, on_snapshot, processes, max_seconds)
+            run_training(config, dataset, callbacks, processes, max_seconds)
 
 
 def _open_in_turn(data: str, processes: "Processes") -> "Dataset":
@@ -330,14 +330,15 @@ def configure_run(
     """
     from edm2.planning.plan import default_preset, plan_run
     from edm2.tools.run import default_device, default_precision
+    from edm2.training.config import REMOVED
 
-    chosen = {name: value for name, value in choices.items() if value is not None}
+    chosen = {name: value for name, value in choices.items() if value is not None and name not in REMOVED}
     chosen.setdefault("device", default_device())
     preset = preset or default_preset(dataset, data)
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))
     try:
         config = plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G")
-        config.share(processes)
+        config.images_per_rank(processes)
     except ValueError as error:
         raise click.UsageError(_in_options(str(error))) from None
     return config

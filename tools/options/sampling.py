@@ -171,11 +171,11 @@ class SampleGenerator:
     def __init__(self, options: SamplingOptions, choice: NetworkChoice, processes: "Processes") -> None:
         from edm2.io.model import read_metadata
         from edm2.sampling.generation import class_index
-        from edm2.tools.run import default_device
+        from edm2.tools.run import use_device
 
         self.options = options
         self.choice = choice
-        self.device: torch.device = processes.device(options.device or default_device())
+        self.device: torch.device = use_device(processes, options.device)
         self.precision: str = options.precision or ("fp16" if self.device.type == "cuda" else "fp32")
         self.net: Precond
         self.guide: Denoiser | None

@@ -174,7 +174,7 @@ def _compute(config: TrainingConfig) -> str:
 
 def _device(config: TrainingConfig, processes: int) -> str:
     several = f"{processes} x " if processes > 1 else ""
-    images = min(config.images_per_forward, config.share(processes))
+    images = min(config.images_per_forward, config.images_per_rank(processes))
     return f"{several}{config.device}, {config.precision}, {images} images per forward pass"
 
 

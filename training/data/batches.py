@@ -1,7 +1,8 @@
 """Batches of a run: read, encoded, mirrored, some labels dropped, in the order of positions."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,26 @@ from edm2.training.data.vae import latent_codec_of
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.randomness import PositionRandom, Stream
 
-Microbatch = tuple[Tensor, "Tensor | None"]
-"""Images as the network sees them, [N, C, H, W] float32, and their classes, int64 [N] (-1: none)."""
+
+class Batch(NamedTuple):
+    """Images as the network sees them, with what it is conditioned on."""
+
+    images: Tensor
+    """[N, C, H, W] float32."""
+    labels: Tensor | None = None
+    """Classes, int64 [N] (-1: none)."""
+    conditions: Mapping[str, Tensor] | None = None
+    """Further conditions by name, each [N, ...]."""
+
+    def slice(self, start: int, stop: int) -> "Batch":
+        """Images `start` to `stop`, with their labels and conditions."""
+        part = slice(start, stop)
+        conditions = self.conditions
+        return Batch(
+            self.images[part],
+            None if self.labels is None else self.labels[part],
+            None if conditions is None else {name: values[part] for name, values in conditions.items()},
+        )
 
 
 class BatchStream:
@@ -52,14 +71,16 @@ class BatchStream:
         self.device = random.generator.device
         self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
         self.codec = self._choose_codec()
-        seen = (self.codec.network_channels(dataset.shape[0]), *dataset.shape[1:])
-        expected = (config.network.img_channels, *config.network.size)
+        self.channels = self.codec.network_channels(dataset.shape[0])
+        seen, network = (self.channels, *dataset.shape[1:]), config.network
+        expected = seen if network is None else (network.img_channels, *network.size)
+        self.has_labels = bool(dataset.class_names if network is None else network.label_dim)
         if seen != expected:
             raise DatasetError(f"{config.data}: images are {seen}, but the network is for {expected}")
 
     def _choose_codec(self) -> Codec:
         """Codec for latents, for pixels with mean 0 and standard deviation sigma_data, or for pixels in [-1, 1]."""
-        sigma_data = self.config.network.sigma_data
+        sigma_data = self.config.sigma_data
         if self.dataset.kind == "moments":
             if self.config.xflip:
                 raise DatasetError(f"{self.config.data}: latents cannot be mirrored; encode mirrored images too")
@@ -82,10 +103,10 @@ class BatchStream:
         stored = self.dataset.pixel_stats
         return (stored["mean"], stored["std"]) if stored else pixel_statistics(self.train_set)
 
-    def steps(self, start: int) -> Iterator[list[Microbatch]]:
+    def steps(self, start: int) -> Iterator[list[Batch]]:
         """Yield this process's micro-batches of each step, without end, from the position `start` on."""
         config, rank, count = self.config, self.processes.rank, self.processes.count
-        images_per_rank = config.share(count)
+        images_per_rank = config.images_per_rank(count)
         size = min(config.images_per_forward, images_per_rank)
         order = ShuffledOrder(len(self.train_set), config.seed)
         positions = PositionBatches(order, start, config.batch_size, micro_batch=size, rank=rank, world_size=count)
@@ -93,7 +114,7 @@ class BatchStream:
         loader = data_loader(self.train_set, positions, config.workers, pin_memory)
         for first in itertools.count(start + rank * images_per_rank, config.batch_size):
             starts = range(first, first + images_per_rank, size)
-            yield [self._augment(*self._encode(*next(loader), position), position) for position in starts]
+            yield [self._augment(self._encode(*next(loader), position), position) for position in starts]
 
     def indices(self, positions: Sequence[int]) -> list[int]:
         """Dataset indices of the images at some positions of the run."""
@@ -101,22 +122,24 @@ class BatchStream:
         found = [int(order.indices(position, position + 1)[0]) for position in positions]
         return dataset.indices[found].tolist() if isinstance(dataset, Subset) else found
 
-    def all_of(self, dataset: Dataset) -> Microbatch:
+    def all_of(self, dataset: Dataset) -> Batch:
         """Encode all images of a small dataset, without augmentation; of latents, the means."""
         everything = range(len(dataset))
         return self._encode(dataset.images(everything), dataset.labels(everything))
 
-    def _encode(self, data: Tensor, labels: Tensor, position: int | None = None) -> Microbatch:
+    def _encode(self, data: Tensor, labels: Tensor, position: int | None = None) -> Batch:
         """Move data to the device and through the codec; latents are drawn anew at every position."""
         noise = None
         if position is not None and self.dataset.kind == "moments":
-            shape = (self.config.network.img_channels, *data.shape[2:])
+            shape = (self.channels, *data.shape[2:])
             noise = self.random.normal(Stream.MOMENTS, position, position + len(data), shape)
         images = self.codec.encode(data.to(self.device, non_blocking=True), noise)
-        return images, labels.to(self.device, non_blocking=True) if self.config.network.label_dim else None
+        labels = labels.to(self.device, non_blocking=True) if self.has_labels else None
+        return Batch(images, labels)
 
-    def _augment(self, images: Tensor, labels: Tensor | None, position: int) -> Microbatch:
+    def _augment(self, batch: Batch, position: int) -> Batch:
         """Mirror images and drop labels by the random numbers of their positions."""
+        images, labels, conditions = batch
         stop = position + len(images)
         if self.config.xflip:
             flip = self.random.uniform(Stream.XFLIP, position, stop) < 0.5
@@ -124,4 +147,4 @@ class BatchStream:
         if self.config.label_dropout and labels is not None:
             drop = self.random.uniform(Stream.LABEL_DROPOUT, position, stop) < self.config.label_dropout
             labels = torch.where(drop, -1, labels)
-        return images, labels
+        return Batch(images, labels, conditions)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edm2.training.data.batches import BatchStream, Microbatch
+from edm2.training.data.batches import Batch, BatchStream
 from edm2.training.diagnostics.holdout import evenly_spaced
 from edm2.training.loss.noise import NoiseDistribution, levels
 
@@ -36,7 +36,7 @@ class ProbeBatch:
             yield ProbeBatch(self.images[part], labels, self.sigma[part], self.noise[part])
 
 
-def spaced_images(stream: BatchStream, count: int) -> Microbatch:
+def spaced_images(stream: BatchStream, count: int) -> Batch:
     """At most `count` training images, evenly spaced over the dataset, which may be sorted by class."""
     return stream.all_of(evenly_spaced(stream.train_set, count))
 

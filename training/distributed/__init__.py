@@ -1,1 +1,6 @@
-"""The processes of a job: who they are, how they share a network, and how they stop together."""
+"""Training by several processes.
+
+processes.py       rank and number of processes, broadcast, barrier
+strategies.py      one process, copies (DDP) or shards (FSDP2) of a network
+stop_signal.py     stopping in the same step
+"""

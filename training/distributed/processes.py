@@ -1,4 +1,4 @@
-"""The processes that torchrun started for one job; without torchrun, this one alone."""
+"""The processes that torchrun started for one job; without torchrun, a single one."""
 
 import os
 import time
@@ -15,8 +15,8 @@ from torch.distributed.rendezvous import rendezvous
 
 Item = TypeVar("Item")
 
-PATIENCE = timedelta(days=1)
-"""How long processes wait for each other: some have more work than others. torchrun ends them all if one fails."""
+TIMEOUT = timedelta(days=1)
+"""Time that processes wait for each other: some have more work than others. torchrun ends them all if one fails."""
 
 
 class OtherProcessError(RuntimeError):
@@ -25,7 +25,7 @@ class OtherProcessError(RuntimeError):
 
 @contextmanager
 def failures_of_others() -> Iterator[None]:
-    """Say in plain words that another process has ended. The libraries speak of sockets.
+    """Say in plain words that another process has ended, where the libraries speak of sockets.
 
     Raises:
         OtherProcessError: it has.
@@ -50,31 +50,27 @@ class Processes:
     rank: int = 0
     """Number of this process, from 0."""
     count: int = 1
-    """How many there are."""
+    """Number of processes."""
     local_rank: int = 0
     """Number of this process on its machine."""
     local_count: int = 1
-    """How many there are on its machine."""
+    """Number of processes on its machine."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that talks and puts results together."""
+        """True if this process is the one that reports and puts results together."""
         return self.rank == 0
 
     def device(self, device: str) -> torch.device:
-        """The device of this process: "cuda" becomes the GPU of its number, anything else stays.
-
-        From here on, convolutions in float32 are that on CUDA, too; torch rounds them to TF32 unless told not to.
-        """
-        torch.backends.cudnn.allow_tf32 = False
+        """Device of this process: "cuda" becomes the GPU of its number, anything else stays."""
         return torch.device("cuda", self.local_rank) if device == "cuda" else torch.device(device)
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
         """Every `count`-th item, beginning with number `rank`."""
         return items[self.rank :: self.count]
 
-    def agreed(self, value: Item) -> Item:
-        """The first process's value, in all of them; whatever can be pickled."""
+    def broadcast(self, value: Item) -> Item:
+        """The first process's value, in all of them; anything that can be pickled."""
         if self.count == 1:
             return value
         values = [value]
@@ -83,7 +79,7 @@ class Processes:
         return values[0]
 
     def wait(self) -> None:
-        """Until all processes are here. Raises RuntimeError if one of them has ended."""
+        """Wait until all processes are here. Raises RuntimeError if one of them has ended."""
         if self.count > 1:
             with failures_of_others():
                 distributed.barrier()
@@ -102,9 +98,9 @@ def joined_processes() -> Iterator[Processes]:
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield Processes()
         return
-    store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
+    store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
     fresh = _fresh(store, rank, count)
-    distributed.init_process_group("gloo", store=fresh, rank=rank, world_size=count, timeout=PATIENCE)
+    distributed.init_process_group("gloo", store=fresh, rank=rank, world_size=count, timeout=TIMEOUT)
     try:
         local_rank, local_count = os.environ.get("LOCAL_RANK", "0"), os.environ.get("LOCAL_WORLD_SIZE", "1")
         yield Processes(rank, count, int(local_rank), int(local_count))
@@ -113,20 +109,20 @@ def joined_processes() -> Iterator[Processes]:
 
 
 def _fresh(store: distributed.Store, rank: int, count: int) -> distributed.Store:
-    """A part of a store that no earlier processes of this job have written to.
+    """Part of a store that no earlier processes of this job have written to.
 
     If torchrun starts processes again, they find addresses of those before in its store (seen with PyTorch 2.13), and
-    how often they were started again is not the same on all machines. So each process says hello with a name of its
-    own; the first one answers every hello with the name of this attempt, until all others have thanked for that.
+    the number of restarts is not the same on all machines. So each process says hello with a name of its own; the first
+    one answers every hello with the name of this attempt, until all others have acknowledged it.
     """
     own = uuid.uuid4().hex
     if rank > 0:
         store.set(f"hello {rank}", own)
         attempt = store.get(f"answer to {own}").decode()  # waits for it
-        store.set(f"{attempt} thanks {rank}", "")
+        store.set(f"{attempt} acknowledged by {rank}", "")
         return distributed.PrefixStore(attempt, store)
     answered = set()
-    while not all(store.check([f"{own} thanks {other}"]) for other in range(1, count)):
+    while not all(store.check([f"{own} acknowledged by {other}"]) for other in range(1, count)):
         for hello in (f"hello {other}" for other in range(1, count)):
             if store.check([hello]) and (name := store.get(hello).decode()) not in answered:
                 store.set(f"answer to {name}", own)

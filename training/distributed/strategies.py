@@ -1,7 +1,7 @@
-"""Training one network with the processes of a job: alone, each with a copy (DDP), or each with a share (FSDP2).
+"""Training one network with the processes of a job: one alone, each with a copy (DDP), or each with a shard (FSDP2).
 
-Every process sees its own places of a step. Its loss is the mean over its images, and gradients are averaged over the
-processes: the gradient is that of the mean over all images, as if one process had seen them.
+Every rank sees its own positions of a step. Its loss is the mean over its images, and gradients are averaged over
+ranks: the gradient is that of the mean over all images, as if one process had seen them.
 """
 
 import warnings
@@ -24,8 +24,8 @@ from edm2.training.distributed.processes import Processes
 Denoiser = Callable[..., "Tensor | tuple[Tensor, Tensor]"]
 
 
-class Parallel(ABC):
-    """What depends on how processes train together.
+class Strategy(ABC):
+    """The part of training that depends on how processes share the work.
 
     Args:
         processes: All of them call the same methods in the same order.
@@ -35,20 +35,20 @@ class Parallel(ABC):
         self.processes = processes
 
     @abstractmethod
-    def wrap(self, net: Precond, compile: bool) -> Denoiser:
-        """What to call in training. Parameters of `net` may be replaced: make the optimizer and averages afterwards."""
+    def wrap(self, net: nn.Module, compile: bool) -> Denoiser:
+        """Module to call in training. Parameters of `net` may be replaced: make optimizer and averages afterwards."""
 
     @abstractmethod
     def accumulating(self) -> AbstractContextManager[None]:
-        """For all rounds of a step but the last: their gradients add up here, and are exchanged with the last one's."""
+        """Context for all parts of a step but the last: gradients add up, and are exchanged with the last one's."""
 
     @abstractmethod
     def clean_gradients_(self, net: nn.Module) -> tuple[Tensor, Tensor]:
-        """Replace NaN and infinite gradients by zero (Appendix D.2), after the last round.
+        """Replace NaN and infinite gradients by zero (Appendix D.2), after the last part.
 
         Returns:
-            (L2 norm of all gradients afterwards, whether any were replaced: 1 or 0, int64), both on the device; the
-            same in all processes.
+            (L2 norm of all gradients afterwards, 1 if any were replaced, else 0: int64), both on the device; the same
+            in all processes.
         """
 
     @abstractmethod
@@ -60,10 +60,10 @@ class Parallel(ABC):
         """Whole tensors, one after another: all processes must go through them to the end."""
 
 
-class SingleProcess(Parallel):
+class SingleProcess(Strategy):
     """One process."""
 
-    def wrap(self, net: Precond, compile: bool) -> Denoiser:
+    def wrap(self, net: nn.Module, compile: bool) -> Denoiser:
         return compiled(net) if compile else net
 
     def accumulating(self) -> AbstractContextManager[None]:
@@ -79,21 +79,21 @@ class SingleProcess(Parallel):
         yield from tensors.items()
 
 
-class MultiProcess(Parallel):
-    """Several processes, which exchange tensors over the fastest way that their device has.
+class MultiProcess(Strategy):
+    """Several processes, which exchange tensors by the fastest backend for their device.
 
     Args:
         processes: The processes.
-        device: Where this one computes.
-        patience: How long a step waits for another process.
+        device: Device of this one.
+        timeout: Time that a step waits for another process.
     """
 
-    def __init__(self, processes: Processes, device: torch.device, patience: timedelta) -> None:
+    def __init__(self, processes: Processes, device: torch.device, timeout: timedelta) -> None:
         super().__init__(processes)
         self.device = device
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        self.group = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        self.group = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout)
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
@@ -104,7 +104,7 @@ class MultiProcess(Parallel):
 class DDP(MultiProcess):
     """Every process holds the whole network; gradients are averaged while they are computed (DDP)."""
 
-    def wrap(self, net: Precond, compile: bool) -> Denoiser:
+    def wrap(self, net: nn.Module, compile: bool) -> Denoiser:
         with warnings.catch_warnings():  # the option that newer versions have in its place does not say "never"
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             self._ddp = DistributedDataParallel(
@@ -120,32 +120,30 @@ class DDP(MultiProcess):
         return self._ddp.no_sync()
 
     def clean_gradients_(self, net: nn.Module) -> tuple[Tensor, Tensor]:
-        return clean_(_gradients(net.parameters()), get_total_norm)  # of averages, which are the same everywhere
+        return clean_(_gradients(net.parameters()), get_total_norm)  # averages over ranks, the same everywhere
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield from tensors.items()
 
 
 class FSDP(MultiProcess):
-    """Every process holds a share of each tensor, whole rows of it, and borrows the others' when a block runs (FSDP2).
+    """Every rank holds a shard of each tensor, whole rows of it, and gathers a block's weights when it runs (FSDP2).
 
-    Rows are output units, so forced weight normalization needs no other process, and neither do Adam and averages.
-    Weights travel in float32, because they are normalized in float32 where they are used. Gains are scalars, which
-    have no rows: each process holds all of them, and their gradients travel together.
+    Rows are output units, so forced weight normalization needs no other rank, and neither do Adam and averages.
+    Weights are gathered in float32, because they are normalized in float32 where they are used. Gains are scalars,
+    which have no rows: each rank holds all of them, and their gradients are averaged together.
     """
 
-    def wrap(self, net: Precond, compile: bool) -> Denoiser:
+    def wrap(self, net: nn.Module, compile: bool) -> Denoiser:
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        warnings.filterwarnings(
-            "ignore", message="FSDP2-wrapped module .* returned a view"
-        )  # u(sigma): nobody alters it
         self._net = net
         self._scalars = [p for p in net.parameters() if p.ndim == 0]
         mesh = DeviceMesh.from_group(self.group, self.device.type)
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for module in (*blocks(net), net):
+        units = blocks(net) if isinstance(net, Precond) else []  # gathered one by one; another net as a whole
+        for module in (*units, net):
             if compile and module is not net:
                 module.compile(dynamic=False)
             fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=set(self._scalars))
@@ -171,7 +169,7 @@ class FSDP(MultiProcess):
         return clean_([*shards, *scalars], norm)
 
     def _average_(self, tensors: Sequence[Tensor]) -> None:
-        """Over the processes, in one exchange."""
+        """Average over ranks, in one exchange."""
         if tensors:
             average = self.sum(torch.stack(list(tensors))) / self.processes.count
             torch._foreach_copy_(list(tensors), list(average.unbind()))
@@ -181,23 +179,23 @@ class FSDP(MultiProcess):
             yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def parallel(processes: Processes, device: torch.device, shard: bool, patience: timedelta) -> Parallel:
-    """How `processes` train together; one process needs no shares."""
+def choose_strategy(processes: Processes, device: torch.device, shard: bool, timeout: timedelta) -> Strategy:
+    """Strategy for these processes; one process needs no shards."""
     if processes.count == 1:
         return SingleProcess(processes)
-    return (FSDP if shard else DDP)(processes, device, patience)
+    return (FSDP if shard else DDP)(processes, device, timeout)
 
 
 def compiled(net: nn.Module) -> nn.Module:
-    """`net` compiled for the shapes that it meets."""
+    """Compile `net` for the shapes that it meets."""
     return torch.compile(net, dynamic=False)
 
 
 def clean_(grads: Sequence[Tensor], norm: Callable[[Sequence[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:
-    """`clean_gradients_` of these gradients; `norm` takes in those of other processes."""
+    """Do what `clean_gradients_` says to these gradients; `norm` includes those of other ranks."""
     before = norm(grads)
     nonfinite = ~before.isfinite()
-    if before.device.type == "cpu" and not nonfinite:  # on other devices asking would cost more than doing
+    if before.device.type == "cpu" and not nonfinite:  # on a GPU, asking would cost more than doing
         return before, nonfinite.long()
     for grad in grads:
         torch.nan_to_num(grad, nan=0, posinf=0, neginf=0, out=grad)
@@ -209,7 +207,7 @@ def _gradients(parameters: Iterator[nn.Parameter] | Sequence[nn.Parameter]) -> l
 
 
 def recompute_blocks_(net: nn.Module) -> None:
-    """Let each block of `net` keep only its inputs for the backward pass.
+    """Let each block of `net` keep only its inputs for the backward pass, and compute its activations again there.
 
     Costs about a third more time. Dropout drops the same again, and gradients are the same to the bit.
     """

@@ -1,15 +1,18 @@
 """Checkpoints to resume a run from: tensors by torch.distributed.checkpoint, everything else as JSON beside them.
 
-checkpoints/000000064000/           named after the images seen; complete as soon as it has this name
-    *.distcp, .metadata             the tensors: files of each process, and the index
-    state.json                      the rest
+    checkpoints/000000064000/   named after the images seen; complete as soon as it has this name
+        shard-*.safetensors     the tensors: files of each process
+        state.json              the rest
+
+Earlier versions wrote *.distcp files with a pickle as their index: `checkpoint_index` reads it.
 """
 
 import json
 import os
 import shutil
 import threading
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,19 +21,22 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.tensor import DTensor
 
 from edm2.post_hoc_ema.files import parse_json, plain_line
-from edm2.training.data.codecs import codec_from_json
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.run.checkpoint_index import SafeFileSystemReader
 
 Tensors = dict[str, "Tensor | Tensors"]
 STATE_FILE = "state.json"
 
-PATIENCE = timedelta(hours=1)
-"""How long one process waits for what another one writes."""
+FILE_BYTES = 1 << 30
+"""Tensors per file, about: a file is put together in memory before it is written."""
 
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # in a job of one process it is meant to be
+TIMEOUT = timedelta(hours=1)
+"""Time that a process waits for another one to write."""
 
 
 class CheckpointError(ValueError):
@@ -64,16 +70,16 @@ class Checkpoints:
     """The checkpoints of a run: written while it goes on, one at a time, by all of its processes together.
 
     Args:
-        folder: Where they are; all processes must see the same.
-        keep: How many; older ones are removed.
-        processes: Who writes.
+        folder: Their folder; all processes must see the same.
+        keep: Number to keep; older ones are removed.
+        processes: Processes that write.
     """
 
     def __init__(self, folder: Path, keep: int, processes: Processes = ONE_PROCESS) -> None:
         self.folder = folder
         self.keep = keep
         self.processes = processes
-        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE) if processes.count > 1 else None
+        self._group = distributed.new_group(backend="gloo", timeout=TIMEOUT) if processes.count > 1 else None
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -89,7 +95,7 @@ class Checkpoints:
         self._writer.start()
 
     def wait(self) -> None:
-        """Until everything is on the disk.
+        """Wait until everything is on the disk.
 
         Raises:
             CheckpointError: it could not be written.
@@ -100,12 +106,12 @@ class Checkpoints:
         self.check()
 
     def abandon(self, seconds: float) -> None:
-        """Wait for so long at most, and say nothing of what goes wrong: there is worse to tell."""
+        """Wait for at most this time, and ignore errors: a worse one is about to be raised."""
         if self._writer is not None:
             self._writer.join(seconds)
 
     def check(self) -> None:
-        """Raise what went wrong while writing, if anything did."""
+        """Raise the error of the checkpoint being written, if there was one."""
         if self._error is not None:
             reason = _reason(self._error)
             raise CheckpointError(f"{self.folder}: cannot write a checkpoint ({reason}); the one before is intact")
@@ -113,16 +119,19 @@ class Checkpoints:
     def _write(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> None:
         try:
             write_checkpoint(self.folder, images_seen, tensors, state, self.keep, self.processes, self._group)
-        except (Exception, CheckpointException) as error:  # told in the main thread; the latter is no Exception
+        except (Exception, CheckpointException) as error:  # raised in the main thread; the latter is no Exception
             self._error = error
 
 
 def _copied(tensors: Tensors) -> Tensors:
-    """Copies on the CPU; of a tensor that is divided among processes, this one's part."""
-    return {
-        name: _copied(value) if isinstance(value, dict) else value.detach().to("cpu", copy=True)
-        for name, value in tensors.items()
-    }
+    """Copies on the CPU; of a sharded tensor, this rank's shard."""
+    return {name: _copied(value) if isinstance(value, dict) else _copy(value) for name, value in tensors.items()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, DTensor):
+        return tensor.detach().to("cpu", copy=True)
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)  # as safetensors wants it
 
 
 def write_checkpoint(
@@ -139,13 +148,13 @@ def write_checkpoint(
     It is written under a temporary name and renamed when every byte of every process is on the disk.
 
     Args:
-        folder: Where checkpoints are.
+        folder: Folder of the checkpoints.
         images_seen: The clock.
-        tensors: What to write; of those that all processes hold each writes some, of divided ones its own part.
-        state: What else to write, as JSON; the first process's.
+        tensors: Tensors; of whole ones each rank writes some, of sharded ones its own shard.
+        state: The rest, as JSON; the first process's.
         keep: Checkpoints to keep, this one included.
-        processes: All of them call this.
-        group: Over which they talk about it.
+        processes: Processes that write; all of them call this.
+        group: Process group for planning who writes what.
     """
     final = folder / f"{images_seen:012d}"
     temporary = folder / f".{final.name}.tmp"
@@ -153,10 +162,11 @@ def write_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*"):  # by a run that was killed meanwhile
             shutil.rmtree(left, ignore_errors=True)
-    writer = dcp.FileSystemWriter(temporary, sync_files=True)
-    # Before any of them writes, they all talk about who writes what: by then the folder is empty.
-    dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=processes.count == 1)
-    if processes.is_first:  # the others' files are complete: the index, which dcp writes last, describes them
+    flat = _flat(tensors)
+    writer = HuggingFaceStorageWriter(str(temporary), fqn_to_index_mapping=_files(flat), save_distributed=True)
+    # Planning who writes what, all ranks wait for the first: before any of them writes, the folder is empty.
+    dcp.save(flat, storage_writer=writer, process_group=group, no_dist=processes.count == 1)
+    if processes.is_first:  # the others' files are complete when dcp returns here
         _write_state(temporary / STATE_FILE, {"images_seen": images_seen, **state})
         _flush(temporary)
         if final.exists():  # left by a run that was set back to an earlier checkpoint
@@ -168,6 +178,23 @@ def write_checkpoint(
             if old not in kept:
                 _remove(old)
     return final
+
+
+def _flat(tensors: Tensors, prefix: str = "") -> dict[str, Tensor]:
+    """Tensors by the names that dcp gives to nested ones, such as "net.unet.out_gain"."""
+    flat: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Number of the file, from 1, that each tensor is written to; the same in all processes."""
+    files, size = {}, 0
+    for name, tensor in tensors.items():
+        size += tensor.numel() * tensor.itemsize
+        files[name] = 1 + size // FILE_BYTES
+    return {name: sorted(set(files.values())).index(number) + 1 for name, number in files.items()}
 
 
 def _write_state(path: Path, state: dict[str, Any]) -> None:
@@ -188,7 +215,7 @@ def _flush(folder: Path) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """It loses its name first: whatever is left of it if this is interrupted, no run will resume from it."""
+    """Remove a checkpoint, after its name: if this is interrupted, no run will resume from what is left."""
     nameless = checkpoint.with_name(f".{checkpoint.name}.old")
     shutil.rmtree(nameless, ignore_errors=True)
     os.replace(checkpoint, nameless)
@@ -203,80 +230,80 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def last_good_checkpoint(folder: Path) -> Path | None:
-    """The newest of before the loss exploded, as it seemed when they were written; None: there is none."""
+    """Newest checkpoint from before the loss exploded, judged when it was written; None if there is none."""
     return next((path for path in reversed(find_checkpoints(folder)) if _is_good(path)), None)
 
 
 def _is_good(checkpoint: Path) -> bool:
-    """Whether the loss was as low as ever; checkpoints of earlier versions do not say."""
+    """True if the loss was as low as usual, or in checkpoints of earlier versions, which do not say."""
     try:
         return (_read_state(checkpoint).get("explosion") or {}).get("good", True)
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):
         return False
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """What stands beside the tensors. Raises ValueError unless the trainer can rely on it."""
+    """State beside the tensors. Raises ValueError if it is none."""
     state = parse_json((path / STATE_FILE).read_text(encoding="utf-8"))
     if not isinstance(state, dict) or type(state.get("images_seen")) is not int or state["images_seen"] < 0:
         raise ValueError(f"{STATE_FILE} does not say how many images were seen")
-    if "codec" in state:
-        codec_from_json(state["codec"])
-    if not _are_times(state.get("snapshot_times", [])):
-        raise ValueError(f"{STATE_FILE} does not say when snapshots were made")
-    if not _is_explosion(state.get("explosion")):
-        raise ValueError(f"{STATE_FILE} does not say how the loss was")
-    if not _are_counts(state.get("diagnostics")):
-        raise ValueError(f"{STATE_FILE} does not say how many steps were counted")
     return state
 
 
-def _are_times(times: Any) -> bool:
-    """Whether these are images seen, ascending."""
-    return (
-        isinstance(times, list)
-        and all(type(t) is int and 0 < t < 1 << 62 for t in times)
-        and times == sorted(set(times))
-    )
-
-
-def _is_explosion(state: Any) -> bool:
-    """Whether this is what `Divergence` keeps, or None, which earlier versions have."""
-    kinds = {"steps": float, "usual": float, "good": bool}
-    return state is None or (
-        isinstance(state, dict) and all(type(state.get(name)) is kind for name, kind in kinds.items())
-    )
-
-
-def _are_counts(counts: Any) -> bool:
-    """Whether this is what diagnostics keep, or None, which checkpoints without them have."""
-    names = {"steps", "nonfinite_steps"}
-    known = isinstance(counts, dict) and counts.keys() >= names
-    return counts is None or (known and all(type(counts[name]) is int for name in names))
-
-
-def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ONE_PROCESS) -> dict[str, Any]:
-    """Fill `tensors` in place from the checkpoint at `path`; return the rest of its state.
-
-    How many processes wrote it, and whether tensors were divided among them, makes no difference.
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Report in one line that a checkpoint cannot be used, with the remedy.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or belongs to another network.
+        CheckpointError: it cannot.
     """
     try:
-        state = _read_state(path)
-        reader = SafeFileSystemReader(path)
-        reader.read_metadata()  # now: if it fails later, torch prints tracebacks before it raises
-        dcp.load(tensors, storage_reader=reader, no_dist=processes.count == 1)
+        yield
+    except CheckpointError:
+        raise
     except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise CheckpointError(
             f"{path}: cannot resume from this checkpoint ({_reason(error)}); "
             "delete this folder to resume from an earlier one"
         ) from error
+
+
+def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ONE_PROCESS) -> dict[str, Any]:
+    """Fill `tensors` in place from the checkpoint at `path`; return the rest of its state.
+
+    The number of processes that wrote it, and whether tensors were sharded, make no difference.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or belongs to another network.
+    """
+    flat = _flat(tensors)
+    with reading(path):
+        state = _read_state(path)
+        is_old = any(path.glob("*.distcp"))
+        reader = SafeFileSystemReader(path) if is_old else HuggingFaceStorageReader(str(path))
+        _check(reader.read_metadata(), path, flat)  # now: if dcp fails, torch prints tracebacks before it raises
+        dcp.load(flat, storage_reader=reader, no_dist=processes.count == 1)
     return state
 
 
+def _check(stored: Metadata, path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise CheckpointError if the network is another one, ValueError if a part of a tensor is missing."""
+    sizes = {name: tuple(entry.size) for name, entry in stored.state_dict_metadata.items()}
+    for name in tensors:
+        entry = stored.state_dict_metadata.get(name)
+        if entry is not None and sum(chunk.sizes.numel() for chunk in entry.chunks) != entry.size.numel():
+            raise ValueError(f"not all parts of {name} are there")
+    ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(name for name in {**sizes, **ours} if name.startswith("net.")):
+        if sizes.get(name) != ours.get(name):
+            there, here = (shapes.get(name, "missing") for shapes in (sizes, ours))
+            raise CheckpointError(
+                f"{path}: belongs to a run of another network ({name.removeprefix('net.')} is {there} there and {here} "
+                "here); train the same network, or choose another folder"
+            )
+
+
 def _reason(error: BaseException) -> str:
-    """The last line of what an error says."""
+    """Last line of an error's message."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

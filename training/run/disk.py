@@ -14,27 +14,28 @@ from edm2.training.schedule import due_times
 HEADER = 2_500, 110
 """Bytes of a snapshot beside its numbers: metadata, and an entry for each tensor."""
 
-ENTRY = 1_900
-"""Bytes of a checkpoint per tensor beside its numbers: its container, and its part of the index."""
+ENTRY = 300
+"""Bytes of a checkpoint per tensor beside its numbers: its entry in the header of a file."""
 
 
 @dataclass(frozen=True)
 class FileSizes:
-    """Bytes of what a run writes."""
+    """Sizes in bytes of the files of a run."""
 
     snapshots: int
-    """Of one time, all lengths together."""
+    """Snapshots of one time, of all EMA lengths together."""
     checkpoint: int
+    """One checkpoint."""
     ends: int
-    """Raw weights, and the average of a fixed half-life, which are written once more at the end."""
+    """Files at the end: raw weights, and the average of a fixed half-life."""
 
 
 def file_sizes(config: TrainingConfig, net: nn.Module) -> FileSizes:
-    """What the files of a run will take.
+    """Sizes of the files that a run will write.
 
     Args:
         config: The run.
-        net: Its network, of which only shapes are looked at (torch's meta device will do).
+        net: Its network; only shapes matter (torch's meta device will do).
     """
     numbers = sum(p.numel() for p in net.parameters())
     tensors = len(list(net.parameters()))
@@ -49,11 +50,11 @@ def file_sizes(config: TrainingConfig, net: nn.Module) -> FileSizes:
 
 @dataclass(frozen=True)
 class DiskForecast:
-    """What a run will have written.
+    """Disk space that a run will have used.
 
     Args:
         config: The run.
-        sizes: Of its files.
+        sizes: Sizes of its files.
     """
 
     config: TrainingConfig
@@ -67,7 +68,7 @@ class DiskForecast:
 
     @property
     def kept_times(self) -> list[int]:
-        """Those of `all_times` of which snapshots are there at the end."""
+        """Images seen of the snapshots that remain at the end."""
         keep = self.config.keep_snapshots
         return self.all_times if keep is None else thin_along(self.all_times, keep)
 
@@ -78,11 +79,11 @@ class DiskForecast:
 
     @property
     def peak(self) -> int:
-        """The most bytes on the way: new snapshots, and new checkpoints, are complete before old ones are removed."""
+        """Largest number of bytes on the way: new files are complete before old ones are removed."""
         return self._bytes(1)
 
     def _bytes(self, more: int) -> int:
-        """With so many more snapshots and checkpoints than are kept, if there ever are so many."""
+        """Bytes with `more` snapshots and checkpoints than are kept, if there ever are as many."""
         config, sizes = self.config, self.sizes
         times, checkpoints = len(self.all_times), self.checkpoints
         kept_times = min(times, (config.keep_snapshots or times) + more)
@@ -94,22 +95,22 @@ class DiskForecast:
 
     @property
     def checkpoints(self) -> int:
-        """How many are written."""
+        """Number of checkpoints that are written."""
         return len(due_times(self.config.checkpoint_every, self.config.batch_size, self.config.duration))
 
 
 def free_space(path: str | os.PathLike[str]) -> int | None:
-    """Bytes that may still be written at `path`, or where it will be made; None where nobody knows.
+    """Free bytes at `path`, or where it will be made; None if the system does not say.
 
-    Quotas are mostly not known here, and others write to the same disk: there may be less, but not more.
+    Quotas mostly do not show, and others write to the same disk: there may be less, but not more.
     """
-    there = next(place for place in (Path(path).absolute(), *Path(path).absolute().parents) if place.is_dir())
+    existing = next(parent for parent in (Path(path).absolute(), *Path(path).absolute().parents) if parent.is_dir())
     try:
-        return shutil.disk_usage(there).free
+        return shutil.disk_usage(existing).free
     except OSError:
         return None
 
 
 def used_space(folder: str | os.PathLike[str]) -> int:
-    """Bytes of the files of a run that is there already: they count as written."""
+    """Bytes of the files that a run has written already."""
     return sum(path.lstat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""Trouble that ends a run, each in one line: why, what to do, and the checkpoint to go on from."""
+"""Failures that end a run, each in one line: why, what to do, and the checkpoint to go on from."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,17 +21,17 @@ class TrainingError(RuntimeError):
 
 
 class OwnTrainingError(TrainingError):
-    """Trouble of one process, of which the others know nothing: it has to be told there."""
+    """A failure that only one process knows of, which therefore has to report it itself."""
 
 
 class Failures:
-    """Ends a run where it must.
+    """Ends a run that cannot go on.
 
     Args:
         config: The run.
-        folder: Where its files are.
-        checkpoints: Those that it writes; the one under way is waited for, so that it can be named.
-        processes: Of the run.
+        folder: Its folder.
+        checkpoints: Its checkpoints; one under way is waited for, so that it can be named.
+        processes: Its processes.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class Failures:
         self.processes = processes
 
     def last_checkpoint(self) -> str:
-        """Where to go on from."""
+        """Sentence that names the checkpoint to go on from."""
         self.checkpoints.wait()
         checkpoints = find_checkpoints(self.folder.checkpoints)
         return f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
 
     def give_up_if(self, bad_steps: Callable[[], float], most: int, images_seen: int, end: Callable[..., None]) -> None:
-        """End the run if so many steps in a row were bad; at its end, if all of them were.
+        """End the run if too many steps in a row were bad; at its end, if all of them were.
 
         Args:
-            bad_steps: How many in a row up to now. It waits for the device, so it is asked once in `most` steps only.
-            most: How many are too many.
+            bad_steps: Number in a row up to now. It waits for the device, so it is asked once in `most` steps only.
+            most: Number that is too many.
             images_seen: The clock.
-            end: Says why: `nonfinite` or `exploded`.
+            end: Raises the error: `nonfinite` or `diverged`.
         """
         steps = images_seen // self.config.batch_size
         if images_seen >= self.config.duration:
@@ -66,15 +66,15 @@ class Failures:
             end(most, images_seen)
 
     def nonfinite(self, steps: int, images_seen: int) -> None:
-        """Raises TrainingError: no gradients any more."""
+        """Raise TrainingError: no gradients any more."""
         raise TrainingError(
             f"{self.folder.path}: {steps} steps up to image {images_seen} had non-finite gradients; "
             f"look for NaN in the data or lower the learning rate ({self.config.ref_lr:g}); "
             f"--detect-anomaly finds the layer; {self.last_checkpoint()}"
         )
 
-    def exploded(self, steps: int, images_seen: int) -> None:
-        """Raises TrainingError: the loss is far above what it was at the start."""
+    def diverged(self, steps: int, images_seen: int) -> None:
+        """Raise TrainingError: the loss is far above its level at the start."""
         self.checkpoints.wait()
         good = last_good_checkpoint(self.folder.checkpoints)
         remains = f"the last good checkpoint is {good}" if good else "there is no good checkpoint"
@@ -85,7 +85,7 @@ class Failures:
         )
 
     def require_space(self, needed: int, what: str) -> None:
-        """End the run before a file that cannot be completed is begun. The first process knows, the others follow."""
+        """End the run before a file is begun that the disk has no room for. The first process looks, others follow."""
         free = free_space(self.folder.path)
         if self.processes.is_first and free is not None and free < needed:
             raise TrainingError(
@@ -95,7 +95,7 @@ class Failures:
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """Say in one line what goes wrong with a file, such as a quota that is used up."""
+        """Report in one line an error of writing, such as a quota that is used up."""
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -107,20 +107,23 @@ class Failures:
 
 
 EXPLODED = 10.0
-"""Times the error at the start (1 at least) beyond which a step counts as exploded."""
+"""A step counts as exploded beyond this multiple of the error at the start (1 at least)."""
 
 SUSPECT = 2.0
-"""Likewise, beyond which what is saved may be bad already, so nothing that is good should be removed for it."""
+"""Beyond this multiple, what is saved may be bad already, so nothing good should be removed for it."""
 
 STEPS = 256
-"""Exploded steps in a row after which there is no hope."""
+"""Exploded steps in a row after which the run ends."""
 
 
 class Divergence:
-    """Watches the relative error of every step, on the device: no step waits for it.
+    """Counts steps whose relative error has exploded, on the device: no step waits for it.
 
     Args:
-        device: Where the errors are.
+        device: Device of the errors.
+
+    Attributes:
+        steps: Exploded steps in a row.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -129,22 +132,22 @@ class Divergence:
         self._last = torch.zeros((), device=device)
 
     def add(self, error: Tensor) -> None:
-        """Take in the relative error of a step."""
+        """Take the relative error of a step into account."""
         first = torch.where(error.isfinite(), error, 1).clamp(min=1)
         self._usual.copy_(torch.where(self._usual > 0, self._usual, first))
         self._last.copy_(error / self._usual)
         self.steps.add_(1).mul_(~(self._last <= EXPLODED))  # NaN counts
 
     def is_suspect(self) -> bool:
-        """Whether the last step was bad. Waits for the device."""
+        """True if the last step was bad. Waits for the device."""
         return not float(self._last) <= SUSPECT
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs, and `good`: whether all is well."""
+        """State that a resumed run needs, and `good`: true if all is well."""
         return {"steps": float(self.steps), "usual": float(self._usual), "good": not self.is_suspect()}
 
     def load_state(self, state: dict[str, Any] | None) -> None:
-        """Go on from `state`; None: as at the start."""
+        """Go on from `state`; with None, from the start."""
         if state is not None:
             self.steps.fill_(state["steps"])
             self._usual.fill_(state["usual"])

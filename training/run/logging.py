@@ -1,7 +1,6 @@
-"""What a run tells about itself: a status line, stats.jsonl, diagnostics.jsonl and, when installed, TensorBoard."""
+"""Reports of a run: a status line, stats.jsonl, diagnostics.jsonl and, when installed, TensorBoard."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,13 @@ from tqdm import tqdm
 
 from edm2.post_hoc_ema import atomic_output
 from edm2.post_hoc_ema.files import parse_json
+from edm2.training.run.files import append_json_line
 from edm2.training.run.speed import time_text
 
 Record = dict[str, Any]
 
 NUMBERS = ("images_seen", "loss", "lr", "grad_norm", "seconds", "images_per_second", "holdout_loss", "train_loss")
-"""What is one number in every record that has it."""
+"""Entries that hold one number in every record that has them."""
 
 
 class StatusLine:
@@ -46,11 +46,11 @@ class StatusLine:
             return
         seen, rate = record["images_seen"], record["images_per_second"]
         left = f"{time_text((self.duration - seen) / rate) if rate else '?'} left" if seen < self.duration else "done"
-        share = f"{100 * seen / self.duration:5.1f}%"
-        self.print(f"{share}  {seen:>10,} images  {headline}  {rate:,.0f} img/s  {left}")
+        percent = f"{100 * seen / self.duration:5.1f}%"
+        self.print(f"{percent}  {seen:>10,} images  {headline}  {rate:,.0f} img/s  {left}")
 
     def print(self, text: str) -> None:
-        """A line of text that does not disturb the bar."""
+        """Print a line without disturbing the bar."""
         if self.bar is None:
             print(text, flush=True)
         else:
@@ -68,7 +68,7 @@ class StatsFile:
 
     Args:
         path: The file.
-        images_seen: Where the run stands; records of a later time, left by a run that was killed after its last
+        images_seen: Images seen so far; records of a later time, left by a run that was killed after its last
             checkpoint, are dropped because they are about to be made again.
     """
 
@@ -81,10 +81,7 @@ class StatsFile:
 
     def append(self, record: Record) -> None:
         """Add a record; it is on the disk when this returns."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_json_line(self.path, record)
 
 
 def read_stats(path: Path) -> list[Record]:
@@ -108,19 +105,19 @@ def _parse_record(path: Path, number: int, line: bytes) -> Record:
 
 
 def _is_record(record: Any) -> bool:
-    """Whether this is what every reader relies on."""
+    """True if every reader can rely on this record."""
     if not isinstance(record, dict) or type(record.get("images_seen")) is not int or record["images_seen"] < 0:
         return False
     return all(_is_number(record.get(name)) for name in NUMBERS) and _is_plain(record)
 
 
 def _is_number(value: Any) -> bool:
-    """A number, be it NaN or infinite, or None; bool is an int for isinstance."""
+    """True for a number, be it NaN or infinite, and for None; bool is an int for isinstance."""
     return value is None or type(value) is float or (type(value) is int and abs(value) < 1 << 62)
 
 
 def _is_plain(value: Any) -> bool:
-    """Numbers and texts, lists of numbers, and dicts of these."""
+    """True for numbers and texts, lists of numbers, and dicts of these."""
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
     return (
@@ -159,12 +156,12 @@ def _numbers(record: Record, prefix: str = "") -> Iterator[tuple[str, int | floa
 
 
 class Monitor:
-    """Everything that listens to a run's reports.
+    """All outputs of a run's reports.
 
     Args:
         folder: Run folder.
         duration: Images of the whole run.
-        images_seen: Where the run stands.
+        images_seen: Images seen so far.
     """
 
     def __init__(self, folder: Path, duration: int, images_seen: int) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, checkpoints aside: reports, snapshots, samples, raw weights."""
+"""Files that a run leaves in its folder, checkpoints aside: reports, snapshots, raw weights."""
 
 import sys
 import time
@@ -7,62 +7,59 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edm2 import __version__
-from edm2.networks import Precond, build_network
 from edm2.post_hoc_ema import TraditionalEMA, snapshot_name, write_snapshot
 from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.data.batches import BatchStream
-from edm2.training.data.codecs import Codec
 from edm2.training.diagnostics.holdout import evenly_spaced, measure_loss
-from edm2.training.distributed.strategies import Parallel
+from edm2.training.distributed.strategies import Strategy
 from edm2.training.loss.noise import NoiseDistribution
 from edm2.training.run.logging import Monitor, Record
 from edm2.training.run.run_folder import RunFolder
 
-SampleHook = Callable[[Precond, Codec, Path], None]
-"""Draws samples of a network into a file."""
-
 
 class Output:
-    """Writes what a run leaves behind.
+    """Writes the files of a run.
 
-    All processes of a job call the same methods, since weights that are divided among them must be gathered; only the
-    first one writes.
+    All processes of a job call the same methods, since sharded weights must be gathered; only the first one writes.
 
     Args:
         config: The run.
-        folder: Where to write.
-        feed: Where the images come from.
-        parallel: The processes.
+        folder: Its folder.
+        stream: Its images.
+        strategy: Gathers sharded tensors.
+        blank: Makes a network for averaged weights to be loaded into.
         buffers: Names of the network's tensors that are not trained.
-        images_seen: Where the run stands.
+        images_seen: Images seen so far.
     """
 
     def __init__(
         self,
         config: TrainingConfig,
         folder: RunFolder,
-        feed: BatchStream,
-        parallel: Parallel,
+        stream: BatchStream,
+        strategy: Strategy,
+        blank: Callable[[], nn.Module],
         buffers: Sequence[str],
         images_seen: int,
     ) -> None:
         self.config = config
         self.folder = folder
-        self.feed = feed
-        self.parallel = parallel
+        self.stream = stream
+        self.strategy = strategy
+        self.blank = blank
         self.buffers = list(buffers)
-        self.device = feed.device
-        self.writes = parallel.processes.is_first
+        self.device = stream.device
+        self.writes = strategy.processes.is_first
         self.monitor = Monitor(folder.path, config.duration, images_seen) if self.writes else None
-        self.start_clock(images_seen)
+        self._start_clock(images_seen)
 
     # --------------------------------------------------------------------------------------------------- reports
 
-    def start_clock(self, images_seen: int) -> None:
-        """Speed is measured from here to the next report."""
+    def _start_clock(self, images_seen: int) -> None:
+        """Measure speed from here to the next report."""
         self._clock = time.perf_counter()
         self._reported_at = images_seen
 
@@ -71,8 +68,8 @@ class Output:
         if self.monitor is not None:
             self.monitor.status.advance(self.config.batch_size)
 
-    def report(self, images_seen: int, numbers: Mapping[str, Any]) -> None:
-        """Write numbers since the last report to the status line, stats.jsonl and TensorBoard."""
+    def report(self, images_seen: int, numbers: Mapping[str, Any]) -> Record:
+        """Write numbers since the last report to the status line, stats.jsonl and TensorBoard; return the record."""
         images, seconds = images_seen - self._reported_at, time.perf_counter() - self._clock
         record: Record = {"images_seen": images_seen, **numbers}
         record["seconds"] = seconds
@@ -80,7 +77,8 @@ class Output:
         record["peak_memory_gb"] = peak_memory(self.device) / 2**30
         if self.monitor is not None:
             self.monitor.report(record)
-        self.start_clock(images_seen)
+        self._start_clock(images_seen)
+        return record
 
     def close(self) -> None:
         """Leave the bar behind."""
@@ -89,19 +87,17 @@ class Output:
 
     # ------------------------------------------------------------------------------------------- averaged networks
 
-    def network(self, weights: Mapping[str, Tensor]) -> Precond | None:
+    def network(self, weights: Mapping[str, Tensor]) -> nn.Module | None:
         """A network with these weights, in evaluation mode; None in all processes but the first."""
         whole = {name: tensor.to(self.device) for name, tensor in self._gathered(weights)}
         if not self.writes:
             return None
-        with torch.device("meta"):
-            net = build_network(self.config.network)
+        net = self.blank()
         net.load_state_dict(whole, assign=True)
-        net.compute_dtype = DTYPES[self.config.precision]
         return net.eval().requires_grad_(False)
 
     def measured_losses(
-        self, net: Precond | None, distribution: NoiseDistribution, images_per_forward: int
+        self, net: nn.Module | None, distribution: NoiseDistribution, images_per_forward: int
     ) -> dict[str, Any]:
         """Loss per noise level on held-out images, and on as many training images; nothing without a network.
 
@@ -109,43 +105,37 @@ class Output:
         """
         if net is None:
             return {}
-        feed = self.feed
-        count = min(len(feed.holdout_set), len(feed.train_set))
+        stream = self.stream
+        count = min(len(stream.holdout_set), len(stream.train_set))
         measured: dict[str, Any] = {}
-        for name, dataset in (("holdout", feed.holdout_set), ("train", feed.train_set)):
-            images, labels = feed.all_of(evenly_spaced(dataset, count))
+        for name, dataset in (("holdout", stream.holdout_set), ("train", stream.train_set)):
+            images, labels, _ = stream.all_of(evenly_spaced(dataset, count))
             levels = measure_loss(net, images, labels, distribution, images_per_forward)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
         return measured
 
-    def save_samples(self, images_seen: int, net: Precond | None, draw: SampleHook) -> None:
-        """A grid of samples."""
-        if net is not None:
-            self.folder.samples.mkdir(exist_ok=True)
-            draw(net, self.feed.codec, self.folder.samples / f"samples-{images_seen:012d}.png")
-
     # ------------------------------------------------------------------------------------------------ weights
 
     def save_snapshot(self, images_seen: int, sigma_rel: float, average: Mapping[str, Tensor]) -> None:
-        """The average of one profile: a file that is complete or not there."""
+        """Write the average over one profile: a file that is complete or not there."""
         path = self.folder.snapshots / snapshot_name(images_seen, sigma_rel)
         metadata = self._metadata(images_seen) | {"sigma_rel": sigma_rel}
         self._write(path, average, metadata, DTYPES[self.config.snapshot_precision])
 
     def remove_snapshots(self, times: Collection[int]) -> None:
-        """Those of all lengths; what a run that was killed has removed already is no matter."""
+        """Remove snapshots of all EMA lengths; a run that was killed may have removed some already."""
         for images_seen in times if self.writes else ():
             for sigma_rel in self.config.sigma_rels:
                 (self.folder.snapshots / snapshot_name(images_seen, sigma_rel)).unlink(missing_ok=True)
 
     def save_traditional(self, images_seen: int, ema: TraditionalEMA) -> None:
-        """The average of a fixed half-life."""
+        """Write the average of a fixed half-life."""
         metadata = self._metadata(images_seen) | {"sigma_rel": ema.sigma_rel}
         metadata |= {"half_life": self.config.traditional_ema, "reconstructed_from": []}
         self._write(self.folder.traditional_ema, ema.average(), metadata)
 
     def save_raw_weights(self, images_seen: int, weights: Mapping[str, Tensor]) -> None:
-        """The weights as the optimizer left them, without any averaging: an EMA of length zero."""
+        """Write the weights as the optimizer left them, without any averaging: an EMA length of zero."""
         self._write(self.folder.raw_weights, weights, self._metadata(images_seen) | {"sigma_rel": 0.0})
 
     def _write(
@@ -156,23 +146,24 @@ class Output:
             write_snapshot(path, whole, metadata, dtype)
 
     def _gathered(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Whole tensors one by one, for the first process; the others give their parts and get nothing."""
-        for name, tensor in self.parallel.gathered(weights):
+        """Whole tensors one by one, for the first process; the others give their shards and get nothing."""
+        for name, tensor in self.strategy.gathered(weights):
             if self.writes:
                 yield name, tensor
 
     def _metadata(self, images_seen: int) -> dict[str, Any]:
-        """What a snapshot says about itself."""
+        """Metadata of a snapshot, which describes itself."""
         config = self.config.to_json()
+        network = config.pop("network")
         return {
-            "network": config.pop("network"),
-            "codec": self.feed.codec.to_json(),
+            **({"architecture": "external"} if network is None else {"network": network}),
+            "codec": self.stream.codec.to_json(),
             "images_seen": images_seen,
             "preset": config["preset"],
             "data": {
-                "name": self.feed.dataset.name,
-                "num_images": len(self.feed.train_set),
-                "class_names": list(self.feed.dataset.class_names),
+                "name": self.stream.dataset.name,
+                "num_images": len(self.stream.train_set),
+                "class_names": list(self.stream.dataset.class_names),
             },
             "training": config,
             "buffers": self.buffers,
@@ -181,7 +172,7 @@ class Output:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU where there is one, else resident memory of this process."""
+    """Peak of memory in bytes: of the GPU where there is one, else resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,14 +1,15 @@
 """The folder of a run: config.json, stats.jsonl, TensorBoard events, snapshots/, checkpoints/, samples/, and at the end
 raw-weights.safetensors; traditional-ema.safetensors where such an average was asked for."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from edm2.post_hoc_ema.files import atomic_output, is_unfinished, parse_json, plain_line
-from edm2.training.config import TrainingConfig, mistyped_fields
+from edm2.post_hoc_ema.files import parse_json, plain_line
+from edm2.training.config import TrainingConfig
+from edm2.training.field_types import mistyped_fields
 from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.files import is_free, write_json
 
 
 class RunFolderError(ValueError):
@@ -19,7 +20,7 @@ class RunFolderError(ValueError):
 
 
 class RunFolder:
-    """Where a run keeps its files.
+    """Files of a run.
 
     Args:
         path: The folder; created by `claim`.
@@ -35,13 +36,13 @@ class RunFolder:
         self.samples = self.path / "samples"
 
     def check(self, config: TrainingConfig, names: Mapping[str, str] | None = None) -> None:
-        """Whether this folder may become the run described by `config`, or is it already; nothing is written.
+        """Raise unless this folder may become the run described by `config`, or is it already; nothing is written.
 
         A folder whose run has left neither a checkpoint nor a snapshot may become another one.
 
         Args:
             config: The run.
-            names: What to call settings in a complaint, such as {"ref_lr": "--lr"}.
+            names: Names of settings in messages, such as {"ref_lr": "--lr"}.
 
         Raises:
             RunFolderError: it belongs to another run, or holds something else.
@@ -51,10 +52,9 @@ class RunFolder:
             if self._has_begun():
                 self._refuse_another(config, other, names or {})
                 self._refuse_to_go_back(config)
-        elif self.path.is_dir() and not all(is_unfinished(path, self.config) for path in self.path.iterdir()):
-            raise RunFolderError(f"{self.path}: is not empty and holds no run; choose another --out")
-        elif self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"{self.path}: is a file; choose another --out")
+        elif not is_free(self.path, self.config):
+            what = "is not empty and holds no run" if self.path.is_dir() else "is a file"
+            raise RunFolderError(f"{self.path}: {what}; choose another --out")
 
     def claim(self, config: TrainingConfig) -> None:
         """Make this folder the run described by `config`, if it is not already.
@@ -63,8 +63,7 @@ class RunFolder:
             RunFolderError: as `check`.
         """
         self.check(config)
-        with atomic_output(self.config) as temporary:
-            Path(temporary).write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+        write_json(self.config, config.to_json())
         self.snapshots.mkdir(exist_ok=True)
 
     def snapshot_times(self, until: int) -> list[int]:
@@ -73,7 +72,7 @@ class RunFolder:
         return sorted({time for name in names if name and 0 < (time := int(name[1])) <= until})
 
     def images_seen(self) -> int:
-        """Where a run would go on: at its last checkpoint."""
+        """Images seen at the last checkpoint, where a run would go on."""
         checkpoints = find_checkpoints(self.checkpoints)
         return int(checkpoints[-1].name) if checkpoints else 0
 
@@ -83,12 +82,12 @@ class RunFolder:
     def _refuse_another(self, config: TrainingConfig, other: TrainingConfig, names: Mapping[str, str]) -> None:
         found = config.differences(other)
         if found:
-            told = ", ".join(
+            listed = ", ".join(
                 f"{names.get(name, name)} is {theirs} there and {mine} here" for name, mine, theirs in found
             )
             raise RunFolderError(
-                f"{self.path}: belongs to another run ({told}); choose another --out, or repeat that run's settings to "
-                "resume it"
+                f"{self.path}: belongs to another run ({listed}); choose another --out, or repeat that run's "
+                "settings to resume it"
             )
 
     def _refuse_to_go_back(self, config: TrainingConfig) -> None:

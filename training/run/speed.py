@@ -1,4 +1,4 @@
-"""How fast a run goes, measured on its first steps, and how long the rest will take."""
+"""Speed of a run, measured on its first steps, and the time that the rest will take."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ class Speedometer:
 
     Args:
         batch_size: Images per step.
-        wait: Returns when the device has done all that it was given to do.
+        wait: Waits until the device is idle.
         clock: Seconds since some moment.
     """
 
@@ -32,7 +32,7 @@ class Speedometer:
         self.done = False
 
     def step_done(self) -> float | None:
-        """To be called after every step: images per second at the step that completes the measurement, else None."""
+        """Count a step; images per second at the step that completes the measurement, else None."""
         if self.done:
             return None
         self.steps += 1
@@ -51,7 +51,7 @@ class Speedometer:
 
 
 class SpeedMeasurement(NamedTuple):
-    """What a few steps of a run were like."""
+    """Measurements of a few steps."""
 
     images_per_second: float
     """All devices together."""

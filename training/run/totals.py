@@ -1,6 +1,6 @@
-"""What a run adds up between two reports, on the device: no step has to wait for a number."""
+"""Sums over the steps between two reports, on the device: no step has to wait for a number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,39 +8,52 @@ from torch import Tensor
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step was like; 0-dimensional tensors on the device."""
+    """Measurements of one optimizer step; 0-dimensional tensors on the device."""
 
     loss: Tensor
-    """Sum over elements of the loss, divided by the images: those that this process saw of the step."""
+    """Sum over elements of the loss, mean over the images that this rank saw of the step."""
     grad_norm: Tensor
     """L2 norm of all gradients, after non-finite entries were set to zero."""
     nonfinite: Tensor
     """1 if any gradient entry was NaN or infinite, else 0 (int64)."""
-    error: Tensor
-    """Error of the images that this process saw, relative to that of a network whose output is zero."""
+    error: Tensor | None = None
+    """Error of this rank's images relative to that of a network whose output is zero; None if the loss has none."""
+    reported: dict[str, Tensor] = {}  # noqa: RUF012
+    """What else the loss reports, means over this rank's images."""
 
 
 class Totals:
-    """Sums over the steps since the last report."""
+    """Sums over the steps since the last report.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: Device of the sums.
+        reports: Names of what the loss reports.
+    """
+
+    def __init__(self, device: torch.device, reports: Sequence[str] = ()) -> None:
         self.loss = torch.zeros((), device=device)
         self.grad_norm = torch.zeros((), device=device)
         self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=device)
         self.nonfinite_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.steps = torch.zeros((), dtype=torch.int64)
+        self.reported = {name: torch.zeros((), device=device) for name in reports}
 
     def add(self, step: StepResult) -> None:
-        """Take in one step."""
+        """Add the numbers of a step."""
         self.loss += step.loss
         self.grad_norm += step.grad_norm
         self.nonfinite_steps += step.nonfinite
         self.nonfinite_in_a_row.add_(1).mul_(step.nonfinite)
         self.steps += 1
+        for name, value in step.reported.items():
+            if name not in self.reported:
+                raise ValueError(f"the loss reports {name!r}, which its attribute `reports` does not name")
+            self.reported[name] += value
 
-    def share(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Let the loss be the mean over all processes; everything else is the same in all of them anyway."""
-        self.loss.copy_(mean(self.loss))
+    def average_over_ranks(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Replace what ranks saw of their own images by the mean over them; the rest is the same in all anyway."""
+        for total in (self.loss, *self.reported.values()):
+            total.copy_(mean(total))
 
     def averages(self) -> dict[str, float | int]:
         """Averages since the last report, which start anew. Waits for the device."""
@@ -49,11 +62,13 @@ class Totals:
             "loss": float(self.loss) / steps,
             "grad_norm": float(self.grad_norm) / steps,
             "nonfinite_steps": int(self.nonfinite_steps),
+            **{name: float(total) / steps for name, total in self.reported.items()},
         }
-        for total in (self.loss, self.grad_norm, self.nonfinite_steps, self.steps):
+        for total in (self.loss, self.grad_norm, self.nonfinite_steps, self.steps, *self.reported.values()):
             total.zero_()
         return values
 
     def state_dict(self) -> dict[str, Tensor]:
         """The sums themselves, to be stored or filled in place."""
-        return dict(vars(self))
+        own = {name: value for name, value in vars(self).items() if name != "reported"}
+        return {**own, **{f"reported.{name}": total for name, total in self.reported.items()}}

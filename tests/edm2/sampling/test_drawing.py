@@ -22,7 +22,7 @@ def fill(store: ImageStore, net, seeds: Sequence[int], batch_size: int = 3, proc
     """Do the work of a job's processes, one after the other; return the seeds drawn."""
     drawn = []
     for rank in range(processes):
-        own = Processes(rank, processes).share(batches_of(seeds, batch_size))
+        own = Processes(rank, processes).shard(batches_of(seeds, batch_size))
         pending = unfinished(own, store)
         batches = edm2.generate(net, pending, batch_size=batch_size, num_steps=2)
         store_images(require_finite(batches), decode, store)

@@ -36,7 +36,7 @@ def train(digits: Dataset, out: Path, seed: int = 0) -> Path:
         "model_channels": 8, "channels_per_head": 8, "batch_size": 32, "duration": LAST, "snapshot_every": 64,
         "rampup_images": 0, "sample_every": None, "holdout": 0, "label_dropout": 0.1, "ref_lr": 0.05, "seed": seed,
     }  # fmt: skip
-    Trainer(plan_run(digits, "digits", str(out), "digits8", None, choices), digits).run()
+    Trainer(plan_run(digits, "digits", str(out), "digits8", None, choices), dataset=digits).run()
     return out
 
 

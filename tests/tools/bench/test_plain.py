@@ -10,6 +10,8 @@ from edm2.sampling.guidance import guided, without_labels
 from edm2.sampling.samplers.heun import sample_heun
 from edm2.tools.bench.plain import PlainEMA, PlainTraining, plain_copy, plain_heun
 from edm2.training import TrainingConfig
+from edm2.training.data.batches import Batch
+from edm2.training.draws import GivenDraws
 from edm2.training.step import TrainStep
 
 
@@ -20,16 +22,17 @@ def test_training_agrees_step_by_step(tmp_path):
     run = TrainingConfig(data="", out=str(tmp_path), network=config, batch_size=8, duration=64, **schedule)
     net = network(config)
     gammas = sigma_rel_to_gamma(run.sigma_rels)
-    learner = TrainStep(run, net)
+    step = TrainStep(run, net)
     plain = PlainTraining(
-        plain_copy(net.train()), 8, lambda seen: learner.learning_rate(), run.betas, gammas, run.loss_scale
+        plain_copy(net.train()), 8, lambda seen: step.learning_rate(), run.betas, gammas, run.loss_scale
     )
     for _ in range(3):
         rounds = [batch(config), batch(config)]
         plain.step(rounds)
         images, labels, sigma, noise = zip(*rounds, strict=True)
-        learner.step(list(zip(images, labels, strict=True)), sigma, noise)
-    averages = [learner.ema.average(sigma_rel) for sigma_rel in run.sigma_rels]
+        step.draws = GivenDraws(step.images_seen, torch.cat(sigma), torch.cat(noise))
+        step(list(map(Batch, images, labels)))
+    averages = [step.ema.average(sigma_rel) for sigma_rel in run.sigma_rels]
     for ours, theirs in zip([net, *averages], [plain.net, *plain.ema.averages], strict=True):
         ours = ours if isinstance(ours, dict) else ours.state_dict()
         for name, value in theirs.state_dict().items():

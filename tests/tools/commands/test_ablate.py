@@ -134,14 +134,14 @@ def test_an_interrupted_run_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Ctrl-C, as a signal in the middle of training."""
     from edm2.training import Trainer
 
-    step = Trainer.step
+    step = Trainer.train_step
 
     def interrupted(self: Trainer, *arguments: object, **named: object) -> object:
         if self.images_seen == 128:
             signal.raise_signal(signal.SIGINT)
         return step(self, *arguments, **named)
 
-    monkeypatch.setattr(Trainer, "step", interrupted)
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
     result = edm2("ablate", "--data", "digits", "--out", tmp_path, *SCORED, *TWO, *TRAINED)
     assert result.code == 130
     assert "run the same command again" in result.err

@@ -10,7 +10,7 @@ from command_line import TINY, complaint, edm2, succeed
 
 from edm2.tools.commands.train import train
 from edm2.tools.options.groups import GroupedOption
-from edm2.training import Trainer
+from edm2.training.step import TrainStep
 
 DIGITS = ("train", "--data", "digits", "--duration", 512, *TINY)
 
@@ -81,10 +81,10 @@ def test_a_run_prints_its_speed_and_the_time_left(tmp_path: Path, monkeypatch: p
 
 
 def test_too_little_memory_is_one_line_with_the_remedy(monkeypatch, tmp_path: Path):
-    def step(trainer, *args):
+    def step(self, *args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(TrainStep, "__call__", step)
     for options in (["--dry-run", "--measure"], []):
         result = edm2(*DIGITS, "--out", tmp_path / "run", *options)
         assert result.code == 1

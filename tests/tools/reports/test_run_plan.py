@@ -41,7 +41,7 @@ def test_the_number_of_snapshots_is_forecast(tmp_path, every):
         dataset, out=str(tmp_path / "run"), model_channels=8, channels_per_head=8, batch_size=16, duration=64,
         holdout=0, snapshot_every=every, checkpoint_every=1000, sample_every=None,
     )  # fmt: skip
-    Trainer(config, dataset).run()
+    Trainer(config, dataset=dataset).run()
     written = len(list(RunFolder(config.out).snapshots.iterdir()))
     assert f"{written} ({written // 2} time" in dict(describe_plan(config, dataset))["snapshots"]
 

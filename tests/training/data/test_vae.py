@@ -214,7 +214,7 @@ def test_every_visit_draws_a_new_latent_that_belongs_to_its_place(tmp_path):
     settings = config(tmp_path / "a.zip", tmp_path / "run", batch_size=12, duration=12)
     feed = BatchStream(settings, dataset, PositionRandom(0, 64, torch.device("cpu")))
     steps = feed.steps(0)
-    (first, labels), (second, _) = next(steps)[0], next(steps)[0]
+    (first, labels, _), (second, _, _) = next(steps)[0], next(steps)[0]
     by_content = sorted(first.flatten(1).mean(1).tolist()), sorted(second.flatten(1).mean(1).tolist())
     assert by_content[0] != by_content[1]  # the same twelve images, other latents
     assert labels.shape == (12,)
@@ -224,17 +224,17 @@ def test_every_visit_draws_a_new_latent_that_belongs_to_its_place(tmp_path):
 
 def test_latents_are_drawn_apart_from_the_noise_of_diffusion(tmp_path):
     """Of mean 0 and standard deviation 1, each is the noise it is drawn with: 12,288 numbers at places 0 to 191, to
-    which those that the learner adds there must not be related. Five standard deviations of their correlation."""
+    which those that the step adds there must not be related. Five standard deviations of their correlation."""
     moments = torch.cat([torch.zeros(12, 1, 8, 8), torch.ones(12, 1, 8, 8)], dim=1)
     dataset = ArrayDataset(moments)
     dataset.latents = {"mean": [0], "std": [1]}
     network = NetworkConfig(8, 1, 0, model_channels=8, channel_mult=(1,), num_blocks=1)
     settings = TrainingConfig(data="", out=str(tmp_path), network=network, batch_size=192, duration=192, workers=0)
-    learner = TrainStep(settings, build_network(network))
-    feed = BatchStream(settings, dataset, learner.random)
-    latents = torch.cat([images for images, _ in next(feed.steps(0))])
+    step = TrainStep(settings, build_network(network))
+    feed = BatchStream(settings, dataset, step.random)
+    latents = torch.cat([batch.images for batch in next(feed.steps(0))])
     assert latents.std().item() == pytest.approx(0.5, rel=5 / (2 * 12_288) ** 0.5)
-    noise = learner._draw_noise(0, latents.shape)
+    noise = step.draws.noise(0, latents.shape)
     assert abs(torch.corrcoef(torch.stack([latents.flatten(), noise.flatten()]))[0, 1]) < 5 / 12_288**0.5
 
 

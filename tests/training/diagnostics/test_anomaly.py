@@ -20,8 +20,8 @@ LAYER = "unet.enc.8x8_block0.conv_res0"
 class Poisoned(Trainer):
     """A trainer that poisons the step after 16 images."""
 
-    def step(self, microbatches, *arguments):
-        return super().step(self.poison(microbatches) if self.images_seen == 16 else microbatches, *arguments)
+    def train_step(self, microbatches, *arguments):
+        return super().train_step(self.poison(microbatches) if self.images_seen == 16 else microbatches, *arguments)
 
     def poison(self, microbatches):
         return microbatches
@@ -70,10 +70,10 @@ class PoisonedImages(Poisoned):
     """NaN and infinity in the second and the fourth image of the step."""
 
     def poison(self, microbatches):
-        [(images, labels)] = microbatches
-        images = images.clone()
+        [batch] = microbatches
+        images = batch.images.clone()
         images[1, 0, 3, 3], images[3, 0, 0, 0] = math.nan, math.inf
-        return [(images, labels)]
+        return [batch._replace(images=images)]
 
 
 def message_of(trainer: Trainer) -> str:
@@ -85,19 +85,23 @@ def message_of(trainer: Trainer) -> str:
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "where", "places"),
+    ("kind", "where", "positions"),
     [
-        (PoisonedWeight, f"forward, in {LAYER} (its weight is not finite)", "places 16, 17, 18, 19, 20, 21, 22, 23 of"),
-        (PoisonedGradient, f"gradient of {LAYER}.weight", "which images, it does not tell"),
-        (PoisonedBackward, f"gradient, in {LAYER}", "places 18 of"),
-        (PoisonedImages, "the noisy images", "places 17, 19 of"),
+        (
+            PoisonedWeight,
+            f"forward, in {LAYER} (its weight is not finite)",
+            "positions 16, 17, 18, 19, 20, 21, 22, 23",
+        ),
+        (PoisonedGradient, f"gradient of {LAYER}.weight", "which images is unknown"),
+        (PoisonedBackward, f"gradient, in {LAYER}", "positions 18 of"),
+        (PoisonedImages, "the noisy images", "positions 17, 19 of"),
     ],
 )
-def test_the_layer_and_the_images_are_named(tmp_path, kind, where, places, recompute):
+def test_the_layer_and_the_images_are_named(tmp_path, kind, where, positions, recompute):
     config = tiny_config(tmp_path, detect_anomaly=True, checkpoint_every=8, recompute=recompute)
-    message = message_of(kind(config, tiny_data()))
-    assert f"in the step after 16 images: {where}; {places}" in message
-    assert message.endswith("000000000016")
+    said = message_of(kind(config, dataset=tiny_data()))
+    assert f"in the step after 16 images: {where}; {positions}" in said
+    assert said.endswith("000000000016")
 
 
 def test_it_is_found_in_any_part_of_the_step(tmp_path):
@@ -105,15 +109,15 @@ def test_it_is_found_in_any_part_of_the_step(tmp_path):
 
     class InParts(Poisoned):
         def poison(self, microbatches):
-            images = microbatches[1][0].clone()
+            images = microbatches[1].images.clone()
             images[1] = math.nan
-            return [microbatches[0], (images, microbatches[1][1]), *microbatches[2:]]
+            return [microbatches[0], microbatches[1]._replace(images=images), *microbatches[2:]]
 
-    trainer = InParts(tiny_config(tmp_path, detect_anomaly=True, micro_batch=2, holdout=5), tiny_data())
-    message = message_of(trainer)
-    [index] = trainer.feed.indices([19])
-    assert f"places 19 of the run (images {index} of tiny)" in message
-    assert trainer.feed.train_set.indices[trainer.feed.train_set.indices == index].size == 1  # not one held out
+    trainer = InParts(tiny_config(tmp_path, detect_anomaly=True, micro_batch=2, holdout=5), dataset=tiny_data())
+    said = message_of(trainer)
+    [index] = trainer.stream.indices([19])
+    assert f"positions 19 of the run (images {index} of tiny)" in said
+    assert trainer.stream.train_set.indices[trainer.stream.train_set.indices == index].size == 1  # not one held out
 
 
 def test_an_overflow_between_layers_is_reported_with_its_neighbours(tmp_path):
@@ -125,8 +129,8 @@ def test_an_overflow_between_layers_is_reported_with_its_neighbours(tmp_path):
             embedding.register_forward_hook(lambda *all: torch.full_like(all[-1], 3e38))
             return microbatches
 
-    message = message_of(Between(tiny_config(tmp_path, detect_anomaly=True), tiny_data()))
-    assert "forward, between the layer before and unet.enc.8x8_block0.conv_res1; places" in message
+    said = message_of(Between(tiny_config(tmp_path, detect_anomaly=True), dataset=tiny_data()))
+    assert "forward, between the layer before and unet.enc.8x8_block0.conv_res1; positions" in said
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -150,7 +154,7 @@ def poisoned_together(out: str, shard: bool) -> None:
     with joined_processes() as processes:
         config = tiny_config(out, detect_anomaly=True, shard=shard)
         try:
-            Second(config, tiny_data(), processes=processes).run()
+            Second(config, dataset=tiny_data(), processes=processes).run()
         except RuntimeError as error:
             print(type(error).__name__, error)
             raise SystemExit(1) from None
@@ -161,7 +165,7 @@ def test_the_process_that_has_the_image_reports_it(tmp_path, shard):
     job = Job(2, tmp_path / "said", poisoned_together, str(tmp_path / "run"), shard)
     assert job.wait(100) == [1, 1]
     assert "OwnTrainingError" in job.words(1)
-    assert "the noisy images; places 21, 23 of the run" in job.words(1)  # its images begin at position 20
+    assert "the noisy images; positions 21, 23 of the run" in job.words(1)  # its images begin at position 20
 
 
 def test_an_error_of_one_process_alone_is_reported_by_it():

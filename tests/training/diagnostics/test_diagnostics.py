@@ -276,7 +276,7 @@ def test_stopped_and_resumed_records_are_those_of_a_run_never_stopped(tmp_path):
             super().save_checkpoint()
 
     with pytest.raises(KeyboardInterrupt):
-        Killed(parts, tiny_data()).run()
+        Killed(parts, dataset=tiny_data()).run()
     assert records(tmp_path / "parts")[-1]["images_seen"] == 96
     run(parts)
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")

@@ -68,7 +68,7 @@ def test_losses_are_measured_on_images_of_all_classes(tmp_path, monkeypatch, hol
     dataset = ArrayDataset(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), torch.arange(300) * classes // 300)
     config = tiny_config(tmp_path, holdout=holdout)
     feed = BatchStream(config, dataset, PositionRandom(0, 4, torch.device("cpu")))
-    output = Output(config, RunFolder(tmp_path), feed, SingleProcess(ONE_PROCESS), [], 0)
+    output = Output(config, RunFolder(tmp_path), feed, SingleProcess(ONE_PROCESS), None, [], 0)
     measured = []
 
     def noting_labels(net, images, labels, *others):

@@ -12,6 +12,7 @@ from tiny_run import assert_same_bits, stats
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from edm2.training import Trainer
+from edm2.training.callbacks import Callback, SampleGrids
 from edm2.training.distributed import processes as distributed
 from edm2.training.run.checkpoint import find_checkpoints
 
@@ -21,10 +22,16 @@ SETTINGS = {"checkpoint_every": 16, "status_every": 16, "duration": 64}
 class Dying(Trainer):
     """The second process is killed in the middle of a step: when it asks for a gradient."""
 
-    def _parts(self, microbatches):
-        if self.processes.rank == 1 and self.images_seen >= 36:
-            self.die()
-        return super()._parts(microbatches)
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        split = self.step.accumulation.split
+
+        def dying(batches, position):
+            if self.processes.rank == 1 and self.images_seen >= 36:
+                self.die()
+            return split(batches, position)
+
+        self.step.accumulation.split = dying
 
     def die(self):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -67,13 +74,17 @@ def test_a_process_that_hangs_ends_the_others_when_their_patience_does(tmp_path)
         assert "Traceback" not in job.words(rank)
 
 
+class Scoring(Callback):
+    def on_snapshot(self, trainer):
+        time.sleep(4)
+
+
 class Slow(Trainer):
-    """The first process scores and draws for longer than a step has patience."""
+    """The first process scores and draws for longer than the timeout of a step."""
 
     def __init__(self, *arguments, **options) -> None:
-        super().__init__(*arguments, **options)
-        self.on_snapshot = lambda images_seen: time.sleep(4) or {}
-        self.on_sample = lambda *arguments: time.sleep(4)
+        callbacks = [Scoring(), SampleGrids(lambda *arguments: time.sleep(4))]
+        super().__init__(*arguments, callbacks=callbacks, **options)
 
 
 @pytest.mark.parametrize("shard", [False, True])

@@ -14,6 +14,7 @@ from edm2.planning.costs import estimate_memory
 from edm2.planning.forecast import traffic
 from edm2.tools.bench.studies.plan_memory import measure_growth
 from edm2.training import TrainingConfig
+from edm2.training.data.batches import Batch
 from edm2.training.distributed.processes import joined_processes
 from edm2.training.initialization import fresh_network
 from edm2.training.step import TrainStep
@@ -63,13 +64,13 @@ def bytes_written() -> int:
 
 def tell_bytes_sent(config: TrainingConfig, said: Path) -> None:
     with joined_processes() as processes:
-        learner = TrainStep(config, fresh_network(config.network, config.seed), processes)
-        images = torch.zeros(learner.images_per_forward, config.network.img_channels, *config.network.size)
-        microbatches = [(images, None)] * (learner.share // len(images))
-        learner.step(microbatches)  # the first one also agrees on the order of buckets
+        step = TrainStep(config, fresh_network(config.network, config.seed), processes=processes)
+        images = torch.zeros(step.images_per_forward, config.network.img_channels, *config.network.size)
+        microbatches = [Batch(images)] * (step.images_per_rank // len(images))
+        step(microbatches)  # the first one also agrees on the order of buckets
         processes.wait()
         before = bytes_written()
-        learner.step(microbatches)
+        step(microbatches)
         sent = bytes_written() - before
         processes.wait()
         if processes.is_first:

@@ -16,9 +16,9 @@ from edm2.training.distributed.processes import joined_processes
 
 with joined_processes() as processes:
     time.sleep(0.5 * processes.rank)
-    Path(sys.argv[1], f"{processes.rank} of {processes.count}").write_text(str(processes.share(range(5))))
+    Path(sys.argv[1], f"{processes.rank} of {processes.count}").write_text(str(processes.shard(range(5))))
     processes.wait()
-    assert processes.agreed(f"of {processes.rank}") == "of 0"
+    assert processes.broadcast(f"of {processes.rank}") == "of 0"
     if processes.is_first:  # the other one slept, but must be done
         print(sorted(path.name for path in Path(sys.argv[1]).iterdir()))
 """
@@ -28,12 +28,12 @@ def test_without_torchrun_there_is_one_process():
     with joined_processes() as processes:
         assert processes == Processes(rank=0, count=1)
         processes.wait()
-        assert list(processes.share(range(3))) == [0, 1, 2]
-        assert processes.agreed("mine") == "mine"
+        assert list(processes.shard(range(3))) == [0, 1, 2]
+        assert processes.broadcast("mine") == "mine"
 
 
 def test_every_item_belongs_to_one_process():
-    shared = [item for rank in range(3) for item in Processes(rank, 3).share(range(10))]
+    shared = [item for rank in range(3) for item in Processes(rank, 3).shard(range(10))]
     assert sorted(shared) == list(range(10))
 
 

@@ -25,7 +25,7 @@ def endless(out: str, max_seconds: float | None, workers: int = 0) -> None:
     """As `edm2 train` does it."""
     with joined_processes() as processes:
         try:
-            train_interruptibly(tiny_config(out, **LONG, workers=workers), tiny_data(), None, processes, max_seconds)
+            train_interruptibly(tiny_config(out, **LONG, workers=workers), tiny_data(), (), processes, max_seconds)
         except click.exceptions.Exit as leaving:
             raise SystemExit(leaving.exit_code) from None
 
@@ -89,8 +89,8 @@ def test_out_of_memory_halves_the_images_per_forward_pass(tmp_path, monkeypatch,
     """From 8 to 4 to 2. The batch stays: sums are taken in another order, as with --micro-batch 2 from the start."""
     config = tiny_config(tmp_path / "small", duration=40)
     with monkeypatch.context() as patch:
-        patch.setattr("edm2.training.step.parallel", lambda processes, *how: SmallMemory(processes))
-        small = Trainer(config, tiny_data())
+        patch.setattr("edm2.training.step.choose_strategy", lambda processes, *how: SmallMemory(processes))
+        small = Trainer(config, dataset=tiny_data())
         small.run()
     assert "from now on 2 images per forward pass" in capsys.readouterr().out
     assert_same_bits(final_state(small), final_state(run(tiny_config(tmp_path / "two", duration=40, micro_batch=2))))

@@ -55,17 +55,17 @@ def test_several_processes_train_as_one_does(tmp_path, alone, count, changes):
 class Poisoned(Trainer):
     """The last image of one step is infinite: the last process sees it, the others do not."""
 
-    def step(self, microbatches, *arguments):
+    def train_step(self, microbatches, *arguments):
         if self.images_seen == 40 and self.processes.rank == self.processes.count - 1:
             microbatches[-1][0][-1] = torch.inf
-        return super().step(microbatches, *arguments)
+        return super().train_step(microbatches, *arguments)
 
 
 @pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp"])
 def test_a_nonfinite_gradient_of_one_process_is_zeroed_and_counted_in_all(tmp_path, shard):
     """Where only one notices, weights would drift apart, or the run end in one process only."""
     config = tiny_config(tmp_path / "alone", **TEN_STEPS)
-    one = Poisoned(config, tiny_data())
+    one = Poisoned(config, dataset=tiny_data())
     one.run()
     changes = {**TEN_STEPS, "out": str(tmp_path / "two"), "shard": shard, "max_nonfinite_steps": 2}
     job = Job(2, tmp_path / "said", train, changes, tmp_path / "two.pt", Poisoned)
@@ -90,11 +90,11 @@ def test_what_processes_cannot_share_is_refused_before_anything_is_made(tmp_path
 
 def count_collectives(out: str) -> None:
     with joined_processes() as processes:
-        trainer = Trainer(tiny_config(out, shard=True), tiny_data(), processes=processes)
+        trainer = Trainer(tiny_config(out, shard=True), dataset=tiny_data(), processes=processes)
         assert {p.ndim for p in trainer.net.parameters() if not isinstance(p, DTensor)} == {0}
         with CommDebugMode() as communication:
             force_weight_normalization_(trainer.net)
-            trainer.ema.update(8)
+            trainer.step.ema.update(8)
         assert communication.get_total_counts() == 0
         with CommDebugMode() as communication:  # that it would have seen some:
             sum(p.full_tensor().sum() for p in trainer.net.parameters() if isinstance(p, DTensor))

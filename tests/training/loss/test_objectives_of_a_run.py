@@ -7,6 +7,7 @@ from tiny_run import assert_same_bits, final_state, run, tiny_config, tiny_data
 from edm2.networks import NetworkConfig
 from edm2.post_hoc_ema import read_metadata
 from edm2.training import Trainer, TrainingConfig
+from edm2.training.data.batches import Batch
 from edm2.training.loss.by_name import WEIGHTINGS
 
 
@@ -23,20 +24,20 @@ def ladder_config(out, config: str, **changes) -> TrainingConfig:
 
 
 def stopped_and_resumed(config: TrainingConfig, stop_at: int, prepare=lambda trainer: None) -> Trainer:
-    first = Trainer(config, tiny_data())
+    first = Trainer(config, dataset=tiny_data())
     prepare(first)
-    step = first.step
+    train_step = first.train_step
 
     def stopping(*args):
-        result = step(*args)
+        result = train_step(*args)
         first.stop_requested = first.images_seen >= stop_at
         return result
 
-    first.step = stopping
+    first.train_step = stopping
     first.run()
     assert first.images_seen == stop_at
     torch.manual_seed(123)
-    second = Trainer(config, tiny_data())
+    second = Trainer(config, dataset=tiny_data())
     prepare(second)
     second.run()
     return second
@@ -59,7 +60,7 @@ def test_every_weighting_trains(tmp_path, weighting):
 def test_a_weighting_without_uncertainty_leaves_the_head_where_it_was(tmp_path):
     """Except for its forced normalization, which needs no gradient."""
     config = tiny_config(tmp_path, weighting="min-snr")
-    fresh = Trainer(config, tiny_data()).net.logvar_linear.effective_weight()
+    fresh = Trainer(config, dataset=tiny_data()).net.logvar_linear.effective_weight()
     trained = run(config).net.logvar_linear.effective_weight()
     torch.testing.assert_close(trained, fresh, rtol=1e-3, atol=0)  # eps is added at each of 12 normalizations
 
@@ -67,17 +68,18 @@ def test_a_weighting_without_uncertainty_leaves_the_head_where_it_was(tmp_path):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_weights_learned_from_gradients_resume_to_the_bit(tmp_path, dropout):
     def often(trainer: Trainer) -> None:
-        trainer.loss.weighting.every = 1
+        trainer.step.loss.weighting.every = 1
 
-    whole = Trainer(tiny_config(tmp_path / "whole", weighting="pareto", dropout=dropout), tiny_data())
+    whole = Trainer(tiny_config(tmp_path / "whole", weighting="pareto", dropout=dropout), dataset=tiny_data())
     often(whole)
     whole.run()
     parts = stopped_and_resumed(
         tiny_config(tmp_path / "parts", weighting="pareto", dropout=dropout), stop_at=40, prepare=often
     )
     assert_same_bits(final_state(whole), final_state(parts))
-    assert_same_bits(whole.loss.weighting.state_dict(), parts.loss.weighting.state_dict())
-    assert not torch.equal(whole.loss.weighting.weights, torch.full_like(whole.loss.weighting.weights, 1 / 16))
+    ours, theirs = whole.step.loss.weighting, parts.step.loss.weighting
+    assert_same_bits(ours.state_dict(), theirs.state_dict())
+    assert not torch.equal(ours.weights, torch.full_like(ours.weights, 1 / 16))
 
 
 def test_loss_scaling_is_undone_by_adam(tmp_path):
@@ -91,9 +93,9 @@ def test_loss_scaling_is_undone_by_adam(tmp_path):
 def test_the_gradient_norm_is_reported_without_the_loss_scale(tmp_path):
     norms = []
     for scale in (1.0, 128.0):
-        trainer = Trainer(tiny_config(tmp_path / str(scale), loss_scale=scale), tiny_data())
+        trainer = Trainer(tiny_config(tmp_path / str(scale), loss_scale=scale), dataset=tiny_data())
         images, labels = torch.zeros(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64)
-        norms.append(float(trainer.step([(images, labels)]).grad_norm))
+        norms.append(float(trainer.step([Batch(images, labels)]).grad_norm))
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
 
 
@@ -101,7 +103,7 @@ def test_a_traditional_average_is_stored_and_resumes(tmp_path):
     config = {"traditional_ema": 50_000_000}
     whole = run(tiny_config(tmp_path / "whole", **config))
     parts = stopped_and_resumed(tiny_config(tmp_path / "parts", **config), stop_at=40)
-    assert_same_bits(whole.traditional_ema.average(), parts.traditional_ema.average())
+    assert_same_bits(whole.step.traditional_ema.average(), parts.step.traditional_ema.average())
     metadata = read_metadata(whole.folder.traditional_ema)
     assert metadata["half_life"] == 50_000_000
     assert metadata["images_seen"] == 96
@@ -109,8 +111,8 @@ def test_a_traditional_average_is_stored_and_resumes(tmp_path):
 
 
 def test_noise_levels_come_from_the_distribution_that_was_asked_for(tmp_path):
-    trainer = Trainer(tiny_config(tmp_path, noise="uniform"), tiny_data())
-    sigma = trainer._draw_sigma(0, 2000)
+    trainer = Trainer(tiny_config(tmp_path, noise="uniform"), dataset=tiny_data())
+    sigma = trainer.step.draws.sigma(0, 2000)
     assert 0.002 <= float(sigma.min()) < 0.003
     assert 60 < float(sigma.max()) <= 80.001
 

@@ -1,4 +1,4 @@
-"""The index of a stranger's checkpoint: read as what it is, or refused; it runs nothing and reads no other file."""
+"""The index of a checkpoint of version 0.1: read, or refused; it runs nothing and reads no other file."""
 
 import io
 import os
@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
-from edm2.training.run.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
+from edm2.training.run.checkpoint import CheckpointError, load_checkpoint
 
 
 def tensors() -> dict[str, Any]:
@@ -24,7 +25,11 @@ def tensors() -> dict[str, Any]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "checkpoints", 64, tensors(), {}, keep=1)
+    """As version 0.1 wrote it."""
+    path = tmp_path / "checkpoints" / "000000000064"
+    dcp.save(tensors(), storage_writer=dcp.FileSystemWriter(path), no_dist=True)
+    (path / "state.json").write_text('{"images_seen": 64}')
+    return path
 
 
 def load(checkpoint: Path) -> dict[str, Any]:

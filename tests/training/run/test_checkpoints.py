@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from jobs import Job, train_together
 from tiny_run import assert_same_bits, assert_same_numbers, final_state, run, stats, tiny_config, tiny_data
 
@@ -17,7 +18,7 @@ SETTINGS = {"checkpoint_every": 24, "status_every": 24}
 
 
 def test_any_number_of_processes_goes_on_from_any_checkpoint(tmp_path):
-    """Two with shares of the weights, one, four with shares, two with copies: as one that never stopped."""
+    """Two with shards of the weights, one, four with shards, two with copies: as one that never stopped."""
     whole = final_state(run(tiny_config(tmp_path / "whole", **SETTINGS)))
     parts = tmp_path / "parts"
     train_together(2, parts, duration=24, shard=True, **SETTINGS)
@@ -40,7 +41,7 @@ def test_the_same_number_of_processes_resumes_to_the_bit(tmp_path, shard):
 def test_every_process_writes_a_part(tmp_path):
     train_together(2, tmp_path / "run", duration=24, shard=True, **SETTINGS)
     [checkpoint] = find_checkpoints(tmp_path / "run" / "checkpoints")
-    sizes = [path.stat().st_size for path in sorted(checkpoint.glob("*.distcp"))]
+    sizes = [path.stat().st_size for path in sorted(checkpoint.glob("*.safetensors"))]
     assert len(sizes) == 2
     assert max(sizes) < 1.5 * min(sizes)
 
@@ -54,14 +55,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
         written(*arguments)
 
     class Watched(Trainer):
-        def step(self, *arguments):
+        def train_step(self, *arguments):
             if self.images_seen == 40:
                 assert find_checkpoints(self.folder.checkpoints) == []  # due at 24, and still not there
                 may_write.set()
-            return super().step(*arguments)
+            return super().train_step(*arguments)
 
     monkeypatch.setattr(module, "write_checkpoint", slowly)
-    Watched(tiny_config(tmp_path / "run", duration=48, **SETTINGS), tiny_data()).run()
+    Watched(tiny_config(tmp_path / "run", duration=48, **SETTINGS), dataset=tiny_data()).run()
     shutil.rmtree(find_checkpoints(tmp_path / "run" / "checkpoints")[-1])
     monkeypatch.undo()
     resumed = run(tiny_config(tmp_path / "run", duration=48, **SETTINGS))
@@ -80,7 +81,7 @@ def test_trouble_while_writing_ends_the_run_and_leaves_the_checkpoint_before(tmp
             super().save_checkpoint()
 
     with pytest.raises(CheckpointError, match=r"cannot write a checkpoint .*No space left"):
-        Unlucky(tiny_config(tmp_path, **SETTINGS), tiny_data()).run()
+        Unlucky(tiny_config(tmp_path, **SETTINGS), dataset=tiny_data()).run()
     monkeypatch.undo()
     assert [path.name for path in find_checkpoints(tmp_path / "checkpoints")] == ["000000000024"]
     assert run(tiny_config(tmp_path, **SETTINGS)).images_seen == 96
@@ -91,7 +92,7 @@ def test_a_checkpoint_that_is_being_removed_is_none(tmp_path, monkeypatch):
 
     def killed(path: Path, **options):
         if path.name.endswith(".old") and path.exists():
-            next(path.glob("*.distcp")).unlink()
+            next(path.glob("*.safetensors")).unlink()
             raise KeyboardInterrupt
 
     checkpoints = Checkpoints(tmp_path, keep=1)
@@ -113,10 +114,10 @@ def test_a_checkpoint_that_is_being_removed_is_none(tmp_path, monkeypatch):
 class Failing(Trainer):
     """One of several processes meets trouble of its own."""
 
-    def step(self, *arguments):
+    def train_step(self, *arguments):
         if self.processes.rank == 1 and self.images_seen == 16:
             raise ValueError("image 7 is broken")
-        return super().step(*arguments)
+        return super().train_step(*arguments)
 
 
 def fail(changes: dict) -> None:
@@ -135,3 +136,30 @@ def test_trouble_of_one_process_ends_all_of_them(tmp_path, shard):
     assert job.wait(seconds=60) == [1, 1]
     assert "ValueError image 7 is broken" in job.words(1)
     assert "OtherProcessError another process of this job has failed" in job.words(0)
+
+
+def test_a_checkpoint_without_one_of_its_files_is_refused(tmp_path, monkeypatch):
+    """Also where what is left looks whole: every tensor has a part in another file."""
+    monkeypatch.setattr(module, "FILE_BYTES", 1 << 16)
+    out = tmp_path / "run"
+    train_together(2, out, duration=24, shard=True, **SETTINGS)
+    run(tiny_config(out, duration=48, **SETTINGS))
+    sharded, whole = find_checkpoints(out / "checkpoints")
+    for checkpoint in (whole, sharded):
+        files = sorted(checkpoint.glob("*.safetensors"))
+        assert len(files) > 1
+        files[0].unlink()
+        with pytest.raises(CheckpointError, match=rf"^[^\n]*{checkpoint.name}[^\n]*$"):
+            run(tiny_config(out, **SETTINGS))
+        shutil.rmtree(checkpoint)
+
+
+def test_a_checkpoint_of_version_0_1_goes_on(tmp_path):
+    """Its tensors were written in torch's own format."""
+    whole = final_state(run(tiny_config(tmp_path / "whole", **SETTINGS)))
+    first = run(tiny_config(tmp_path / "old", duration=48, **SETTINGS))
+    [*_, last] = find_checkpoints(tmp_path / "old" / "checkpoints")
+    for file in last.glob("*.safetensors"):
+        file.unlink()
+    dcp.save(first.tensors(), storage_writer=dcp.FileSystemWriter(last), no_dist=True)
+    assert_same_bits(final_state(run(tiny_config(tmp_path / "old", **SETTINGS))), whole)

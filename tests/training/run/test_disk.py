@@ -125,8 +125,8 @@ def with_space(monkeypatch, free: int) -> None:
 class FillingUp(Trainer):
     """The disk is full after 48 images."""
 
-    def step(self, *arguments):
-        result = super().step(*arguments)
+    def train_step(self, *arguments):
+        result = super().train_step(*arguments)
         if self.images_seen == 48:
             self.patch()
         return result
@@ -142,7 +142,7 @@ class FillingUp(Trainer):
 def test_a_disk_without_room_is_noticed_before_anything_is_begun(tmp_path, monkeypatch, changes, what):
     """One line with the last checkpoint, from which the same command goes on when there is room."""
     config = tiny_config(tmp_path / "run", **changes)
-    trainer = FillingUp(config, tiny_data())
+    trainer = FillingUp(config, dataset=tiny_data())
     trainer.patch = lambda: with_space(monkeypatch, 1000)
     with pytest.raises(TrainingError, match=rf"{what} need .* and 1 kB are free; .* the last checkpoint is .*") as said:
         trainer.run()

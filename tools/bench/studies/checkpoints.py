@@ -90,7 +90,7 @@ def measure(kind: type[Timed], place: str, channels: int, steps: int, batch: int
         workers=0,
     )
     images = torch.randint(256, (64, 4, IMAGE, IMAGE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    trainer = kind(config, ArrayDataset(images, torch.zeros(64, dtype=torch.int64)))
+    trainer = kind(config, dataset=ArrayDataset(images, torch.zeros(64, dtype=torch.int64)))
     click.echo(f"{kind.__name__}: {with_unit(file_sizes(config, trainer.net).checkpoint, 'B')} per checkpoint")
     trainer.run()
     intervals = [b - a for a, b in zip(trainer.begun, trainer.begun[1:], strict=False)]

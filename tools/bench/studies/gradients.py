@@ -58,7 +58,7 @@ def gradients(run: Path, images: int) -> Curve:
     net = load(RunFolder(run).raw_weights).to(config.device).requires_grad_(True)
     objective = config.objective()
     random = PositionRandom(config.seed, config.random_block, torch.device(config.device))
-    shown, labels = spaced_images(BatchStream(config, open_dataset(config.data), random), images)
+    shown, labels, _ = spaced_images(BatchStream(config, open_dataset(config.data), random), images)
     bins = by_bin(shown, labels, objective.distribution, BINS)
     return measure_noise_levels(net, objective, bins, config.images_per_forward)["noise_levels"]["gradient_norm"]
 

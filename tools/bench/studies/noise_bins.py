@@ -29,7 +29,7 @@ from edm2.sweep.averages import Averages
 from edm2.tools.figures.style import save_figure
 from edm2.tools.options.parsing import FOLDER, NUMBER
 from edm2.training import EDM, Dataset, TrainingConfig, open_dataset, read_run_config
-from edm2.training.data.batches import BatchStream, Microbatch
+from edm2.training.data.batches import Batch, BatchStream
 from edm2.training.diagnostics.holdout import evenly_spaced, loss_at_levels
 from edm2.training.loss.noise import levels
 from edm2.training.loss.objective import DenoisingLoss
@@ -99,7 +99,7 @@ class FineTuning:
         return BatchStream(self.config, self.dataset, self.random)
 
     @cached_property
-    def measured_on(self) -> Microbatch:
+    def measured_on(self) -> Batch:
         """Held-out images if there are any."""
         return self.feed.all_of(evenly_spaced(self.feed.holdout_set or self.feed.train_set, IMAGES))
 
@@ -147,7 +147,7 @@ class FineTuning:
     def losses(self, net: Precond) -> np.ndarray:
         """Mean loss in each bin."""
         sigmas = levels(self.objective.distribution, self.bins * PER_BIN).tolist()
-        found = loss_at_levels(net, *self.measured_on, sigmas, self.config.images_per_forward)
+        found = loss_at_levels(net, *self.measured_on[:2], sigmas, self.config.images_per_forward)
         return np.reshape(found.losses, (self.bins, PER_BIN)).mean(axis=1)
 
 

@@ -22,6 +22,7 @@ import torch
 from edm2.networks import NetworkConfig
 from edm2.planning.costs import MemoryEstimate, estimate_memory
 from edm2.training import TrainingConfig
+from edm2.training.data.batches import Batch
 from edm2.training.distributed.processes import Processes, joined_processes
 from edm2.training.initialization import fresh_network
 from edm2.training.step import TrainStep
@@ -116,12 +117,12 @@ def measure_growth(config: TrainingConfig) -> int | None:
 
 
 def _train(config: TrainingConfig, processes: Processes) -> None:
-    learner = TrainStep(config, fresh_network(config.network, config.seed), processes)
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)  # on CPUs a learner sets it high, and keeps what is freed
-    images = torch.zeros(learner.images_per_forward, config.network.img_channels, *config.network.size)
+    step = TrainStep(config, fresh_network(config.network, config.seed), processes=processes)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)  # the command line sets it high, and keeps what is freed
+    images = torch.zeros(step.images_per_forward, config.network.img_channels, *config.network.size)
     for _ in range(STEPS):
-        learner.step([(images, None)] * (learner.share // len(images)))
-    learner.ema.average(config.sigma_rels[0])
+        step([Batch(images)] * (step.images_per_rank // len(images)))
+    step.ema.average(config.sigma_rels[0])
     processes.wait()
 
 

@@ -13,7 +13,7 @@ from edm2.post_hoc_ema import find_snapshots, thin_along
 from edm2.training import Trainer, TrainingError, trainer
 from edm2.training.distributed.processes import joined_processes
 from edm2.training.loss.objective import EDM2Loss, relative_error
-from edm2.training.run import failures as explosion
+from edm2.training.run import failures
 from edm2.training.run.checkpoint import find_checkpoints
 from edm2.training.run.failures import EXPLODED, STEPS, Divergence
 from edm2.training.run.totals import StepResult
@@ -35,10 +35,10 @@ def test_a_perfect_network_has_error_0():
 
 
 def watched(errors: list[float]) -> Divergence:
-    explosion = Divergence(torch.device("cpu"))
+    divergence = Divergence(torch.device("cpu"))
     for error in errors:
-        explosion.add(torch.tensor(error))
-    return explosion
+        divergence.add(torch.tensor(error))
+    return divergence
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ class Breaking(Trainer):
 
     breaks_at, for_steps = 48, 1000
 
-    def step(self, *arguments):
+    def train_step(self, *arguments):
         if 0 <= self.images_seen - self.breaks_at < 8 * self.for_steps:
             with torch.no_grad():
                 self.net.unet.out_gain.fill_(50)
         elif self.images_seen > self.breaks_at:
             with torch.no_grad():
                 self.net.unet.out_gain.fill_(0.1)
-        return super().step(*arguments)
+        return super().train_step(*arguments)
 
 
 def test_a_loss_that_explodes_ends_the_run_and_the_last_good_checkpoint_is_kept(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_a_loss_that_explodes_ends_the_run_and_the_last_good_checkpoint_is_kept(
     with pytest.raises(
         TrainingError, match=r"the loss has exploded: in 4 steps up to image 96 .*000000000048$"
     ) as said:
-        Breaking(config, tiny_data()).run()
+        Breaking(config, dataset=tiny_data()).run()
     assert "\n" not in str(said.value)
     assert [int(path.name) for path in find_checkpoints(tmp_path / "checkpoints")] == [48, 88]
     times = sorted({snapshot.images_seen for snapshot in find_snapshots(tmp_path)})
@@ -108,7 +108,9 @@ def explode(out: str) -> None:
     trainer.STEPS = 4
     with joined_processes() as processes:
         try:
-            Breaking(tiny_config(out, checkpoint_every=8, keep_checkpoints=1), tiny_data(), processes=processes).run()
+            Breaking(
+                tiny_config(out, checkpoint_every=8, keep_checkpoints=1), dataset=tiny_data(), processes=processes
+            ).run()
         except TrainingError as error:
             print(error)
             raise SystemExit(1) from None
@@ -130,7 +132,7 @@ def test_a_loss_that_returns_is_let_alone(tmp_path, monkeypatch):
         for_steps = 3
 
     config = tiny_config(tmp_path, checkpoint_every=8, keep_checkpoints=1, snapshot_every=8, keep_snapshots=3)
-    Jumping(config, tiny_data()).run()
+    Jumping(config, dataset=tiny_data()).run()
     assert [int(path.name) for path in find_checkpoints(tmp_path / "checkpoints")] == [96]
     assert len({snapshot.images_seen for snapshot in find_snapshots(tmp_path)}) == 3
 
@@ -140,26 +142,27 @@ def test_the_device_is_asked_every_256_steps_only(tmp_path, monkeypatch):
     asked = []
 
     class Watched(Trainer):
-        def _mean(self, tensor):
+        def _mean_over_ranks(self, tensor):
             asked.append(self.images_seen)
-            return super()._mean(tensor)
+            return super()._mean_over_ranks(tensor)
 
     assert STEPS == 256
     config = tiny_config(tmp_path, duration=8 * 600, status_every=8000, snapshot_every=8000, checkpoint_every=8000)
-    monkeypatch.setattr(Watched, "step", nothing_but_the_clock)
-    monkeypatch.setattr(Watched, "_do_what_is_due", lambda *arguments: None)
-    Watched(config, tiny_data()).run()
+    monkeypatch.setattr(Watched, "train_step", nothing_but_the_clock)
+    for name in ("_write_what_is_due", "save_checkpoint"):
+        monkeypatch.setattr(Watched, name, lambda *arguments: None)
+    Watched(config, dataset=tiny_data()).run()
     assert asked == [8 * 256, 8 * 512, 8 * 600]
 
 
 def nothing_but_the_clock(trainer: Trainer, *arguments) -> StepResult:
-    trainer.images_seen += trainer.config.batch_size
+    trainer.step.images_seen += trainer.config.batch_size
     return StepResult(torch.ones(()), torch.ones(()), torch.zeros((), dtype=torch.int64), torch.ones(()))
 
 
 def test_watching_changes_nothing(tmp_path, monkeypatch):
     """Weights are the same to the bit with a watch that never looks."""
     with_watch = final_state(run(tiny_config(tmp_path / "a", duration=40)))
-    monkeypatch.setattr(explosion.Divergence, "add", lambda *arguments: None)
+    monkeypatch.setattr(failures.Divergence, "add", lambda *arguments: None)
     assert_same_bits(final_state(run(tiny_config(tmp_path / "b", duration=40))), with_watch)
     assert EXPLODED > 8.4  # where config F starts, and where its first steps may be counted from

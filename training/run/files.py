@@ -1,0 +1,41 @@
+"""Small files of a run or a study: JSON that is complete or not there, records line by line, folders that are free."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edm2.post_hoc_ema.files import atomic_output, is_unfinished
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file that is complete or not there; its folder is created if missing."""
+    with atomic_output(path) as temporary:
+        Path(temporary).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a record to a file of one JSON object per line; it is on the disk when this returns.
+
+    Half a line, left by a process that was killed, is ended first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        file.write((b"" if _ends_a_line(file) else b"\n") + json.dumps(record).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_a_line(file) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def is_free(folder: Path, description: Path) -> bool:
+    """True if a folder is missing, empty, or holds only a `description` that another process has begun to write."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(is_unfinished(path, description) for path in folder.iterdir())
