@@ -58,7 +58,7 @@ SAFE: dict[tuple[str, str], str] = {
     ("edm2/datasets/huggingface.py", "import pickle"): "for the two below",
     ("edm2/datasets/huggingface.py", "pickle.dumps"): "writes",
     ("edm2/datasets/huggingface.py", "pickle.loads"): "of bytes that this process, or the one that forked it, wrote",
-    ("training/config.py", "compile"): "a field of this name, for torch.compile",
+    ("training/settings.py", "compile"): "a field of this name, for torch.compile",
     ("training/distributed/strategies.py", "compile"): "a parameter of this name, for torch.compile",
     ("tools/process.py", "import ctypes"): "for mallopt of the C library",
     ("tools/bench/studies/plan_memory.py", "import ctypes"): "for mallopt of the C library",
