@@ -72,5 +72,5 @@ def test_tensors_of_one_letter_are_not_a_network_of_another(tmp_path):
     for letter, other in ("AC", "EF"):
         net = a_network(letter)
         metadata = {"network": a_network(other).config.to_json()}
-        with pytest.raises(SnapshotError, match=r"^tensors do not fit[^\n]+$"):
+        with pytest.raises(SnapshotError, match=r"^its tensors do not fit[^\n]+$"):
             edm2.io.model.network_from_state(metadata, net.state_dict())
