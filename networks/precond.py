@@ -1,5 +1,7 @@
 """The denoiser D(x; sigma) around a U-Net, and the uncertainty u(sigma) (Section 1.1, Eqs. 4-8 and 21)."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +45,8 @@ class Precond(nn.Module):
         sigma: Tensor | float,
         class_labels: Tensor | None = None,
         return_logvar: bool = False,
+        *,
+        conditions: Mapping[str, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Denoise.
 
@@ -51,10 +55,16 @@ class Precond(nn.Module):
             sigma: Noise level, a number or [N] (or [N, 1, 1, 1]).
             class_labels: int64 [N] (-1: no class), one-hot [N, label_dim], or None: no class for any image.
             return_logvar: Also return u(sigma).
+            conditions: Conditions by name, besides the class. These networks take none yet.
 
         Returns:
             D_x [N, C, H, W], or (D_x, u) with u [N, 1, 1, 1]; float32, or float64 for float64 images.
+
+        Raises:
+            ValueError: conditions that the network does not know.
         """
+        if conditions:
+            raise ValueError(f"unknown conditions {', '.join(conditions)}: this network takes none but classes")
         dtype = torch.promote_types(x.dtype, torch.float32)
         x = x.to(dtype)
         sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)

@@ -72,6 +72,6 @@ class LevelDenoiser:
         self.net = net
         self.sigma_data = sigma_data
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-        """Denoise images [N, C, H, W]."""
-        return self.net(x, torch.full((len(x),), sigma, device=x.device), labels)
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor | None = None, **conditions: Any) -> Tensor:
+        """Denoise images [N, C, H, W]; `conditions=` is passed on if given."""
+        return self.net(x, torch.full((len(x),), sigma, device=x.device), labels, **conditions)

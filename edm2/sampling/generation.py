@@ -4,7 +4,7 @@ Everything random about an image comes from one generator of its own, seeded by 
 first for the noise that sampling starts from, then for its class, then for the noise of churn.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -68,6 +68,7 @@ def generate(
     batch_size: int = 64,
     sampler: SamplerFunction = sample_heun,
     device: torch.device | str | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
     **sampling_options: float,
 ) -> Iterator[SampleBatch]:
     """Draw one sample per seed, batch by batch.
@@ -82,7 +83,8 @@ def generate(
         batch_size: Images at a time.
         sampler: `edm2.sample_heun`, `edm2.sample_deis` (docs/solvers.md), or another function of their form.
         device: Device to compute on; default: that of `net`.
-        sampler_options: Passed to the sampler, such as num_steps=32; it checks them with the first batch.
+        conditions: Conditions by name besides the classes, each with one row per seed: [len(seeds), ...].
+        sampling_options: Passed to the sampler, such as num_steps=32; it checks them with the first batch.
 
     Raises:
         ValueError: a class outside the network's, a wrong number of classes, guidance without a guide or by one for
@@ -95,6 +97,9 @@ def generate(
     if isinstance(guide, Precond):
         check_guide(net, guide)
     seeds = list(seeds)
+    for name, values in (conditions or {}).items():
+        if len(values) != len(seeds):
+            raise ValueError(f"condition {name}: {len(values)} rows for {len(seeds)} seeds; give one row per seed")
     chosen = _chosen_classes(classes, len(seeds), net.config.label_dim)
     denoise = net if guide is None else guided(net, guide, guidance, interval)
     device = next(net.buffers()).device if device is None else torch.device(device)
@@ -103,11 +108,15 @@ def generate(
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
             random, noise, labels = _draw_inputs(net, seeds[part], None if chosen is None else chosen[part])
+            given = {}
+            if conditions is not None:
+                given["conditions"] = {name: values[part].to(device) for name, values in conditions.items()}
             samples = sampler(
                 denoise,
                 noise.to(device),
                 None if labels is None else labels.to(device),
                 randn_like=random.randn_like,
+                **given,
                 **sampling_options,
             )
             yield SampleBatch(tuple(seeds[part]), labels, samples)

@@ -9,11 +9,12 @@ are this formula with different guides, and different noise levels at which it i
 """
 
 import math
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from edm2.sampling.samplers.heun import Denoiser, denoiser_at_step, sigma_steps
+from edm2.sampling.samplers.heun import Denoiser, denoiser_at_step, sigma_steps, with_conditions
 
 ROUNDING = 1 + 1e-5
 """Levels within this factor are the same: float32 rounds them by 1e-6, and those of 1000 steps are 5e-3 apart."""
@@ -49,6 +50,11 @@ def without_labels(denoiser: Denoiser) -> "WithoutLabels":
     return WithoutLabels(denoiser)
 
 
+def without_conditions(denoiser: Denoiser, names: Collection[str]) -> "WithoutConditions":
+    """Drop the conditions of some names, so that the denoiser can guide one that has them; labels stay."""
+    return WithoutConditions(denoiser, names)
+
+
 def interval_of_steps(first: int, end: int, num_steps: int = 32) -> Interval:
     """Interval of noise levels that holds steps first, ..., end - 1 of a sampler with `num_steps` steps, and no other.
 
@@ -78,9 +84,36 @@ class WithoutLabels:
         """True if steps that begin at these two levels have different denoisers."""
         return changes_between(self.denoiser, sigma, other)
 
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, conditions: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """D(x; sigma), whatever the labels."""
-        return self.denoiser(x, sigma, None)
+        return with_conditions(self.denoiser, conditions)(x, sigma, None)
+
+
+class WithoutConditions:
+    """Denoiser that `without_conditions` returns."""
+
+    def __init__(self, denoiser: Denoiser, names: Collection[str]) -> None:
+        self.denoiser = denoiser
+        self.names = frozenset(names)
+
+    def at_step(self, sigma: Tensor | float) -> Denoiser:
+        """Denoiser for a step that begins at `sigma`."""
+        return WithoutConditions(denoiser_at_step(self.denoiser, sigma), self.names)
+
+    def changes_between(self, sigma: float, other: float) -> bool:
+        """True if steps that begin at these two levels have different denoisers."""
+        return changes_between(self.denoiser, sigma, other)
+
+    def __call__(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, conditions: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """D(x; sigma) without the conditions of these names. Raises ValueError if one of them is not given."""
+        if unknown := self.names - set(conditions or {}):
+            raise ValueError(f"conditions {', '.join(sorted(unknown))} cannot be dropped: they are not given")
+        kept = {name: values for name, values in conditions.items() if name not in self.names}
+        return with_conditions(self.denoiser, kept or None)(x, sigma, labels)
 
 
 class GuidedDenoiser:
@@ -105,11 +138,14 @@ class GuidedDenoiser:
             return guide
         one_batch = isinstance(self.guide, WithoutLabels) and self.guide.denoiser is self.main
 
-        def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        def denoise(
+            x: Tensor, sigma: Tensor, labels: Tensor | None = None, conditions: Mapping[str, Tensor] | None = None
+        ) -> Tensor:
             if one_batch:
-                D_main, D_guide = _with_and_without_labels(main, x, sigma, labels)
+                D_main, D_guide = _with_and_without_labels(main, x, sigma, labels, conditions)
             else:
-                D_main, D_guide = main(x, sigma, labels), guide(x, sigma, labels)
+                D_main = with_conditions(main, conditions)(x, sigma, labels)
+                D_guide = with_conditions(guide, conditions)(x, sigma, labels)
             return D_guide.lerp(D_main, self.weight)  # D = D_guide + weight (D_main - D_guide)
 
         return denoise
@@ -120,9 +156,11 @@ class GuidedDenoiser:
             return True
         return any(changes_between(denoiser, sigma, other) for denoiser in (self.main, self.guide))
 
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, conditions: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """D(x; sigma), with the weight of this very sigma."""
-        return self.at_step(sigma)(x, sigma, labels)
+        return with_conditions(self.at_step(sigma), conditions)(x, sigma, labels)
 
     def _is_inside(self, sigma: float) -> bool:
         low, high = self.interval
@@ -135,14 +173,19 @@ def changes_between(denoiser: Denoiser, sigma: float, other: float) -> bool:
 
 
 def _with_and_without_labels(
-    denoiser: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
+    denoiser: Denoiser,
+    x: Tensor,
+    sigma: Tensor,
+    labels: Tensor | None,
+    conditions: Mapping[str, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate the images with their labels and again without, in one batch, which fills a GPU better."""
     if labels is None:
-        D_x = denoiser(x, sigma, None)
+        D_x = with_conditions(denoiser, conditions)(x, sigma, None)
         return D_x, D_x
+    twice = None if conditions is None else {name: torch.cat([c, c]) for name, c in conditions.items()}
     # No label is -1 among integers [N], zeros among one-hot vectors [N, label_dim].
     none = torch.full_like(labels, -1) if labels.ndim == 1 else torch.zeros_like(labels)
-    D_x = denoiser(torch.cat([x, x]), sigma, torch.cat([labels, none]))  # [2 N, C, H, W]
+    D_x = with_conditions(denoiser, twice)(torch.cat([x, x]), sigma, torch.cat([labels, none]))  # [2 N, C, H, W]
     D_main, D_guide = D_x.chunk(2)
     return D_main, D_guide

@@ -10,7 +10,7 @@ from torch import Tensor
 from edm2.training.config import TrainingConfig
 from edm2.training.data.codecs import Codec, PixelCodec
 from edm2.training.data.dataset import Dataset, DatasetError, Subset, pixel_statistics, split_holdout
-from edm2.training.data.loader import data_loader
+from edm2.training.data.loader import Loaded, data_loader, read
 from edm2.training.data.order import PositionBatches, ShuffledOrder
 from edm2.training.data.vae import latent_codec_of
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
@@ -114,7 +114,7 @@ class BatchStream:
         loader = data_loader(self.train_set, positions, config.workers, pin_memory)
         for first in itertools.count(start + rank * images_per_rank, config.batch_size):
             starts = range(first, first + images_per_rank, size)
-            yield [self._augment(self._encode(*next(loader), position), position) for position in starts]
+            yield [self._augment(self._encode(next(loader), position), position) for position in starts]
 
     def indices(self, positions: Sequence[int]) -> list[int]:
         """Dataset indices of the images at some positions of the run."""
@@ -124,18 +124,20 @@ class BatchStream:
 
     def all_of(self, dataset: Dataset) -> Batch:
         """Encode all images of a small dataset, without augmentation; of latents, the means."""
-        everything = range(len(dataset))
-        return self._encode(dataset.images(everything), dataset.labels(everything))
+        return self._encode(read(dataset, range(len(dataset))))
 
-    def _encode(self, data: Tensor, labels: Tensor, position: int | None = None) -> Batch:
-        """Move data to the device and through the codec; latents are drawn anew at every position."""
+    def _encode(self, loaded: Loaded, position: int | None = None) -> Batch:
+        """Move data to the device and images through the codec; latents are drawn anew at every position."""
+        data, labels, conditions = loaded
         noise = None
         if position is not None and self.dataset.kind == "moments":
             shape = (self.channels, *data.shape[2:])
             noise = self.random.normal(Stream.MOMENTS, position, position + len(data), shape)
         images = self.codec.encode(data.to(self.device, non_blocking=True), noise)
         labels = labels.to(self.device, non_blocking=True) if self.has_labels else None
-        return Batch(images, labels)
+        if conditions is not None:
+            conditions = {name: values.to(self.device, non_blocking=True) for name, values in conditions.items()}
+        return Batch(images, labels, conditions)
 
     def _augment(self, batch: Batch, position: int) -> Batch:
         """Mirror images and drop labels by the random numbers of their positions."""

@@ -80,6 +80,10 @@ class Dataset(ABC):
     def labels(self, indices: Indices) -> Tensor:
         """Class indices int64 [N], -1 where unlabelled."""
 
+    def conditions(self, indices: Indices) -> Mapping[str, Tensor] | None:
+        """Conditions of images besides their labels, by name, each [N, ...]; None for a dataset without."""
+        return None
+
     def fingerprint(self) -> str | None:
         """Text that changes when an image does, as far as that shows without reading files; None if unknown."""
         return None
@@ -93,6 +97,7 @@ class ArrayDataset(Dataset):
         labels: int64 [N], or None.
         class_names: One per class; default: the numbers up to the largest label.
         levels: Number of values that a pixel can take.
+        conditions: Conditions of the images by name, each [N, ...].
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class ArrayDataset(Dataset):
         class_names: Sequence[str] | None = None,
         levels: int = 256,
         name: str = "array",
+        conditions: Mapping[str, Tensor] | None = None,
     ) -> None:
         if class_names is None:
             class_names = [] if labels is None else [str(k) for k in range(int(labels.max()) + 1)]
@@ -109,6 +115,7 @@ class ArrayDataset(Dataset):
         super().__init__(name, images.shape[1:], kind, levels, class_names)
         self._images = images
         self._labels = torch.full([len(images)], -1) if labels is None else labels
+        self._conditions = conditions
 
     def __len__(self) -> int:
         return len(self._images)
@@ -118,6 +125,12 @@ class ArrayDataset(Dataset):
 
     def labels(self, indices: Indices) -> Tensor:
         return self._labels.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
+
+    def conditions(self, indices: Indices) -> Mapping[str, Tensor] | None:
+        if self._conditions is None:
+            return None
+        indices = torch.as_tensor(indices, dtype=torch.int64)
+        return {name: values.index_select(0, indices) for name, values in self._conditions.items()}
 
     def fingerprint(self) -> str:
         return _digest(self._images.contiguous().view(torch.uint8).numpy())
@@ -232,6 +245,9 @@ class Subset(Dataset):
 
     def labels(self, indices: Indices) -> Tensor:
         return self.dataset.labels(self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def conditions(self, indices: Indices) -> Mapping[str, Tensor] | None:
+        return self.dataset.conditions(self.indices[np.asarray(indices, dtype=np.int64)])
 
     def fingerprint(self) -> str | None:
         whole = self.dataset.fingerprint()

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,14 +19,18 @@ TIMEOUT = 900
 """Seconds to wait for a batch: far more than all attempts to read one file take."""
 
 
+Loaded = tuple[Tensor, Tensor, Mapping[str, Tensor] | None]
+"""Images, labels and conditions of a batch, as a dataset has them."""
+
+
 class WorkerError(RuntimeError):
     """A process that reads data has died; the message is one line with the remedy."""
 
 
 def data_loader(
     dataset: Dataset, batches: Iterable[list[int]], workers: int = 0, pin_memory: bool = False
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over the images and labels of each list of indices, in order.
+) -> Iterator[Loaded]:
+    """Iterate over the images, labels and conditions of each list of indices, in order.
 
     Args:
         dataset: Dataset to read from.
@@ -35,8 +39,8 @@ def data_loader(
         pin_memory: Return page-locked tensors, which copy to a GPU in the background. No effect without one.
 
     Returns:
-        Iterator of (images [N, C, H, W], labels int64 [N]), with as many items as `batches`. The workers live as
-        long as the iterator.
+        Iterator of (images [N, C, H, W], labels int64 [N], conditions by name or None), with as many items as
+        `batches`. The workers live as long as the iterator.
 
     Raises:
         DatasetError: At the batch with an unusable file, in this process, whoever read it.
@@ -49,13 +53,23 @@ def data_loader(
         yield from _read_ahead(dataset, batches, workers, pin_memory)
         return
     for indices in batches:
-        images, labels = dataset.images(indices), dataset.labels(indices)
-        yield (images.pin_memory(), labels.pin_memory()) if pin_memory else (images, labels)
+        loaded = read(dataset, indices)
+        yield _pinned(loaded) if pin_memory else loaded
 
 
-def _read_ahead(
-    dataset: Dataset, batches: Iterable[list[int]], workers: int, pin_memory: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
+def read(dataset: Dataset, indices: Sequence[int]) -> Loaded:
+    """Images, labels and conditions of some indices."""
+    return dataset.images(indices), dataset.labels(indices), dataset.conditions(indices)
+
+
+def _pinned(loaded: Loaded) -> Loaded:
+    images, labels, conditions = loaded
+    if conditions is not None:
+        conditions = {name: values.pin_memory() for name, values in conditions.items()}
+    return images.pin_memory(), labels.pin_memory(), conditions
+
+
+def _read_ahead(dataset: Dataset, batches: Iterable[list[int]], workers: int, pin_memory: bool) -> Iterator[Loaded]:
     pending: deque[list[int]] = deque()
     loader = DataLoader(
         _WholeBatches(dataset),
@@ -137,12 +151,12 @@ class _WholeBatches:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor] | DatasetError:
+    def __getitems__(self, indices: list[int]) -> Loaded | DatasetError:
         try:
-            return self.dataset.images(indices), self.dataset.labels(indices)
+            return read(self.dataset, indices)
         except DatasetError as error:
             return error
 
 
-def _unchanged(batch: tuple[Tensor, Tensor] | DatasetError) -> tuple[Tensor, Tensor] | DatasetError:
+def _unchanged(batch: Loaded | DatasetError) -> Loaded | DatasetError:
     return batch

@@ -1,6 +1,6 @@
 """Loss per noise level on images that are not trained on, which falls while the network generalizes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,16 +38,26 @@ def evenly_spaced(dataset: Dataset, count: int) -> Subset:
 
 
 def measure_loss(
-    net: Precond, images: Tensor, labels: Tensor | None, distribution: NoiseDistribution, batch_size: int
+    net: Precond,
+    images: Tensor,
+    labels: Tensor | None,
+    distribution: NoiseDistribution,
+    batch_size: int,
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> LossPerLevel:
     """`loss_at_levels` at fixed quantiles of the noise levels in training."""
     sigmas = distribution.sigma(torch.tensor(NOISE_QUANTILES, dtype=torch.float64)).tolist()
-    return loss_at_levels(net, images, labels, sigmas, batch_size)
+    return loss_at_levels(net, images, labels, sigmas, batch_size, conditions)
 
 
 @torch.no_grad()
 def loss_at_levels(
-    net: Precond, images: Tensor, labels: Tensor | None, sigmas: Sequence[float], batch_size: int
+    net: Precond,
+    images: Tensor,
+    labels: Tensor | None,
+    sigmas: Sequence[float],
+    batch_size: int,
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> LossPerLevel:
     """Loss of `net` on `images` at the noise levels `sigmas`; the same noise at every level and every call.
 
@@ -57,6 +67,7 @@ def loss_at_levels(
         labels: Classes, int64 [N].
         sigmas: Noise levels.
         batch_size: Images per forward pass.
+        conditions: Conditions of the images by name, each [N, ...].
     """
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
     losses = []
@@ -65,7 +76,9 @@ def loss_at_levels(
         total = 0.0
         for i in range(0, len(images), batch_size):
             part = slice(i, i + batch_size)
-            denoised = net(images[part] + sigma * noise[part], sigma, None if labels is None else labels[part])
+            given = {} if conditions is None else {"conditions": {name: c[part] for name, c in conditions.items()}}
+            labels_here = None if labels is None else labels[part]
+            denoised = net(images[part] + sigma * noise[part], sigma, labels_here, **given)
             total += (denoised - images[part]).square().sum().item()
         losses.append(weight * total / images.numel())
     return LossPerLevel(tuple(sigmas), tuple(losses))

@@ -109,8 +109,8 @@ class Output:
         count = min(len(stream.holdout_set), len(stream.train_set))
         measured: dict[str, Any] = {}
         for name, dataset in (("holdout", stream.holdout_set), ("train", stream.train_set)):
-            images, labels, _ = stream.all_of(evenly_spaced(dataset, count))
-            levels = measure_loss(net, images, labels, distribution, images_per_forward)
+            images, labels, conditions = stream.all_of(evenly_spaced(dataset, count))
+            levels = measure_loss(net, images, labels, distribution, images_per_forward, conditions)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
         return measured
 

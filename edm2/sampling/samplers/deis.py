@@ -1,7 +1,7 @@
 """DEIS (Zhang and Chen, arXiv 2204.13902): the slope is extrapolated by a polynomial, and integrated."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ def sample_deis(
     noise: Tensor,
     labels: Tensor | None = None,
     *,
+    conditions: Mapping[str, Tensor] | None = None,
     num_steps: int = 32,
     sigma_min: float = 0.002,
     sigma_max: float = 80,
@@ -40,7 +41,7 @@ def sample_deis(
     the slope that the next step evaluates anyway.
 
     Args:
-        denoise, noise, labels, num_steps, sigma_min, sigma_max, rho, dtype: As for `edm2.sample_heun`.
+        denoise, noise, labels, conditions, num_steps, sigma_min, sigma_max, rho, dtype: As for `edm2.sample_heun`.
         randn_like: Not used: nothing is random.
         order: Number of evaluations behind a step: 1 (Euler's method), 2 or 3.
 
@@ -53,7 +54,7 @@ def sample_deis(
     if order not in ORDERS:
         raise ValueError(f"order={order} must be 1, 2 or 3")
     method = Multistep(slope, _advance, order, _corrected if order > 2 else None)
-    return method.sample(denoise, noise, labels, sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype))
+    return method.sample(denoise, noise, labels, conditions, sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype))
 
 
 def deis_weights(levels: Sequence[float], t_next: float) -> list[float]:

@@ -1,7 +1,7 @@
 """DPM-Solver++(2M) (Lu et al., arXiv 2211.01095): the denoised image is extrapolated by a line in ln t."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ def sample_dpmpp_2m(
     noise: Tensor,
     labels: Tensor | None = None,
     *,
+    conditions: Mapping[str, Tensor] | None = None,
     num_steps: int = 32,
     sigma_min: float = 0.002,
     sigma_max: float = 80,
@@ -29,7 +30,7 @@ def sample_dpmpp_2m(
     A step without a past (the first one, and where guidance starts or ends) has D' = D, and is Euler's.
 
     Args:
-        denoise, noise, labels, num_steps, sigma_min, sigma_max, rho, dtype: As for `edm2.sample_heun`.
+        denoise, noise, labels, conditions, num_steps, sigma_min, sigma_max, rho, dtype: As for `edm2.sample_heun`.
         randn_like: Not used: nothing is random.
 
     Returns:
@@ -39,7 +40,7 @@ def sample_dpmpp_2m(
         ValueError: noise levels that `edm2.sigma_steps` refuses.
     """
     method = Multistep(lambda x, D, t: D, _advance, order=2)
-    return method.sample(denoise, noise, labels, sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype))
+    return method.sample(denoise, noise, labels, conditions, sigma_steps(num_steps, sigma_min, sigma_max, rho, dtype))
 
 
 def _advance(x: Tensor, t_next: float, past: Past) -> Tensor:

@@ -1,6 +1,6 @@
 """Euler's method: the slope is constant within a step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ def sample_euler(
     noise: Tensor,
     labels: Tensor | None = None,
     *,
+    conditions: Mapping[str, Tensor] | None = None,
     num_steps: int = 32,
     sigma_min: float = 0.002,
     sigma_max: float = 80,
@@ -26,7 +27,7 @@ def sample_euler(
         x' = x + (t' - t) d,    d = (x - D(x; t)) / t
 
     Args:
-        denoise, noise, labels, num_steps, sigma_min, sigma_max, rho, dtype: As for `edm2.sample_heun`.
+        denoise, noise, labels, conditions, num_steps, sigma_min, sigma_max, rho, dtype: As for `edm2.sample_heun`.
         randn_like: Not used: nothing is random.
 
     Returns:
@@ -39,6 +40,7 @@ def sample_euler(
         denoise,
         noise,
         labels,
+        conditions=conditions,
         num_steps=num_steps,
         sigma_min=sigma_min,
         sigma_max=sigma_max,

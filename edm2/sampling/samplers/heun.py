@@ -1,14 +1,15 @@
 """Heun's method: from noise to data along the probability-flow ODE (EDM's Algorithm 2, arXiv 2206.00364)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-Denoiser = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
-"""denoise(x, sigma, labels) -> D(x; sigma), for x [N, C, H, W] and a 0-dimensional sigma."""
+Denoiser = Callable[..., Tensor]
+"""denoise(x, sigma, labels) -> D(x; sigma), for x [N, C, H, W] and a 0-dimensional sigma; `conditions=` if given."""
 
 
 def sigma_steps(
@@ -53,12 +54,18 @@ def denoiser_at_step(denoiser: Denoiser, sigma: Tensor | float) -> Denoiser:
     return denoiser.at_step(sigma) if hasattr(denoiser, "at_step") else denoiser
 
 
+def with_conditions(denoiser: Denoiser, conditions: Mapping[str, Tensor] | None) -> Denoiser:
+    """Denoiser that gets `conditions` in each call; `denoiser` itself without any, which need not know of them."""
+    return denoiser if conditions is None else partial(denoiser, conditions=conditions)
+
+
 @torch.no_grad()
 def sample_heun(
     denoise: Denoiser,
     noise: Tensor,
     labels: Tensor | None = None,
     *,
+    conditions: Mapping[str, Tensor] | None = None,
     num_steps: int = 32,
     sigma_min: float = 0.002,
     sigma_max: float = 80,
@@ -77,6 +84,7 @@ def sample_heun(
             with the level where the step begins, and returns the denoiser for the step.
         noise: Unit Gaussian noise [N, C, H, W].
         labels: Passed to `denoise` as they are.
+        conditions: Passed to `denoise` by keyword, if given.
         num_steps, sigma_min, sigma_max, rho: See `sigma_steps`.
         S_churn: Amount of fresh noise per image over all steps; 0 makes sampling deterministic.
         S_min, S_max: Noise levels between which fresh noise is added.
@@ -93,7 +101,7 @@ def sample_heun(
     t_steps = t_steps.to(noise.device)
     x = noise.to(dtype) * t_steps[0]
     for i, (t, t_next) in enumerate(pairwise(t_steps)):
-        step_denoiser = denoiser_at_step(denoise, levels[i])
+        step_denoiser = with_conditions(denoiser_at_step(denoise, levels[i]), conditions)
 
         if S_churn > 0 and S_min <= levels[i] <= S_max:  # raise the noise level a little (lines 5 and 6)
             gamma = min(S_churn / num_steps, math.sqrt(2) - 1)

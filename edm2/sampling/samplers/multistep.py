@@ -1,13 +1,13 @@
 """Loop of multistep samplers: evaluate once, remember, step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from edm2.sampling.guidance import changes_between
-from edm2.sampling.samplers.heun import Denoiser, denoiser_at_step
+from edm2.sampling.samplers.heun import Denoiser, denoiser_at_step, with_conditions
 
 Past = Sequence[tuple[float, Tensor]]
 """Noise levels, and the value kept of the evaluation at each, the latest first."""
@@ -32,14 +32,21 @@ class Multistep:
     without a past as soon as the next evaluation is known. None up to order 2, which do not need it."""
 
     @torch.no_grad()
-    def sample(self, denoise: Denoiser, noise: Tensor, labels: Tensor | None, t_steps: Tensor) -> Tensor:
+    def sample(
+        self,
+        denoise: Denoiser,
+        noise: Tensor,
+        labels: Tensor | None,
+        conditions: Mapping[str, Tensor] | None,
+        t_steps: Tensor,
+    ) -> Tensor:
         """Integrate from noise to data, one evaluation per step. The last step, to level 0, is Euler's: it ends at D.
 
         Args:
             denoise: As for `edm2.sample_heun`. If it has a method `changes_between(t, t_next)`, that is True if steps
                 which begin at these levels have different denoisers.
             noise: Unit Gaussian noise [N, C, H, W].
-            labels: Passed to `denoise` as they are.
+            labels, conditions: Passed to `denoise` as they are.
             t_steps: Noise levels t_0 > ... > t_N = 0 (`edm2.sigma_steps`), in the dtype of the integration, on the CPU.
 
         Returns:
@@ -49,7 +56,8 @@ class Multistep:
         t_steps = t_steps.to(noise.device)
 
         def denoised(x: Tensor, i: int) -> Tensor:
-            return denoiser_at_step(denoise, levels[i])(x, t_steps[i], labels).to(x.dtype)
+            step_denoiser = with_conditions(denoiser_at_step(denoise, levels[i]), conditions)
+            return step_denoiser(x, t_steps[i], labels).to(x.dtype)
 
         x = x_before = noise.to(t_steps.dtype) * t_steps[0]
         past: Past = []

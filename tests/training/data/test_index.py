@@ -214,7 +214,7 @@ def test_workers_list_nothing_either(data: Path, monkeypatch: pytest.MonkeyPatch
     expected = contents(dataset)[1]
     intact, end = data.read_bytes(), data.read_bytes().index(b"PK\1\2")
     data.write_bytes(intact[:end] + bytes(len(intact) - end))
-    images, _ = next(data_loader(dataset, [list(range(12))], workers=1))
+    images, _, _ = next(data_loader(dataset, [list(range(12))], workers=1))
     assert images.tolist() == expected
 
 

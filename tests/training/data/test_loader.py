@@ -35,15 +35,18 @@ def folder(tmp_path: Path) -> Path:
 def test_batches_are_those_of_the_dataset_in_order(folder, workers):
     dataset = open_dataset(folder)
     batches = PositionBatches(ShuffledOrder(len(dataset), seed=0), 0, batch_size=4)
-    for (images, labels), indices in islice(zip(data_loader(dataset, batches, workers), batches, strict=True), 12):
+    for (images, labels, conditions), indices in islice(
+        zip(data_loader(dataset, batches, workers), batches, strict=True), 12
+    ):
         assert torch.equal(images, dataset.images(indices))
         assert torch.equal(labels, dataset.labels(indices))
+        assert conditions is None
 
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_a_finite_list_of_batches_ends(folder, workers):
     dataset = open_dataset(folder)
-    assert [len(labels) for _, labels in data_loader(dataset, [[0], [1, 2], [3, 4, 5]], workers)] == [1, 2, 3]
+    assert [len(labels) for _, labels, _ in data_loader(dataset, [[0], [1, 2], [3, 4, 5]], workers)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -82,7 +85,7 @@ def spawn() -> Iterator[None]:
 @pytest.mark.usefixtures("spawn")
 def test_spawned_workers_read_too(folder):
     """Nothing is inherited: all that a worker needs is pickled, after the archive was opened here."""
-    images, _ = next(data_loader(open_dataset(folder), [[0, 9]], workers=1))
+    images, _, _ = next(data_loader(open_dataset(folder), [[0, 9]], workers=1))
     assert images[:, 0, 0, 0].tolist() == [0, 9]
 
 

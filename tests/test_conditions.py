@@ -1,0 +1,120 @@
+"""Conditions travel by name from the dataset to the network, in training and in sampling."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny_run import assert_same_bits, final_state, tiny_config
+from torch import Tensor, nn
+
+import edm2
+from edm2.networks import NetworkConfig, Precond, build_network
+from edm2.sampling.guidance import guided, without_conditions, without_labels
+from edm2.sampling.samplers import SAMPLERS
+from edm2.training import ArrayDataset, EDM2Loss, Trainer
+from edm2.training.loss.weighting import EDM
+
+
+class Shifted(nn.Module):
+    """A denoiser that is told the brightness of each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.3, 0.1]))
+
+    def forward(self, x: Tensor, sigma: Tensor, labels=None, conditions=None) -> Tensor:
+        bright = conditions["brightness"].to(x.dtype).reshape(-1, 1, 1, 1)
+        return self.weight[0] * x + self.weight[1] * bright
+
+
+def brightness_data() -> ArrayDataset:
+    """Images with their mean, in [-1, 1], beside them."""
+    images = torch.randint(256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    brightness = images.double().mean(dim=(1, 2, 3)) / 127.5 - 1
+    return ArrayDataset(images, torch.arange(40) % 3, conditions={"brightness": brightness})
+
+
+class Recorder(EDM2Loss):
+    """The loss, with a look at whether images and conditions belong together."""
+
+    def __call__(self, net, images, labels=None, *, conditions=None, **options) -> Tensor:
+        mean = images.double().mean(dim=(1, 2, 3))
+        correlation = torch.corrcoef(torch.stack([mean, conditions["brightness"]]))[0, 1]
+        assert correlation > 1 - 1e-6
+        return super().__call__(net, images, labels, conditions=conditions, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_hands_each_image_its_conditions_and_resumes_to_the_bit(tmp_path, workers):
+    def trainer(name: str) -> Trainer:
+        settings = {"weighting": "edm", "workers": workers, "micro_batch": 4, "holdout": 8}
+        config = dataclasses.replace(tiny_config(tmp_path / name, **settings), network=None)
+        return Trainer(config, net=Shifted(), loss=Recorder(weighting=EDM()), dataset=brightness_data())
+
+    whole, stopped = trainer("whole"), trainer("stopped")
+    whole.run()
+    stopped.stop_requested = 1
+    stopped.run()
+    resumed = trainer("stopped")
+    resumed.run()
+    assert_same_bits(final_state(resumed), final_state(whole))
+
+
+def condition_denoiser(x: Tensor, sigma: Tensor, labels=None, conditions=None) -> Tensor:
+    shift = 0 if not conditions else sum(values.reshape(-1, 1, 1, 1) for values in conditions.values())
+    return 0.1 * x + shift + (0 if labels is None else 10 * (labels >= 0).reshape(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_pass_conditions_to_the_denoiser(name):
+    noise, conditions = torch.randn(3, 1, 2, 2), {"a": torch.tensor([0.0, 1.0, 2.0])}
+    drawn = SAMPLERS[name].sample(condition_denoiser, noise, conditions=conditions, num_steps=3)
+    for i, value in enumerate(conditions["a"]):
+        alone = SAMPLERS[name].sample(condition_denoiser, noise[i : i + 1], conditions={"a": value[None]}, num_steps=3)
+        torch.testing.assert_close(drawn[i : i + 1], alone)
+
+
+@torch.no_grad()
+def test_guidance_drops_conditions_by_name():
+    x, sigma, labels = torch.randn(2, 1, 2, 2), torch.tensor(1.0), torch.tensor([0, 1])
+    conditions = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([30.0, 40.0])}
+    full = condition_denoiser(x, sigma, labels, conditions)
+    without_a = condition_denoiser(x, sigma, labels, {"b": conditions["b"]})
+    without_class = condition_denoiser(x, sigma, None, conditions)
+    for guide, expected in (
+        (without_conditions(condition_denoiser, ["a"]), without_a),
+        (without_labels(condition_denoiser), without_class),  # one batch of twice the size
+    ):
+        actual = guided(condition_denoiser, guide, 1.7)(x, sigma, labels, conditions)
+        torch.testing.assert_close(actual, expected.lerp(full, 1.7))
+    with pytest.raises(ValueError, match="conditions c cannot be dropped"):
+        without_conditions(condition_denoiser, ["c"])(x, sigma, labels, conditions)
+
+
+class Conditioned(Precond):
+    """A network whose images become brighter by what is asked for."""
+
+    def forward(self, x, sigma, class_labels=None, return_logvar=False, *, conditions=None):
+        given = dict(conditions or {})
+        shift = given.pop("shift", torch.zeros(len(x))).reshape(-1, 1, 1, 1)
+        D_x = super().forward(x, sigma, class_labels, return_logvar, conditions=given)
+        return D_x + shift
+
+
+def test_generated_images_get_the_rows_of_their_seeds():
+    net = build_network(NetworkConfig(8, 1, 0, model_channels=8, channel_mult=(1,), attn_resolutions=()))
+    net.__class__ = Conditioned
+    shift = torch.linspace(-1, 1, 5)
+    options = {"num_steps": 3, "batch_size": 2}
+    together = torch.cat([b.samples for b in edm2.generate(net, range(5), conditions={"shift": shift}, **options)])
+    for seed in range(5):
+        (alone,) = edm2.generate(net, [seed], conditions={"shift": shift[seed : seed + 1]}, **options)
+        torch.testing.assert_close(together[seed : seed + 1], alone.samples, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="condition shift: 5 rows for 4 seeds"):
+        edm2.generate(net, range(4), conditions={"shift": shift})
+
+
+def test_conditions_that_a_network_does_not_know_are_refused():
+    net = build_network(NetworkConfig(8, 1, 0, model_channels=8, channel_mult=(1,), attn_resolutions=()))
+    with pytest.raises(ValueError, match="unknown conditions caption"):
+        net(torch.zeros(1, 1, 8, 8), 1.0, conditions={"caption": torch.zeros(1)})
