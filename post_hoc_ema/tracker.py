@@ -249,7 +249,7 @@ def _batches(averages: Mapping[str, Tensor]) -> Iterator[list[str]]:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This device's part of a tensor that torch shards (DTensor), else the tensor itself.
+    """Part of this device of a tensor that torch shards (DTensor), else the tensor itself.
 
     Averaging is element by element, so no communication is needed, and uneven or empty parts do no harm.
     """

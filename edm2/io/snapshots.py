@@ -14,8 +14,12 @@ from torch import Tensor
 from edm2.io.published import PublishedSnapshot, is_reconstruction
 from edm2.networks import NetworkConfig
 from edm2.pipeline.folder import is_pipeline_folder, read_pipeline_metadata, read_pipeline_tensors, read_safetensors
-from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError, find_snapshots
-from edm2.post_hoc_ema import read_metadata as read_safetensors_metadata
+from edm2.post_hoc_ema import (
+    SafetensorsSnapshot,
+    SnapshotError,
+    find_snapshots,
+    read_metadata as read_safetensors_metadata,
+)
 from edm2.training.config import CHANGEABLE, TrainingConfig
 
 AnySnapshot = SafetensorsSnapshot | PublishedSnapshot

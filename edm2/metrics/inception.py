@@ -73,8 +73,9 @@ class CleanInception:
 
 
 class InceptionProbabilities:
-    """Probabilities of Inception's 1008 classes, without the bias of the last layer, as in the original implementation
-    of the Inception score.
+    """Probabilities of Inception's 1008 classes.
+
+    The bias of the last layer is left out, as in the original implementation of the Inception score.
 
     Args and errors as of `Inception`.
     """

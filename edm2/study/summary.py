@@ -74,8 +74,10 @@ class Summary:
         return self._by_level([outcome.levels.losses for outcome in self.outcomes])
 
     def losses_over(self, reference: "Summary") -> dict[float, Spread]:
-        """Ratios to another variant's losses with the same seed, which has the same held-out images and noise, or to
-        its mean losses where that run is missing."""
+        """Ratios to another variant's losses with the same seed.
+
+        That run has the same held-out images and noise. Where it is missing, its variant's mean losses stand in.
+        """
         by_seed = {outcome.seed: outcome.levels.losses for outcome in reference.outcomes}
         means = [value.mean for value in reference.losses.values()]
         pairs = [(outcome.levels.losses, by_seed.get(outcome.seed, means)) for outcome in self.outcomes]

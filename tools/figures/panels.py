@@ -162,7 +162,9 @@ def images_text(images: int) -> str:
 
 
 def style_legend(axes: Axes, beside: bool = False, **styles: str) -> None:
-    """Explain line styles below the legend of the colours: style_legend(axes, loss="-").
+    """Explain line styles below the legend of the colours.
+
+    Example: `style_legend(axes, loss="-")`.
 
     Args:
         axes: The panel.

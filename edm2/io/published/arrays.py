@@ -168,7 +168,7 @@ def _dtype_and_count(identifier: Any) -> tuple[str, torch.dtype, int]:
 
 
 def make_tensor(*arguments: Any) -> PickledTensor:
-    """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)"""
+    """Stand in for torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
     match arguments:
         case (Storage() as storage, int(offset), tuple(shape), tuple(stride), bool(), dict(hooks)) if not hooks:
             return PickledTensor(storage, offset, shape, stride)
@@ -176,7 +176,7 @@ def make_tensor(*arguments: Any) -> PickledTensor:
 
 
 def make_parameter(*arguments: Any) -> PickledTensor:
-    """torch._utils._rebuild_parameter(tensor, requires_grad, hooks)"""
+    """Stand in for torch._utils._rebuild_parameter(tensor, requires_grad, hooks)."""
     match arguments:
         case (PickledTensor() as tensor, bool(), dict(hooks)) if not hooks:
             return tensor

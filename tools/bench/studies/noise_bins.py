@@ -109,8 +109,10 @@ class FineTuning:
         return levels(self.objective.distribution, self.bins).tolist()
 
     def changes(self) -> np.ndarray:
-        """Relative change of the loss: row i, of the network fine-tuned on bin i (the last: on all); column j, in bin
-        j. [bins + 1, bins]."""
+        """Relative change of the loss, [bins + 1, bins].
+
+        Row i is of the network fine-tuned on bin i (the last: on all); column j is the loss in bin j.
+        """
         self.start.to(self.config.device)
         before = self.losses(self.start)
         rows = tqdm([*range(self.bins), ALL], desc="fine-tuning", leave=False, disable=None)
