@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from edm2.post_hoc_ema import (
 )
 from edm2.training.config import CHANGEABLE, TrainingConfig
 
-AnySnapshot = SafetensorsSnapshot | PublishedSnapshot
+AnySnapshot: TypeAlias = SafetensorsSnapshot | PublishedSnapshot
 
 
 def is_published(path: str | Path) -> bool:
@@ -100,7 +100,7 @@ def open_run(folder: str | Path) -> list[AnySnapshot]:
         snapshots = find_snapshots(folder)
         for snapshot in snapshots:
             _checked(snapshot.path, snapshot.metadata)
-        return snapshots
+        return [*snapshots]
     return sorted(map(PublishedSnapshot, pickles), key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel))
 
 

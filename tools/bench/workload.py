@@ -80,7 +80,7 @@ def settings_for(device: str, chosen: Mapping[str, Any], quick: bool = False) ->
     }
     if quick:
         proposed |= {"repeats": 1, "warmup": 1, "steps": 2, "matrix_size": 256}
-    settings = proposed | chosen
+    settings = {**proposed, **chosen}
     settings.setdefault("precision", default_precision(settings["preset"], device))
     large = SHAPES.get(settings["preset"], (0, 64, 64))[1:] == (64, 64)
     settings.setdefault("batch", 2 if large and not on_gpu else 64)

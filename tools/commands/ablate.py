@@ -177,7 +177,7 @@ def _result(trial: "Trial", dataset: "Dataset", scoring: "Scoring") -> "Outcome 
         _train(trial, dataset)
         scored_by = scoring
         with image_bar(scoring.images(trial)) as bar:
-            result = scoring.outcome(trial, bar.update)
+            result: Outcome | Failure = scoring.outcome(trial, bar.update)
     except TrainingError as error:
         result = Failure(trial.label, trial.config.seed, str(error))
     trial.keep(result, scored_by)

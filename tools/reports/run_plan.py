@@ -83,7 +83,7 @@ def _reconstruction(config: TrainingConfig, forecast: DiskForecast) -> str:
     text = f"lengths {WANTED[0]:g} to {WANTED[-1]:g} at the end with errors up to {_percent(kept)}"
     if config.keep_snapshots is None:
         return text
-    return f"{text}, {_percent(_worst_error(forecast.all_times, config.sigma_rels))} with all snapshots kept"
+    return f"{text}, {_percent(_worst_error(forecast.all_times, config.sigma_rels) or kept)} with all snapshots kept"
 
 
 def _worst_error(times: list[int], stored: tuple[float, ...]) -> float | None:
@@ -127,7 +127,7 @@ def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
     if config.standardize:
         whose = "statistics stored in the dataset" if stats else "statistics measured when training starts"
         return [("scaling", f"pixels to mean 0 and standard deviation {sigma_data:g}, by {whose}")]
-    preset = PRESETS.get(config.preset)
+    preset = PRESETS.get(config.preset or "")
     as_in_paper = preset is not None and preset.training.get("standardize") is False
     lines = [("scaling", "pixels onto [-1, 1]" + (", as in the paper" if as_in_paper else ""))]
     if stats and abs(stats["sigma_data"] / sigma_data - 1) > FAR_OFF:

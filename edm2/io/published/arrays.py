@@ -106,11 +106,11 @@ class PickledTensor:
             return self._read_storage(file, start, stop)
         return self.read(file).view(-1)[start:stop]
 
-    def _read_storage(self, file: BinaryIO, start: int, stop: int) -> Tensor:
+    def _read_storage(self, file: Any, start: int, stop: int) -> Tensor:
         """Numbers of the storage, counted from the tensor's first."""
         numbers = torch.empty(stop - start, dtype=self.dtype)
         file.seek(self.storage.offset + (self.offset + start) * self.dtype.itemsize)
-        if len(numbers) and file.readinto(memoryview(numbers.view(torch.uint8).numpy())) < numbers.nbytes:
+        if len(numbers) and file.readinto(numbers.view(torch.uint8).numpy()) < numbers.nbytes:
             raise PickleRefused("ends too early: it was truncated while it was read")
         return numbers
 

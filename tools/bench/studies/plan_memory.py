@@ -129,7 +129,7 @@ def _train(config: TrainingConfig, processes: Processes) -> None:
 def _memory(entry: str) -> int:
     """Bytes; getrusage would begin with the peak of the process that started this one."""
     with open("/proc/self/status") as file:
-        return 1024 * int(re.search(entry + r":\s+(\d+) kB", file.read())[1])
+        return 1024 * int(re.findall(entry + r":\s+(\d+) kB", file.read())[0])
 
 
 if __name__ == "__main__":
