@@ -143,7 +143,7 @@ class Workload:
     @property
     def network(self) -> NetworkConfig:
         """Description of the network."""
-        return self.config.network
+        return self.config.own_network
 
     @property
     def draws_latents(self) -> bool:

@@ -153,7 +153,9 @@ def _scoring(
     if ref is None:
         check_pixels(dataset)
     device = trial.config.device
-    name = detector or default_detector({"network": trial.config.network.to_json(), "codec": {"kind": dataset.kind}})
+    name = detector or default_detector(
+        {"network": trial.config.own_network.to_json(), "codec": {"kind": dataset.kind}}
+    )
     evaluator = load_evaluator(name, weights, dataset, ref, device, ONE_PROCESS, image_bar, out)
     dtype = DTYPES[precision or ("fp16" if device.startswith("cuda") else "fp32")]
     sampling = SampleSettings(count, num_steps, dtype=dtype)

@@ -115,7 +115,7 @@ def plan(
         raise click.UsageError(str(error)) from None
     if isinstance(efficiency, Path):
         efficiency = measured_efficiency(efficiency, cluster.gpu)
-    seconds = seconds_per_image(config.network, preset, cluster.gpu, efficiency)
+    seconds = seconds_per_image(config.own_network, preset, cluster.gpu, efficiency)
     forecast = Forecast(config, dataset, cluster, ways, seconds)
     print_forecast(forecast)
     if json_file is not None:

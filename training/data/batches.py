@@ -134,8 +134,7 @@ class BatchStream:
             shape = (self.channels, *data.shape[2:])
             noise = self.random.normal(Stream.MOMENTS, position, position + len(data), shape)
         images = self.codec.encode(data.to(self.device, non_blocking=True), noise)
-        labels = labels.to(self.device, non_blocking=True) if self.has_labels else None
-        return Batch(images, labels)
+        return Batch(images, labels.to(self.device, non_blocking=True) if self.has_labels else None)
 
     def _augment(self, batch: Batch, position: int) -> Batch:
         """Mirror images and drop labels by the random numbers of their positions."""

@@ -94,7 +94,7 @@ def make_weighting(
     if not isinstance(weighting, StaticWeighting):
         return weighting
     if snr_convention == "data":
-        weighting = InDataUnits(weighting)
+        weighting = InDataUnits(kind(**parameters))
     check_range(weighting, distribution, sigma_data)
     if normalize:
         weighting = normalized(weighting, distribution, sigma_data)

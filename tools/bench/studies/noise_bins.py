@@ -86,7 +86,7 @@ class FineTuning:
     @cached_property
     def objective(self) -> DenoisingLoss:
         """Noise levels as in the run, weighted as by EDM."""
-        return DenoisingLoss(self.config.objective().distribution, self.config.network.sigma_data, EDM())
+        return DenoisingLoss(self.config.objective().distribution, self.config.own_network.sigma_data, EDM())
 
     @cached_property
     def random(self) -> PositionRandom:
@@ -129,7 +129,7 @@ class FineTuning:
         for microbatches in islice(self.feed.steps(end), self.steps):
             force_weight_normalization_(net)
             optimizer.zero_grad()
-            for images, labels in microbatches:
+            for images, labels, _ in microbatches:
                 self.loss(net, images, labels, bin_number, place).backward()
                 place += len(images)
             optimizer.step()
