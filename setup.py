@@ -32,7 +32,7 @@ setup(
         *(name for folder in FOLDERS for name in subpackages(folder)),
     ],
     package_dir={"edm2": "edm2", **{f"edm2.{folder}": folder for folder in FOLDERS}},
-    package_data={"edm2": ["assets/*.safetensors", "py.typed"]},
+    package_data={"": ["*.pyi"], "edm2": ["assets/*.safetensors", "py.typed"]},
     install_requires=[
         "torch>=2.9",
         "numpy",
@@ -52,7 +52,10 @@ setup(
         "tensorboard": ["tensorboard"],
         "bench": ["ema-pytorch"],
         "datasets": ["datasets"],
-        "test": ["pytest", "ruff", "tensorboard", "datasets", "build", "setuptools"],
+        "test": [
+            *("pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"),
+            *("tensorboard", "datasets", "build", "setuptools"),
+        ],
     },
     entry_points={"console_scripts": ["edm2 = edm2.tools.cli:main"]},
     classifiers=[

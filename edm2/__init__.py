@@ -7,8 +7,9 @@ This is the parent package of every folder, so it imports nothing by itself; pub
     for batch in edm2.generate(net, seeds=range(16)): ...    # batches of images
 """
 
+import ast
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -19,39 +20,33 @@ if (_root / "setup.py").is_file() and (_root / "networks" / "__init__.py").is_fi
     __path__.append(str(_root))
 
 
-def lazy_names(
-    package: str, homes: Mapping[str, Sequence[str]]
-) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Make `__getattr__` and `__dir__` of a package that loads its public names on first use (PEP 562).
+def lazy_names(package: str, file: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """Make `__getattr__`, `__dir__` and `__all__` of a package that loads its public names on first use (PEP 562).
+
+    The stub beside the package's `__init__.py` lists the names once: as imports, which type checkers and editors
+    understand, and which are followed here.
 
     Args:
         package: Name of the package.
-        homes: Public names by the module that defines them.
+        file: Its `__init__.py`.
     """
-    home_of = {name: module for module, names in homes.items() for name in names}
+    imports = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8")).body
+    home_of = {
+        alias.asname: node.module
+        for node in imports
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+        if alias.asname
+    }
 
     def __getattr__(name: str) -> object:
         if name in home_of:
             return getattr(importlib.import_module(home_of[name]), name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return __getattr__, lambda: sorted(home_of)
+    names = list(home_of)
+    return __getattr__, lambda: names, names
 
 
-_HOMES = {
-    "edm2.io.model": ["load", "save", "read_metadata"],
-    "edm2.sampling.samplers.heun": ["sigma_steps", "sample_heun"],
-    "edm2.sampling.samplers.deis": ["sample_deis"],
-    "edm2.sampling.samplers.dpmpp": ["sample_dpmpp_2m"],
-    "edm2.sampling.samplers.euler": ["sample_euler"],
-    "edm2.sampling.guidance": ["guided", "without_labels"],
-    "edm2.sampling.generation": ["generate"],
-    "edm2.pipeline": ["EDM2Pipeline"],
-}
-
-__all__ = ["__version__", *(name for names in _HOMES.values() for name in names)]
-__getattr__, _ = lazy_names(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+__all__.append("__version__")

@@ -184,5 +184,5 @@ class DecoderBlock(Block):
 
 def blocks(net: nn.Module) -> list[ResidualBlock]:
     """Blocks of encoder and decoder of a `Precond` network, in order."""
-    children = [*net.unet.enc.children(), *net.unet.dec.children()]
+    children = [*net.get_submodule("unet.enc").children(), *net.get_submodule("unet.dec").children()]
     return [module for module in children if isinstance(module, ResidualBlock)]  # the input convolution is no block

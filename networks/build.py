@@ -1,11 +1,13 @@
 """Build a network from its description."""
 
+from typing import Any
+
 from edm2.networks.config import NetworkConfig
 from edm2.networks.ladder import UNetA, UNetB, UNetC, UNetD, UNetE, UNetF
 from edm2.networks.precond import Precond
 from edm2.networks.unet import UNet
 
-UNETS = {"A": UNetA, "B": UNetB, "C": UNetC, "D": UNetD, "E": UNetE, "F": UNetF, "G": UNet}
+UNETS: dict[str, Any] = {"A": UNetA, "B": UNetB, "C": UNetC, "D": UNetD, "E": UNetE, "F": UNetF, "G": UNet}
 """U-Nets of the paper's configurations (Table 1)."""
 
 

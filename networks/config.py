@@ -158,7 +158,7 @@ def dataclass_from_json(cls: type[Config], values: dict[str, Any], what: str) ->
     Raises:
         ValueError: an unknown or missing field, or a value out of range.
     """
-    known = {field.name for field in dataclasses.fields(cls)}
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # Config may be any dataclass
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{what} has unknown fields {unknown}; was it written by a newer version?")
     try:

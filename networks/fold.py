@@ -20,6 +20,9 @@ class FoldedConv(nn.Module):
         bias: Bias of the layer, if it has one.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
@@ -55,7 +58,7 @@ def fold(net: Module, dtype: torch.dtype | None = None) -> Module:
     """
     folded = copy.deepcopy(net)
     if dtype is not None and hasattr(folded, "compute_dtype"):
-        folded.compute_dtype = dtype
+        setattr(folded, "compute_dtype", dtype)  # noqa: B010  # nn.Module declares no such attribute
     for module in list(folded.modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, Conv):
@@ -64,7 +67,7 @@ def fold(net: Module, dtype: torch.dtype | None = None) -> Module:
                     weight = weight.to(dtype)
                 setattr(module, name, FoldedConv(weight, None if layer.bias is None else layer.bias.detach()))
     if isinstance(folded, Precond):
-        folded.to(memory_format=folded.unet.memory_format)
+        folded.to(memory_format=folded.unet.memory_format)  # type: ignore[call-overload]  # unknown to torch's stubs
     return folded.eval().requires_grad_(False)
 
 

@@ -22,6 +22,9 @@ class Fourier(nn.Module):
     amplitude = 1.0
     """Height of the cosines."""
 
+    freqs: Tensor
+    phases: Tensor
+
     def __init__(self, num_channels: int, bandwidth: float = 1) -> None:
         super().__init__()
         self.register_buffer("freqs", 2 * math.pi * bandwidth * torch.randn(num_channels))
@@ -48,6 +51,8 @@ class Conv(nn.Module, ABC):
             padding.
         bias: Initial bias [out], or None for a layer without.
     """
+
+    bias: nn.Parameter | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -85,8 +90,7 @@ class WeightNormConv(Conv):
 
     def effective_weight(self, gain: Tensor | float = 1) -> Tensor:
         """Return w', in at least float32; shaped like the parameter."""
-        w = self.weight
-        w = w if w.dtype.itemsize >= 4 else w.float()
+        w = self.weight if self.weight.dtype.itemsize >= 4 else self.weight.float()
         root = math.sqrt(w[0].numel())
         if isinstance(gain, Tensor) or not gain * self.scale:  # `normalize` has no magnitude 0
             return normalize(w) * (gain / root * self.scale)
@@ -124,7 +128,7 @@ def force_weight_normalization_(module: nn.Module) -> None:
     weights, magnitudes, scales = [], [], []
     for layer in module.modules():
         if isinstance(layer, MPConv):
-            w = layer.weight
+            w: Tensor = layer.weight
             w = w.to_local() if hasattr(w, "to_local") else w  # this process's rows of a DTensor; there may be none
             wide, fan_in = torch.promote_types(w.dtype, torch.float32), math.prod(w.shape[1:])
             norm = torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True, dtype=wide)

@@ -1,6 +1,7 @@
 """The denoiser D(x; sigma) around a U-Net, and the uncertainty u(sigma) (Section 1.1, Eqs. 4-8 and 21)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class Precond(nn.Module):
     Attributes:
         compute_dtype: dtype of the U-Net's activations; parameters keep their own.
     """
+
+    unet: Any  # a U-Net with a `config` and a `memory_format`
 
     def __init__(self, unet: nn.Module, sigma_data: float, logvar_fourier: nn.Module, logvar_linear: nn.Module) -> None:
         super().__init__()

@@ -53,8 +53,10 @@ def resample(x: Tensor, mode: str, taps: Sequence[float]) -> Tensor:
     f = torch.tensor(taps, dtype=torch.float32, device=x.device)
     f = f / f.sum()
     kernel = f.outer(f).to(x.dtype).tile(x.shape[1], 1, 1, 1)  # [C, 1, k, k]
-    options = {"groups": x.shape[1], "stride": 2, "padding": (len(taps) - 1) // 2}
-    return F.conv2d(x, kernel, **options) if mode == "down" else F.conv_transpose2d(x, 4 * kernel, **options)
+    groups, padding = x.shape[1], (len(taps) - 1) // 2
+    if mode == "down":
+        return F.conv2d(x, kernel, stride=2, padding=padding, groups=groups)
+    return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=groups)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -81,6 +83,9 @@ class ReferenceConv(nn.Module):
 
 class ReferenceFourier(nn.Module):
     """Random Fourier features: sqrt(2) cos(f x + p) (Eq. 75)."""
+
+    freqs: Tensor
+    phases: Tensor
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -117,8 +122,9 @@ class ReferenceBlock(nn.Module):
         self.emb_linear = ReferenceConv(config.emb_channels, out_channels)
         self.conv_res1 = ReferenceConv(out_channels, out_channels, (3, 3))
         self.conv_skip = ReferenceConv(in_channels, out_channels, (1, 1)) if in_channels != out_channels else None
-        self.attn_qkv = ReferenceConv(out_channels, 3 * out_channels, (1, 1)) if self.num_heads else None
-        self.attn_proj = ReferenceConv(out_channels, out_channels, (1, 1)) if self.num_heads else None
+        if self.num_heads:
+            self.attn_qkv = ReferenceConv(out_channels, 3 * out_channels, (1, 1))
+            self.attn_proj = ReferenceConv(out_channels, out_channels, (1, 1))
 
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
         """[N, residual_channels, H, W] and [N, E] -> [N, out_channels, H, W]."""
@@ -238,6 +244,7 @@ class ReferenceUNet(nn.Module):
         """[N, C, H, W], [N] and one-hot [N, label_dim] -> [N, C, H, W]."""
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
+            assert class_labels is not None  # `Precond` hands some to every network with classes
             label = self.emb_label(class_labels * math.sqrt(self.config.label_dim))  # one-hot vectors of unit magnitude
             emb = mp_sum(emb, label, self.config.label_balance)
         emb = mp_silu(emb)
@@ -284,9 +291,10 @@ class ReferencePrecond(nn.Module):
         x = x.to(torch.float32)
         sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)
         label_dim, sd = self.config.label_dim, self.config.sigma_data
-        if label_dim and class_labels is None:
-            class_labels = torch.zeros([1, label_dim], device=x.device)
-        labels = class_labels.to(torch.float32).reshape(-1, label_dim) if label_dim else None
+        labels = None
+        if label_dim:
+            labels = torch.zeros([1, label_dim], device=x.device) if class_labels is None else class_labels
+            labels = labels.to(torch.float32).reshape(-1, label_dim)
 
         c_skip = sd**2 / (sigma**2 + sd**2)
         c_out = sigma * sd / (sigma**2 + sd**2).sqrt()

@@ -15,70 +15,10 @@ time (Karras et al. 2024, arXiv 2312.02696v2, "the paper", Section 3 and Appendi
     planning.py        which snapshots to store, and in which precision
     tensor_files.py    parts of safetensors files, read and written
     files.py           files that appear complete or not at all, and texts from untrusted files
+
+Public names are loaded on first use: the mathematics and the files need no torch.
 """
 
-import importlib
-from typing import Any
+from edm2 import lazy_names
 
-_NAMES_IN = {
-    "conversions": (
-        "beta_to_half_life",
-        "half_life_to_beta",
-        "half_life_to_sigma_rel",
-        "rampup_ratio_to_sigma_rel",
-        "sigma_rel_to_half_life",
-        "sigma_rel_to_rampup_ratio",
-    ),
-    "files": ("atomic_output",),
-    "planning": (
-        "StoragePlan",
-        "evenly_spaced_error",
-        "plan_storage",
-        "rounding_error",
-        "snapshots_needed",
-        "storage_dtype",
-        "thin",
-        "thin_along",
-    ),
-    "profile": (
-        "SIGMA_REL_MAX",
-        "ReconstructionError",
-        "gamma_to_sigma_rel",
-        "power_function_beta",
-        "power_function_profile",
-        "power_function_response",
-        "power_function_step",
-        "profile_inner_product",
-        "reconstruction_error",
-        "sigma_rel_to_gamma",
-        "solve_coefficients",
-    ),
-    "reconstruction": ("reconstruct", "reconstruct_files", "reconstruct_tensors"),
-    "selection": ("missing_snapshots", "select_snapshots"),
-    "snapshot": (
-        "PartialSnapshot",
-        "SafetensorsSnapshot",
-        "Snapshot",
-        "SnapshotError",
-        "find_snapshots",
-        "read_metadata",
-        "snapshot_name",
-        "write_snapshot",
-    ),
-    "tensor_files": ("TensorLayout",),
-    "tracker": ("PowerFunctionEMA", "TraditionalEMA"),
-}
-_MODULE_OF = {name: f"{__name__}.{module}" for module, names in _NAMES_IN.items() for name in names}
-
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use: the mathematics and the files need no torch."""
-    if name in _MODULE_OF:
-        return getattr(importlib.import_module(_MODULE_OF[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -49,12 +49,14 @@ class Reconstruction:
     ) -> None:
         self.inputs = select_snapshots(snapshots, at)  # the newest first, which is of the time `at`
         self.newest = self.inputs[0]
+        partial = [snapshot for snapshot in self.inputs if isinstance(snapshot, PartialSnapshot)]
+        self._partial = partial if len(partial) == len(self.inputs) else None
         self.groups = groups or {}
         self.targets = len(sigma_rels)
         refuse_different_names(self.inputs)
         refuse_idle_patterns(self.groups, self.newest.names)
         self._buffers = frozenset(getattr(self.newest, "buffers", ()))  # readers from elsewhere need not have any
-        self._x = {None: self._solve(sigma_rels)}
+        self._x: dict[str | None, FloatArray] = {None: self._solve(sigma_rels)}
         self._x |= {pattern: self._solve([s] * self.targets) for pattern, s in self.groups.items()}
 
     def _solve(self, sigma_rels: Sequence[float]) -> FloatArray:
@@ -70,10 +72,10 @@ class Reconstruction:
         """Names and tensors, one per target: θ̂ = Σ_i x_i θ̂_i for averages, copies of the newest for all others."""
         for name in self.newest.names:
             theta = self.newest.read(name)
-            if not self._is_average(name, theta.dtype):
+            dtype = self._dtype(name, theta.dtype)
+            if dtype is None:
                 yield name, [theta.clone() for _ in range(self.targets)]
                 continue
-            dtype = average_dtype(theta.dtype)
             sums = [torch.zeros(theta.shape, dtype=dtype) for _ in range(self.targets)]
             for snapshot, x_i in zip(self.inputs, self._x[group_of(name, self.groups)].tolist(), strict=True):
                 theta_i = theta if snapshot is self.newest else snapshot.read(name)
@@ -83,9 +85,9 @@ class Reconstruction:
                     total.add_(theta_i, alpha=x)
             yield name, sums
 
-    def _is_average(self, name: str, dtype: torch.dtype) -> bool:
-        """True if a tensor is to be combined; buffers and integers are copied."""
-        return name not in self._buffers and average_dtype(dtype) is not None
+    def _dtype(self, name: str, dtype: torch.dtype) -> torch.dtype | None:
+        """Type in which a tensor is combined; None for buffers and integers, which are copied."""
+        return None if name in self._buffers else average_dtype(dtype)
 
     # ------------------------------------------------------------------------------------------------------------------
     # The same in blocks: `streaming`
@@ -93,7 +95,7 @@ class Reconstruction:
     @property
     def streamable(self) -> bool:
         """True if all snapshots can be read in parts."""
-        return all(isinstance(snapshot, PartialSnapshot) for snapshot in self.inputs)
+        return self._partial is not None
 
     def layouts(self) -> dict[str, TensorLayout]:
         """Layouts of all tensors, as the newest snapshot stores them.
@@ -101,11 +103,12 @@ class Reconstruction:
         Raises:
             ValueError: Snapshots that can be read in parts have a tensor in different shapes.
         """
-        if not self.streamable:  # the shapes in older snapshots would cost a pass over their files
+        if self._partial is None:  # the shapes in older snapshots would cost a pass over their files
             tensors = ((name, self.newest.read(name)) for name in self.newest.names)
             return {name: TensorLayout(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors}
-        layouts = {name: self.newest.layout(name) for name in self.newest.names}
-        for snapshot in self.inputs[1:]:
+        newest, *others = self._partial
+        layouts = {name: newest.layout(name) for name in newest.names}
+        for snapshot in others:
             for name, layout in layouts.items():
                 refuse_different_shapes(name, layout.shape, snapshot.layout(name).shape, self.newest, snapshot)
         return layouts
@@ -114,15 +117,14 @@ class Reconstruction:
         """Layouts of a target's tensors; `dtype` for real averages, None for the types in which they are computed."""
         results = dict(layouts)
         for name, layout in layouts.items():
-            if self._is_average(name, layout.dtype):
-                computed = average_dtype(layout.dtype)
+            if computed := self._dtype(name, layout.dtype):
                 results[name] = TensorLayout(dtype if dtype and computed.is_floating_point else computed, layout.shape)
         return results
 
     def resources(self, layouts: Mapping[str, TensorLayout], memory: int, threads: int) -> Resources:
         """Threads and block size for these tensors; ValueError if `memory` is too small."""
-        averages = (layout.dtype for name, layout in layouts.items() if self._is_average(name, layout.dtype))
-        itemsize = max((average_dtype(dtype).itemsize for dtype in averages), default=4)
+        dtypes = (self._dtype(name, layout.dtype) for name, layout in layouts.items())
+        itemsize = max((dtype.itemsize for dtype in dtypes if dtype), default=4)
         return Resources.within(memory, threads, len(self.inputs), self.targets, itemsize)
 
     def write(
@@ -133,24 +135,24 @@ class Reconstruction:
         progress: Callable[[int, int], object] = lambda done, total: None,
     ) -> None:
         """Hand every number of the targets to their writers."""
-        if not self.streamable:
+        if self._partial is None:
             for name, tensors in self.tensors():
                 for writer, tensor in zip(writers, tensors, strict=True):
                     writer.write(name, 0, tensor.reshape(-1))
             return
         for name, layout in layouts.items():
-            if not self._is_average(name, layout.dtype):
+            if not self._dtype(name, layout.dtype):
                 numbers = self.newest.read(name).reshape(-1)
                 for writer in writers:
                     writer.write(name, 0, numbers)
-        stream_combine(self.inputs, self._blocks(layouts, resources.block), writers, resources, progress)
+        stream_combine(self._partial, self._blocks(layouts, resources.block), writers, resources, progress)
 
     def _blocks(self, layouts: Mapping[str, TensorLayout], size: int) -> Iterator[Block]:
         """All averages; a block's tensors have the coefficients and the type in common."""
         numels: dict[tuple[str | None, torch.dtype], dict[str, int]] = defaultdict(dict)
         for name, layout in layouts.items():
-            if self._is_average(name, layout.dtype):
-                numels[group_of(name, self.groups), average_dtype(layout.dtype)][name] = layout.numel
+            if dtype := self._dtype(name, layout.dtype):
+                numels[group_of(name, self.groups), dtype][name] = layout.numel
         for (group, dtype), numel_of in numels.items():
             coefficients = torch.from_numpy(self._x[group].T).contiguous()  # [targets, inputs]
             yield from make_blocks(numel_of, coefficients.to(dtype), size)

@@ -3,11 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from typing import TypeVar
 
 from edm2.post_hoc_ema.snapshot import Snapshot
 
+AnySnapshot = TypeVar("AnySnapshot", bound=Snapshot)
 
-def select_snapshots(snapshots: Sequence[Snapshot], at: int | None = None) -> list[Snapshot]:
+
+def select_snapshots(snapshots: Sequence[AnySnapshot], at: int | None = None) -> list[AnySnapshot]:
     """Snapshots that a reconstruction at `at` uses, the newest first; errors as of `reconstruct_tensors`."""
     usable = [snapshot for snapshot in snapshots if snapshot.images_seen > 0]
     times = sorted({snapshot.images_seen for snapshot in usable})

@@ -13,7 +13,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -82,13 +82,14 @@ class SafetensorsSnapshot(PartialSnapshot):
             self.names = tuple(file.keys())
             self.metadata = _parse_metadata(self.path, file.metadata())
         self._stored = locate_tensors(self.path)
-        self.images_seen, self.sigma_rel = self.metadata.get("images_seen"), self.metadata.get("sigma_rel")
-        self.buffers = frozenset(self.metadata.get("buffers", ()))
-        if not _is_time(self.images_seen) or not _is_sigma_rel(self.sigma_rel):
+        images_seen, sigma_rel = self.metadata.get("images_seen"), self.metadata.get("sigma_rel")
+        if not _is_time(images_seen) or not _is_sigma_rel(sigma_rel):
             raise SnapshotError(
                 f"{self.path} does not say at how many images_seen and with which sigma_rel it was averaged,"
                 " so it is not a snapshot; move it elsewhere"
             )
+        self.images_seen, self.sigma_rel = images_seen, sigma_rel
+        self.buffers = frozenset(self.metadata.get("buffers", ()))
 
     def read(self, name: str) -> Tensor:
         """One tensor, in the type in which it is stored. The file is open only meanwhile, so that memory is freed."""
@@ -195,12 +196,12 @@ def check_buffers(path: Path, metadata: Mapping[str, Any]) -> None:
         raise SnapshotError(f"{path} is damaged: buffers must be a list of names; copy or write it again")
 
 
-def _is_time(value: Any) -> bool:
+def _is_time(value: Any) -> TypeGuard[int]:
     """True if this can be a number of images."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
-def _is_sigma_rel(value: Any) -> bool:
+def _is_sigma_rel(value: Any) -> TypeGuard[float]:
     """True if this can be an EMA length."""
     return type(value) in (int, float) and 0 <= value < 1
 

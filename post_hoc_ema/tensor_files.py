@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ class SafetensorsWriter:
         """
         self._file = file
         self._lock = threading.Lock()
-        header: dict[str, object] = {"__metadata__": dict(metadata)}
+        header: dict[str, Any] = {"__metadata__": dict(metadata)}
         end = 0  # of the numbers so far, counted from the end of the header, as the format does
         for name in sorted(layouts, key=lambda name: (-layouts[name].dtype.itemsize, name)):
             layout = layouts[name]
@@ -169,4 +169,4 @@ def _write(file: BinaryIO, data: memoryview) -> None:
 
 def _bytes_of(numbers: Tensor) -> memoryview:
     """The memory of a tensor [n]."""
-    return memoryview(numbers.view(torch.uint8).numpy())
+    return memoryview(numbers.view(torch.uint8).numpy())  # type: ignore[arg-type]  # an array is a buffer

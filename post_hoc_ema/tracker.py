@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,18 +98,18 @@ class ParameterAverages(ABC):
         live = self._module.state_dict()
         return {name: averages[name] if name in averages else deepcopy(value) for name, value in live.items()}
 
-    def state_dict(self) -> dict[str, Tensor | int]:
+    def state_dict(self) -> dict[str, Any]:
         """State to resume from: `images_seen`, and `<length>/<parameter>` for each average.
 
         The tensors are the tracker's own, not copies, as in `torch.nn.Module.state_dict`.
         """
-        state: dict[str, Tensor | int] = {"images_seen": self._images_seen}
+        state: dict[str, Any] = {"images_seen": self._images_seen}
         for length, averages in self._averages.items():
             state |= {f"{length!r}/{name}": average for name, average in averages.items()}
         return state
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor | int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict()` as if never interrupted.
 
         Raises:
@@ -249,7 +250,7 @@ def _batches(averages: Mapping[str, Tensor]) -> Iterator[list[str]]:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This device's part of a tensor that torch shards (DTensor), else the tensor itself.
+    """Part of this device of a tensor that torch shards (DTensor), else the tensor itself.
 
     Averaging is element by element, so no communication is needed, and uneven or empty parts do no harm.
     """
@@ -262,7 +263,7 @@ def _names_of_parameters(module: nn.Module) -> dict[str, str]:
     return {name: first[parameter] for name, parameter in module.named_parameters(remove_duplicate=False)}
 
 
-def _difference(own: Mapping[str, Tensor | int], other: Mapping[str, Tensor | int]) -> str | None:
+def _difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """The first reason why `other` cannot be loaded into `own`, or None."""
     if _lengths(own) != _lengths(other):
         return f"they have lengths {_lengths(other)}, this tracker {_lengths(own)}"
@@ -274,7 +275,7 @@ def _difference(own: Mapping[str, Tensor | int], other: Mapping[str, Tensor | in
     return None
 
 
-def _lengths(state: Mapping[str, Tensor | int]) -> str:
+def _lengths(state: Mapping[str, Any]) -> str:
     """The lengths in a state's keys, as text."""
     return ", ".join(sorted({key.partition("/")[0] for key in state.keys() - {"images_seen"}})) or "none"
 

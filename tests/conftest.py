@@ -19,7 +19,7 @@ COMPACT = HERE / "golden"
 FULL = Path(os.environ.get("EDM2_GOLDEN", HERE.parent.parent / "shared" / "golden"))
 
 
-@pytest.fixture(scope="session", params=["compact", "full"])
+@pytest.fixture(scope="session", params=["compact", pytest.param("full", marks=pytest.mark.slow)])
 def golden(request: pytest.FixtureRequest) -> Path:
     """Root of a golden set: the selection in this repository, then the full one where there is one."""
     if request.param == "compact":

@@ -199,7 +199,8 @@ def test_every_imported_package_is_declared(unpacked):
 def test_the_tools_of_make_test_are_in_the_test_extra(unpacked):
     metadata = (next(unpacked.glob("*.dist-info")) / "METADATA").read_text()
     extra = set(re.findall(r'^Requires-Dist: ([\w.-]+).*; extra == "test"$', metadata, re.MULTILINE))
-    assert {"pytest", "ruff", "build", "setuptools"} <= extra  # --no-isolation builds with what is installed
+    assert {"pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"} <= extra
+    assert {"build", "setuptools"} <= extra  # --no-isolation builds with what is installed
 
 
 def normalized(name: str) -> str:

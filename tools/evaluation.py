@@ -60,7 +60,7 @@ class Evaluation(Callback):
             real = trained_on if data is None else open_dataset(data)
             check_pixels(real)
         kind = "pixels" if trained_on.kind == "pixels" else "latents"
-        about = {"network": config.network.to_json(), "codec": {"kind": kind}}
+        about = {"network": config.own_network.to_json(), "codec": {"kind": kind}}
         self.evaluator = load_evaluator(
             detector or default_detector(about), None, real, ref, config.device, ONE_PROCESS, image_bar
         )

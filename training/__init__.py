@@ -22,31 +22,4 @@ Public names are loaded on first use, so that importing the loss loads the loss 
 
 from edm2 import lazy_names
 
-_HOMES = {
-    "edm2.training.callbacks": ["Callback"],
-    "edm2.training.config": ["TrainingConfig"],
-    "edm2.training.data.codecs": ["Codec", "PixelCodec", "codec_from_json"],
-    "edm2.training.data.dataset": ["ArrayDataset", "Dataset", "DatasetError", "open_dataset"],
-    "edm2.training.data.vae": ["LatentCodec"],
-    "edm2.training.loss.bins": ["NoiseBins", "equal_bins", "x0_gradients"],
-    "edm2.training.loss.by_name": [
-        "NOISE_DISTRIBUTIONS",
-        "SNR_CONVENTIONS",
-        "WEIGHTINGS",
-        "make_weighting",
-        "noise_distribution",
-    ],
-    "edm2.training.loss.noise": ["DDPMCosine", "DDPMLinear", "LnNormal", "LnUniform", "NoiseDistribution", "levels"],
-    "edm2.training.loss.objective": ["DenoisingLoss", "EDM2Loss"],
-    "edm2.training.loss.pareto": ["Pareto", "pareto_weights"],
-    "edm2.training.loss.snr": ["Constant", "Eps", "InDataUnits", "MaxSNR", "MinSNR", "P2", "SoftMinSNR", "V"],
-    "edm2.training.loss.weighting": ["EDM", "Relative", "StaticWeighting", "Uncertainty", "Weighting", "normalized"],
-    "edm2.training.run.checkpoint": ["CheckpointError"],
-    "edm2.training.run.run_folder": ["RunFolder", "RunFolderError", "read_run_config"],
-    "edm2.training.schedule": ["inverse_sqrt_lr"],
-    "edm2.training.step": ["TrainStep"],
-    "edm2.training.trainer": ["Trainer", "TrainingError"],
-}
-
-__all__ = [name for names in _HOMES.values() for name in names]
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -98,6 +98,13 @@ class TrainingConfig(DataConfig, ObjectiveConfig, ScheduleConfig, OutputConfig, 
         if self.weighting == "pareto":
             raise ValueError("weighting 'pareto' needs the whole network in one process; leave out --shard")
 
+    @property
+    def own_network(self) -> NetworkConfig:
+        """Description of a network of ours. Raises ValueError where the trainer is handed one."""
+        if self.network is None:
+            raise ValueError(f"{self.out}: the run's network is external, so it has no description here")
+        return self.network
+
     def to_json(self) -> dict[str, Any]:
         """A flat dict of plain values, with the network as a dict inside; `from_json` is its inverse."""
         values = dataclasses.asdict(self)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import types
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 
 def mistyped_fields(record: Any) -> list[str]:
@@ -22,7 +22,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and _are_items(value, get_args(hint))
     if dataclasses.is_dataclass(hint):
-        return isinstance(value, hint) and not mistyped_fields(value)
+        return isinstance(value, cast(type, hint)) and not mistyped_fields(value)
     if hint is float and type(value) is float:
         return math.isfinite(value)
     if hint in (int, float):

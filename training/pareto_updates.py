@@ -1,8 +1,8 @@
 """Updates of Pareto-optimal loss weights (arXiv 2303.09556) from gradients of a step's images, every so many steps."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from edm2.networks import Precond
 from edm2.training.accumulation import Part
 from edm2.training.distributed.strategies import Strategy
 from edm2.training.draws import NoiseDraws
@@ -20,7 +20,7 @@ class ParetoUpdates:
         strategy: Sums over ranks.
     """
 
-    def __init__(self, weighting: Pareto, net: Precond, draws: NoiseDraws, strategy: Strategy) -> None:
+    def __init__(self, weighting: Pareto, net: Any, draws: NoiseDraws, strategy: Strategy) -> None:
         self.weighting = weighting
         self.net = net
         self.draws = draws

@@ -23,7 +23,7 @@ def prepare_(net: nn.Module, config: TrainingConfig, loss: Any, device: torch.de
         net.to(device).train()
         return
     layout = torch.contiguous_format if config.shard else net.unet.memory_format  # FSDP2 takes no other
-    net.to(device, memory_format=layout).train()
+    net.to(device, memory_format=layout).train()  # type: ignore[call-overload]  # unknown to torch's stubs
     net.compute_dtype = DTYPES[config.precision]
     if not uses_uncertainty(loss):
         net.logvar_linear.requires_grad_(False)  # it gets no gradient, and other ranks would wait for one

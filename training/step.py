@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,9 @@ class TrainStep:
         self.position = 0
         self.device = processes.device(config.device)
         objective = config.objective()
-        self.loss = objective if loss is None else loss
+        self.loss: Any = objective if loss is None else loss  # any callable, with or without a state
         prepare_(net, config, self.loss, self.device)
-        self.net = net
+        self.net: Any = net  # an `nn.Module`, ours or another
         self.buffers = [name for name, _ in net.named_buffers()]
         self.strategy = choose_strategy(processes, self.device, config.shard, timedelta(seconds=config.patience))
         self.denoiser = self.strategy.wrap(self.net, config.compile)
@@ -69,7 +70,7 @@ class TrainStep:
         half_life = config.traditional_ema
         self.traditional_ema = None if half_life is None else TraditionalEMA(self.net, half_life)
         self.random = PositionRandom(config.seed, config.random_block, self.device)
-        self.draws = NoiseDraws(self.random, objective.distribution, config.batch_size, config.stratified_sigma)
+        self.draws: Any = NoiseDraws(self.random, objective.distribution, config.batch_size, config.stratified_sigma)
         size = min(config.images_per_forward, self.images_per_rank)
         self.accumulation = GradientAccumulation(size, self.optimizer, self.strategy)
         weighting = getattr(self.loss, "weighting", None)
@@ -144,6 +145,6 @@ class TrainStep:
 def _adam(net: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
     """Adam. Scalars are a group of their own: unlike other parameters, they are never sharded."""
     parameters = list(net.parameters())
-    groups = [[p for p in parameters if p.ndim], [p for p in parameters if not p.ndim]]
-    groups = [{"params": group} for group in groups if group]
+    kinds = [p for p in parameters if p.ndim], [p for p in parameters if not p.ndim]
+    groups = [{"params": group} for group in kinds if group]
     return torch.optim.Adam(groups, lr=config.ref_lr, betas=config.betas, fused=device.type in ("cpu", "cuda"))

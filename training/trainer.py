@@ -82,7 +82,7 @@ class Trainer:
         self.snapshot_times: list[int] = []
         _check_parts(config, net, loss)
         self._template = None if net is None else copy.deepcopy(net).cpu()
-        net = fresh_network(config.network, config.seed) if net is None else net
+        net = fresh_network(config.own_network, config.seed) if net is None else net
         if config.init is not None and not find_checkpoints(self.folder.checkpoints):
             load_snapshot_(net, config.init)
         self.sizes = file_sizes(config, net)
@@ -102,8 +102,8 @@ class Trainer:
         return self.step.images_seen
 
     @property
-    def net(self) -> nn.Module:
-        """The network as the optimizer sees it."""
+    def net(self) -> Any:
+        """The network as the optimizer sees it: an `nn.Module`, ours or another."""
         return self.step.net
 
     @property
@@ -188,6 +188,7 @@ class Trainer:
             self.totals.add(self.step(batches))
             if (speed := self.processes.broadcast(speedometer.step_done())) is not None:
                 return SpeedMeasurement(speed, peak_memory(self.step.device))
+        raise RuntimeError("a stream without an end has ended")
 
     def speedometer(self) -> Speedometer:
         """A measurement of speed that begins now."""
@@ -288,7 +289,7 @@ class Trainer:
         if self.processes.is_first:
             self._call("on_report", record)
 
-    def averaged(self, sigma_rel: float) -> nn.Module | None:
+    def averaged(self, sigma_rel: float) -> Any:
         """For the first process, a network in evaluation mode with the weights averaged over a profile; else None."""
         return self.output.network(self.step.ema.average(sigma_rel))
 
@@ -297,7 +298,7 @@ class Trainer:
         if self._template is not None:
             return copy.deepcopy(self._template).to(self.step.device)
         with torch.device("meta"):
-            net = build_network(self.config.network)
+            net = build_network(self.config.own_network)
         net.compute_dtype = DTYPES[self.config.precision]
         return net
 
@@ -307,7 +308,8 @@ class Trainer:
             record = self.diagnostics.measure(
                 self.images_seen, self.net, self.averaged, step.loss, self.stream, step.images_per_forward
             )
-            self.output.monitor.report_diagnostics(record)
+            if self.output.monitor is not None:
+                self.output.monitor.report_diagnostics(record)
 
     def save_snapshots(self) -> None:
         """Write a snapshot of each average, then remove older ones that are too many."""
@@ -320,7 +322,7 @@ class Trainer:
                 self.output.save_traditional(now, self.step.traditional_ema)
         self.snapshot_times = sorted({*self.snapshot_times, now})
         self._thin_snapshots()
-        if self.processes.is_first:
+        if self.output.monitor is not None:  # of the first process
             for numbers in self._call("on_snapshot"):
                 self.output.monitor.tensorboard.append({"images_seen": now, **(numbers or {})})
 
@@ -338,11 +340,12 @@ class Trainer:
         """Every tensor that a resumed run needs; loading fills them in place."""
         step = self.step
         weighting = getattr(step.loss, "weighting", None)
+        own: dict[str, Any] = getattr(step.loss, "state_dict", dict)()
         return {
             "net": step.net.state_dict(),
             "optimizer": adam_state(step.net, step.optimizer),
             "totals": self.totals.state_dict(),
-            **({"loss": own} if (own := getattr(step.loss, "state_dict", dict)()) else {}),
+            **({"loss": own} if own else {}),
             **({"pareto": weighting.state_dict()} if isinstance(weighting, Pareto) else {}),
             **{name: _tensors(average.state_dict()) for name, average in step.averages().items()},
         }

@@ -52,8 +52,13 @@ class Transform(Protocol):
     Two transforms whose `repr` is the same must do the same.
     """
 
-    height: int
-    width: int
+    @property
+    def height(self) -> int:
+        """Rows of the result."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the result."""
 
     def __call__(self, image: Image.Image) -> Image.Image | None: ...
 
@@ -141,7 +146,7 @@ class CenterCropWide:
         return letter_box
 
 
-TRANSFORMS = {
+TRANSFORMS: dict[str, Callable[[int, int], Transform]] = {
     "center-crop-dhariwal": CenterCropDhariwal,
     "center-crop": CenterCrop,
     "center-crop-wide": CenterCropWide,
@@ -258,7 +263,7 @@ def _list_source(source: Source, max_images: int | None) -> _Listing:
     files, catalog = source if isinstance(source, tuple) else open_archive(Path(source))
     if arrays := [name for name in catalog.names if name.lower().endswith(".npy")]:
         raise DatasetError(f"{files.path}/{arrays[0]}: an array, not an image; such a dataset can be used as it is")
-    names, labels = catalog.names[:max_images], catalog.labels[:max_images].tolist()
+    names, labels = list(catalog.names[:max_images]), catalog.labels[:max_images].tolist()
     return _Listing(files, names, labels, catalog.class_names)
 
 
@@ -321,7 +326,9 @@ def _start_worker(files: Files) -> None:
 
 def _end_with_parent() -> None:
     """End this worker when its parent is killed: it would wait for work forever."""
-    parent_process().join()
+    parent = parent_process()
+    assert parent is not None  # only workers run this
+    parent.join()
     os._exit(1)
 
 

@@ -235,7 +235,8 @@ def _encoded(job: _Job, parts: Sequence[_Part], readers: ThreadPoolExecutor) -> 
     images = ahead(readers, reads, depth=max(READ_AHEAD * job.batch_size, job.workers))
     batches = [batch for part in parts for batch in _batches(part, job.batch_size)]
     begun = (job.encoder(torch.stack([next(images) for _ in batch])) for batch in batches)
-    next_begun = pairwise(chain(begun, [None]))
+    nothing = torch.empty(0)  # after the last
+    next_begun = pairwise(chain(begun, [nothing]))
     done = (_to_storage(job, batch, moments.cpu()) for batch, (moments, _) in zip(batches, next_begun, strict=True))
     for part in parts:
         yield part, np.concatenate([next(done) for _ in _batches(part, job.batch_size)])
@@ -302,7 +303,8 @@ def _finish(job: _Job, parts: Sequence[_Part], complete: Path, out: Path) -> Enc
     statistics = measure(dataset, workers=job.workers) if some_gone else _statistics(parts)
     remove(path for path in complete.parent.iterdir() if path != complete)
     complete.replace(out)
-    return Encoded(len(dataset), dataset.shape, statistics, dict(dataset.latents or {}))
+    channels, height, width = dataset.shape
+    return Encoded(len(dataset), (channels, height, width), statistics, dict(dataset.latents or {}))
 
 
 def _check_parts(parts: Sequence[_Part]) -> None:

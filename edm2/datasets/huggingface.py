@@ -148,12 +148,12 @@ def _labels(where: str, dataset: "Dataset", column: str | None) -> tuple[np.ndar
         names = sorted(set(values))
         index = {name: index for index, name in enumerate(names)}
         return np.array([index[value] for value in values], dtype=np.int64), tuple(names)
-    names = getattr(dataset.features[column], "names", None)
-    limit = len(names) if names else MAX_CLASSES
+    known: list[str] | None = getattr(dataset.features[column], "names", None)
+    limit = len(known) if known else MAX_CLASSES
     for row, value in enumerate(values):
         if type(value) is not int or not 0 <= value < limit:
             raise DatasetError(
                 f"{where}: the label of row {row} in column {column} is {value!r}; choose a --label-column of class "
                 'numbers from 0 or of names, or "none"'
             )
-    return np.array(values, dtype=np.int64), tuple(names or map(str, range(max(values) + 1)))
+    return np.array(values, dtype=np.int64), tuple(known or map(str, range(max(values) + 1)))

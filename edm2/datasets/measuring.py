@@ -113,9 +113,9 @@ def measure(
     return total_of(sums).statistics((dataset.levels - 1) / 2 if dataset.kind == "pixels" else 1.0)
 
 
-def _sums_of_chunk(dataset: Dataset, indices: Sequence[int]) -> Sums:
+def _sums_of_chunk(dataset: Dataset, indices: np.ndarray) -> Sums:
     sums_of = sums_of_pixels if dataset.kind == "pixels" else sums_of_moments
-    return total_of([sums_of(dataset.images([index])[0].numpy()) for index in indices])
+    return total_of([sums_of(dataset.images([int(index)])[0].numpy()) for index in indices])
 
 
 def total_of(sums: Sequence[Sums]) -> Sums:

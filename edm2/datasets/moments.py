@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edm2.training.data.vae import SD_VAE, check_pixel_range, load_vae
 
@@ -63,7 +63,7 @@ class MomentEncoder:
         """Name of the VAE in the dataset: the hub id, or the folder's full path."""
         return str(Path(self.vae).resolve()) if Path(self.vae).is_dir() else self.vae
 
-    def load(self) -> nn.Module:
+    def load(self) -> Any:
         """Load the VAE, or take it from the cache. Raises VAEError if it cannot be loaded."""
         return load_vae(self.vae, self.device)
 

@@ -101,6 +101,7 @@ def append(archive: ZipFile, path: Path) -> list[str]:
     Raises:
         OSError: The file is damaged.
     """
+    assert archive.fp is not None  # it is open
     try:
         with ZipFile(path) as part, open(path, "rb") as file:
             archive.fp.seek(archive.start_dir)

@@ -21,8 +21,10 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def resolve(name: str | Path) -> Path:
-    """Find a network: a file or a pipeline's folder as given, an included network such as "digits8", or a repository
-    of the hub, which is fetched.
+    """Find a network by path or name.
+
+    It is a file or a pipeline's folder as given, an included network such as "digits8", or a repository of the hub,
+    which is fetched.
 
     Raises:
         OSError: there is nothing of this name.

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
@@ -28,7 +28,7 @@ class Header:
     by_columns: bool
 
 
-def open_member(archive: ZipFile, name: str) -> tuple[BinaryIO, Header]:
+def open_member(archive: ZipFile, name: str) -> tuple[IO[bytes], Header]:
     """Open an array in an NPZ file: the file of its numbers, standing at the first, and its header.
 
     Memory is allocated for the numbers in the file, not for those that the header announces.
@@ -37,7 +37,7 @@ def open_member(archive: ZipFile, name: str) -> tuple[BinaryIO, Header]:
         Exception: of almost any kind, if the file is damaged, or holds objects, or other numbers than it announces.
     """
     info = archive.getinfo(name)
-    member = archive.open(info)
+    member: IO[bytes] = archive.open(info)
     if info.compress_type != ZIP_STORED:
         if info.file_size > MAX_UNPACKED:
             raise ValueError(f"{info.file_size:,} bytes, compressed; store it as numpy.savez does")

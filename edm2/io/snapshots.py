@@ -7,18 +7,22 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from edm2.io.published import PublishedSnapshot, is_reconstruction
 from edm2.networks import NetworkConfig
 from edm2.pipeline.folder import is_pipeline_folder, read_pipeline_metadata, read_pipeline_tensors, read_safetensors
-from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError, find_snapshots
-from edm2.post_hoc_ema import read_metadata as read_safetensors_metadata
+from edm2.post_hoc_ema import (
+    SafetensorsSnapshot,
+    SnapshotError,
+    find_snapshots,
+    read_metadata as read_safetensors_metadata,
+)
 from edm2.training.config import CHANGEABLE, TrainingConfig
 
-AnySnapshot = SafetensorsSnapshot | PublishedSnapshot
+AnySnapshot: TypeAlias = SafetensorsSnapshot | PublishedSnapshot
 
 
 def is_published(path: str | Path) -> bool:
@@ -96,7 +100,7 @@ def open_run(folder: str | Path) -> list[AnySnapshot]:
         snapshots = find_snapshots(folder)
         for snapshot in snapshots:
             _checked(snapshot.path, snapshot.metadata)
-        return snapshots
+        return [*snapshots]
     return sorted(map(PublishedSnapshot, pickles), key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel))
 
 

@@ -22,11 +22,4 @@ Public names are loaded on first use: the command line reads the registry withou
 
 from edm2 import lazy_names
 
-_HOMES = {
-    "edm2.metrics.detectors": ["Detector", "load_detector"],
-    "edm2.metrics.frechet": ["FeatureStatistics", "FeatureSums", "feature_statistics", "frechet_distance"],
-    "edm2.metrics.reference": ["read_reference", "reference_of", "write_reference"],
-}
-
-__all__ = [name for names in _HOMES.values() for name in names]
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

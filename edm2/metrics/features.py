@@ -112,6 +112,7 @@ def _in_turn(
 def _from_process(source: int, tensors: list[Tensor] | None, num_tensors: int, processes: Processes) -> list[Tensor]:
     """Tensors of process `source`, on all processes; the others give None."""
     if processes.count == 1:
+        assert tensors is not None  # it is the source
         return tensors
     try:
         return [_broadcast(None if tensors is None else tensors[i], source) for i in range(num_tensors)]

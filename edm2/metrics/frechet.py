@@ -44,7 +44,7 @@ class FeatureSums:
             raise ValueError(f"features of shape {f.shape}: expected one row per image, [N, D]")
         if not np.isfinite(f).all():
             raise ValueError("features contain NaN or infinity")
-        if self.sum is None:
+        if self.sum is None or self.products is None:
             self.sum, self.products = np.zeros(f.shape[1]), np.zeros((f.shape[1], f.shape[1]))
         if f.shape[1] != self.sum.size:
             raise ValueError(f"{f.shape[1]} features per image, but {self.sum.size} in those before")
@@ -63,6 +63,8 @@ class FeatureSums:
         n = self.num_images
         if n < 2:
             raise ValueError(f"{n} image{'s' * (n != 1)}: a covariance takes at least two, and a score about 50,000")
+        assert self.sum is not None  # there were images
+        assert self.products is not None
         mu = self.sum / n
         return FeatureStatistics(mu, (self.products - n * np.outer(mu, mu)) / (n - 1), n)
 

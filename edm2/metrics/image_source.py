@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class NpzImages(Dataset):
         return np.frombuffer(bytearray(data), dtype=np.uint8).reshape(self._rows)
 
 
-def _open_images(path: Path) -> tuple[BinaryIO, tuple[int, ...]]:
+def _open_images(path: Path) -> tuple[IO[bytes], tuple[int, ...]]:
     """Open `arr_0.npy` at the offset where its numbers begin; also returns its shape."""
     member, header = open_member(zipfile.ZipFile(path), "arr_0.npy")
     if header.dtype != np.uint8 or header.by_columns or len(header.shape) != 4 or 0 in header.shape:

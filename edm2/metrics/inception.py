@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,8 +74,9 @@ class CleanInception:
 
 
 class InceptionProbabilities:
-    """Probabilities of Inception's 1008 classes, without the bias of the last layer, as in the original implementation
-    of the Inception score.
+    """Probabilities of Inception's 1008 classes.
+
+    The bias of the last layer is left out, as in the original implementation of the Inception score.
 
     Args and errors as of `Inception`.
     """
@@ -83,7 +85,7 @@ class InceptionProbabilities:
     title = "Inception score"
 
     def __init__(self, weights: str | Path | None = None, device: torch.device | str = "cpu") -> None:
-        self._net = _load(weights, device, resize_inside=True).base
+        self._net: Any = _load(weights, device, resize_inside=True).base
         self._device = torch.device(device)
 
     @torch.inference_mode()

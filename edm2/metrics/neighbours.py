@@ -75,9 +75,9 @@ def neighbours_picture(samples: Dataset, training: Dataset, found: Neighbours, r
     Returns:
         uint8 [C, H, W].
     """
-    chosen = found.order[:rows]
+    chosen = found.order[:rows].tolist()
     drawn = displayed(samples, chosen)
-    closest = [_like(displayed(training, indices), drawn) for indices in found.indices[chosen]]
+    closest = [_like(displayed(training, indices), drawn) for indices in found.indices[chosen].tolist()]
     lines = [torch.cat([sample[None], images]) for sample, images in zip(drawn, closest, strict=True)]
     scale = max(1, 64 // max(drawn.shape[-2:]))
     return image_grid(torch.cat(lines), columns=len(lines[0]), scale=scale, gap=2 * scale)

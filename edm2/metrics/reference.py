@@ -126,7 +126,7 @@ def write_reference(
     """
     if Path(path).suffix != ".npz":
         raise ValueError(f"{path}: a reference file's name ends in .npz")
-    arrays = {f"{name}/features": array for name, array in (features or {}).items()}
+    arrays: dict[str, Any] = {f"{name}/features": array for name, array in (features or {}).items()}
     for name, s in statistics.items():
         arrays |= {f"{name}/mu": s.mu, f"{name}/sigma": s.sigma, f"{name}/num_images": np.int64(s.num_images)}
     with atomic_output(path) as temporary, open(temporary, "wb") as file:
@@ -209,7 +209,7 @@ def _statistics_in(file: BinaryIO) -> dict[str, FeatureStatistics]:
     content = read_pickle(PickleFile(file), NUMPY_MAKERS)
     match content:
         case {"num_images": int(number), **detectors} if detectors:
-            return {name: _detector_statistics(file, entry, number) for name, entry in detectors.items()}
+            return {str(name): _detector_statistics(file, entry, number) for name, entry in detectors.items()}
     raise PickleRefused("is no dict of num_images and statistics by detector")
 
 

@@ -7,7 +7,7 @@ one detector share its features. `edm2.metrics.registry` lists those that are no
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +108,7 @@ class FeaturesMetric:
 
     @classmethod
     def from_reference(cls, reference: str | Path | None, detector: str | None) -> "FeaturesMetric":
-        if reference is None:
+        if reference is None or detector is None:
             raise NoReferenceError
         return cls(detector, read_features(reference, detector))
 
@@ -139,12 +139,13 @@ def metrics_from(reference: str | Path | None, names: Sequence[str], detector: s
         raise NoReferenceError
     detectors = [name for name in names if name not in METRICS] or list(statistics)
     default = detector or next(iter(detectors), None)
-    return [
+    metrics: list[Any] = [
         import_target(METRICS[name]).from_reference(reference, default)
         if name in METRICS
         else _frechet(name, statistics, reference)
         for name in names
     ]
+    return metrics
 
 
 def _frechet(name: str, statistics: Mapping[str, FeatureStatistics], reference: str | Path | None) -> FrechetMetric:

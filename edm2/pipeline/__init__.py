@@ -14,12 +14,4 @@ A saved folder names the modules that its classes are in: `edm2.pipeline.denoise
 
 from edm2 import lazy_names
 
-_HOMES = {
-    "edm2.pipeline.denoiser": ["EDM2Denoiser"],
-    "edm2.pipeline.scheduler": ["EDM2HeunScheduler"],
-    "edm2.pipeline.pipeline": ["EDM2Pipeline"],
-    "edm2.pipeline.folder": ["is_pipeline_folder", "read_pipeline_metadata", "read_pipeline_tensors"],
-}
-
-__all__ = [name for names in _HOMES.values() for name in names]
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -32,9 +32,11 @@ class EDM2Denoiser(Precond, ModelMixin, ConfigMixin):
         description = NetworkConfig(*args, **fields)
         net = build_network(description)
         super().__init__(net.unet, net.sigma_data, net.logvar_fourier, net.logvar_linear)
-        self.register_to_config(**description.to_json())
+        register: Any = self.register_to_config
+        register(**description.to_json())
 
-    __init__.__signature__ = inspect.signature(NetworkConfig.__init__)  # diffusers writes these to config.json
+    # diffusers writes these to config.json
+    __init__.__signature__ = inspect.signature(NetworkConfig.__init__)  # type: ignore[attr-defined]  # as functools.wraps
 
     @classmethod
     def from_network(cls, net: Precond) -> "EDM2Denoiser":
@@ -46,7 +48,7 @@ class EDM2Denoiser(Precond, ModelMixin, ConfigMixin):
         return denoiser.eval().requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, **options: Any) -> "EDM2Denoiser":
+    def from_pretrained(cls, pretrained_model_name_or_path: str, **options: Any) -> Any:
         """Load as `ModelMixin` does, but only from .safetensors, and only if exactly the network's tensors are there.
 
         Raises:

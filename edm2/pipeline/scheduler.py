@@ -84,23 +84,22 @@ class EDM2HeunScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: `set_timesteps` has not been called.
         """
-        if self.step_index is None:
+        index = self.step_index
+        if index is None:
             raise ValueError("call set_timesteps before step")
-        if self.step_index % 2 == 0:
-            x_next = self._euler_step(sample, model_output)
-        else:
-            x_next = self._correction(sample, model_output)
-        self.step_index += 1
+        advance = self._correction if index % 2 else self._euler_step
+        x_next = advance(sample, model_output, index)
+        self.step_index = index + 1
         return EDM2HeunSchedulerOutput(x_next) if return_dict else (x_next,)
 
-    def _euler_step(self, x: Tensor, denoised: Tensor) -> Tensor:
-        t, t_next = self.sigmas[self.step_index : self.step_index + 2]
+    def _euler_step(self, x: Tensor, denoised: Tensor, index: int) -> Tensor:
+        t, t_next = self.sigmas[index : index + 2]
         d = (x - denoised) / t
         self._begun = x, d
         return x + (t_next - t) * d
 
-    def _correction(self, x_euler: Tensor, denoised: Tensor) -> Tensor:
-        t, t_next = self.sigmas[self.step_index - 1 : self.step_index + 1]
+    def _correction(self, x_euler: Tensor, denoised: Tensor, index: int) -> Tensor:
+        t, t_next = self.sigmas[index - 1 : index + 1]
         x, d = self._begun
         d_next = (x_euler - denoised) / t_next
         return x + (t_next - t) * (d + d_next) / 2

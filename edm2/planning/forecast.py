@@ -117,7 +117,7 @@ class TrainingVariant:
     @property
     def traffic(self) -> Traffic:
         """Bytes that each GPU sends in a step."""
-        return traffic(self.config.network, self.cluster.gpus, self.config.shard, self.rounds)
+        return traffic(self.config.own_network, self.cluster.gpus, self.config.shard, self.rounds)
 
     @property
     def communicating(self) -> float:

@@ -54,10 +54,11 @@ def plan_run(
         )
     if conditional and not dataset.num_classes:
         raise ValueError(f"{data} has no labels, which --cond needs")
-    measured = {"standardize": True} if dataset.pixel_stats else {}  # a preset that says otherwise prevails
-    proposed = measured | preset.network | preset.training | preset.rules(len(dataset), choices)
+    # A preset that says otherwise prevails.
+    measured: dict[str, Any] = {"standardize": True} if dataset.pixel_stats else {}
+    proposed = measured | preset.network | preset.training | dict(preset.rules(len(dataset), choices))
     proposed = ladder_settings(architecture, proposed)
-    settings = _adapted(proposed, len(dataset), choices) | choices
+    settings = {**_adapted(proposed, len(dataset), choices), **choices}
     network = {name: value for name, value in settings.items() if name in NetworkConfig.__dataclass_fields__}
     training = {name: value for name, value in settings.items() if name not in network}
     if dataset.kind != "moments":

@@ -94,7 +94,7 @@ def seconds_per_image(
         found = {"published": seconds}
     else:
         found = {"published, scaled by matrix peak": seconds * A100.peak / gpu.peak}
-        if gpu.bandwidth is not None:
+        if gpu.bandwidth is not None and A100.bandwidth is not None:
             found["published, scaled by memory bandwidth"] = seconds * A100.bandwidth / gpu.bandwidth
     if efficiency is not None:
         flops = 2 * TRAINING_FLOPS * count_flops(network)  # data sheets count multiplications and additions

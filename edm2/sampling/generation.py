@@ -159,7 +159,8 @@ def classes_of_seeds(
     if chosen is not None:
         return torch.tensor(chosen, dtype=torch.int64)
     parts = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *(_draw_inputs(net, part, None)[2] for part in parts)])
+    drawn = (_draw_inputs(net, part, None)[2] for part in parts)
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *(labels for labels in drawn if labels is not None)])
 
 
 def check_guide(net: Precond, guide: Precond, net_name: str = "this network", guide_name: str = "the guide") -> None:
@@ -184,7 +185,7 @@ def class_index(label: int | str, names: Sequence[str]) -> int:
         ValueError: neither a name nor a number.
     """
     if label in names:
-        return list(names).index(label)
+        return list[object](names).index(label)
     try:
         return int(label)
     except ValueError:
@@ -208,7 +209,7 @@ def _chosen_classes(classes: int | Sequence[int] | None, count: int, label_dim: 
     """One class per image, checked, or None to draw them."""
     if classes is None:
         return None
-    chosen = [int(classes)] * count if isinstance(classes, Integral) else [int(c) for c in classes]
+    chosen = [int(classes)] * count if isinstance(classes, int | Integral) else [int(c) for c in classes]
     if len(chosen) != count:
         raise ValueError(f"{len(chosen)} classes for {count} seeds: give one class, or one per seed")
     if label_dim == 0:

@@ -270,7 +270,7 @@ class Scoring:
         chosen = evenly_spaced(holdout_set or train_set, LOSS_IMAGES)
         indices = range(len(chosen))
         images = sweeper.codec.encode(chosen.images(indices).to(config.device), None)
-        labels = chosen.labels(indices).to(config.device) if config.network.label_dim else None
+        labels = chosen.labels(indices).to(config.device) if config.own_network.label_dim else None
         levels = loss_at_levels(sweeper.ready(net), images, labels, SIGMAS, config.images_per_forward)
         if not all(map(math.isfinite, levels.losses)):
             raise self._not_finite(config)

@@ -26,8 +26,10 @@ class Spread:
 def spread(values: Iterable[float | None]) -> Spread | None:
     """Summarize the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
-    if not known:
-        return None
+    return _spread(known) if known else None
+
+
+def _spread(known: Sequence[float]) -> Spread:
     deviation = statistics.stdev(known) if len(known) > 1 else None
     return Spread(statistics.fmean(known), deviation, min(known), max(known))
 
@@ -48,7 +50,7 @@ class Summary:
     def curve(self) -> dict[float, Spread]:
         """Distance by sigma_rel."""
         sigma_rels = self.outcomes[0].distances if self.outcomes else ()
-        return {sigma_rel: spread(o.distances[sigma_rel] for o in self.outcomes) for sigma_rel in sigma_rels}
+        return {sigma_rel: _spread([o.distances[sigma_rel] for o in self.outcomes]) for sigma_rel in sigma_rels}
 
     @property
     def best(self) -> float:
@@ -74,8 +76,10 @@ class Summary:
         return self._by_level([outcome.levels.losses for outcome in self.outcomes])
 
     def losses_over(self, reference: "Summary") -> dict[float, Spread]:
-        """Ratios to another variant's losses with the same seed, which has the same held-out images and noise, or to
-        its mean losses where that run is missing."""
+        """Ratios to another variant's losses with the same seed.
+
+        That run has the same held-out images and noise. Where it is missing, its variant's mean losses stand in.
+        """
         by_seed = {outcome.seed: outcome.levels.losses for outcome in reference.outcomes}
         means = [value.mean for value in reference.losses.values()]
         pairs = [(outcome.levels.losses, by_seed.get(outcome.seed, means)) for outcome in self.outcomes]
@@ -83,7 +87,7 @@ class Summary:
 
     def _by_level(self, values: Sequence[Sequence[float]]) -> dict[float, Spread]:
         """Summarize lists of one value per noise level, by noise level."""
-        return dict(zip(self.outcomes[0].levels.sigmas, map(spread, zip(*values, strict=True)), strict=True))
+        return dict(zip(self.outcomes[0].levels.sigmas, map(_spread, zip(*values, strict=True)), strict=True))
 
 
 def summarize(labels: Iterable[str], results: Sequence[Outcome | Failure]) -> list[Summary]:

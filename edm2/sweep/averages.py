@@ -129,6 +129,7 @@ class Averages:
         if sigma_rel == RAW:
             return dict(read_weights(RunFolder(self.folder).raw_weights)[1])
         snapshot = self._stored(at, sigma_rel)
+        assert snapshot is not None  # else `networks` reconstructs it
         tensors = ((name, snapshot.read(name)) for name in snapshot.names)
         return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors}
 

@@ -84,7 +84,7 @@ class Evaluator:
 
         Processes share the work; all get the same number.
         """
-        drawn = np.random.Generator(np.random.PCG64(0)).integers(len(dataset), size=count)
+        drawn = np.random.Generator(np.random.PCG64(0)).integers(len(dataset), size=count).tolist()
         parts = [drawn[start : start + BATCH] for start in range(0, count, BATCH)]
         images = read_ahead(dataset, processes.shard(parts))
         features = [batch for [batch] in features_of_batches(images, len(parts), [self.detector], processes)]

@@ -67,6 +67,7 @@ class FixedGuide:
             self._net = fold(load(self.name, device), dtype)
 
     def of(self, net: Precond, sigma_rel: float) -> Denoiser:
+        assert self._net is not None  # `load` comes first
         check_guide(net, self._net, guide_name=self.name)
         return self._net
 

@@ -116,8 +116,9 @@ class Range:
         """Coordinates that a search at one time varies."""
         axes = [Axis("sigma_rel", tuple(self.sigma_rels), SIGMA_REL_STEP)]
         axes.append(Axis("guidance", tuple(self.guidances), GUIDANCE_STEP))
-        if None not in self.guide_sigma_rels:
-            axes.append(Axis("guide sigma_rel", tuple(self.guide_sigma_rels), SIGMA_REL_STEP))
+        guide_sigma_rels = tuple(s for s in self.guide_sigma_rels if s is not None)
+        if len(guide_sigma_rels) == len(self.guide_sigma_rels):
+            axes.append(Axis("guide sigma_rel", guide_sigma_rels, SIGMA_REL_STEP))
         return axes
 
 
@@ -185,11 +186,12 @@ class Sweeper:
 
     def real_data_fd(self, dataset: Dataset) -> float:
         """Frechet distance of as many real images; known, or computed."""
+        evaluator: Any = self.evaluator  # by Frechet distance: other metrics have no such number
         count, facts = self.sampling.count, {"real_images": self.sampling.count, **self.evaluator.to_json()}
         return self.remembered(
             facts,
             {"real_images": count, "detector": facts["detector"]},
-            lambda: Score(self.evaluator.real_data_fd(dataset, count, self.processes), None, None),
+            lambda: Score(evaluator.real_data_fd(dataset, count, self.processes), None, None),
         ).distance
 
     def remembered(self, facts: dict[str, Any], shown: dict[str, Any], compute: Callable[[], Score]) -> Score:
@@ -287,7 +289,10 @@ class Sweeper:
                     yield point, self.ready(net), None
         guided = [point for point in points if point.guidance != 1]
         sigma_rels = sorted({point.used_guide_sigma_rel for point in guided})
-        for some in _chunks(sigma_rels, self.guide.at_once if self.guide else 1):
+        if not guided:
+            return
+        assert self.guide is not None  # a weight besides 1 needs one
+        for some in _chunks(sigma_rels, self.guide.at_once):
             self.guide.load(some, self.device, self.sampling.dtype)
             for point in guided:
                 if point.used_guide_sigma_rel in some:

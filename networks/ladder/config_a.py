@@ -6,8 +6,8 @@ Shapes: N images, C channels, H by W pixels, E embedding width.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,14 @@ from edm2.networks.magnitude import resample
 from edm2.networks.unet import append_ones, build_decoder, build_encoder
 
 # Layers
+
+
+class ConvClass(Protocol):
+    """Class of a layer, made from channels in, channels out and a kernel."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Conv:
+        """Make a layer."""
+        ...
 
 
 class UniformConv(Conv):
@@ -155,13 +163,13 @@ class BlockA(ResidualBlock):
         ValueError: channels that cannot be split into heads or groups.
     """
 
-    conv: ClassVar[type[Conv]] = BiasedConv
-    last_conv: ClassVar[type[Conv]] = ZeroConv
+    conv: ClassVar[ConvClass] = BiasedConv
+    last_conv: ClassVar[ConvClass] = ZeroConv
     """Last layer of a branch."""
     norm: ClassVar[type[nn.Module]] = GroupNorm
     attention_norm: ClassVar[type[nn.Module]] = GroupNorm
     """Norm before queries, keys and values."""
-    attention: ClassVar[Callable[[Tensor, int], Tensor]] = staticmethod(dot_product_attention)
+    attention: "ClassVar[staticmethod[[Tensor, int], Tensor]]" = staticmethod(dot_product_attention)
     modulations: ClassVar[int] = 2
     """Numbers per channel that the embedding gives: scale and shift."""
 
@@ -218,9 +226,9 @@ class UNetA(nn.Module):
         ValueError: channels that cannot be split into heads or groups.
     """
 
-    conv: ClassVar[type[Conv]] = BiasedConv
-    last_conv: ClassVar[type[Conv]] = ZeroConv
-    label_conv: ClassVar[type[Conv]] = ClassEmbedding
+    conv: ClassVar[ConvClass] = BiasedConv
+    last_conv: ClassVar[ConvClass] = ZeroConv
+    label_conv: ClassVar[ConvClass] = ClassEmbedding
     norm: ClassVar[type[nn.Module]] = GroupNorm
     noise_features: ClassVar[type[nn.Module]] = PositionalEmbedding
     """Features of the noise level in the embedding."""
@@ -264,6 +272,7 @@ class UNetA(nn.Module):
         emb = F.silu(self.map_layer0(self.map_noise(c_noise)))
         emb = self.map_layer1(emb)
         if self.map_label is not None:
+            assert class_labels is not None  # `Precond` hands some to every network with classes
             emb = emb + self.map_label(self.scale_label(class_labels))
         return F.silu(emb)
 

@@ -4,10 +4,12 @@ No biases, no shift in the modulation, but a constant channel beside the image. 
 scale. Fourier features instead of the positional embedding, one-hot labels of unit magnitude. Nothing starts at zero.
 """
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from edm2.networks.attention import cosine_attention
-from edm2.networks.ladder.config_a import BlockA, UniformConv, group_count
+from edm2.networks.ladder.config_a import BlockA, ConvClass, UniformConv, group_count
 from edm2.networks.ladder.config_b import UNetB
 from edm2.networks.layers import Fourier
 from edm2.networks.magnitude import normalize
@@ -38,8 +40,8 @@ class ScalingGroupNorm(nn.Module):
 class BlockC(BlockA):
     """Config A's block without biases, shift and the norm before attention."""
 
-    conv = UniformConv
-    last_conv = UniformConv
+    conv: ClassVar[ConvClass] = UniformConv
+    last_conv: ClassVar[ConvClass] = UniformConv
     norm = ScalingGroupNorm
     attention_norm = nn.Identity
     attention = staticmethod(cosine_attention)
@@ -53,9 +55,9 @@ class BlockC(BlockA):
 class UNetC(UNetB):
     """Config C."""
 
-    conv = UniformConv
-    last_conv = UniformConv
-    label_conv = UniformConv
+    conv: ClassVar[ConvClass] = UniformConv
+    last_conv: ClassVar[ConvClass] = UniformConv
+    label_conv: ClassVar[ConvClass] = UniformConv
     norm = ScalingGroupNorm
     noise_features = Fourier
     block = BlockC

@@ -64,6 +64,7 @@ def test_a_plain_loop(tmp_path, monkeypatch):
     assert len(list((tmp_path / "ema").iterdir())) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_accelerate(accumulated, tmp_path, monkeypatch):
     """Stopped in the middle and resumed it ends with the averages of a run that never stopped."""
@@ -97,6 +98,7 @@ def test_accelerate(accumulated, tmp_path, monkeypatch):
     check_rebuilt(names["accelerator"].unwrap_model(names["model"]), times=BATCHES // INTERVAL)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and loggers
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_lightning(accumulated, tmp_path, monkeypatch):

@@ -234,6 +234,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_average_their_shards_without_a_word(tmp_path):
     (tmp_path / "job.py").write_text(SHARDED)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -164,6 +164,7 @@ snapshot.save_file = save_half_and_die
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("death", [KILL_AFTER_REPORT, KILL_WHILE_WRITING_A_SNAPSHOT], ids=["step", "snapshot"])
 def test_a_killed_run_resumes_as_if_nothing_had_happened(death: str, tiny_run: Path, tmp_path: Path):
     """Killed without warning, beyond its last checkpoint: the steps since are made again, to the same bits."""

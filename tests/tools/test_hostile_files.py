@@ -311,6 +311,7 @@ def test_an_index_that_lies_is_made_anew(mischief: Callable[[dict], None], tmp_p
 # ------------------------------------------------------------------------------------------------ all kinds
 
 
+@pytest.mark.slow
 def test_five_hundred_hostile_files(tmp_path: Path):
     """The files are the same on every machine. For more of them: python tests/fuzz.py --help"""
     pytest.importorskip("resource", reason="limits of memory are those of Unix")

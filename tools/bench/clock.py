@@ -78,8 +78,10 @@ class Clock:
         return Timing.of([self.once(work, before, calls) for _ in range(self.repeats)])
 
     def alternate(self, works: Mapping[str, Work]) -> dict[str, list[Duration]]:
-        """Durations of several works that take turns, in one order and then in the other: rounds in which the machine
-        was as fast for each of them."""
+        """Durations of several works that take turns, in one order and then in the other.
+
+        In a round, the machine is about as fast for each of them.
+        """
         calls = {name: self._get_ready(work, None) for name, work in works.items()}
         durations: dict[str, list[Duration]] = {name: [] for name in works}
         for turn in range(self.repeats):

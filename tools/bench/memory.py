@@ -7,8 +7,10 @@ from edm2.tools.bench.clock import Work
 
 
 def peak_memory(work: Work, device: torch.device, compiled: bool) -> int | None:
-    """Bytes at the worst moment. On a GPU its allocator knows; elsewhere the tensors that live during an additional run
-    of the work are added up, which cannot be done with compiled work: None."""
+    """Bytes at the worst moment; None for compiled work off the GPU.
+
+    On a GPU its allocator knows; elsewhere the tensors that live during an additional run of the work are added up.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -37,7 +37,7 @@ def convolutions(network: NetworkConfig, batch: int) -> Iterator[tuple[int, tupl
     found: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x, w = inputs[0], layer.weight
+        x, w = inputs[0], layer.get_parameter("weight")
         if w.ndim == 4:
             pixels = batch * output.shape[2] * output.shape[3]
             found.append((2 * pixels * w.numel(), (batch, *x.shape[1:]), tuple(w.shape)))

@@ -136,4 +136,5 @@ def _device(machine: dict) -> str:
 
 
 def _size(resolution: int | Sequence[int]) -> tuple[int, int]:
-    return (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    return height, width

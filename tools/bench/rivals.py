@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +71,7 @@ def _plain_sampling(bench: Bench) -> Iterator[Comparison]:
     _, labels, _, noise = workload.inputs()
 
     def their_work(guide: Callable | None) -> Work:
-        options = {"num_steps": settings.steps, "guide": guide, "guidance": GUIDANCE}
+        options: dict[str, Any] = {"num_steps": settings.steps, "guide": guide, "guidance": GUIDANCE}
         return lambda: plain_heun(theirs, noise, labels, **options)
 
     count = f"{2 * settings.steps - 1} evaluations of Heun's method"

@@ -5,9 +5,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edm2.networks import Precond, fold, force_weight_normalization_
 from edm2.post_hoc_ema import PowerFunctionEMA, find_snapshots, reconstruct_files, snapshot_name, write_snapshot
@@ -174,7 +175,7 @@ def vae(bench: Bench) -> Iterator[Finding]:
     yield bench.measured("vae", "decode", decode, images=len(latents), memory=True, note=note)
 
 
-def sd_vae_shape(device: torch.device) -> nn.Module:
+def sd_vae_shape(device: torch.device) -> Any:
     """An autoencoder as large as the one that the paper decodes with, untrained: 84 million parameters, factor 8."""
     from diffusers import AutoencoderKL  # takes seconds
 

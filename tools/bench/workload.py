@@ -80,7 +80,7 @@ def settings_for(device: str, chosen: Mapping[str, Any], quick: bool = False) ->
     }
     if quick:
         proposed |= {"repeats": 1, "warmup": 1, "steps": 2, "matrix_size": 256}
-    settings = proposed | chosen
+    settings = {**proposed, **chosen}
     settings.setdefault("precision", default_precision(settings["preset"], device))
     large = SHAPES.get(settings["preset"], (0, 64, 64))[1:] == (64, 64)
     settings.setdefault("batch", 2 if large and not on_gpu else 64)
@@ -143,7 +143,7 @@ class Workload:
     @property
     def network(self) -> NetworkConfig:
         """Description of the network."""
-        return self.config.network
+        return self.config.own_network
 
     @property
     def draws_latents(self) -> bool:

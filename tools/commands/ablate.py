@@ -153,7 +153,9 @@ def _scoring(
     if ref is None:
         check_pixels(dataset)
     device = trial.config.device
-    name = detector or default_detector({"network": trial.config.network.to_json(), "codec": {"kind": dataset.kind}})
+    name = detector or default_detector(
+        {"network": trial.config.own_network.to_json(), "codec": {"kind": dataset.kind}}
+    )
     evaluator = load_evaluator(name, weights, dataset, ref, device, ONE_PROCESS, image_bar, out)
     dtype = DTYPES[precision or ("fp16" if device.startswith("cuda") else "fp32")]
     sampling = SampleSettings(count, num_steps, dtype=dtype)
@@ -177,7 +179,7 @@ def _result(trial: "Trial", dataset: "Dataset", scoring: "Scoring") -> "Outcome 
         _train(trial, dataset)
         scored_by = scoring
         with image_bar(scoring.images(trial)) as bar:
-            result = scoring.outcome(trial, bar.update)
+            result: Outcome | Failure = scoring.outcome(trial, bar.update)
     except TrainingError as error:
         result = Failure(trial.label, trial.config.seed, str(error))
     trial.keep(result, scored_by)

@@ -1,6 +1,8 @@
 """`edm2 info`: describe a file or folder."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +21,7 @@ def info(path: str) -> None:
     """Describe PATH: a snapshot, a run folder, a dataset, a published network pickle, or a folder of such pickles."""
     from edm2.tools.reports import description
 
+    describe: Callable[[str], list[tuple[str, Any]]]
     if path == "digits" or path.endswith(".zip"):
         describe = description.describe_dataset
     elif (Path(path) / "config.json").is_file():

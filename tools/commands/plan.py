@@ -115,7 +115,7 @@ def plan(
         raise click.UsageError(str(error)) from None
     if isinstance(efficiency, Path):
         efficiency = measured_efficiency(efficiency, cluster.gpu)
-    seconds = seconds_per_image(config.network, preset, cluster.gpu, efficiency)
+    seconds = seconds_per_image(config.own_network, preset, cluster.gpu, efficiency)
     forecast = Forecast(config, dataset, cluster, ways, seconds)
     print_forecast(forecast)
     if json_file is not None:
@@ -138,7 +138,12 @@ def _cluster(
     """
     if kind is None and (memory is None or peak is None):
         raise ValueError(f"which GPU? Give --gpu ({', '.join(GPUS)}), or --memory and --peak")
-    given = {"memory": memory, "peak": peak, "link": link, "network": network and network / 8}  # bits to bytes
+    given: dict[str, Any] = {
+        "memory": memory,
+        "peak": peak,
+        "link": link,
+        "network": network and network / 8,
+    }  # bits to bytes
     for name, value in given.items():
         if value is not None and value <= 0:
             raise ValueError(f"--{name} must be positive")
@@ -163,11 +168,12 @@ def _dataset(
             raise ValueError("--data has its own --shape, --classes and --images; leave these out")
         return open_dataset(data)
     preset_shape = PRESETS[preset].shape
-    if shape is None and preset_shape is None:
+    shape = shape or preset_shape
+    if shape is None:
         raise ValueError(f"preset {preset} is for images of any size; give --shape, such as 3x64x64, or --data")
     if classes is None:
         classes = 1000 if preset_shape else 0
-    return imaginary_dataset(shape or preset_shape, classes, images or IMAGENET)
+    return imaginary_dataset(shape, classes, images or IMAGENET)
 
 
 def _config(

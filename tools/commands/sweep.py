@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -159,6 +159,7 @@ def sweep(
         bar = partial(image_bar, hidden=not processes.is_first)
         on = use_device(processes, device)
         name = detector or default_detector(averages.metadata)
+        evaluator: Any
         if metric is None:
             evaluator = load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
         else:
@@ -330,6 +331,7 @@ def _commands(
     draw += ["--out", "samples"]
     if point.guidance != 1:
         if isinstance(guides, GuideRun):
+            assert guide is not None  # the run's folder
             lines.append(_reconstruct(Path(guide), point.used_guide_sigma_rel, guides.at, guides.averages.last))
             guide = str(_reconstructed(Path(guide), guides.at, point.used_guide_sigma_rel))
         draw += ["--unlabelled-guide"] if guide is None else ["--guide", guide]

@@ -26,6 +26,7 @@ def draw_distances(summaries: Sequence[Summary], title: str, real_data_fd: float
     styled(axes)
     for summary, color in zip(summaries, colors(len(summaries)), strict=True):
         lowest = summary.over_seeds(lambda outcome: outcome.distance)
+        assert lowest is not None  # all outcomes have one
         deviation = "" if lowest.deviation is None else f" ± {lowest.deviation:.2g}"
         curve = {100 * sigma_rel: value for sigma_rel, value in summary.curve.items()}
         _draw_curve(axes, curve, color, f"{summary.label}  ({lowest.mean:.4g}{deviation})")
@@ -34,8 +35,9 @@ def draw_distances(summaries: Sequence[Summary], title: str, real_data_fd: float
         if raw := summary.over_seeds(lambda outcome: outcome.raw):
             axes.plot(0, raw.mean, "x", color=color)
         if traditional := summary.over_seeds(lambda outcome: outcome.traditional):
-            sigma_rel = summary.over_seeds(lambda outcome: outcome.traditional_length).mean
-            axes.plot(100 * sigma_rel, traditional.mean, "*", color=color, markersize=9)
+            length = summary.over_seeds(lambda outcome: outcome.traditional_length)
+            assert length is not None  # of the average with that distance
+            axes.plot(100 * length.mean, traditional.mean, "*", color=color, markersize=9)
     values = [value for line in axes.lines for value in line.get_ydata()]
     if max(values) > WIDE * min(values):
         axes.set_yscale("log")

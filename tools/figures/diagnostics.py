@@ -1,9 +1,11 @@
 """Figures of what --diagnostics measures: magnitudes, updates, noise levels, clipped and non-finite numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -42,9 +44,13 @@ def draw_weights(runs: Sequence[PlottedRun]) -> Figure:
         "Averaged weights, largest unit", "Averaged weights, mean of units",
         "Raw weights, largest unit", "Raw weights, mean of units",
     ])  # fmt: skip
-    rows = zip(("ema", "ema", "raw", "raw"), ("max", "mean", "max", "mean"), (max, fmean, max, fmean), strict=True)
+    rows: Any = zip(("ema", "ema", "raw", "raw"), ("max", "mean", "max", "mean"), (max, fmean, max, fmean), strict=True)
+
+    def weights(kind: str, statistic: str) -> Callable[[Record], dict[str, float]]:
+        return lambda record: record["weights"][kind][statistic]
+
     for panel, (kind, statistic, combine) in zip(axes, rows, strict=True):
-        draw_buckets(panel, runs, lambda r, k=kind, s=statistic: r["weights"][k][s], combine)
+        draw_buckets(panel, runs, weights(kind, statistic), combine)
         finish(panel, legend=panel is axes[0])
     for panel in axes[::2]:
         panel.set_ylabel("magnitude √(mean w²)")
@@ -82,7 +88,7 @@ def draw_gradients(runs: Sequence[PlottedRun]) -> Figure:
     noise_axis(axes)
     axes.set_ylabel("norm of the gradient of a bin's mean loss")
     finish(axes, log=True, legend=False)
-    style_legend(axes, beside=True)
+    style_legend(axes, {}, beside=True)
     return figure
 
 
@@ -95,7 +101,7 @@ def draw_uncertainty(runs: Sequence[PlottedRun]) -> Figure:
     noise_axis(axes)
     axes.set_ylabel("λ(σ) (D − y)² per element")
     finish(axes, log=True, legend=False)
-    style_legend(axes, beside=True, **{"loss": "-", "$e^{u(σ)}$, learned": "--"})
+    style_legend(axes, {"loss": "-", "$e^{u(σ)}$, learned": "--"}, beside=True)
     return figure
 
 
@@ -120,7 +126,7 @@ def draw_clipped_and_nonfinite(runs: Sequence[PlottedRun]) -> Figure:
     for panel in (clipped, nonfinite):
         finish(panel, log=False, legend=len(runs) > 1)
         _show_zero(panel)
-    style_legend(nonfinite, **{"of steps since the last measurement": "-", "of the measured gradients' entries": "--"})
+    style_legend(nonfinite, {"of steps since the last measurement": "-", "of the measured gradients' entries": "--"})
     return figure
 
 
@@ -143,5 +149,5 @@ def _percent(fraction: float | None) -> float | None:
 
 def _show_zero(axes: Axes) -> None:
     """Put a line of zeros at the bottom, not in the middle of an arbitrary range."""
-    if not any(y > 0 for line in axes.lines for y in line.get_ydata()):
+    if not any((np.asarray(line.get_ydata()) > 0).any() for line in axes.lines):
         axes.set_ylim(-0.05, 1)

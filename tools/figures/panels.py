@@ -92,16 +92,17 @@ def draw_buckets(
     One run has a curve for each bucket. Several runs have one curve each, `combine` of the buckets, with the buckets
     faintly behind it.
     """
+
+    def of_bucket(name: str) -> Callable[[Record], float | None]:
+        return lambda record: (buckets(record) or {}).get(name)
+
     unit = time_axis(axes, runs)
     single = len(runs) == 1
     for run in runs:
         names = _bucket_names(run.diagnostics, buckets)
         for name, style in zip(names, _bucket_styles(names), strict=True):
             faint = {"color": run.color, "linewidth": 0.7, "alpha": 0.3, "marker": ""}
-            draw_curve(
-                axes, run.diagnostics, lambda r, name=name: (buckets(r) or {}).get(name), unit,
-                **({"label": name, **style} if single else faint),
-            )  # fmt: skip
+            draw_curve(axes, run.diagnostics, of_bucket(name), unit, **({"label": name, **style} if single else faint))
         if not single:
             style = {"color": run.color, "label": run.name, "linewidth": 1.8}
             draw_curve(axes, run.diagnostics, lambda r: _combined(buckets(r), combine), unit, **style)
@@ -161,13 +162,15 @@ def images_text(images: int) -> str:
     return f"{images:,} images" if images < 1e6 else f"{images / 1e6:.4g} million images"
 
 
-def style_legend(axes: Axes, beside: bool = False, **styles: str) -> None:
-    """Explain line styles below the legend of the colours: style_legend(axes, loss="-").
+def style_legend(axes: Axes, styles: Mapping[str, str], beside: bool = False) -> None:
+    """Explain line styles below the legend of the colours.
+
+    Example: `style_legend(axes, {"loss": "-"})`.
 
     Args:
         axes: The panel.
+        styles: Line styles by what they stand for.
         beside: Put the legend to the right of the panel, where many curves leave no room in it.
-        **styles: Line styles by what they stand for.
     """
     handles = [Line2D([], [], color="#444444", linestyle=line, label=name) for name, line in styles.items()]
     old = axes.get_legend_handles_labels()[0]

@@ -50,5 +50,5 @@ def draw_holdout(runs: Sequence[PlottedRun]) -> Figure:
     axes.set_ylabel("λ(σ) (D − y)², mean over noise levels")
     finish(axes)
     if not single:
-        style_legend(axes, **{"held-out images": "-", "training images": ":"})
+        style_legend(axes, {"held-out images": "-", "training images": ":"})
     return figure

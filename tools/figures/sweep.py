@@ -63,7 +63,7 @@ def plot_sweep(path: Path, sweep: Sweep, others: dict[str, Sequence[ScoredPoint]
     panels = np.atleast_1d(panels)
     _draw_curves(panels[0], sweep, x, [q for q in varied if q is not x], others or {})
     if has_map:
-        _draw_map(panels[1], sweep, *chosen[:2], varied)
+        _draw_map(panels[1], sweep, chosen[0], chosen[1], varied)
     elif moving:
         _draw_optimum(panels[1], sweep)
     save_figure(figure, path)
@@ -92,8 +92,8 @@ def _draw_curves(
     if not single:
         best = sweep.best
         _mark(axes, x.of(best.point), best.distance, "black")
-    for number, (name, results) in enumerate(others.items()):
-        _draw_other(axes, name, results, x, plt.get_cmap("tab10")(number + 1))
+    for number, (name, other) in enumerate(others.items()):
+        _draw_other(axes, name, other, x, plt.get_cmap("tab10")(number + 1))
     _draw_levels(axes, sweep)
     axes.set_xlabel(x.label)
     axes.set_ylabel(sweep.title)

@@ -101,13 +101,14 @@ def load_evaluator(
     found = load_detector(detector, weights, device)
     if ref is not None:
         return Evaluator(found, statistics[detector])
+    assert dataset is not None  # real images come from there or from `ref`
     statistics_of = reference_of if kept_in is None else partial(cached_reference, kept_in, weights=weights)
     with bar(len(dataset)) as progress:
         return evaluator_by(dataset, found, partial(statistics_of, processes=processes, report=progress.update))
 
 
 def load_metric_evaluator(
-    metric: str, detector: str, weights: Path | None, ref: Path, device: "torch.device | str"
+    metric: str, detector: str, weights: Path | None, ref: Path | None, device: "torch.device | str"
 ) -> "MetricEvaluator":
     """Make an evaluator by another metric than the Frechet distance, such as kid, from features in a reference file.
 
@@ -119,6 +120,7 @@ def load_metric_evaluator(
     from edm2.metrics.scores import metrics_from
     from edm2.sweep.evaluator import MetricEvaluator
 
+    assert ref is not None  # the command asks for it
     [made] = metrics_from(ref, [metric], detector)
     if not made.lower_is_better:
         raise ValueError(f"--metric {metric}: a sweep looks for the lowest number, and high ones of this are good")

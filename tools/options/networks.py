@@ -89,6 +89,7 @@ class NetworkChoice:
         from edm2.sampling.generation import check_guide
         from edm2.sampling.guidance import without_labels
 
+        assert self.network is not None  # see `check`
         net = fold(load(self.network, device), dtype)
         if self.unlabelled_guide:
             check_label_dropout(self.network, read_metadata(self.network), warn)
@@ -98,14 +99,14 @@ class NetworkChoice:
         guide = fold(load(self.guide, device), dtype)
         check_guide(net, guide, self.network, self.guide)
         if warn:
-            self._warn_of_other_data()
+            self._warn_of_other_data(self.network, self.guide)
         return net, guide
 
-    def _warn_of_other_data(self) -> None:
+    def _warn_of_other_data(self, network: str, guide: str) -> None:
         from edm2.io.model import read_metadata
 
-        if read_metadata(self.network).get("codec") != read_metadata(self.guide).get("codec"):
-            _warn(f"{self.guide} was trained on data scaled differently from {self.network}: guidance mixes the two")
+        if read_metadata(network).get("codec") != read_metadata(guide).get("codec"):
+            _warn(f"{guide} was trained on data scaled differently from {network}: guidance mixes the two")
 
 
 def check_label_dropout(name: str, metadata: dict[str, Any], warn: bool = True) -> None:

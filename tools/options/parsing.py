@@ -240,7 +240,7 @@ class _PNGFile(click.Path):
     """Path of a picture to write, which must be named *.png."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
+        path: Any = super().convert(value, param, ctx)
         if path.suffix.lower() != ".png":
             self.fail(f"{path}: pictures are written as PNG files; write {path.with_suffix('.png')}", param, ctx)
         return path

@@ -182,7 +182,9 @@ class SampleGenerator:
         self.net, self.guide = choice.load(self.device, self._dtype(self.precision), warn=processes.is_first)
         if options.compile:
             _compile(self.net, self.guide)
-        self.metadata: dict[str, Any] = read_metadata(choice.network)
+        assert choice.network is not None  # it is loaded
+        self.network = choice.network
+        self.metadata: dict[str, Any] = read_metadata(self.network)
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
         class_names = (self.metadata.get("data") or {}).get("class_names", ())
@@ -198,7 +200,7 @@ class SampleGenerator:
         from edm2.sampling.generation import generate, require_finite
         from edm2.sampling.guidance import EVERYWHERE
 
-        churn = {"S_churn": self.options.S_churn} if self.options.S_churn else {}
+        churn: dict[str, Any] = {"S_churn": self.options.S_churn} if self.options.S_churn else {}
         batches = generate(
             self.net,
             seeds,
@@ -220,7 +222,7 @@ class SampleGenerator:
         from edm2.sampling.drawing import decoder
         from edm2.tools.options.evaluators import codec_of
 
-        codec = codec_of(self.choice.network, self.metadata, self.options.vae)
+        codec = codec_of(self.network, self.metadata, self.options.vae)
         return decoder(codec, self.options.decode_batch, self._dtype(self.options.vae_precision))
 
     def try_out(self, decode: "Decoder") -> None:

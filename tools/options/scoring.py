@@ -51,7 +51,7 @@ def load_detectors(
     from edm2.metrics import load_detector
 
     options = {name: detector.weights_option for name, detector in (DETECTORS | CLASSIFIERS).items()}
-    return {name: load_detector(name, weights.get(options.get(name)), device) for name in dict.fromkeys(names)}
+    return {name: load_detector(name, weights.get(options.get(name) or ""), device) for name in dict.fromkeys(names)}
 
 
 @dataclass(frozen=True, kw_only=True)

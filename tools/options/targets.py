@@ -68,7 +68,9 @@ class Targets:
     @property
     def _result(self) -> Path:
         """File after which hidden folders are named."""
-        return self.npz or self.grid
+        result = self.npz or self.grid
+        assert result is not None  # one of them where there is no --out
+        return result
 
     def _hidden_folders(self) -> list[Path]:
         """Hidden folders of this result, whatever settings they were drawn with."""

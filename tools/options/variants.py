@@ -85,7 +85,7 @@ def _varied(text: str) -> Iterator[StudyVariant]:
         raise click.UsageError(f"--vary {text}: write OPTION=VALUE,VALUE, as in decay=150,600,2400")
     option = next((p for p in train.params if isinstance(p, click.Option) and f"--{name}" in p.opts), None)
     for value in _parts(values):
-        words = (f"--{name}", value)
+        words: tuple[str, ...] = (f"--{name}", value)
         if option is not None and option.is_flag:
             is_on = click.BOOL.convert(value, option, None)
             words = (f"--{name}",) if is_on else tuple(option.secondary_opts[:1])
@@ -125,5 +125,5 @@ def planned(dataset: "Dataset", data: str, out: str, seed: int, options: Sequenc
     parameters = _context(["--data", data, "--out", out, "--seed", str(seed), *options]).params
     settings = {field.name for kind in (NetworkConfig, TrainingConfig) for field in fields(kind)}
     choices = {name: value for name, value in parameters.items() if name in settings - {"data", "out", "preset"}}
-    run = (parameters[name] for name in ("preset", "architecture", "conditional"))
-    return configure_run(dataset, data, out, *run, choices)
+    preset, architecture, conditional = (parameters[name] for name in ("preset", "architecture", "conditional"))
+    return configure_run(dataset, data, out, preset, architecture, conditional, choices)

@@ -88,7 +88,8 @@ class StudyReport:
         """Rows of ablation.csv: one per run."""
         for summary in self.summaries:
             settings = [f"{n}={_text(v).replace(' ', '')}" for n, v in self.settings[summary.label].items()]
-            for result in sorted([*summary.outcomes, *summary.failures], key=lambda result: result.seed):
+            results: list[Outcome | Failure] = [*summary.outcomes, *summary.failures]
+            for result in sorted(results, key=lambda result: result.seed):
                 row = {"label": result.label, "seed": result.seed, "settings": " ".join(settings)}
                 if isinstance(result, Failure):
                     yield row | {"failure": result.message}
@@ -138,7 +139,11 @@ class StudyReport:
             yield f"{failure.label}, seed {failure.seed}, failed: {failure.message}"
         yield "## Settings that differ"
         names = next(iter(self.settings.values()))
-        yield self._markdown({name: lambda s, name=name: _text(self.settings[s.label][name]) for name in names})
+
+        def setting(name: str) -> Column:
+            return lambda summary: _text(self.settings[summary.label][name])
+
+        yield self._markdown({name: setting(name) for name in names})
 
     def _markdown(self, columns: dict[str, Column]) -> str:
         rows = [["variant", *columns], ["---"] * (1 + len(columns))]
@@ -217,7 +222,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, obje
 
 
 def _rise(summaries: Sequence[Summary], quantity: Callable[[Outcome], float]) -> str:
-    means = [summary.over_seeds(quantity).mean for summary in summaries]
+    means = [found.mean for summary in summaries if (found := summary.over_seeds(quantity))]
     return f"{max(means) / min(means) - 1:.0%}"
 
 

@@ -101,7 +101,7 @@ def describe_run(name: str) -> Lines:
     ]
     if records:
         lines.append(("loss", f"{records[-1]['loss']:.4g}"))
-    return [*lines, ("snapshots", _times_and_lengths(snapshots)), ("network", _compact(config.network.to_json()))]
+    return [*lines, ("snapshots", _times_and_lengths(snapshots)), ("network", _compact(config.own_network.to_json()))]
 
 
 def describe_published_run(name: str) -> Lines:

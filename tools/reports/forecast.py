@@ -52,7 +52,7 @@ def print_forecast(forecast: Forecast) -> None:
 
 def _about(forecast: Forecast) -> Lines:
     config, cluster = forecast.config, forecast.cluster
-    gpu, network = cluster.gpu, config.network
+    gpu, network = cluster.gpu, config.own_network
     flops = count_flops(network)
     channels = f"{network.img_channels}x{network.size[0]}x{network.size[1]}"
     links = [f"{gpu.link:g} GB/s within a machine"] * (cluster.per_node > 1)

@@ -72,7 +72,7 @@ def print_storage_plan(sigma_rels: Sequence[float], interval: int, duration: int
                 continue
             click.echo(
                 f"{sigma_rel:8.4f} {plan.snapshots:5} of each length, one per {duration // plan.snapshots:,} images,"
-                f" {_name(plan.dtype)}: {_size(plan.nbytes(parameters))}"
+                f" {_name(plan.dtype)}: {_size(plan.nbytes(parameters) or 0)}"
             )
 
 

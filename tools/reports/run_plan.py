@@ -25,13 +25,13 @@ FAR_OFF = 0.2
 
 def describe_plan(config: TrainingConfig, dataset: Dataset, processes: int = 1) -> Lines:
     """Describe a run of so many processes before it starts."""
-    height, width = config.network.size
+    height, width = config.own_network.size
     parameters = count_parameters(config.network)
     return [
         ("data", f"{config.data}: {len(dataset):,} images{_held_out(config)}, {_classes(config, dataset)}"),
         *_scaling(config, dataset),
         ("preset", config.preset or "none"),
-        ("network", f"config {config.network.config}, {parameters:,} parameters, {height}x{width}"),
+        ("network", f"config {config.own_network.config}, {parameters:,} parameters, {height}x{width}"),
         ("training", f"{config.duration:,} images in steps of {config.batch_size}{_visits(config, dataset)}"),
         ("learning rate", _schedule(config)),
         ("noise levels", _noise_levels(config)),
@@ -83,7 +83,7 @@ def _reconstruction(config: TrainingConfig, forecast: DiskForecast) -> str:
     text = f"lengths {WANTED[0]:g} to {WANTED[-1]:g} at the end with errors up to {_percent(kept)}"
     if config.keep_snapshots is None:
         return text
-    return f"{text}, {_percent(_worst_error(forecast.all_times, config.sigma_rels))} with all snapshots kept"
+    return f"{text}, {_percent(_worst_error(forecast.all_times, config.sigma_rels) or kept)} with all snapshots kept"
 
 
 def _worst_error(times: list[int], stored: tuple[float, ...]) -> float | None:
@@ -105,9 +105,9 @@ def _held_out(config: TrainingConfig) -> str:
 
 
 def _classes(config: TrainingConfig, dataset: Dataset) -> str:
-    if config.network.label_dim:
+    if config.own_network.label_dim:
         dropped = f", {config.label_dropout:.0%} of labels dropped" if config.label_dropout else ""
-        return f"{config.network.label_dim} classes{dropped}"
+        return f"{config.own_network.label_dim} classes{dropped}"
     return "labels not used" if dataset.num_classes else "no labels"
 
 
@@ -118,7 +118,7 @@ def _visits(config: TrainingConfig, dataset: Dataset) -> str:
 
 def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
     """Scaling of the data on their way into the network."""
-    sigma_data = config.network.sigma_data
+    sigma_data = config.own_network.sigma_data
     if dataset.kind == "moments":
         whose = "the dataset's" if dataset.latents else "the paper's"
         text = f"latents, drawn anew at every visit, scaled to standard deviation {sigma_data:g} by {whose} statistics"
@@ -127,7 +127,7 @@ def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
     if config.standardize:
         whose = "statistics stored in the dataset" if stats else "statistics measured when training starts"
         return [("scaling", f"pixels to mean 0 and standard deviation {sigma_data:g}, by {whose}")]
-    preset = PRESETS.get(config.preset)
+    preset = PRESETS.get(config.preset or "")
     as_in_paper = preset is not None and preset.training.get("standardize") is False
     lines = [("scaling", "pixels onto [-1, 1]" + (", as in the paper" if as_in_paper else ""))]
     if stats and abs(stats["sigma_data"] / sigma_data - 1) > FAR_OFF:

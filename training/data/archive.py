@@ -141,8 +141,8 @@ def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray
             f"{files.path}: {images[folders.index(None)]} lies beside class folders such as {class_names[0]}; "
             'move it into one, or add a dataset.json with {"labels": null} to train without classes'
         )
-    label = {folder: index for index, folder in enumerate(class_names)}
-    return np.array([label[folder] for folder in folders], dtype=np.int64), tuple(class_names)
+    number = {folder: index for index, folder in enumerate(class_names)}
+    return np.array([number[folder] for folder in folders if folder is not None], dtype=np.int64), tuple(class_names)
 
 
 def check_latents(path: Path, description: Any) -> None:
@@ -166,7 +166,9 @@ def check_pixel_statistics(path: Path, statistics: Any, channels: int) -> None:
 def _are_statistics(value: Any, channels: int) -> bool:
     if not isinstance(value, dict):
         return False
-    mean, std, sigma_data = (value.get(key) for key in ("mean", "std", "sigma_data"))
+    mean: Any = value.get("mean")
+    std: Any = value.get("std")
+    sigma_data: Any = value.get("sigma_data")
     if not all(isinstance(numbers, list) and len(numbers) == channels for numbers in (mean, std)):
         return False
     return all(map(_is_finite, (*mean, *std, sigma_data))) and min(*std, sigma_data) > 0

@@ -188,6 +188,7 @@ class ArchiveDataset(Dataset):
         return len(self._names)
 
     def images(self, indices: Indices) -> Tensor:
+        assert self._format is not None  # since the first image was read
         batch = np.empty((len(indices), *self.shape), dtype=self._format.dtype)
         for row, index in enumerate(indices):
             batch[row] = self._read(int(index))
@@ -224,7 +225,7 @@ def _advice(path: Path) -> str:
 
 
 def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(array).hexdigest()
+    return hashlib.sha256(array.data).hexdigest()
 
 
 class Subset(Dataset):
@@ -306,7 +307,8 @@ def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[
     if dataset.kind != "pixels":
         raise ValueError(f"{dataset.name} holds {dataset.kind}, not pixels: it has no pixel statistics")
     chosen = evenly_spaced_indices(len(dataset), max_images)
-    histogram = sum(_count_levels(dataset.images(part)) for part in np.array_split(chosen, -(-len(chosen) // 64)))
+    parts = np.array_split(chosen, -(-len(chosen) // 64))
+    histogram = np.sum([_count_levels(dataset.images(part)) for part in parts], axis=0)
     moments = [_mean_and_std(channel) for channel in histogram]
     return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
 

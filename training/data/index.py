@@ -157,5 +157,5 @@ def _check_arrays(arrays: dict[str, np.ndarray], class_names: list[str]) -> None
 
 
 def _checksum(arrays: dict[str, np.ndarray], facts: str) -> str:
-    checksums = {name: zlib.crc32(np.ascontiguousarray(array)) for name, array in sorted(arrays.items())}
+    checksums = {name: zlib.crc32(np.ascontiguousarray(array).data) for name, array in sorted(arrays.items())}
     return json.dumps([checksums, zlib.crc32(facts.encode())])

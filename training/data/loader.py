@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,11 +72,11 @@ def _pinned(loaded: Loaded) -> Loaded:
 
 def _read_ahead(dataset: Dataset, batches: Iterable[list[int]], workers: int, pin_memory: bool) -> Iterator[Loaded]:
     pending: deque[list[int]] = deque()
-    loader = DataLoader(
-        _WholeBatches(dataset),
+    loader: DataLoader[Any] = DataLoader(
+        _WholeBatches(dataset),  # type: ignore[arg-type]  # a map of lists of indices to batches
         batch_sampler=_recorded(batches, pending),
         num_workers=workers,
-        collate_fn=_unchanged,
+        collate_fn=_unchanged,  # type: ignore[arg-type]
         pin_memory=pin_memory,
         timeout=TIMEOUT,
         worker_init_fn=_leave_signals_to_the_trainer,

@@ -147,7 +147,7 @@ def latent_codec_of(description: Mapping[str, Any] | None, channels: int, sigma_
 
 
 @lru_cache(maxsize=2)
-def load_vae(name: str, device: torch.device) -> nn.Module:
+def load_vae(name: str, device: torch.device) -> Any:
     """Load a diffusers AutoencoderKL in evaluation mode, float32; cached for the next call.
 
     Args:

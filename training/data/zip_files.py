@@ -54,7 +54,7 @@ class Names(Sequence[str]):
         """Unpack strings without gaps between them."""
         return cls(block, np.concatenate([[0], ends])[:-1].astype(np.int64), ends)
 
-    def take(self, rows: np.ndarray) -> "Names":
+    def take(self, rows: np.ndarray | slice) -> "Names":
         """Select some of the names; the bytes are shared."""
         return Names(self.block, self.starts[rows], self.ends[rows])
 

@@ -65,7 +65,7 @@ def _check_output(name: str, module: nn.Module, inputs: tuple[Any, ...], output:
 
 
 def _check_parameter(name: str, parameter: Tensor) -> None:
-    if not _is_finite(parameter.grad):
+    if parameter.grad is not None and not _is_finite(parameter.grad):
         raise AnomalyError(f"gradient of {name}", ())
 
 

@@ -25,7 +25,7 @@ class WeightLayer:
     @property
     def weight(self) -> Tensor:
         """Weight [out, in] or [out, in, k, k], outside of autograd."""
-        return self.module.weight.detach()
+        return self.module.get_parameter("weight").detach()
 
 
 def weight_layers(net: nn.Module) -> list[WeightLayer]:

@@ -66,11 +66,12 @@ def sum_of_squares(x: Tensor) -> Tensor:
     return x.to(dtype).square().sum(0)
 
 
-def max_and_mean(magnitudes: Iterable[tuple[str, Tensor]]) -> dict[str, Buckets]:
+def max_and_mean(magnitudes: Iterable[tuple[str | None, Tensor]]) -> dict[str, Buckets]:
     """{"max": ..., "mean": ...} over all features of a bucket, from (bucket, magnitudes of the features of a layer)."""
     collected: dict[str, list[Tensor]] = {}
     for bucket, values in magnitudes:
-        collected.setdefault(bucket, []).append(values.float())
+        if bucket is not None:
+            collected.setdefault(bucket, []).append(values.float())
     joined = {bucket: torch.cat(values) for bucket, values in collected.items()}
     return {
         "max": {bucket: number(values.max()) for bucket, values in joined.items()},

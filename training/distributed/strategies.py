@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -138,7 +139,7 @@ class FSDP(MultiProcess):
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        self._net = net
+        self._net: Any = net  # FSDP2 gives it methods
         self._scalars = [p for p in net.parameters() if p.ndim == 0]
         mesh = DeviceMesh.from_group(self.group, self.device.type)
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -188,7 +189,8 @@ def choose_strategy(processes: Processes, device: torch.device, shard: bool, tim
 
 def compiled(net: nn.Module) -> nn.Module:
     """Compile `net` for the shapes that it meets."""
-    return torch.compile(net, dynamic=False)
+    made: Any = torch.compile(net, dynamic=False)
+    return made
 
 
 def clean_(grads: Sequence[Tensor], norm: Callable[[Sequence[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:

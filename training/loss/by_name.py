@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from edm2.training.loss.noise import NoiseDistribution
@@ -90,11 +90,11 @@ def make_weighting(
     _check_combination(name, kind, snr_convention, relative)
     if kind is Pareto:
         return Pareto(distribution, sigma_data, normalize=normalize)
-    weighting = kind(**parameters)
+    weighting: Any = kind(**parameters)
     if not isinstance(weighting, StaticWeighting):
         return weighting
     if snr_convention == "data":
-        weighting = InDataUnits(weighting)
+        weighting = InDataUnits(kind(**parameters))
     check_range(weighting, distribution, sigma_data)
     if normalize:
         weighting = normalized(weighting, distribution, sigma_data)

@@ -15,7 +15,7 @@ snr.py has the functions of SNR that other papers proposed, docs/weightings.md c
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Weighting(Protocol):
         """True if the loss depends on u(sigma); if not, the network is not asked for it."""
         ...
 
-    def __call__(self, squared_error: Tensor, sigma: Tensor, u: Tensor | None, sigma_data: float) -> Tensor:
+    def __call__(self, squared_error: Tensor, sigma: Tensor, u: Any, sigma_data: float) -> Tensor:
         """Loss per element.
 
         Args:

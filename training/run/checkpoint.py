@@ -288,9 +288,10 @@ def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ONE_PRO
 
 def _check(stored: Metadata, path: Path, tensors: dict[str, Tensor]) -> None:
     """Raise CheckpointError if the network is another one, ValueError if a part of a tensor is missing."""
-    sizes = {name: tuple(entry.size) for name, entry in stored.state_dict_metadata.items()}
+    entries: dict[str, Any] = stored.state_dict_metadata
+    sizes = {name: tuple(entry.size) for name, entry in entries.items()}
     for name in tensors:
-        entry = stored.state_dict_metadata.get(name)
+        entry = entries.get(name)
         if entry is not None and sum(chunk.sizes.numel() for chunk in entry.chunks) != entry.size.numel():
             raise ValueError(f"not all parts of {name} are there")
     ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

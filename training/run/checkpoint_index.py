@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -63,7 +63,12 @@ class _MetadataUnpickler(pickle._Unpickler):
         pickle.UnpicklingError: for any name or instruction that an index does not need.
     """
 
-    dispatch = {code: method for code, method in pickle._Unpickler.dispatch.items() if code in _INSTRUCTIONS}  # noqa: RUF012
+    stack: list[Any]
+    metastack: list[list[Any]]
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: method for code, method in pickle._Unpickler.dispatch.items() if code in _INSTRUCTIONS
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if name in _ALLOWED.get(module, ()) or (module == "torch" and name in _DTYPES):
@@ -72,18 +77,18 @@ class _MetadataUnpickler(pickle._Unpickler):
 
     def load_setitem(self) -> None:
         self._check_keys(self.stack[-3], self.stack[-2:-1])
-        super().load_setitem()
+        super().load_setitem()  # type: ignore[misc]  # not in the stubs, like those below
 
     def load_setitems(self) -> None:
         self._check_keys(self.metastack[-1][-1], self.stack[::2])
-        super().load_setitems()
+        super().load_setitems()  # type: ignore[misc]
 
     def load_build(self) -> None:
         target, state = self.stack[-2:]
         known = type(target) in _RECORDS and (isinstance(target, TensorProperties) or _fits(target, state))
         if not known:
             raise pickle.UnpicklingError("the checkpoint's index gives attributes to something that has none")
-        super().load_build()
+        super().load_build()  # type: ignore[misc]
 
     def _check_keys(self, target: Any, keys: Sequence[Any]) -> None:
         if type(target) is not dict or not all(type(key) is str or _is_index(key) for key in keys):
@@ -120,7 +125,8 @@ class SafeFileSystemReader(dcp.FileSystemReader):
         """
         if self._index is None:
             self._index = read_index((Path(self.path) / ".metadata").read_bytes())
-        self._index.storage_meta.load_id = self.load_id
+        if self._index.storage_meta is not None:
+            self._index.storage_meta.load_id = self.load_id
         return self._index
 
 

@@ -63,8 +63,9 @@ class StatusLine:
 
 
 class StatsFile:
-    """stats.jsonl and diagnostics.jsonl: one JSON object per record, in the order of images seen, without gaps or
-    repeats.
+    """One JSON object per record, in the order of images seen, without gaps or repeats.
+
+    stats.jsonl and diagnostics.jsonl are such files.
 
     Args:
         path: The file.

@@ -96,9 +96,7 @@ class Output:
         net.load_state_dict(whole, assign=True)
         return net.eval().requires_grad_(False)
 
-    def measured_losses(
-        self, net: nn.Module | None, distribution: NoiseDistribution, images_per_forward: int
-    ) -> dict[str, Any]:
+    def measured_losses(self, net: Any, distribution: NoiseDistribution, images_per_forward: int) -> dict[str, Any]:
         """Loss per noise level on held-out images, and on as many training images; nothing without a network.
 
         The training images are evenly spaced, as a dataset may be sorted by class.
@@ -106,9 +104,11 @@ class Output:
         if net is None:
             return {}
         stream = self.stream
-        count = min(len(stream.holdout_set), len(stream.train_set))
+        held_out = stream.holdout_set
+        assert held_out is not None  # some are held out where losses are measured
+        count = min(len(held_out), len(stream.train_set))
         measured: dict[str, Any] = {}
-        for name, dataset in (("holdout", stream.holdout_set), ("train", stream.train_set)):
+        for name, dataset in (("holdout", held_out), ("train", stream.train_set)):
             images, labels, conditions = stream.all_of(evenly_spaced(dataset, count))
             levels = measure_loss(net, images, labels, distribution, images_per_forward, conditions)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}

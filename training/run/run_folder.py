@@ -1,5 +1,8 @@
-"""The folder of a run: config.json, stats.jsonl, TensorBoard events, snapshots/, checkpoints/, samples/, and at the end
-raw-weights.safetensors; traditional-ema.safetensors where such an average was asked for."""
+"""The folder of a run.
+
+It holds config.json, stats.jsonl, TensorBoard events, snapshots/, checkpoints/, samples/, and at the end
+raw-weights.safetensors; traditional-ema.safetensors where such an average was asked for.
+"""
 
 import re
 from collections.abc import Mapping

@@ -106,11 +106,11 @@ class PickledTensor:
             return self._read_storage(file, start, stop)
         return self.read(file).view(-1)[start:stop]
 
-    def _read_storage(self, file: BinaryIO, start: int, stop: int) -> Tensor:
+    def _read_storage(self, file: Any, start: int, stop: int) -> Tensor:
         """Numbers of the storage, counted from the tensor's first."""
         numbers = torch.empty(stop - start, dtype=self.dtype)
         file.seek(self.storage.offset + (self.offset + start) * self.dtype.itemsize)
-        if len(numbers) and file.readinto(memoryview(numbers.view(torch.uint8).numpy())) < numbers.nbytes:
+        if len(numbers) and file.readinto(numbers.view(torch.uint8).numpy()) < numbers.nbytes:
             raise PickleRefused("ends too early: it was truncated while it was read")
         return numbers
 
@@ -168,7 +168,7 @@ def _dtype_and_count(identifier: Any) -> tuple[str, torch.dtype, int]:
 
 
 def make_tensor(*arguments: Any) -> PickledTensor:
-    """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)"""
+    """Stand in for torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
     match arguments:
         case (Storage() as storage, int(offset), tuple(shape), tuple(stride), bool(), dict(hooks)) if not hooks:
             return PickledTensor(storage, offset, shape, stride)
@@ -176,7 +176,7 @@ def make_tensor(*arguments: Any) -> PickledTensor:
 
 
 def make_parameter(*arguments: Any) -> PickledTensor:
-    """torch._utils._rebuild_parameter(tensor, requires_grad, hooks)"""
+    """Stand in for torch._utils._rebuild_parameter(tensor, requires_grad, hooks)."""
     match arguments:
         case (PickledTensor() as tensor, bool(), dict(hooks)) if not hooks:
             return tensor

@@ -16,7 +16,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 Maker = Callable[..., Any]
 
@@ -113,7 +113,7 @@ class TextDict(dict):
 class TextSet(set):
     """A set of texts, for the same reasons."""
 
-    def update(self, values: list[Any]) -> None:
+    def update(self, values: list[Any]) -> None:  # type: ignore[override]  # as the machine calls it
         for value in values:
             check_text(value)
         super().update(values)
@@ -147,13 +147,19 @@ class Instructions(dict):
 class InertUnpickler(pickle._Unpickler):
     """Machine for one pickle; `read_pickle` runs it."""
 
+    stack: list[Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    load_binpersid: ClassVar[Callable[[Any], None]]
+
     def __init__(self, file: PickleFile, makers: Mapping[str, Maker | None], persistent_load: Maker | None) -> None:
         super().__init__(file)
         self.file = file
         self.makers = makers
         if persistent_load is not None:
-            self.persistent_load = persistent_load
-            self.dispatch = Instructions(self.dispatch | {CODES["BINPERSID"]: InertUnpickler.load_binpersid})
+            self.persistent_load = persistent_load  # type: ignore[method-assign]  # as pickle's own documentation does
+            more = {CODES["BINPERSID"]: InertUnpickler.load_binpersid}
+            self.dispatch = Instructions(self.dispatch | more)  # type: ignore[misc]  # of this machine alone
 
     def find_class(self, module: str, name: str) -> Global:
         """GLOBAL, STACK_GLOBAL: the name of what the pickle would import, if it is one of those expected."""

@@ -49,7 +49,7 @@ def network_config(net: Any) -> NetworkConfig:
         raise PickleRefused("is damaged: its network is not recorded as a Precond made of named arguments")
     arguments = net.state.get("_init_kwargs")
     known = plain(arguments) if isinstance(arguments, dict) else None
-    if known is None or len(known) < len(arguments):
+    if not isinstance(arguments, dict) or known is None or len(known) < len(arguments):
         raise PickleRefused("is damaged: its network was constructed with something else than numbers")
     known.pop("use_fp16", None)  # a setting of the program, not of the network
     try:

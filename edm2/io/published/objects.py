@@ -97,7 +97,8 @@ def collect_tensors(net: Any, file_size: int) -> tuple[dict[str, PickledTensor],
 
 def _modules(net: Any) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Prefix, parameters and persistent buffers of every module, each before the modules inside it."""
-    pending, seen = [("", net)], set()
+    pending: list[tuple[str, Any]] = [("", net)]
+    seen: set[int] = set()
     while pending:
         prefix, module = pending.pop()
         if not isinstance(module, Recorded | ModuleDict) or len(prefix) > MAX_PREFIX:

@@ -37,12 +37,12 @@ class PublishedSnapshot(PartialSnapshot):
         self.names = tuple(self._tensors)
 
     @property
-    def images_seen(self) -> int:
+    def images_seen(self) -> int:  # type: ignore[override]  # nobody sets it
         """Images seen, from the file's name. Raises SnapshotError if that has none."""
         return self._from_name("images_seen")
 
     @property
-    def sigma_rel(self) -> float:
+    def sigma_rel(self) -> float:  # type: ignore[override]  # nobody sets it
         """EMA length, from the file's name. Raises SnapshotError if that has none."""
         return self._from_name("sigma_rel")
 

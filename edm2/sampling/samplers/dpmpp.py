@@ -23,7 +23,9 @@ def sample_dpmpp_2m(
     dtype: torch.dtype = torch.float32,
     randn_like: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M), a multistep method of order 2; N evaluations. Its Algorithm 2, in EDM's variables:
+    """DPM-Solver++(2M), a multistep method of order 2; N evaluations.
+
+    Its Algorithm 2, in EDM's variables:
 
         D' = D + h / (2 h_before) (D - D_before),    h = ln(t / t'),    x' = (t' / t) x + (1 - t' / t) D'
 

@@ -287,6 +287,7 @@ def test_a_mended_image_costs_only_its_own_part(folder: Path, tmp_path: Path, wo
     assert done[0] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_killed_at_ten_random_moments_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """By SIGKILL, each time with another number of workers; none of those may outlive the process that started them.

@@ -7,8 +7,7 @@ import pytest
 from golden_data import arrays, present, table
 
 from edm2.metrics import FeatureStatistics, feature_statistics, frechet_distance
-from edm2.metrics.frechet import _square_root as square_root
-from edm2.metrics.frechet import _variable_part, frechet_deviation
+from edm2.metrics.frechet import _square_root as square_root, _variable_part, frechet_deviation
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edm2.metrics import distances as distances_module
-from edm2.metrics import feature_statistics, frechet_distance, load_detector
+from edm2.metrics import distances as distances_module, feature_statistics, frechet_distance, load_detector
 from edm2.metrics.distances import distance_blocks, nearest, nearest_other
 from edm2.metrics.inception_score import inception_score
 from edm2.metrics.kernel import kernel_distance

@@ -241,6 +241,7 @@ def test_euler_of_diffusers_is_euler(pipe, net, options):
     assert (samples - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_solvers_converge_to_the_ode_s_solution_with_their_order(pipe):
     """Halving the steps divides the error by 2^order. Down to level 0.1, where few steps show it."""
 
@@ -425,6 +426,7 @@ def test_diffusers_finds_the_class_without_remote_code(folder, pipe):
     assert diffusers.EDM2Pipeline is EDM2Pipeline
 
 
+@pytest.mark.slow
 def test_a_fresh_interpreter_loads_it_offline(folder):
     program = """
 import sys

@@ -22,6 +22,7 @@ def tuning(tiny_run: Path) -> FineTuning:
     return FineTuning(read_run_config(tiny_run), open_dataset("digits"), net, bins=3, steps=2, lr=0.01)
 
 
+@pytest.mark.slow
 def test_a_matrix_with_a_row_for_all_bins(tiny_run: Path, tmp_path: Path):
     options = ["--bins", "3", "--steps", "2", "--lr", "0.01", "--std", "0.1", "--out", str(tmp_path)]
     done = CliRunner().invoke(main, [str(tiny_run), *options], catch_exceptions=False)
@@ -34,6 +35,7 @@ def test_a_matrix_with_a_row_for_all_bins(tiny_run: Path, tmp_path: Path):
     assert done.output.count("%") == 1
 
 
+@pytest.mark.slow
 def test_without_learning_nothing_changes(tuning: FineTuning):
     """But for rounding: weights are normalized on the way, which the network does not notice, and averaged."""
     np.testing.assert_allclose(replace(tuning, lr=0.0).changes(), 0, atol=1e-4)

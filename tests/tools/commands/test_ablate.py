@@ -70,6 +70,7 @@ def test_runs_are_those_of_edm2_train_and_their_scores_those_of_edm2_sweep(whole
     assert swept == {"0.1000": row["distance_at_0.1000"], "0.2000": row["distance_at_0.2000"], "raw": row["raw"]}
 
 
+@pytest.mark.slow
 def test_shares_make_the_whole(whole: Path, tmp_path: Path):
     out = tmp_path / "shared"
     first = study(out, *TWO, "--share", "1/2")
@@ -110,6 +111,7 @@ def test_a_report_of_nothing_that_is_finished_writes_nothing(whole: Path, tmp_pa
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_killed_and_continued_it_is_the_same_study(whole: Path, tmp_path: Path):
     out = tmp_path / "killed"
     words = ["--data", "digits", "--out", out, *SCORED, *TWO, *TRAINED]
@@ -173,6 +175,7 @@ def test_a_run_that_ends_in_numbers_that_are_not_finite_has_failed(tmp_path: Pat
     assert "lower the learning rate" in rows(tmp_path)[0]["failure"]
 
 
+@pytest.mark.slow
 def test_letters_and_weightings_and_their_traditional_average(tmp_path: Path):
     short = ("--", *TINY, "--duration", 128)
     study(tmp_path, "--configs", "A", "--weightings", "edm", "--vary", "dropout=0.1", trained=short)

@@ -17,6 +17,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 def test_a_worker_that_the_system_kills_ends_the_run_in_one_line(tmp_path: Path):
     """Instead of a run that waits for it for ever. What was written until then is complete."""

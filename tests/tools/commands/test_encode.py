@@ -91,6 +91,7 @@ def test_names_and_ranges_are_those_of_the_library():
     assert tuple(options["precision"].type.choices) == tuple(moments.PRECISIONS)
 
 
+@pytest.mark.slow
 def test_two_processes_take_up_the_parts_of_one_and_give_the_same_bytes(
     vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

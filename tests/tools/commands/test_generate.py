@@ -343,6 +343,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_two_processes_fill_the_gaps_that_one_left(outspoken_network, tmp_path):
     """Batch by batch, so to the bit."""
     options = (outspoken_network, "--seeds", "0-9", "--batch", 3, "--out", tmp_path / "out")
@@ -354,6 +355,7 @@ def test_two_processes_fill_the_gaps_that_one_left(outspoken_network, tmp_path):
     assert contents(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_files_that_one_makes(outspoken_network, tmp_path):
     """Their common folder is hidden where --out is missing, and removed at the end."""
     options = (outspoken_network, "--seeds", "0-9", "--batch", 3)
@@ -371,6 +373,7 @@ def test_two_processes_make_the_files_that_one_makes(outspoken_network, tmp_path
 # ------------------------------------------------------------------------------------------------ compiled
 
 
+@pytest.mark.slow
 def test_compiled_networks_draw_the_same(tmp_path, outspoken_network, tiny_run, monkeypatch):
     """The network and its guide, each once per size of batch; torch's compiler stops before the machine's own."""
     compile_, asked = torch.nn.Module.compile, []
@@ -389,6 +392,7 @@ def test_compiled_networks_draw_the_same(tmp_path, outspoken_network, tiny_run, 
     assert levels_apart(actual, expected) <= 1
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_compiler_is_told_what_to_leave_out(tmp_path):
     """Torch's own message is for its authors."""
     environment = os.environ | {

@@ -141,6 +141,7 @@ def torchrun(count: int, *arguments: object) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_compute_the_numbers_of_one(reference, outspoken_network, tmp_path):
     """To the bit: three batches, so that one process has one more than the other."""
     shared = ("gen", outspoken_network, "--seeds", "0-139", "--ref", reference, "--metrics", "pixels,kid,pr", *QUICK)
@@ -149,6 +150,7 @@ def test_two_processes_compute_the_numbers_of_one(reference, outspoken_network, 
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_reference_of_one(reference, tmp_path):
     torchrun(2, "ref", "digits", tmp_path / "two.npz", "--detector", "pixels", "--keep", 500, *CPU)
     with np.load(reference) as one, np.load(tmp_path / "two.npz") as two:

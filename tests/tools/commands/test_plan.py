@@ -53,6 +53,7 @@ def test_every_number_says_how_sure_it_is():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_run_is_the_one_that_train_would_make():
     shown = succeed(*SMALL, "--batch", 64, "--duration", 6400, "--classes", 7, "--micro-batch", 8, "--images", 100)
     assert "6,400 images in 100 steps of 64, 16 per GPU" in shown

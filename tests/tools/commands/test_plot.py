@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from edm2.tools.commands import plot as plot_command
-from edm2.tools.figures import FIGURES
-from edm2.tools.figures import style as plots
+from edm2.tools.figures import FIGURES, style as plots
 from edm2.training import Trainer, read_run_config
 from edm2.training.run.logging import read_stats
 

@@ -230,6 +230,7 @@ def command(run: Path, out: Path, *options: object) -> list[str]:
     return ["edm2", "sweep", *map(str, (run, "--std", "0.05,0.12,0.2", *FAST, *options, "--out", out))]
 
 
+@pytest.mark.slow
 def test_killed_and_continued_it_is_the_same_sweep(tiny_run: Path, tmp_path: Path):
     slow = ("--repeats", 2, "--steps", 10)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -250,6 +251,7 @@ def test_killed_and_continued_it_is_the_same_sweep(tiny_run: Path, tmp_path: Pat
     assert (killed / "sweep.csv").read_bytes() == (whole / "sweep.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tiny_run: Path, tmp_path: Path):
     """Bit by bit: batches are the same, and features are summed up in order."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -160,6 +160,7 @@ def poisoned_together(out: str, shard: bool) -> None:
             raise SystemExit(1) from None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_the_process_that_has_the_image_reports_it(tmp_path, shard):
     job = Job(2, tmp_path / "said", poisoned_together, str(tmp_path / "run"), shard)

@@ -233,7 +233,7 @@ def measured_config(out, **changes) -> TrainingConfig:
     return tiny_config(out, diagnostics_every=24, **changes)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_a_measured_run_is_the_same_run_to_the_bit(tmp_path, dropout):
     plain = run(tiny_config(tmp_path / "plain", dropout=dropout, holdout=5))
     measured = run(measured_config(tmp_path / "measured", dropout=dropout, holdout=5))

@@ -16,6 +16,8 @@ from edm2.training.callbacks import Callback, SampleGrids
 from edm2.training.distributed import processes as distributed
 from edm2.training.run.checkpoint import find_checkpoints
 
+pytestmark = pytest.mark.slow  # jobs of several processes, most of which wait for a timeout
+
 SETTINGS = {"checkpoint_every": 16, "status_every": 16, "duration": 64}
 
 

@@ -19,7 +19,10 @@ from edm2.training.distributed.processes import joined_processes
 from edm2.training.initialization import fresh_network
 from edm2.training.step import TrainStep
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and tells glibc how to allocate")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and tells glibc how to allocate"),
+]
 
 TINY = NetworkConfig(8, 3, 0, model_channels=32, channel_mult=(1, 2), num_blocks=2, channels_per_head=32)
 

@@ -52,6 +52,7 @@ def test_the_failure_of_another_process_is_said_in_plain_words(monkeypatch: pyte
         Processes(rank=0, count=2).wait()
 
 
+@pytest.mark.slow
 def test_two_processes_share_and_wait(tmp_path: Path):
     script = tmp_path / "job.py"
     script.write_text(SCRIPT)

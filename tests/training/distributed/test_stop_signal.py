@@ -39,7 +39,7 @@ def wait_for(path) -> None:
 
 @pytest.mark.parametrize(
     ("count", "number", "code"),
-    [(1, signal.SIGINT, 130), (1, signal.SIGTERM, 143), (2, signal.SIGUSR1, 138)],
+    [(1, signal.SIGINT, 130), (1, signal.SIGTERM, 143), pytest.param(2, signal.SIGUSR1, 138, marks=pytest.mark.slow)],
     ids=["ctrl-c", "sigterm", "sigusr1-to-one-of-two"],
 )
 def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path, count, number, code):
@@ -53,6 +53,7 @@ def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path, count, number, c
     assert "Traceback" not in job.words(count - 1)
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_leaves_the_readers_of_data_alone(tmp_path):
     """As torchrun and schedulers send it: the step under way still needs images."""
     job = Job(1, tmp_path / "said", endless_in_a_group, str(tmp_path / "run"))
@@ -67,6 +68,7 @@ def endless_in_a_group(out: str) -> None:
     endless(out, None, workers=2)
 
 
+@pytest.mark.slow
 def test_time_is_up_for_both_at_once(tmp_path):
     job = Job(2, tmp_path / "said", endless, str(tmp_path / "run"), 2.0)
     assert job.wait(120) == [124, 124], job.words(0)

@@ -29,9 +29,9 @@ def alone(tmp_path_factory) -> tuple[Path, dict[str, Tensor]]:
     ("count", "changes"),
     [
         (2, {}),
-        (2, {"micro_batch": 2}),
+        pytest.param(2, {"micro_batch": 2}, marks=pytest.mark.slow),
         (2, {"shard": True, "recompute": True}),
-        (4, {"shard": True, "micro_batch": 1}),
+        pytest.param(4, {"shard": True, "micro_batch": 1}, marks=pytest.mark.slow),
     ],
     ids=["ddp", "ddp-accumulating", "fsdp-recomputing", "four-fsdp-accumulating"],
 )
@@ -102,6 +102,7 @@ def count_collectives(out: str) -> None:
         distributed.barrier()
 
 
+@pytest.mark.slow
 def test_weight_normalization_and_averages_of_shares_need_no_communication(tmp_path):
     job = Job(4, tmp_path / "said", count_collectives, str(tmp_path / "run"))
     assert job.wait() == [0] * 4, job.words(0)

@@ -17,6 +17,7 @@ from edm2.training.run.checkpoint import Checkpoints, find_checkpoints, load_che
 SETTINGS = {"checkpoint_every": 24, "status_every": 24}
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_goes_on_from_any_checkpoint(tmp_path):
     """Two with shards of the weights, one, four with shards, two with copies: as one that never stopped."""
     whole = final_state(run(tiny_config(tmp_path / "whole", **SETTINGS)))
@@ -38,6 +39,7 @@ def test_the_same_number_of_processes_resumes_to_the_bit(tmp_path, shard):
     assert_same_bits(train_together(2, tmp_path / "whole", **settings), whole)
 
 
+@pytest.mark.slow
 def test_every_process_writes_a_part(tmp_path):
     train_together(2, tmp_path / "run", duration=24, shard=True, **SETTINGS)
     [checkpoint] = find_checkpoints(tmp_path / "run" / "checkpoints")
@@ -130,6 +132,7 @@ def fail(changes: dict) -> None:
         raise SystemExit(1) from None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_trouble_of_one_process_ends_all_of_them(tmp_path, shard):
     job = Job(2, tmp_path / "said", fail, {"out": str(tmp_path / "run"), "shard": shard})

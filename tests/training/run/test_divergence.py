@@ -116,6 +116,7 @@ def explode(out: str) -> None:
             raise SystemExit(1) from None
 
 
+@pytest.mark.slow
 def test_several_processes_agree_that_a_loss_has_exploded(tmp_path):
     job = Job(2, tmp_path / "said", explode, str(tmp_path / "run"))
     assert job.wait(100) == [1, 1], job.words(0)

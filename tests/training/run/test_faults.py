@@ -11,6 +11,7 @@ from edm2.training.run.checkpoint import find_checkpoints
 RUNS = 20
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_to_the_bit(tmp_path):
     """Weights, moments, averages, snapshots and records; every second one is killed in the middle of writing."""
     killer = Killer(tmp_path)
@@ -19,6 +20,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_bit(tmp_path):
     assert killer.killed > RUNS / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", [2, 3])
 def test_one_of_two_with_shares_is_killed_while_saving(tmp_path, writes):
     """The other ends by itself; one process, and four, go on from the checkpoint before."""

@@ -33,6 +33,8 @@ class Timed(Trainer):
     """
 
     waits = False
+    stalls: list[tuple[float, float]]
+    begun: list[float]
 
     def run(self) -> None:
         self.stalls, self.begun = [], []

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -62,12 +63,12 @@ def _compare(case: Case, place: Path, images: int, repeats: int) -> str:
     turns = []
     for turn in range(repeats):
         bare = _measure(lambda: _convert_by_pillow(paths, case.transform))
-        ours = _measure(lambda turn=turn: convert(source, place / f"{turn}.zip", case.transform))
+        ours = _measure(partial(convert, source, place / f"{turn}.zip", case.transform))
         (place / f"{turn}.zip").unlink()
         turns.append((bare.wall, ours.wall, bare.wall / ours.wall, bare.processor / ours.processor))
-    bare, ours, ratio, processor_ratio = (statistics.median(column) for column in zip(*turns, strict=True))
+    bare_time, our_time, ratio, processor_ratio = (statistics.median(column) for column in zip(*turns, strict=True))
     return (
-        f"Pillow {1e3 * bare / images:.2f} ms, conversion {1e3 * ours / images:.2f} ms per image, "
+        f"Pillow {1e3 * bare_time / images:.2f} ms, conversion {1e3 * our_time / images:.2f} ms per image, "
         f"ratio {ratio:.2f} (of processor time {processor_ratio:.2f})"
     )
 
@@ -88,7 +89,9 @@ def _measure(work: Callable[[], object]) -> Times:
 
 def _convert_by_pillow(paths: list[Path], transform: Transform) -> None:
     for path in paths:
-        transform(Image.open(path).convert("RGB")).save(io.BytesIO(), format="PNG", compress_level=0)
+        image = transform(Image.open(path).convert("RGB"))
+        assert image is not None  # none is too small
+        image.save(io.BytesIO(), format="PNG", compress_level=0)
 
 
 def _write_images(case: Case, folder: Path, count: int) -> None:

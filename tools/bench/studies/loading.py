@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from zipfile import ZipFile, sizeFileHeader
+from zipfile import ZipFile, sizeFileHeader  # type: ignore[attr-defined]  # undocumented: 30, as the format says
 
 import click
 import numpy as np

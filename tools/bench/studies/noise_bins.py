@@ -86,7 +86,7 @@ class FineTuning:
     @cached_property
     def objective(self) -> DenoisingLoss:
         """Noise levels as in the run, weighted as by EDM."""
-        return DenoisingLoss(self.config.objective().distribution, self.config.network.sigma_data, EDM())
+        return DenoisingLoss(self.config.objective().distribution, self.config.own_network.sigma_data, EDM())
 
     @cached_property
     def random(self) -> PositionRandom:
@@ -109,8 +109,10 @@ class FineTuning:
         return levels(self.objective.distribution, self.bins).tolist()
 
     def changes(self) -> np.ndarray:
-        """Relative change of the loss: row i, of the network fine-tuned on bin i (the last: on all); column j, in bin
-        j. [bins + 1, bins]."""
+        """Relative change of the loss, [bins + 1, bins].
+
+        Row i is of the network fine-tuned on bin i (the last: on all); column j is the loss in bin j.
+        """
         self.start.to(self.config.device)
         before = self.losses(self.start)
         rows = tqdm([*range(self.bins), ALL], desc="fine-tuning", leave=False, disable=None)
@@ -127,7 +129,7 @@ class FineTuning:
         for microbatches in islice(self.feed.steps(end), self.steps):
             force_weight_normalization_(net)
             optimizer.zero_grad()
-            for images, labels in microbatches:
+            for images, labels, _ in microbatches:
                 self.loss(net, images, labels, bin_number, place).backward()
                 place += len(images)
             optimizer.step()

@@ -106,7 +106,7 @@ def measure_growth(config: TrainingConfig) -> int | None:
     """Train, and say how many bytes this process took for it; None in all processes but the first. Linux with glibc."""
     torch.set_num_threads(1)
     with joined_processes() as processes:
-        tiny = replace(config.network, model_channels=8, img_resolution=8)
+        tiny = replace(config.own_network, model_channels=8, img_resolution=8)
         _train(replace(config, network=tiny), processes)
         gc.collect()
         with open("/proc/self/clear_refs", "w") as file:
@@ -117,9 +117,9 @@ def measure_growth(config: TrainingConfig) -> int | None:
 
 
 def _train(config: TrainingConfig, processes: Processes) -> None:
-    step = TrainStep(config, fresh_network(config.network, config.seed), processes=processes)
+    step = TrainStep(config, fresh_network(config.own_network, config.seed), processes=processes)
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)  # the command line sets it high, and keeps what is freed
-    images = torch.zeros(step.images_per_forward, config.network.img_channels, *config.network.size)
+    images = torch.zeros(step.images_per_forward, config.own_network.img_channels, *config.own_network.size)
     for _ in range(STEPS):
         step([Batch(images)] * (step.images_per_rank // len(images)))
     step.ema.average(config.sigma_rels[0])
@@ -129,7 +129,7 @@ def _train(config: TrainingConfig, processes: Processes) -> None:
 def _memory(entry: str) -> int:
     """Bytes; getrusage would begin with the peak of the process that started this one."""
     with open("/proc/self/status") as file:
-        return 1024 * int(re.search(entry + r":\s+(\d+) kB", file.read())[1])
+        return 1024 * int(re.findall(entry + r":\s+(\d+) kB", file.read())[0])
 
 
 if __name__ == "__main__":

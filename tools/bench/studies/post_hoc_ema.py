@@ -80,7 +80,10 @@ def make_network(channels: int) -> nn.Module:
 def compare_tracking(net: nn.Module, turns: int) -> None:
     """Print milliseconds per update of two profiles."""
     tracker = PowerFunctionEMA(net, SIGMA_RELS)
-    works = {"ours": lambda: tracker.update(tracker.images_seen + 64), "copy of the same bytes": copier(net)}
+    works: dict[str, Callable[[], object]] = {
+        "ours": lambda: tracker.update(tracker.images_seen + 64),
+        "copy of the same bytes": copier(net),
+    }
     if theirs := their_tracker(net, Path(tempfile.gettempdir())):
         works["ema-pytorch"] = theirs.update
     taken = take_turns(works, turns)
@@ -89,7 +92,7 @@ def compare_tracking(net: nn.Module, turns: int) -> None:
 
 def copier(net: nn.Module) -> Callable[[], None]:
     """Two profiles are read and written, the weights read for each: six numbers moved per weight, so three copies."""
-    sources = list(net.parameters())
+    sources: list[torch.Tensor] = list(net.parameters())
     copies = [torch.empty_like(p) for p in sources]
 
     def work() -> None:

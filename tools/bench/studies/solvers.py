@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import click
 import matplotlib.pyplot as plt
@@ -65,7 +66,7 @@ class Problem:
         """The limit of many steps; with guidance where it is for this number of them, if one is given."""
         if num_steps is None:
             return self.solved(HEUN, SUBSTEPS)
-        held = HeldWithin(self.denoise, sigma_steps(num_steps, dtype=torch.float64))
+        held: Any = HeldWithin(self.denoise, sigma_steps(num_steps, dtype=torch.float64))
         between = math.ceil(SUBSTEPS / num_steps)
         fine = (num_steps - 1) * between + 1  # levels of the coarse steps are among those of the fine ones
         return sample_heun(held, self.noise, self.labels, num_steps=fine, dtype=torch.float64)
@@ -140,6 +141,7 @@ def mixture_problem(path: Path, count: int = 256) -> Problem:
     mu, s, logw = (tensors[f"gmm/main/{name}"] for name in ("mu", "s", "logw"))
 
     def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        assert labels is not None
         v = s**2 + sigma**2
         distances = (x[:, None] - mu).square().sum(dim=(2, 3, 4))
         shares = (labels @ logw - distances / (2 * v) - x[0].numel() / 2 * v.log()).softmax(dim=1)
