@@ -13,9 +13,10 @@ from torch import nn
 from edm2.networks import NetworkConfig
 from edm2.planning.costs import count_flops, count_parameters
 from edm2.tools.bench import karras
-from edm2.tools.bench.clock import Clock, Duration, Timing
-from edm2.tools.bench.peak import convolutions
-from edm2.tools.bench.results import Comparison, Measurement
+from edm2.tools.bench.measuring import convolutions
+from edm2.tools.bench.report import Measurement
+from edm2.tools.bench.sections import Bench
+from edm2.tools.bench.timing import Clock, Duration, Timing
 from edm2.tools.bench.workload import Workload, settings_for
 
 TINY = ("bench", "--quick", "--preset", "digits8", "--channels", 8, "--batch", 4, "--device", "cpu")
@@ -294,7 +295,7 @@ class FakeTime:
 def fake_time(monkeypatch) -> FakeTime:
     """In place of the clocks."""
     fake = FakeTime()
-    monkeypatch.setattr("edm2.tools.bench.clock.time", fake)
+    monkeypatch.setattr("edm2.tools.bench.timing.time", fake)
     return fake
 
 
@@ -333,7 +334,7 @@ def test_works_take_turns_in_alternating_order(fake_time):
         order.append(name)
         fake_time.spend(1, 1)
 
-    durations = Clock(torch.device("cpu"), repeats=4, warmup=0).alternate(
+    durations = Clock(torch.device("cpu"), repeats=4, warmup=0).by_turns(
         {name: lambda n=name: spend(n) for name in "ab"}
     )
     assert "".join(order) == "ab" + "abba" * 2  # once each to see how long it takes
@@ -353,9 +354,12 @@ def test_short_work_is_done_many_times(fake_time):
     assert timing.seconds == pytest.approx(0.001)
 
 
-def test_twice_as_slow_is_a_ratio_of_two():
-    ours, theirs = ([Duration(s, s, s)] * 3 for s in (1.0, 2.0))
-    assert Comparison.of("training", "step", "plain", ("fp32", "fp32"), "", ours, theirs).ratio == 2
+def test_twice_as_slow_is_a_ratio_of_two(fake_time):
+    bench = Bench(Workload(settings_for("cpu", {}, quick=True)), Clock(torch.device("cpu"), repeats=3), ())
+    ours, theirs = (lambda: fake_time.spend(1, 1)), (lambda: fake_time.spend(2, 2))
+    comparison = bench.compared("training", "step", "plain", ours, theirs, "")
+    assert comparison.ratios == (2, 2, 2)
+    assert (comparison.ours.seconds, comparison.theirs.seconds) == (1, 2)
 
 
 def test_rates_follow_from_times():
