@@ -50,10 +50,6 @@ def measure(
     if workload.device.type == "cuda":
         torch.cuda.set_device(workload.device)  # the clock waits for the current device
     clock, dtype = Clock(workload.device, settings.repeats, settings.warmup), DTYPES[settings.precision]
-    peaks = [
-        matrix_peak(clock, dtype, settings.matrix_size),
-        convolution_peak(clock, dtype, workload.network, settings.batch),
-    ]
     report = Report(
         machine=machine(workload.device),
         settings=asdict(settings) | {"clock": clock.kind},
@@ -63,10 +59,13 @@ def measure(
             "flops_per_image": workload.evaluation_flops / settings.batch,
             "bytes_kept_in_training": 4 * workload.parameters * (3 + workload.config.num_averages),
         },
-        peaks=peaks,
+        peaks=[
+            matrix_peak(clock, dtype, settings.matrix_size),
+            convolution_peak(clock, dtype, workload.network, settings.batch),
+        ],
     )
     on_start(report)
-    bench = Bench(workload, clock, tuple(peaks))
+    bench = Bench(workload, clock, report.peaks)
     sections = [section for name, section in SECTIONS.items() if name in settings.sections]
     for work in [*sections, *(RIVALS[name] for name in settings.against)]:
         for finding in work(bench):

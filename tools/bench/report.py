@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edm2.tools.bench.timing import Timing
+from edm2.training.run.speed import with_unit
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,15 @@ def line(finding: Finding) -> str:
 
 def markdown(report: Report) -> str:
     """The whole report: a list of `about`, a table of measurements, and one of comparisons."""
-    lines = [f"- {subject}: {phrase}" for subject, phrase in about(report)]
     measurements, comparisons, skipped = report.of(Measurement), report.of(Comparison), report.of(Skipped)
+    lines = [f"- {subject}: {phrase}" for subject, phrase in about(report)]
     if measurements:
-        kept = size_text(report.network["bytes_kept_in_training"])
-        lines += ["", *table(MEASURED, list(map(measured_row, measurements))), ""]
+        kept = with_unit(report.network["bytes_kept_in_training"], "B")
         lines += [
+            "", *table(MEASURED, list(map(measured_row, measurements))), "",
             "- Of the peaks: of the matrix product's and of the convolution's. "
-            f"Memory: beside weights, optimizer and averages, which take {kept} in training."
-        ]
+            f"Memory: beside weights, optimizer and averages, which take {kept} in training.",
+        ]  # fmt: skip
     lines += [f"- {finding.part}: {finding.note}." for finding in measurements if finding.note]
     lines += [f"- {finding.section} was skipped: {finding.why}." for finding in skipped]
     if comparisons:
@@ -197,7 +198,7 @@ def measured_row(finding: Measurement) -> list[str]:
         "" if finding.images_per_second is None else _digits(finding.images_per_second),
         "" if finding.flops_per_second is None else _digits(finding.flops_per_second / 1e9),
         " / ".join(f"{share:.0%}" for share in finding.shares),
-        "" if finding.peak_memory is None else size_text(finding.peak_memory),
+        "" if finding.peak_memory is None else with_unit(finding.peak_memory, "B"),
     ]
 
 
@@ -220,11 +221,6 @@ def time_text(seconds: float) -> str:
         if seconds >= length * 0.9995:
             return f"{_digits(seconds / length)} {unit}"
     return f"{_digits(seconds / 1e-6)} us"
-
-
-def size_text(size: float) -> str:
-    """Three digits: "1.23 GB", "45.6 MB"."""
-    return f"{_digits(size / 1e9)} GB" if size >= 1e9 else f"{_digits(size / 1e6)} MB"
 
 
 def _digits(value: float) -> str:

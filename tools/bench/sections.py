@@ -3,7 +3,7 @@
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Bench:
 
     workload: Workload
     clock: Clock
-    peaks: tuple[Peak, ...]
+    peaks: Sequence[Peak]
 
     def measured(
         self, section: str, part: str, work: Work, before: Work | None = None, *,
