@@ -9,11 +9,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 FOLDERS = ("networks", "training", "post_hoc_ema", "tools")
+STUDIES = ["bench.studies"]
+"""One-off measurements behind the documentation: they run in a checkout and stay out of the wheel."""
 
 
 def subpackages(folder: str) -> list[str]:
     """Import names of a top-level folder and of every package inside it."""
-    inside = find_packages(folder)
+    inside = find_packages(folder, exclude=STUDIES)
     return [f"edm2.{folder}", *(f"edm2.{folder}.{name}" for name in inside)]
 
 

@@ -1,4 +1,4 @@
-"""Config G's training and sampling in the plain form in which papers print them: what ours is timed against.
+"""Training and sampling with config G in the plain form in which papers print them, to time ours against.
 
 The network is `edm2.networks.reference`. Around it nothing is done for speed either: Adam, averages and non-finite
 gradients go tensor by tensor, as torch's defaults have it; half precision comes from casting, not from autocast. The
@@ -29,7 +29,7 @@ def plain_copy(net: Precond) -> ReferencePrecond:
 
 
 def plain_loss(net: ReferencePrecond, images: Tensor, labels: Tensor | None, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Loss per element."""
+    """Compute the loss of each element, [N, C, H, W]."""
     return reference_loss(net, images, labels, sigma, noise, net.config.sigma_data)
 
 
@@ -43,7 +43,7 @@ class PlainEMA:
 
     @torch.no_grad()
     def update(self, images_seen: int, batch_size: int) -> None:
-        """After a step of `batch_size` images, `images_seen` with it."""
+        """Update after a step of `batch_size` images, which `images_seen` includes."""
         for gamma, average in zip(self.gammas, self.averages, strict=True):
             beta = (1 - batch_size / images_seen) ** (gamma + 1)
             for p_net, p_average in zip(self.net.parameters(), average.parameters(), strict=True):
@@ -54,10 +54,10 @@ class PlainTraining:
     """Training as Algorithm 1 and Appendix D.2 print it.
 
     Args:
-        net: In training mode; its forward pass normalizes the parameters.
+        net: Network in training mode; its forward pass normalizes the parameters.
         batch_size: Images per step.
-        learning_rate: Of the step that begins at so many images seen.
-        betas: Of Adam.
+        learning_rate: Learning rate of the step that begins at a number of images seen.
+        betas: Adam's.
         gammas: Exponents of the averages.
         loss_scale: Constant factor on the loss, for float16.
     """
@@ -80,27 +80,19 @@ class PlainTraining:
         self.images_seen = 0
 
     def step(self, rounds: Iterable[tuple[Tensor, Tensor | None, Tensor, Tensor]]) -> None:
-        """One optimizer step on (images, one-hot labels, sigma, noise) of each accumulation round."""
+        """Take one optimizer step on (images, one-hot labels, sigma, noise) of each accumulation round."""
         self.optimizer.zero_grad(set_to_none=True)
         for images, labels, sigma, noise in rounds:
             loss = plain_loss(self.net, images, labels, sigma, noise)
             loss.sum().mul(self.loss_scale / self.batch_size).backward()
-        self.clean_gradients()
-        self.set_learning_rate()
-        self.optimizer.step()
-        self.images_seen += self.batch_size
-        self.ema.update(self.images_seen, self.batch_size)
-
-    def clean_gradients(self) -> None:
-        """Non-finite entries to zero, tensor by tensor."""
         for parameter in self.net.parameters():
             if parameter.grad is not None:
                 torch.nan_to_num(parameter.grad, nan=0, posinf=0, neginf=0, out=parameter.grad)
-
-    def set_learning_rate(self) -> None:
-        """That of the step to come."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.images_seen)
+        self.optimizer.step()
+        self.images_seen += self.batch_size
+        self.ema.update(self.images_seen, self.batch_size)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -120,7 +112,7 @@ def plain_heun(
     sigma_max: float = 80,
     rho: float = 7,
 ) -> Tensor:
-    """Heun's method (EDM's Algorithm 2) without fresh noise; the guide, if any, is evaluated apart, without labels."""
+    """Draw images by Heun's method (EDM's Algorithm 2) without fresh noise; a guide is evaluated without labels."""
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         D_x = net(x, t, labels)

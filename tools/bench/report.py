@@ -1,22 +1,140 @@
-"""A benchmark's report for people: lines while it runs, and Markdown afterwards."""
+"""Findings of a benchmark: as data for JSON, as lines while it runs, and as Markdown.
 
+Field names and properties of the dataclasses are keys of the JSON of `edm2 bench`.
+"""
+
+import statistics
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from edm2.tools.bench.results import Comparison, Finding, Measurement, Report, Skipped
+from edm2.tools.bench.timing import Timing
+from edm2.training.run.speed import with_unit
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Time of one part of our work."""
+
+    section: str
+    """training, sampling, vae or ema."""
+    part: str
+    timing: Timing
+    images: float = 0
+    """Images that the work makes or trains on; 0 where they do not count."""
+    flops: float = 0
+    """Operations of convolutions, linear layers and attention (a multiplication and an addition are two)."""
+    shares: tuple[float, ...] = ()
+    """Fractions of the device's peaks that the FLOP/s reach."""
+    peak_memory: int | None = None
+    """Bytes beside weights, optimizer and averages; None where not measured."""
+    note: str = ""
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Speed; None where images do not count."""
+        return self.images / self.timing.seconds if self.images else None
+
+    @property
+    def flops_per_second(self) -> float | None:
+        """FLOP/s; None where they are not counted."""
+        return self.flops / self.timing.seconds if self.flops else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Times of our work and of another implementation's, in rounds in which both took turns."""
+
+    section: str
+    part: str
+    rival: str
+    """Name of the other implementation."""
+    precisions: tuple[str, str]
+    """Ours and theirs."""
+    what: str
+    """Description of what exactly both did."""
+    ours: Timing
+    theirs: Timing
+    ratios: tuple[float, ...]
+    """Their time over ours in each round."""
+
+    @property
+    def ratio(self) -> float:
+        """Median over rounds."""
+        return statistics.median(self.ratios)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A section that could not be measured, and why."""
+
+    section: str
+    why: str
+
+
+Finding = Measurement | Comparison | Skipped
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that the device can do at one kind of work."""
+
+    name: str
+    flops_per_second: float
+
+
+@dataclass
+class Report:
+    """All findings of a benchmark, with the machine and the settings."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    network: dict[str, Any]
+    peaks: list[Peak]
+    findings: list[Finding] = field(default_factory=list)
+
+    def of(self, kind: type) -> list[Any]:
+        """List the findings of one kind, in order."""
+        return [finding for finding in self.findings if isinstance(finding, kind)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, one list per kind of finding."""
+
+        def listed(kind: type, *derived: str) -> list[dict[str, Any]]:
+            return [asdict(x) | {name: getattr(x, name) for name in derived} for x in self.of(kind)]
+
+        return {
+            "machine": self.machine,
+            "settings": self.settings,
+            "network": self.network,
+            "peaks": [asdict(peak) for peak in self.peaks],
+            "measurements": listed(Measurement, "images_per_second", "flops_per_second"),
+            "comparisons": listed(Comparison, "ratio"),
+            "skipped": listed(Skipped),
+        }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Text
 
 MEASURED = ("", "time", "fastest to slowest", "images/s", "GFLOP/s", "of the peaks", "memory")
 WIDTHS = (36, 8, 20, 8, 7, 12, 7)
-"""Of `MEASURED` on the screen."""
+"""Widths of the columns of `MEASURED` on the screen."""
 COMPARED = ("", "against", "ours", "theirs", "times as fast", "rounds")
 
 
 def about(report: Report) -> list[tuple[str, str]]:
-    """Subjects and phrases: where, what and how."""
+    """List subjects and phrases: machine, network and settings."""
     machine, settings, network = report.machine, report.settings, report.network
-    height, width = _size(network["img_resolution"])
+    size = network["img_resolution"]
+    height, width = (size, size) if isinstance(size, int) else size
+    device = f"{machine['device']}, {machine['processor']}"
+    if machine["device"] == "cpu":
+        threads = f"{machine['threads']} thread" + "s" * (machine["threads"] != 1)
+        device = f"{machine['processor']} ({machine['cpu_capability']}), {threads} of {machine['cores']} cores"
     how = "compiled, " if settings["compile"] else ""
     return [
-        ("machine", f"{_device(machine)}, torch {machine['torch']}, edm2 {machine['edm2']}, {machine['date'][:10]}"),
+        ("machine", f"{device}, torch {machine['torch']}, edm2 {machine['edm2']}, {machine['date'][:10]}"),
         (
             "network",
             f"{settings['preset']}: {network['parameters']:,} parameters, {network['img_channels']}x{height}x{width}, "
@@ -28,37 +146,9 @@ def about(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def markdown(report: Report) -> str:
-    """What `about` says, a table of what was measured, and one of comparisons."""
-    lines = [f"- {subject}: {phrase}" for subject, phrase in about(report)]
-    notes = []
-    if rows := [measured_row(finding) for finding in report.of(Measurement)]:
-        lines += ["", *table(MEASURED, rows)]
-        notes += [legend(report)]
-    notes += [f"- {finding.part}: {finding.note}." for finding in report.of(Measurement) if finding.note]
-    notes += [f"- {finding.section} was skipped: {finding.why}." for finding in report.of(Skipped)]
-    lines += ["", *notes] if notes else []
-    if comparisons := report.of(Comparison):
-        lines += ["", *table(COMPARED, [compared_row(finding) for finding in comparisons]), ""]
-        lines += [f"- {finding.part}, {finding.rival}: {finding.what}." for finding in comparisons]
-    return "\n".join(lines) + "\n"
-
-
-def legend(report: Report) -> str:
-    """What the last columns are."""
-    kept = size_text(report.network["bytes_kept_in_training"])
-    return (
-        "- Of the peaks: of the matrix product's and of the convolution's. "
-        f"Memory: beside weights, optimizer and averages, which take {kept} in training."
-    )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Of Markdown, its columns aligned for those who read it as it is."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    padded = ["| " + " | ".join(_pad(row, widths)) + " |" for row in (head, *rows)]
-    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
-    return [padded[0], rule, *padded[1:]]
+def heading() -> str:
+    """Heading of the lines of measurements."""
+    return _aligned(MEASURED, WIDTHS, "  ").rstrip()
 
 
 def line(finding: Finding) -> str:
@@ -66,14 +156,36 @@ def line(finding: Finding) -> str:
     if isinstance(finding, Skipped):
         return f"{finding.section}: skipped, {finding.why}"
     if isinstance(finding, Measurement):
-        return "  ".join(_pad(measured_row(finding), WIDTHS)).rstrip()
-    row = compared_row(finding)
-    return f"{row[0]}, {row[1]}: {row[4]} times as fast ({row[5]}), ours {row[2]}, theirs {row[3]}"
+        return _aligned(measured_row(finding), WIDTHS, "  ").rstrip()
+    part, rival, ours, theirs, ratio, rounds = compared_row(finding)
+    return f"{part}, {rival}: {ratio} times as fast ({rounds}), ours {ours}, theirs {theirs}"
 
 
-def heading() -> str:
-    """Above the lines of what is measured."""
-    return "  ".join(_pad(MEASURED, WIDTHS)).rstrip()
+def markdown(report: Report) -> str:
+    """The whole report: a list of `about`, a table of measurements, and one of comparisons."""
+    measurements, comparisons, skipped = report.of(Measurement), report.of(Comparison), report.of(Skipped)
+    lines = [f"- {subject}: {phrase}" for subject, phrase in about(report)]
+    if measurements:
+        kept = with_unit(report.network["bytes_kept_in_training"], "B")
+        lines += [
+            "", *table(MEASURED, list(map(measured_row, measurements))), "",
+            "- Of the peaks: of the matrix product's and of the convolution's. "
+            f"Memory: beside weights, optimizer and averages, which take {kept} in training.",
+        ]  # fmt: skip
+    lines += [f"- {finding.part}: {finding.note}." for finding in measurements if finding.note]
+    lines += [f"- {finding.section} was skipped: {finding.why}." for finding in skipped]
+    if comparisons:
+        lines += ["", *table(COMPARED, list(map(compared_row, comparisons))), ""]
+        lines += [f"- {finding.part}, {finding.rival}: {finding.what}." for finding in comparisons]
+    return "\n".join(lines) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, its columns aligned for those who read it as it is."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
+    first, *others = (f"| {_aligned(row, widths, ' | ')} |" for row in (head, *rows))
+    return [first, rule, *others]
 
 
 def measured_row(finding: Measurement) -> list[str]:
@@ -86,7 +198,7 @@ def measured_row(finding: Measurement) -> list[str]:
         "" if finding.images_per_second is None else _digits(finding.images_per_second),
         "" if finding.flops_per_second is None else _digits(finding.flops_per_second / 1e9),
         " / ".join(f"{share:.0%}" for share in finding.shares),
-        "" if finding.peak_memory is None else size_text(finding.peak_memory),
+        "" if finding.peak_memory is None else with_unit(finding.peak_memory, "B"),
     ]
 
 
@@ -111,30 +223,11 @@ def time_text(seconds: float) -> str:
     return f"{_digits(seconds / 1e-6)} us"
 
 
-def size_text(size: float) -> str:
-    """Three digits: "1.23 GB", "45.6 MB"."""
-    return f"{_digits(size / 1e9)} GB" if size >= 1e9 else f"{_digits(size / 1e6)} MB"
-
-
 def _digits(value: float) -> str:
     return f"{value:,.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
 
 
-def _pad(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+def _aligned(row: Sequence[str], widths: Sequence[int], between: str) -> str:
     """The first cell to the left, the others to the right."""
-    first, *others = (
-        f"{cell:{'>' if i else '<'}{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    return [first, *others]
-
-
-def _device(machine: dict) -> str:
-    threads = f"{machine['threads']} thread" + ("s" if machine["threads"] != 1 else "")
-    if machine["device"] == "cpu":
-        return f"{machine['processor']} ({machine['cpu_capability']}), {threads} of {machine['cores']} cores"
-    return f"{machine['device']}, {machine['processor']}"
-
-
-def _size(resolution: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    return height, width
+    cells = zip(row, widths, strict=True)
+    return between.join(f"{cell:{'>' if i else '<'}{width}}" for i, (cell, width) in enumerate(cells))

@@ -1,4 +1,4 @@
-"""What a benchmark works on: a network of a preset with random weights, and random images of its kind."""
+"""Work of a benchmark: a preset's network with random weights, and random images of its kind."""
 
 import math
 from collections.abc import Mapping
@@ -7,14 +7,18 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from edm2.networks import NetworkConfig, Precond
+from edm2.networks import Precond, fold, force_weight_normalization_
 from edm2.planning.costs import TRAINING_FLOPS, count_flops, count_parameters
 from edm2.planning.plan import plan_run
 from edm2.planning.presets import PRESETS
+from edm2.sampling.samplers.heun import Denoiser
 from edm2.tools.run import default_precision
 from edm2.training import ArrayDataset, TrainingConfig
+from edm2.training.config import DTYPES
+from edm2.training.data.batches import Batch, BatchStream
+from edm2.training.draws import GivenDraws
 from edm2.training.initialization import fresh_network
 from edm2.training.step import TrainStep
 
@@ -24,22 +28,20 @@ SHAPES = {
     "edm2-small-64": (3, 64, 64),
     "edm2-latent-small": (4, 64, 64),
 }
-"""(channels, height, width) of what the network sees, of presets that leave it to the data."""
-
-CLASSES = {"digits8": 10, "edm2-small-32": 10, "edm2-small-64": 10, "edm2-latent-small": 10}
-"""Classes of presets that leave them to the data; ImageNet has 1000."""
+"""(channels, height, width) that the network sees in presets that leave it to the data. Such data has 10 classes here,
+all other 1000, as ImageNet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is to be measured, and how carefully."""
+    """Settings of a benchmark; field names are keys of its JSON."""
 
     preset: str
     """Name in `PRESETS`."""
     batch: int
     """Images per step and per evaluation."""
     precision: str
-    """Of our network's activations: fp32, bf16 or fp16."""
+    """Precision of our network's activations: fp32, bf16 or fp16."""
     device: str
     """cpu, cuda or mps."""
     compile: bool = False
@@ -47,15 +49,15 @@ class Settings:
     channels: int | None = None
     """Base width in place of the preset's."""
     sections: tuple[str, ...] = ("training", "sampling", "vae", "ema")
-    """What to measure."""
+    """Sections to measure."""
     against: tuple[str, ...] = ()
-    """Whom to compare with."""
+    """Other implementations to compare with."""
     against_precision: str = "fp32"
     """Precision of the others."""
     repeats: int = 9
     """Measurements of which the median counts."""
     warmup: int = 2
-    """Times that everything is done before."""
+    """Times that all work is done before."""
     steps: int = 4
     """Steps of Heun's method."""
     matrix_size: int = 2048
@@ -65,13 +67,7 @@ class Settings:
 
 
 def settings_for(device: str, chosen: Mapping[str, Any], quick: bool = False) -> Settings:
-    """Settings that fit a device.
-
-    Args:
-        device: cpu, cuda or mps.
-        chosen: Those that are decided.
-        quick: One repeat of everything, to see that it works.
-    """
+    """Complete the settings `chosen` by what fits a device; `quick`: one repeat of everything, to see that it works."""
     on_gpu = device.startswith("cuda")
     proposed: dict[str, Any] = {
         "preset": "edm2-img512-s" if on_gpu else "digits8",
@@ -80,7 +76,7 @@ def settings_for(device: str, chosen: Mapping[str, Any], quick: bool = False) ->
     }
     if quick:
         proposed |= {"repeats": 1, "warmup": 1, "steps": 2, "matrix_size": 256}
-    settings = {**proposed, **chosen}
+    settings = proposed | chosen
     settings.setdefault("precision", default_precision(settings["preset"], device))
     large = SHAPES.get(settings["preset"], (0, 64, 64))[1:] == (64, 64)
     settings.setdefault("batch", 2 if large and not on_gpu else 64)
@@ -90,28 +86,33 @@ def settings_for(device: str, chosen: Mapping[str, Any], quick: bool = False) ->
 
 
 class Inputs(NamedTuple):
-    """Of one step."""
+    """Inputs of one training step or evaluation."""
 
     images: Tensor
-    """As the network sees them, [N, C, H, W]."""
+    """[N, C, H, W], as the network sees them."""
     labels: Tensor | None
     """One-hot, [N, label_dim]."""
     sigma: Tensor
     """[N]."""
     noise: Tensor
-    """Unit Gaussian, like the images."""
+    """[N, C, H, W], unit Gaussian."""
 
 
 class Workload:
-    """Networks, images and what they cost.
+    """Networks and inputs of a benchmark, and their costs.
 
     Args:
-        settings: What for.
+        settings: Settings of the benchmark.
 
     Attributes:
-        config: The training run that is measured.
-        dataset: Its images.
-        device: Where.
+        device: Device that does the work.
+        dataset: Random images.
+        config: Training run on them.
+        network: Description of the network.
+        draws_latents: True if what the network draws has to be decoded by a VAE.
+        parameters: Number of trainable numbers.
+        evaluation_flops: Operations to evaluate a batch; a multiplication and an addition are two.
+        training_flops: Operations of a training step.
 
     Raises:
         ValueError: an unknown preset, or settings that do not fit together.
@@ -123,63 +124,28 @@ class Workload:
         self.settings = settings
         self.device = torch.device(settings.device)
         self.dataset = synthetic_dataset(settings.preset, count=4 * settings.batch)
-        self.config = self._plan()
-
-    def _plan(self) -> TrainingConfig:
-        chosen = self.settings
-        choices: dict[str, Any] = {
-            "batch_size": chosen.batch,
-            "micro_batch": None,
-            "precision": chosen.precision,
-            "device": chosen.device,
-            "compile": chosen.compile,
-            "workers": 0,
-            "holdout": 0,
-        }
-        if chosen.channels is not None:
-            choices["model_channels"] = chosen.channels
-        return plan_run(self.dataset, "random images", "", chosen.preset, None, choices)
-
-    @property
-    def network(self) -> NetworkConfig:
-        """Description of the network."""
-        return self.config.own_network
-
-    @property
-    def draws_latents(self) -> bool:
-        """Whether what the network draws has to be decoded by a VAE."""
-        return self.dataset.kind == "moments"
-
-    @property
-    def parameters(self) -> int:
-        """Trainable numbers."""
-        return count_parameters(self.network)
-
-    @property
-    def evaluation_flops(self) -> float:
-        """Operations to evaluate a batch, a multiplication and an addition being two."""
-        return 2 * count_flops(self.network) * self.settings.batch
-
-    @property
-    def training_flops(self) -> float:
-        """The same, of a training step."""
-        return TRAINING_FLOPS * self.evaluation_flops
+        self.config = _plan(settings, self.dataset)
+        self.network = self.config.network
+        self.draws_latents = self.dataset.kind == "moments"
+        self.parameters = count_parameters(self.network)
+        self.evaluation_flops = 2 * count_flops(self.network) * settings.batch
+        self.training_flops = TRAINING_FLOPS * self.evaluation_flops
 
     def net(self) -> Precond:
-        """A new network; its gains are 1, as if trained, for with 0 it would compute zeros."""
-        net = fresh_network(self.network, seed=0)
-        with torch.no_grad():
-            for parameter in net.parameters():
-                if parameter.ndim == 0:
-                    parameter.fill_(1)
-        return net.to(self.device)
+        """Make the network, with gains of 1, as if trained: with 0 it would compute zeros."""
+        return with_open_gains(fresh_network(self.network, seed=0)).to(self.device)
 
-    def train_step(self) -> TrainStep:
-        """Such a network with its optimizer and averages."""
-        return TrainStep(self.config, self.net())
+    def training(self) -> "OurTraining":
+        """Make the network with its optimizer and averages."""
+        return OurTraining(self.config, self.net(), self.dataset)
+
+    def inference_form(self) -> Denoiser:
+        """Make the network in the form that `edm2 generate` evaluates."""
+        net = fold(self.net(), DTYPES[self.settings.precision])
+        return torch.compile(net) if self.settings.compile else net
 
     def inputs(self) -> Inputs:
-        """Random, the same every time."""
+        """Draw random inputs, the same every time."""
         random = torch.Generator().manual_seed(0)
         shape = self.settings.batch, self.network.img_channels, *self.network.size
         images = self.network.sigma_data * torch.randn(shape, generator=random)
@@ -191,11 +157,83 @@ class Workload:
         return Inputs(images.to(self.device), labels, sigma.to(self.device), noise.to(self.device))
 
 
+class OurTraining:
+    """Our training step, whole and by parts: the benchmark's only use of `TrainStep`.
+
+    Attributes:
+        net: Network as the optimizer sees it.
+        optimizer: Its optimizer.
+        ema: Its averages.
+        batches: Batches of the dataset, one per step.
+    """
+
+    def __init__(self, config: TrainingConfig, net: Precond, dataset: ArrayDataset) -> None:
+        self._step = TrainStep(config, net)
+        self.net, self.optimizer, self.ema = self._step.net, self._step.optimizer, self._step.ema
+        self.batches = BatchStream(config, dataset, self._step.random).steps(start=0)
+
+    def step(self) -> None:
+        """Train on the next batch, with noise drawn for it."""
+        self._step(next(self.batches))
+
+    def step_on(self, inputs: Inputs) -> None:
+        """Train on these images, noise levels and noise; later steps of this object have to be given theirs, too."""
+        self._step.draws = GivenDraws(self._step.images_seen, inputs.sigma, inputs.noise)
+        self._step([Batch(inputs.images, inputs.labels)])
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        """Compute the loss, a sum over pixels and a mean over images."""
+        images, labels, sigma, noise = inputs
+        return self._step.loss(self._step.denoiser, images, labels, sigma=sigma, noise=noise).sum() / len(images)
+
+    def passes(self, inputs: Inputs) -> None:
+        """Normalize the weights, compute the loss and its gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+        force_weight_normalization_(self.net)
+        self.loss(inputs).backward()
+
+    def clean_gradients(self) -> None:
+        """Compute the gradients' norm, and zero what is not finite."""
+        self._step.strategy.clean_gradients_(self.net)
+
+    def update_averages(self) -> None:
+        """Update all averages as after a step."""
+        self.ema.update(self.ema.images_seen + self._step.config.batch_size)
+
+    def learning_rate(self, images_seen: int) -> float:
+        """Learning rate of the next step."""
+        return self._step.learning_rate()
+
+
+@torch.no_grad()
+def with_open_gains(net: nn.Module) -> nn.Module:
+    """Set all scalars of a network to 1, and return it."""
+    for parameter in net.parameters():
+        if parameter.ndim == 0:
+            parameter.fill_(1)
+    return net
+
+
+def _plan(settings: Settings, dataset: ArrayDataset) -> TrainingConfig:
+    choices: dict[str, Any] = {
+        "batch_size": settings.batch,
+        "micro_batch": None,
+        "precision": settings.precision,
+        "device": settings.device,
+        "compile": settings.compile,
+        "workers": 0,
+        "holdout": 0,
+    }
+    if settings.channels is not None:
+        choices["model_channels"] = settings.channels
+    return plan_run(dataset, "random images", "", settings.preset, None, choices)
+
+
 def synthetic_dataset(preset: str, count: int) -> ArrayDataset:
-    """Random pixels or moments of the shape that a preset is for, with labels."""
+    """Make random pixels or moments of the shape that a preset is for, with labels."""
     channels, height, width = PRESETS[preset].shape or SHAPES[preset]
+    classes = 10 if preset in SHAPES else 1000
     random = torch.Generator().manual_seed(0)
-    classes = CLASSES.get(preset, 1000)
     labels = torch.randint(classes, (count,), generator=random)
     if channels == 4:
         mean = 4 * torch.randn(count, channels, height, width, generator=random)

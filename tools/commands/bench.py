@@ -10,7 +10,7 @@ from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.parsing import DEVICE, FILE, PRECISION
 
 if TYPE_CHECKING:
-    from edm2.tools.bench.results import Finding, Report
+    from edm2.tools.bench.report import Finding, Report
 
 EPILOG = """\b
 Examples:
@@ -40,7 +40,7 @@ Implementations to compare with (--against), measured by turns in the same proce
   karras-unet  KarrasUnet of denoising-diffusion-pytorch with as many parameters, forward and backward
 
 With one CPU thread (OMP_NUM_THREADS=1) times are processor time, which other programs hardly change; with several
-threads they are wall-clock time, on a GPU the GPU's own.
+threads and on a GPU they are wall-clock time.
 """
 
 

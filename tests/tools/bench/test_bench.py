@@ -8,14 +8,13 @@ import pytest
 import torch
 from command_line import complaint, edm2, half_written, succeed
 from tiny_vae import save_tiny_vae
-from torch import nn
 
 from edm2.networks import NetworkConfig
 from edm2.planning.costs import count_flops, count_parameters
 from edm2.tools.bench import karras
-from edm2.tools.bench.clock import Clock, Duration, Timing
-from edm2.tools.bench.peak import convolutions
-from edm2.tools.bench.results import Comparison, Measurement
+from edm2.tools.bench.measuring import convolutions
+from edm2.tools.bench.sections import Bench
+from edm2.tools.bench.timing import Clock, Duration, Timing
 from edm2.tools.bench.workload import Workload, settings_for
 
 TINY = ("bench", "--quick", "--preset", "digits8", "--channels", 8, "--batch", 4, "--device", "cpu")
@@ -294,23 +293,18 @@ class FakeTime:
 def fake_time(monkeypatch) -> FakeTime:
     """In place of the clocks."""
     fake = FakeTime()
-    monkeypatch.setattr("edm2.tools.bench.clock.time", fake)
+    monkeypatch.setattr("edm2.tools.bench.timing.time", fake)
     return fake
 
 
-def test_with_one_thread_processor_time_counts(fake_time, monkeypatch):
-    """Others at work on the machine make this process wait, which is none of its own slowness."""
-    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+@pytest.mark.parametrize(("threads", "kind", "seconds"), [(1, "processor time", 2), (4, "wall time", 5)])
+def test_the_clock_that_counts(fake_time, monkeypatch, threads, kind, seconds):
+    """Other programs make one thread wait, which is not its own slowness; several threads wait for each other, too."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     clock = Clock(torch.device("cpu"), repeats=3)
     timing = clock.time(lambda: fake_time.spend(wall=5, processor=2))
-    assert clock.kind == "processor time"
-    assert (timing.seconds, timing.wall, timing.processor) == (2, 5, 2)
-
-
-def test_with_several_threads_the_walls_clock_counts(fake_time, monkeypatch):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
-    timing = Clock(torch.device("cpu"), repeats=3).time(lambda: fake_time.spend(wall=5, processor=20))
-    assert (timing.seconds, timing.wall, timing.processor) == (5, 5, 20)
+    assert clock.kind == kind
+    assert (timing.seconds, timing.wall, timing.processor) == (seconds, 5, 2)
 
 
 def test_preparations_are_off_the_clock(fake_time):
@@ -333,7 +327,7 @@ def test_works_take_turns_in_alternating_order(fake_time):
         order.append(name)
         fake_time.spend(1, 1)
 
-    durations = Clock(torch.device("cpu"), repeats=4, warmup=0).alternate(
+    durations = Clock(torch.device("cpu"), repeats=4, warmup=0).by_turns(
         {name: lambda n=name: spend(n) for name in "ab"}
     )
     assert "".join(order) == "ab" + "abba" * 2  # once each to see how long it takes
@@ -353,15 +347,12 @@ def test_short_work_is_done_many_times(fake_time):
     assert timing.seconds == pytest.approx(0.001)
 
 
-def test_twice_as_slow_is_a_ratio_of_two():
-    ours, theirs = ([Duration(s, s, s)] * 3 for s in (1.0, 2.0))
-    assert Comparison.of("training", "step", "plain", ("fp32", "fp32"), "", ours, theirs).ratio == 2
-
-
-def test_rates_follow_from_times():
-    measurement = Measurement("sampling", "Heun", Timing(0.5, 0.5, 0.5, 0.5, 0.5), images=8, flops=1e9)
-    assert measurement.images_per_second == 16
-    assert measurement.flops_per_second == 2e9
+def test_twice_as_slow_is_a_ratio_of_two(fake_time):
+    bench = Bench(Workload(settings_for("cpu", {}, quick=True)), Clock(torch.device("cpu"), repeats=3), ())
+    ours, theirs = (lambda: fake_time.spend(1, 1)), (lambda: fake_time.spend(2, 2))
+    comparison = bench.compared("training", "step", "plain", ours, theirs, "")
+    assert comparison.ratios == (2, 2, 2)
+    assert (comparison.ours.seconds, comparison.theirs.seconds) == (1, 2)
 
 
 def test_the_largest_convolution_is_the_networks():
@@ -380,4 +371,3 @@ def test_gains_are_open():
     """A fresh network's are zero; it would compute zeros, which may be quicker."""
     net = Workload(settings_for("cpu", {"channels": 8}, quick=True)).net()
     assert all(p.item() == 1 for p in net.parameters() if p.ndim == 0)
-    assert isinstance(net, nn.Module)

@@ -8,7 +8,7 @@ import pytest
 from command_line import complaint, edm2, parse, succeed, write_images
 
 from edm2.planning.speed import WHOLE_STEP
-from edm2.tools.bench.results import Measurement
+from edm2.tools.bench.report import Measurement
 from edm2.tools.commands.plan import EPILOG
 
 SMALL = ("plan", "--preset", "edm2-small-32", "--shape", "3x32x32", "--channels", 32, "--gpus", 4, "--gpu", "h100")

@@ -1,1 +1,1 @@
-"""One-off measurements behind numbers in docs/; each runs by `python -m edm2.tools.bench.studies.NAME`."""
+"""One-off measurements behind numbers in docs/; run one by `python -m edm2.tools.bench.studies.NAME`."""

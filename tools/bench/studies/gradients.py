@@ -1,4 +1,4 @@
-"""How even the gradient is over noise levels: `python -m edm2.tools.bench.studies.gradients RUN...`.
+"""Evenness of the gradient over noise levels: `python -m edm2.tools.bench.studies.gradients RUN...`.
 
 The paper's uncertainty-based weighting (arXiv 2312.02696v2, Section 2.2 and Eq. 21) is to equalize the contribution of
 all noise levels to the gradient throughout training. This measures the norm of the gradient of each finished run's own
@@ -6,7 +6,6 @@ loss in eight bins of noise levels that are equally probable in its training, as
 as many images as are asked for: the norm of a mean over few images is mostly the noise of these few.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import click
 import torch
 
 from edm2.io.model import load
-from edm2.post_hoc_ema import atomic_output
 from edm2.study.diagnostics import unevenness
+from edm2.tools.bench.studies.common import write_csv
 from edm2.tools.options.parsing import FILE, FOLDER
 from edm2.training import RunFolder, open_dataset, read_run_config
 from edm2.training.data.batches import BatchStream
@@ -23,33 +22,26 @@ from edm2.training.diagnostics.batches import by_bin, spaced_images
 from edm2.training.diagnostics.noise_levels import measure_noise_levels
 from edm2.training.randomness import PositionRandom
 
-BINS = 8
-"""Of noise levels."""
-
-Curve = Mapping[str, float]
-"""Norm of the gradient by the median noise level of a bin."""
-
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=FOLDER)
-@click.option(
-    "--images", default=512, show_default=True, type=click.IntRange(1), help="In each bin, of the training set."
-)
+@click.option("--images", default=512, show_default=True, help="In each bin, of the training set.")
 @click.option("--out", type=FILE, help="CSV file for the table.")
 def main(runs: Sequence[Path], images: int, out: Path | None) -> None:
     """Print the norm of the gradient at each noise level of finished RUNs."""
-    curves = {}
+    rows: list[tuple[object, ...]] = [("run", "sigma", "gradient_norm")]
     for run in runs:
-        curves[run.name] = gradients(run, images)
-        click.echo(f"{run.name:<24}" + "".join(f"{norm:>9.3g}" for norm in curves[run.name].values())
-                   + f"   largest / smallest {unevenness(curves[run.name]):.3g}")  # fmt: skip
-        click.echo(f"{'  at σ =':<24}" + "".join(f"{float(sigma):>9.3g}" for sigma in curves[run.name]))
+        curve = gradients(run, images)
+        norms = "".join(f"{norm:>9.3g}" for norm in curve.values())
+        click.echo(f"{run.name:<24}{norms}   largest / smallest {unevenness(curve):.3g}")
+        click.echo(f"{'  at σ =':<24}" + "".join(f"{float(sigma):>9.3g}" for sigma in curve))
+        rows += [(run.name, sigma, norm) for sigma, norm in curve.items()]
     if out is not None:
-        write(out, curves)
+        write_csv(out, rows)
 
 
-def gradients(run: Path, images: int) -> Curve:
-    """Of the weights that training ended with, under the loss that it minimized.
+def gradients(run: Path, images: int) -> Mapping[str, float]:
+    """Norm of the gradient by the median noise level of a bin, for the weights that training ended with.
 
     Raises:
         OSError, ValueError: this is no finished run.
@@ -59,15 +51,8 @@ def gradients(run: Path, images: int) -> Curve:
     objective = config.objective()
     random = PositionRandom(config.seed, config.random_block, torch.device(config.device))
     shown, labels, _ = spaced_images(BatchStream(config, open_dataset(config.data), random), images)
-    bins = by_bin(shown, labels, objective.distribution, BINS)
+    bins = by_bin(shown, labels, objective.distribution, 8)
     return measure_noise_levels(net, objective, bins, config.images_per_forward)["noise_levels"]["gradient_norm"]
-
-
-def write(path: Path, curves: Mapping[str, Curve]) -> None:
-    """One row per run and bin."""
-    rows = [(run, sigma, norm) for run, curve in curves.items() for sigma, norm in curve.items()]
-    with atomic_output(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("run", "sigma", "gradient_norm"), *rows])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How many evaluations of the network solvers need: `python -m edm2.tools.bench.studies.solvers digits8`.
+"""Evaluations of the network that solvers need: `python -m edm2.tools.bench.studies.solvers digits8`.
 
 The error of an image is the root mean square over its pixels of the difference to the ODE's solution from the same
 noise, which is taken to be what Heun's method gives in 512 steps. Errors of a few images, which end up elsewhere
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import click
 import matplotlib.pyplot as plt
@@ -40,15 +39,15 @@ from edm2.tools.options.parsing import INTERVAL, PNG_FILE
 from edm2.training import open_dataset
 
 BUDGETS = (8, 12, 16, 24, 32, 48, 63)
-"""Evaluations. Heun's method takes an odd number, so it gets along with one less than an even one."""
+"""Numbers of evaluations. Heun's method takes an odd number, so one less than an even one."""
 
 SUBSTEPS = 512
-"""Steps of Heun's method that are taken for the solution."""
+"""Steps of Heun's method whose result counts as the solution."""
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A denoiser, and where to start."""
+class SolverProblem:
+    """A denoiser, and the noise to start from."""
 
     name: str
     denoise: Denoiser
@@ -56,19 +55,18 @@ class Problem:
     """[N, C, H, W], float64."""
     labels: Tensor
     interval: Interval = EVERYWHERE
-    """Noise levels with guidance, which `denoise` has already."""
+    """Noise levels at which `denoise` guides."""
 
     def solved(self, sampler: Sampler, num_steps: int) -> Tensor:
-        """What a solver makes of the noise."""
+        """Draw images by a solver."""
         return sampler.sample(self.denoise, self.noise, self.labels, num_steps=num_steps, dtype=torch.float64)
 
     def solution(self, num_steps: int | None = None) -> Tensor:
-        """The limit of many steps; with guidance where it is for this number of them, if one is given."""
+        """Draw images in many steps; with guidance as in `num_steps` steps if they are given."""
         if num_steps is None:
             return self.solved(HEUN, SUBSTEPS)
-        held: Any = HeldWithin(self.denoise, sigma_steps(num_steps, dtype=torch.float64))
-        between = math.ceil(SUBSTEPS / num_steps)
-        fine = (num_steps - 1) * between + 1  # levels of the coarse steps are among those of the fine ones
+        held = HeldWithin(self.denoise, sigma_steps(num_steps, dtype=torch.float64))
+        fine = (num_steps - 1) * math.ceil(SUBSTEPS / num_steps) + 1  # levels of coarse steps are among the fine ones
         return sample_heun(held, self.noise, self.labels, num_steps=fine, dtype=torch.float64)
 
 
@@ -80,9 +78,8 @@ class HeldWithin:
         self.t_steps = t_steps[:-1]
 
     def at_step(self, sigma: Tensor) -> Denoiser:
-        """That of the coarse step that holds `sigma`; rounding of the levels aside."""
-        begun = self.t_steps[self.t_steps >= sigma * (1 - 1e-9)]
-        return denoiser_at_step(self.denoise, begun[-1])
+        """Return the denoiser of the coarse step that holds `sigma`; rounding of the levels aside."""
+        return denoiser_at_step(self.denoise, self.t_steps[self.t_steps >= sigma * (1 - 1e-9)][-1])
 
 
 @click.command()
@@ -119,8 +116,8 @@ def main(
 # Problems
 
 
-def network_problem(name: str, count: int, guidance: float, interval: Interval) -> Problem:
-    """The images of seeds 0, 1, ..., each class in turn."""
+def network_problem(name: str, count: int, guidance: float, interval: Interval) -> SolverProblem:
+    """Return the images of seeds 0, 1, ..., each class in turn, as a problem."""
     net = fold(edm2.load(name))
     noise = SeedRandom(range(count)).randn((net.config.img_channels, *net.config.size))
     labels = torch.arange(count) % net.config.label_dim
@@ -129,28 +126,29 @@ def network_problem(name: str, count: int, guidance: float, interval: Interval) 
         return net(x.float(), sigma.float(), labels).double()
 
     guided = edm2.guided(denoise, edm2.without_labels(denoise), guidance, interval)
-    return Problem(Path(name).stem, guided, noise.double(), labels, interval)
+    return SolverProblem(Path(name).stem, guided, noise.double(), labels, interval)
 
 
-def mixture_problem(path: Path, count: int = 256) -> Problem:
-    """D(x; sigma) = sum_k r_k (s_k² x + sigma² mu_k) / v_k, v_k = s_k² + sigma², of a mixture of Gaussians.
+def mixture_problem(path: Path, count: int = 256) -> SolverProblem:
+    """Return the ideal denoiser of a mixture of Gaussians as a problem.
 
-    Each has a share r_k ~ exp(logw_k - |x - mu_k|² / (2 v_k)) / v_k^(d/2) of x [d].
+        D(x; sigma) = sum_k r_k (s_k² x + sigma² mu_k) / v_k, v_k = s_k² + sigma²
+
+    Component k is responsible for x [d] to r_k ~ exp(logw_k - |x - mu_k|² / (2 v_k)) / v_k^(d/2).
     """
     tensors = load_file(path)
     mu, s, logw = (tensors[f"gmm/main/{name}"] for name in ("mu", "s", "logw"))
 
     def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        assert labels is not None
         v = s**2 + sigma**2
         distances = (x[:, None] - mu).square().sum(dim=(2, 3, 4))
-        shares = (labels @ logw - distances / (2 * v) - x[0].numel() / 2 * v.log()).softmax(dim=1)
-        of_x, of_mu = (shares @ (s**2 / v), torch.einsum("nk,kchw->nchw", shares * sigma**2 / v, mu))
+        r = (labels @ logw - distances / (2 * v) - x[0].numel() / 2 * v.log()).softmax(dim=1)  # [N, K]
+        of_x, of_mu = r @ (s**2 / v), torch.einsum("nk,kchw->nchw", r * sigma**2 / v, mu)
         return of_x[:, None, None, None] * x + of_mu
 
     noise = torch.randn(count, *mu.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = one_hot(torch.arange(count) % len(logw), len(logw)).double()
-    return Problem("mixture", denoise, noise, labels)
+    return SolverProblem("mixture", denoise, noise, labels)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -158,10 +156,10 @@ def mixture_problem(path: Path, count: int = 256) -> Problem:
 
 
 Errors = dict[str, list[tuple[float, float]]]
-"""By solver, for each number of evaluations: root mean square over all images, median over images."""
+"""Root mean square over all images and median over images, by solver and number of evaluations."""
 
 
-def print_errors(problem: Problem, budgets: Sequence[int]) -> Errors:
+def print_errors(problem: SolverProblem, budgets: Sequence[int]) -> Errors:
     """Print the errors of all solvers, one row per number of evaluations."""
     found: Errors = {name: [] for name in SAMPLERS}
     solution = cache(problem.solution)
@@ -177,12 +175,12 @@ def print_errors(problem: Problem, budgets: Sequence[int]) -> Errors:
 
 
 def steps_within(sampler: Sampler, budget: int) -> int:
-    """Steps that take at most so many evaluations."""
+    """Steps that take at most `budget` evaluations."""
     return (budget - 1) // sampler.evaluations_per_step + 1
 
 
 def distances(images: Tensor, exact: Tensor) -> tuple[float, float]:
-    """Root mean square over all images, and median of it over images."""
+    """Root mean square over all images, and the median of the images' own."""
     squares = (images - exact).square().mean(dim=(1, 2, 3))
     return squares.mean().sqrt().item(), squares.sqrt().median().item()
 
@@ -213,7 +211,7 @@ def plot_errors(path: Path, budgets: Sequence[int], errors: dict[str, Errors]) -
 
 
 def print_distances(count: int) -> None:
-    """Print what `edm2 sweep` would say of digits8, drawn with fewer and fewer evaluations."""
+    """Print scores of digits8, as `edm2 sweep` does, drawn with fewer and fewer evaluations."""
     net, codec = fold(edm2.load("digits8")), codec_of("digits8", edm2.read_metadata("digits8"), None)
     evaluator = evaluator_by(open_dataset("digits"), load_detector("pixels"), reference_of)
     tried = [(HEUN, 63), (HEUN, 31), (HEUN, 15)]
