@@ -110,7 +110,8 @@ class WithoutConditions:
         self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, conditions: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """D(x; sigma) without the conditions of these names. Raises ValueError if one of them is not given."""
-        if unknown := self.names - set(conditions or {}):
+        conditions = conditions or {}
+        if unknown := self.names - set(conditions):
             raise ValueError(f"conditions {', '.join(sorted(unknown))} cannot be dropped: they are not given")
         kept = {name: values for name, values in conditions.items() if name not in self.names}
         return with_conditions(self.denoiser, kept or None)(x, sigma, labels)

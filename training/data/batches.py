@@ -134,10 +134,9 @@ class BatchStream:
             shape = (self.channels, *data.shape[2:])
             noise = self.random.normal(Stream.MOMENTS, position, position + len(data), shape)
         images = self.codec.encode(data.to(self.device, non_blocking=True), noise)
-        labels = labels.to(self.device, non_blocking=True) if self.has_labels else None
         if conditions is not None:
             conditions = {name: values.to(self.device, non_blocking=True) for name, values in conditions.items()}
-        return Batch(images, labels, conditions)
+        return Batch(images, labels.to(self.device, non_blocking=True) if self.has_labels else None, conditions)
 
     def _augment(self, batch: Batch, position: int) -> Batch:
         """Mirror images and drop labels by the random numbers of their positions."""
