@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edm2 import __version__
 from edm2.io import snapshots as files
@@ -15,6 +15,9 @@ from edm2.networks import NetworkConfig, Precond, build_network, is_folded
 from edm2.pipeline.folder import is_pipeline_folder
 from edm2.post_hoc_ema import SnapshotError, write_snapshot
 from edm2.training.field_types import mistyped_fields
+from edm2.training.run.output import EXTERNAL
+
+Network = TypeVar("Network", bound=nn.Module)
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """Folder of the networks that come with the package."""
@@ -53,7 +56,20 @@ def read_metadata(name: str | Path) -> dict[str, Any]:
     return files.read_metadata(resolve(name))
 
 
-def load(name: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Precond:
+@overload
+def load(
+    name: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None, net: None = None
+) -> Precond: ...
+@overload
+def load(
+    name: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, net: Network
+) -> Network: ...
+def load(
+    name: str | Path,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    net: Network | None = None,
+) -> Precond | Network:
     """Load a network for inference.
 
     Args:
@@ -63,25 +79,44 @@ def load(name: str | Path, device: torch.device | str | None = None, dtype: torc
         device: Device of the parameters; default: the CPU.
         dtype: dtype to compute in and to convert the parameters to; None for float32, however they are stored. Fourier
             features keep float32 at least.
+        net: A network of the user's own, for snapshots of a run that trained it (`Trainer(config, net=...)`): they hold
+            its tensors, but no description. It gets these tensors, and is returned.
 
     Returns:
-        The denoiser in evaluation mode, without gradients. `fold` makes it faster.
+        The denoiser, a `Precond`, or `net`, in evaluation mode, without gradients. `fold` makes it faster.
 
     Raises:
         OSError: no such file, and no such repository.
-        SnapshotError: not a snapshot, damaged, or of an unknown kind of network; or a pickle with anything in it that
-            no network needs.
+        SnapshotError: not a snapshot, damaged, or of an unknown kind of network; of a network of the user's own without
+            `net`, or the other way round; or a pickle with anything in it that no network needs.
     """
     path, dtype = resolve(name), dtype or torch.float32
     metadata, weights = files.read_weights(path)
     dtypes = dict.fromkeys(metadata.get("buffers", ()), torch.promote_types(dtype, torch.float32))
     tensors = {key: tensor.to(device or "cpu", dtypes.get(key, dtype)) for key, tensor in weights}
     try:
-        net = network_from_state(metadata, tensors)
+        if net is not None:
+            return _filled(net, metadata, tensors)
+        loaded = network_from_state(metadata, tensors)
     except SnapshotError as error:
         raise SnapshotError(f"{path}: {error}") from None
-    net.compute_dtype = dtype
-    return net
+    loaded.compute_dtype = dtype
+    return loaded
+
+
+def _filled(net: Network, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Network:
+    """Overwrite the tensors of a network of the user's own, for inference."""
+    if metadata.get("architecture") != EXTERNAL:
+        raise SnapshotError("describes its network itself; leave out net")
+    if (own := net.state_dict().keys()) != tensors.keys():
+        different = sorted(own ^ tensors.keys())[:3]
+        raise SnapshotError(f"holds tensors of another network than net: {', '.join(different)}")
+    for tensor_name, tensor in net.state_dict().items():
+        if tensor.shape != tensors[tensor_name].shape:
+            raise SnapshotError(f"holds tensors of another network than net: {tensor_name} has another shape")
+    net.load_state_dict(tensors)
+    device = next(iter(tensors.values())).device
+    return net.to(device).eval().requires_grad_(False)
 
 
 def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Precond:
@@ -90,6 +125,8 @@ def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> 
     Raises:
         SnapshotError: an unknown kind of network, or tensors of another one.
     """
+    if metadata.get("architecture") == EXTERNAL:
+        raise SnapshotError("holds tensors of a network of the user's own; make it, and edm2.load(path, net=net)")
     try:
         config = NetworkConfig.from_json(metadata["network"])
         if wrong := mistyped_fields(config):

@@ -11,8 +11,9 @@ from jobs import Job
 from tiny_run import assert_same_bits, assert_same_numbers, final_state, run, stats, tiny_config, tiny_data
 from torch import Tensor, nn
 
+import edm2
 from edm2.networks import build_network
-from edm2.post_hoc_ema import find_snapshots, reconstruct
+from edm2.post_hoc_ema import SnapshotError, find_snapshots, reconstruct
 from edm2.training import CheckpointError, Dataset, Trainer, TrainingConfig, read_run_config
 from edm2.training.callbacks import Callback
 from edm2.training.distributed.processes import joined_processes
@@ -234,3 +235,20 @@ def test_the_logger_in_the_documentation_works(tmp_path, monkeypatch):
     names = {"config": tiny_config(tmp_path, duration=32), "dataset": tiny_data()}
     exec(code.replace("Trainer(config", "Trainer(config, dataset=dataset"), names)
     assert [step for step, _ in logged] == [16, 32]
+
+
+def test_a_snapshot_of_an_own_network_loads_into_it_and_is_refused_without(tmp_path):
+    trainer = own_trainer(own_config(tmp_path), MLP())
+    trainer.run()
+    snapshot = find_snapshots(tmp_path / "snapshots")[-1].path
+    with pytest.raises(SnapshotError, match=r"^[^\n]*holds tensors of a network of the user's own[^\n]*$"):
+        edm2.load(snapshot)
+    net = edm2.load(snapshot, net=MLP())
+    assert not net.training
+    average = trainer.step.ema.average(trainer.config.sigma_rels[-1])
+    loaded = net.state_dict()
+    assert all(torch.allclose(loaded[name], average[name].to(loaded[name]), atol=1e-3) for name in loaded)
+    with pytest.raises(SnapshotError, match="another network than net"):
+        edm2.load(snapshot, net=MLP(width=7))
+    with pytest.raises(SnapshotError, match="leave out net"):
+        edm2.load("digits8", net=MLP())

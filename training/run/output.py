@@ -19,6 +19,9 @@ from edm2.training.loss.noise import NoiseDistribution
 from edm2.training.run.logging import Monitor, Record
 from edm2.training.run.run_folder import RunFolder
 
+EXTERNAL = "external"
+"""Architecture in the metadata of snapshots of a network that was handed to the trainer: nothing describes it."""
+
 
 class Output:
     """Writes the files of a run.
@@ -156,7 +159,7 @@ class Output:
         config = self.config.to_json()
         network = config.pop("network")
         return {
-            **({"architecture": "external"} if network is None else {"network": network}),
+            **({"architecture": EXTERNAL} if network is None else {"network": network}),
             "codec": self.stream.codec.to_json(),
             "images_seen": images_seen,
             "preset": config["preset"],
