@@ -82,7 +82,6 @@ SAFE: dict[tuple[str, str], str] = {
     ("edm2/sampling/output.py", "numpy.load"): "allow_pickle=False",
     ("edm2/__init__.py", "importlib.import_module"): "one of our own modules, from a table",
     ("training/loss/by_name.py", "importlib.import_module"): "a module of the registry of weightings",
-    ("post_hoc_ema/__init__.py", "importlib.import_module"): "one of our own modules, from a table",
     ("tools/cli.py", "importlib.import_module"): "one of our own commands, from a table",
     ("edm2/sampling/samplers/registry.py", "importlib.import_module"): "one of our own modules, from a table",
     ("edm2/pipeline/denoiser.py", "?.from_pretrained"): "use_safetensors, whatever the caller asks for",
