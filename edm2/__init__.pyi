@@ -3,7 +3,11 @@ from collections.abc import Callable
 from edm2.io.model import load as load, read_metadata as read_metadata, save as save
 from edm2.pipeline.pipeline import EDM2Pipeline as EDM2Pipeline
 from edm2.sampling.generation import generate as generate
-from edm2.sampling.guidance import guided as guided, without_labels as without_labels
+from edm2.sampling.guidance import (
+    guided as guided,
+    without_conditions as without_conditions,
+    without_labels as without_labels,
+)
 from edm2.sampling.samplers.deis import sample_deis as sample_deis
 from edm2.sampling.samplers.dpmpp import sample_dpmpp_2m as sample_dpmpp_2m
 from edm2.sampling.samplers.euler import sample_euler as sample_euler
