@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,8 @@ def test_mistakes(outspoken_network, tmp_path, options, told):
 
 
 def test_a_sweep_keeps_scores_of_solvers_apart(tiny_run: Path, tmp_path: Path, evaluations, monkeypatch):
-    sweep = ("sweep", tiny_run, *SCORED, "--out", tmp_path)
+    run = shutil.copytree(tiny_run, tmp_path / "run")  # the printed commands put a network into it
+    sweep = ("sweep", run, *SCORED, "--out", tmp_path)
     assert "images (5 evaluations each, heun)" in succeed(*sweep)
     evaluations.clear()
     shown = succeed(*sweep, "--solver", "deis")
