@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -79,7 +81,7 @@ def _read_ahead(dataset: Dataset, batches: Iterable[list[int]], workers: int, pi
         collate_fn=_unchanged,  # type: ignore[arg-type]
         pin_memory=pin_memory,
         timeout=TIMEOUT,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else starting workers would draw from, and so disturb, the global generator
     )
     try:
@@ -102,14 +104,21 @@ def _report_of_death(error: Exception) -> Exception:
     return error
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Ignore what stops a job: it reaches all processes at once, but the step under way needs its images."""
+    sys.excepthook = _report_but_lost_connections
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_at_the_trainers_signal, daemon=True).start()
+
+
+def _report_but_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print errors as usual, but not that the trainer has ended while this worker was handing it a batch."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_at_the_trainers_signal() -> None:
