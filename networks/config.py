@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
-LETTERS = "ABCDEFG"
-"""Configurations of the paper's ladder."""
+CONFIGS = "ABCDEFG"
+"""Configurations of the paper's ladder (Table 1)."""
 
-FIELDS_OF_LETTERS = {
+FIELDS_OF_CONFIGS = {
     "label_balance": "G",
     "concat_balance": "G",
     "res_balance": "G",
@@ -32,7 +32,7 @@ class NetworkConfig:
     label_dim: int
     """Number of classes; 0 for an unconditional network."""
     config: str = "G"
-    """Letter of the paper's ladder of configurations (Table 1), A to G."""
+    """Configuration of the paper's ladder (Table 1), A to G."""
     sigma_data: float = 0.5
     """Standard deviation of the data that the network is trained on."""
     logvar_channels: int = 128
@@ -72,7 +72,7 @@ class NetworkConfig:
         for field in ("img_resolution", "channel_mult", "attn_resolutions", "resample_filter"):
             if isinstance(getattr(self, field), list):  # JSON has no tuples
                 object.__setattr__(self, field, tuple(getattr(self, field)))
-        self._check_letter()
+        self._check_config()
         for field in ("img_channels", "logvar_channels", "model_channels", "num_blocks", "channels_per_head"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
@@ -99,14 +99,14 @@ class NetworkConfig:
                 f"both sides must be multiples of {divisor}, or channel_mult={self.channel_mult} shorter"
             )
 
-    def _check_letter(self) -> None:
+    def _check_config(self) -> None:
         """A field that the configuration does not use must not look as if it did something."""
-        if self.config not in tuple(LETTERS):
-            raise ValueError(f"config={self.config!r} is unknown; there are {', '.join(LETTERS)}")
-        for field, letters in FIELDS_OF_LETTERS.items():
+        if self.config not in tuple(CONFIGS):
+            raise ValueError(f"config={self.config!r} is unknown; there are {', '.join(CONFIGS)}")
+        for field, configs in FIELDS_OF_CONFIGS.items():
             value, default = getattr(self, field), type(self).__dataclass_fields__[field].default
-            if self.config not in letters and value != default:
-                where = f"config {letters}" if len(letters) == 1 else f"configs {letters[0]} to {letters[-1]}"
+            if self.config not in configs and value != default:
+                where = f"config {configs}" if len(configs) == 1 else f"configs {configs[0]} to {configs[-1]}"
                 raise ValueError(
                     f"{field}={value} would change nothing in config {self.config}, only in {where}; "
                     f"leave it at {default}"
