@@ -12,6 +12,12 @@ from edm2.networks import NetworkConfig, Precond, build_network
 from edm2.sampling.guidance import guided, without_conditions, without_labels
 from edm2.sampling.samplers import SAMPLERS
 from edm2.training import ArrayDataset, EDM2Loss, Trainer
+from edm2.training.data.batches import Batch
+from edm2.training.diagnostics.batches import by_bin, over_all_levels
+from edm2.training.diagnostics.holdout import measure_loss
+from edm2.training.diagnostics.magnitudes import measure_activations
+from edm2.training.diagnostics.noise_levels import measure_noise_levels
+from edm2.training.loss.noise import LnNormal
 from edm2.training.loss.weighting import EDM
 
 
@@ -91,6 +97,19 @@ def test_guidance_drops_conditions_by_name():
         without_conditions(condition_denoiser, ["c"])(x, sigma, labels, conditions)
 
 
+def test_measurements_of_a_run_hand_conditions_on():
+    net = small_conditioned()
+    images, labels, shift = torch.randn(6, 1, 8, 8), None, torch.linspace(-1, 1, 6)
+    lacking, with_shift = Batch(images, labels), Batch(images, labels, {"shift": shift})
+    shown = measure_noise_levels(net, EDM2Loss(), by_bin(with_shift, LnNormal(), 2), 4)["noise_levels"]["loss"]
+    assert shown != measure_noise_levels(net, EDM2Loss(), by_bin(lacking, LnNormal(), 2), 4)["noise_levels"]["loss"]
+    calls = []
+    net.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs["conditions"]["shift"]), with_kwargs=True)
+    measure_activations(net, over_all_levels(with_shift, LnNormal()).split(4))
+    measure_loss(net, with_shift, LnNormal(), 4)
+    assert torch.equal(torch.cat(calls), shift.repeat(len(calls) // 2))
+
+
 class Conditioned(Precond):
     """A network whose images become brighter by what is asked for."""
 
@@ -98,12 +117,17 @@ class Conditioned(Precond):
         given = dict(conditions or {})
         shift = given.pop("shift", torch.zeros(len(x))).reshape(-1, 1, 1, 1)
         D_x = super().forward(x, sigma, class_labels, return_logvar, conditions=given)
-        return D_x + shift
+        return (D_x[0] + shift, D_x[1]) if return_logvar else D_x + shift
+
+
+def small_conditioned() -> Precond:
+    net = build_network(NetworkConfig(8, 1, 0, model_channels=8, channel_mult=(1,), attn_resolutions=()))
+    net.__class__ = Conditioned
+    return net
 
 
 def test_generated_images_get_the_rows_of_their_seeds():
-    net = build_network(NetworkConfig(8, 1, 0, model_channels=8, channel_mult=(1,), attn_resolutions=()))
-    net.__class__ = Conditioned
+    net = small_conditioned()
     shift = torch.linspace(-1, 1, 5)
     options = {"num_steps": 3, "batch_size": 2}
     together = torch.cat([b.samples for b in edm2.generate(net, range(5), conditions={"shift": shift}, **options)])

@@ -24,6 +24,7 @@ from edm2.sweep.score_cache import ScoreCache, key_of
 from edm2.sweep.sweep import Point, ScoredPoint, Sweeper
 from edm2.training import Dataset, RunFolder, TrainingConfig, TrainingError, codec_from_json
 from edm2.training.config import CHANGEABLE
+from edm2.training.data.batches import Batch
 from edm2.training.data.dataset import split_holdout
 from edm2.training.diagnostics.holdout import LossPerLevel, evenly_spaced, loss_at_levels
 from edm2.training.run.files import is_free, write_json
@@ -271,7 +272,7 @@ class Scoring:
         indices = range(len(chosen))
         images = sweeper.codec.encode(chosen.images(indices).to(config.device), None)
         labels = chosen.labels(indices).to(config.device) if config.own_network.label_dim else None
-        levels = loss_at_levels(sweeper.ready(net), images, labels, SIGMAS, config.images_per_forward)
+        levels = loss_at_levels(sweeper.ready(net), Batch(images, labels), SIGMAS, config.images_per_forward)
         if not all(map(math.isfinite, levels.losses)):
             raise self._not_finite(config)
         return levels

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from edm2.networks import NetworkConfig, build_network
 from edm2.training import EDM2Loss, LnNormal, Pareto
+from edm2.training.data.batches import Batch
 from edm2.training.diagnostics.batches import ProbeBatch
 from edm2.training.diagnostics.noise_levels import loss_and_denoiser_error
 
@@ -51,6 +52,6 @@ def test_the_error_of_the_denoiser_is_measured():
     net = build_network(NetworkConfig(8, 1, 0, model_channels=8, channel_mult=(1,), num_blocks=1)).to(DEVICE)
     images = torch.zeros(2, 1, 8, 8, device=DEVICE)
     with WithoutFloat64():
-        batch = ProbeBatch(images, None, torch.ones(2, device=DEVICE), images)
+        batch = ProbeBatch(Batch(images), torch.ones(2, device=DEVICE), images)
         _, sums = loss_and_denoiser_error(net, EDM2Loss(), batch)
     assert sums.gt(0).all()

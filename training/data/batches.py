@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class Batch(NamedTuple):
     """Classes, int64 [N] (-1: none)."""
     conditions: Mapping[str, Tensor] | None = None
     """Further conditions by name, each [N, ...]."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Keyword arguments of a network or loss: the conditions, if there are any."""
+        return {} if self.conditions is None else {"conditions": self.conditions}
 
     def slice(self, start: int, stop: int) -> "Batch":
         """Images `start` to `stop`, with their labels and conditions."""

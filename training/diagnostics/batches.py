@@ -16,24 +16,22 @@ from edm2.training.loss.noise import NoiseDistribution, levels
 
 @dataclass(frozen=True)
 class ProbeBatch:
-    """Images y [N, C, H, W], labels, noise levels sigma [N] and unit noise n shaped like the images."""
+    """Images y with labels and conditions, noise levels sigma [N] and unit noise n shaped like the images."""
 
-    images: Tensor
-    labels: Tensor | None
+    batch: Batch
     sigma: Tensor
     noise: Tensor
 
     @property
     def noisy(self) -> Tensor:
         """y + sigma n."""
-        return self.images + self.sigma.reshape(-1, 1, 1, 1) * self.noise
+        return self.batch.images + self.sigma.reshape(-1, 1, 1, 1) * self.noise
 
     def split(self, size: int) -> Iterator["ProbeBatch"]:
         """Parts of at most `size` images."""
-        for i in range(0, len(self.images), size):
+        for i in range(0, len(self.sigma), size):
             part = slice(i, i + size)
-            labels = None if self.labels is None else self.labels[part]
-            yield ProbeBatch(self.images[part], labels, self.sigma[part], self.noise[part])
+            yield ProbeBatch(self.batch.slice(i, i + size), self.sigma[part], self.noise[part])
 
 
 def spaced_images(stream: BatchStream, count: int) -> Batch:
@@ -41,26 +39,24 @@ def spaced_images(stream: BatchStream, count: int) -> Batch:
     return stream.all_of(evenly_spaced(stream.train_set, count))
 
 
-def over_all_levels(images: Tensor, labels: Tensor | None, distribution: NoiseDistribution) -> ProbeBatch:
+def over_all_levels(batch: Batch, distribution: NoiseDistribution) -> ProbeBatch:
     """Each image at a noise level from another stratum of the distribution."""
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(images), generator=generator)
-    return _batch(images, labels, levels(distribution, len(images))[order], generator)
+    order = torch.randperm(len(batch.images), generator=generator)
+    return _with_noise(batch, levels(distribution, len(order))[order], generator)
 
 
-def by_bin(
-    images: Tensor, labels: Tensor | None, distribution: NoiseDistribution, bins: int
-) -> dict[float, ProbeBatch]:
+def by_bin(batch: Batch, distribution: NoiseDistribution, bins: int) -> dict[float, ProbeBatch]:
     """Batch of each of `bins` equally probable bins, by its median: each image, spread over the noise levels within.
 
     Images and their noise are the same in every bin, so bins differ by their noise levels only.
     """
     medians = levels(distribution, bins).tolist()
-    sigma = levels(distribution, bins * len(images)).reshape(bins, len(images))
-    batches = [_batch(images, labels, row, torch.Generator().manual_seed(0)) for row in sigma]
+    sigma = levels(distribution, bins * len(batch.images)).reshape(bins, -1)
+    batches = [_with_noise(batch, row, torch.Generator().manual_seed(0)) for row in sigma]
     return dict(zip(medians, batches, strict=True))
 
 
-def _batch(images: Tensor, labels: Tensor | None, sigma: Tensor, generator: torch.Generator) -> ProbeBatch:
-    noise = torch.randn(images.shape, generator=generator)
-    return ProbeBatch(images, labels, sigma.float().to(images.device), noise.to(images.device))
+def _with_noise(batch: Batch, sigma: Tensor, generator: torch.Generator) -> ProbeBatch:
+    noise, device = torch.randn(batch.images.shape, generator=generator), batch.images.device
+    return ProbeBatch(batch, sigma.float().to(device), noise.to(device))

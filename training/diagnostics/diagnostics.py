@@ -104,8 +104,8 @@ class Diagnostics:
         update, self._update = self._update, UpdateRecord()
         sigma_rel = min(self.config.sigma_rels)
         average = averaged(sigma_rel)
-        batch = over_all_levels(*spaced_images(stream, self.activation_images)[:2], self.distribution)
-        bins = by_bin(*spaced_images(stream, self.images_per_bin)[:2], self.distribution, BINS)
+        batch = over_all_levels(spaced_images(stream, self.activation_images), self.distribution)
+        bins = by_bin(spaced_images(stream, self.images_per_bin), self.distribution, BINS)
         record: Record = {"images_seen": images_seen}
         record["activations"] = measure_activations(average, batch.split(images_per_forward)) | {"sigma_rel": sigma_rel}
         record["weights"] = {"ema": measure_weights(average), "raw": update.weights or measure_weights(net)}

@@ -1,13 +1,13 @@
 """Loss per noise level on images that are not trained on, which falls while the network generalizes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from edm2.networks import Precond
+from edm2.training.data.batches import Batch
 from edm2.training.data.dataset import Dataset, Subset, evenly_spaced_indices
 from edm2.training.loss.noise import NoiseDistribution
 from edm2.training.loss.weighting import edm_weight
@@ -37,48 +37,31 @@ def evenly_spaced(dataset: Dataset, count: int) -> Subset:
     return Subset(dataset, evenly_spaced_indices(len(dataset), count))
 
 
-def measure_loss(
-    net: Precond,
-    images: Tensor,
-    labels: Tensor | None,
-    distribution: NoiseDistribution,
-    batch_size: int,
-    conditions: Mapping[str, Tensor] | None = None,
-) -> LossPerLevel:
+def measure_loss(net: Precond, batch: Batch, distribution: NoiseDistribution, batch_size: int) -> LossPerLevel:
     """`loss_at_levels` at fixed quantiles of the noise levels in training."""
     sigmas = distribution.sigma(torch.tensor(NOISE_QUANTILES, dtype=torch.float64)).tolist()
-    return loss_at_levels(net, images, labels, sigmas, batch_size, conditions)
+    return loss_at_levels(net, batch, sigmas, batch_size)
 
 
 @torch.no_grad()
-def loss_at_levels(
-    net: Precond,
-    images: Tensor,
-    labels: Tensor | None,
-    sigmas: Sequence[float],
-    batch_size: int,
-    conditions: Mapping[str, Tensor] | None = None,
-) -> LossPerLevel:
-    """Loss of `net` on `images` at the noise levels `sigmas`; the same noise at every level and every call.
+def loss_at_levels(net: Precond, batch: Batch, sigmas: Sequence[float], batch_size: int) -> LossPerLevel:
+    """Loss of `net` on some images at the noise levels `sigmas`; the same noise at every level and every call.
 
     Args:
         net: Denoiser, used as it is: call `eval()` first.
-        images: Clean data [N, C, H, W] on the network's device.
-        labels: Classes, int64 [N].
+        batch: Clean data [N, C, H, W] on the network's device, with labels and conditions.
         sigmas: Noise levels.
         batch_size: Images per forward pass.
-        conditions: Conditions of the images by name, each [N, ...].
     """
+    images = batch.images
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
     losses = []
     for sigma in sigmas:
         weight = edm_weight(torch.tensor(sigma, dtype=torch.float64), net.sigma_data).item()
         total = 0.0
         for i in range(0, len(images), batch_size):
-            part = slice(i, i + batch_size)
-            given = {} if conditions is None else {"conditions": {name: c[part] for name, c in conditions.items()}}
-            labels_here = None if labels is None else labels[part]
-            denoised = net(images[part] + sigma * noise[part], sigma, labels_here, **given)
-            total += (denoised - images[part]).square().sum().item()
+            part = batch.slice(i, i + batch_size)
+            denoised = net(part.images + sigma * noise[i : i + batch_size], sigma, part.labels, **part.given)
+            total += (denoised - part.images).square().sum().item()
         losses.append(weight * total / images.numel())
     return LossPerLevel(tuple(sigmas), tuple(losses))

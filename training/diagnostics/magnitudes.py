@@ -16,14 +16,14 @@ Buckets = dict[str, "float | None"]
 
 
 @torch.no_grad()
-def measure_activations(net: Precond, batches: Iterable[ProbeBatch]) -> dict[str, Any]:
+def measure_activations(net: Precond, probes: Iterable[ProbeBatch]) -> dict[str, Any]:
     """M[h_i] = sqrt(mean_j h_ij²) of each feature i in the blocks, over images and pixels j.
 
     Features are outputs of layers with trainable weights, bias and gain included, before any nonlinearity.
 
     Args:
         net: Network in evaluation mode; the paper measures averaged weights.
-        batches: Training images at the noise levels of training.
+        probes: Training images at the noise levels of training.
 
     Returns:
         {"max": ..., "mean": ..., "images": ...}: the maximum and the mean over the features of each bucket.
@@ -38,9 +38,9 @@ def measure_activations(net: Precond, batches: Iterable[ProbeBatch]) -> dict[str
 
     images = 0
     with output_hooks([layer.module for layer in layers], add):
-        for batch in batches:
-            net(batch.noisy, batch.sigma, batch.labels)
-            images += len(batch.images)
+        for probe in probes:
+            net(probe.noisy, probe.sigma, probe.batch.labels, **probe.batch.given)
+            images += len(probe.sigma)
     magnitudes = [(layer.bucket, (squares[layer.module] / counts[layer.module]).sqrt()) for layer in layers]
     return max_and_mean(magnitudes) | {"images": images}
 

@@ -55,7 +55,7 @@ def measure_noise_levels(
     quantities = ("gradient_norm", "loss", "u") if loss.weighting.uses_uncertainty else ("gradient_norm", "loss")
     levels: dict[str, Any] = {name: {s: number(bin_[name]) for s, bin_ in measured.items()} for name in quantities}
     return {
-        "noise_levels": levels | {"images": len(next(iter(bins.values())).images)},
+        "noise_levels": levels | {"images": len(next(iter(bins.values())).sigma)},
         "clipped_activations": number(int(sum(clipped)) / sum(activations)) if bounded else None,
         "nonfinite": {"entries": number(nonfinite)},
     }
@@ -65,7 +65,7 @@ def _measure_bin(net: Precond, loss: DenoisingLoss, batch: ProbeBatch, images_pe
     parameters = [p for p in net.parameters() if p.requires_grad]
     gradient: list[Tensor | None] = [None] * len(parameters)
     sums = torch.zeros(2)
-    images = len(batch.images)
+    images = len(batch.sigma)
     for part in batch.split(images_per_forward):
         elements, part_sums = loss_and_denoiser_error(net, loss, part)
         grads = torch.autograd.grad(elements.sum() / images, parameters, allow_unused=True)  # p.grad stays as it is
@@ -76,17 +76,17 @@ def _measure_bin(net: Precond, loss: DenoisingLoss, batch: ProbeBatch, images_pe
     return {"gradient_norm": norm, "loss": error, "u": math.log(e_u) if e_u > 0 else math.nan, "nonfinite": nonfinite}
 
 
-def loss_and_denoiser_error(net: Precond, loss: DenoisingLoss, batch: ProbeBatch) -> tuple[Tensor, Tensor]:
+def loss_and_denoiser_error(net: Precond, loss: DenoisingLoss, probe: ProbeBatch) -> tuple[Tensor, Tensor]:
     """The training loss per element, and sums over images of the denoiser's EDM loss and of e^u, from one forward pass.
 
     Returns:
         (loss [N, C, H, W], [sum of lambda(sigma) (D - y)² per element, sum of e^u(sigma); 0 without u] on the CPU).
     """
-    outputs: list[Any] = []
+    batch, outputs = probe.batch, list[Any]()
     with output_hooks([net], lambda _, output: outputs.append(output)):
-        elements = loss(net, batch.images, batch.labels, sigma=batch.sigma, noise=batch.noise)
+        elements = loss(net, batch.images, batch.labels, sigma=probe.sigma, noise=probe.noise, **batch.given)
     denoised, u = outputs[0] if isinstance(outputs[0], tuple) else (outputs[0], None)
-    sigma = batch.sigma.reshape(-1, 1, 1, 1).cpu().double()  # in this order: MPS has no float64
+    sigma = probe.sigma.reshape(-1, 1, 1, 1).cpu().double()  # in this order: MPS has no float64
     weight = edm_weight(sigma, net.sigma_data).to(denoised)
     error = (weight * (denoised.detach() - batch.images) ** 2).mean(dim=(1, 2, 3)).sum()
     e_u = torch.zeros_like(error) if u is None else u.detach().exp().sum()

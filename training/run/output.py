@@ -112,8 +112,8 @@ class Output:
         count = min(len(held_out), len(stream.train_set))
         measured: dict[str, Any] = {}
         for name, dataset in (("holdout", held_out), ("train", stream.train_set)):
-            images, labels, conditions = stream.all_of(evenly_spaced(dataset, count))
-            levels = measure_loss(net, images, labels, distribution, images_per_forward, conditions)
+            batch = stream.all_of(evenly_spaced(dataset, count))
+            levels = measure_loss(net, batch, distribution, images_per_forward)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
         return measured
 

@@ -13,6 +13,7 @@ from torch import nn
 from edm2.networks import NetworkConfig, build_network
 from edm2.networks.blocks import blocks
 from edm2.training import Trainer, TrainingConfig
+from edm2.training.data.batches import Batch
 from edm2.training.diagnostics import Diagnostics
 from edm2.training.diagnostics.batches import ProbeBatch, by_bin, over_all_levels
 from edm2.training.diagnostics.layers import block_layers, weight_layers
@@ -44,9 +45,9 @@ def with_gains(net: nn.Module) -> nn.Module:
     return net
 
 
-def some_images(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+def some_images(count: int = 12) -> Batch:
     images = 0.5 * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    return images, torch.arange(count) % 3
+    return Batch(images, torch.arange(count) % 3)
 
 
 def records(folder) -> list[dict]:
@@ -79,7 +80,7 @@ def test_every_weight_in_a_block_counts_and_no_other(config):
 def test_activations_are_the_root_mean_square_of_each_feature(config):
     """By definition, from the outputs themselves, all at once in float64."""
     net = with_gains(tiny_net(config)).eval()
-    batch = over_all_levels(*some_images(), LnNormal())
+    batch = over_all_levels(some_images(), LnNormal())
     outputs = {}
     for layer in block_layers(net):
         layer.module.register_forward_hook(
@@ -151,8 +152,7 @@ def test_a_layer_that_is_still_zero_has_no_relative_update():
 
 
 def test_bins_divide_the_noise_levels_of_training_and_have_the_same_images():
-    images, labels = some_images(6)
-    bins = by_bin(images, labels, LnNormal(), 4)
+    bins = by_bin(some_images(6), LnNormal(), 4)
     sigmas = torch.stack([batch.sigma for batch in bins.values()])
     assert torch.equal(sigmas.flatten(), levels(LnNormal(), 24).float())
     for median, batch in bins.items():
@@ -160,15 +160,16 @@ def test_bins_divide_the_noise_levels_of_training_and_have_the_same_images():
         assert torch.equal(batch.noise, next(iter(bins.values())).noise)
 
 
-def naive(net: nn.Module, loss: DenoisingLoss, batch: ProbeBatch) -> tuple[float, float]:
+def naive(net: nn.Module, loss: DenoisingLoss, probe: ProbeBatch) -> tuple[float, float]:
     """Gradient norm and EDM loss of a bin by ordinary backward."""
     net.zero_grad()
-    elements = loss(net, batch.images, batch.labels, sigma=batch.sigma, noise=batch.noise)
+    batch = probe.batch
+    elements = loss(net, batch.images, batch.labels, sigma=probe.sigma, noise=probe.noise)
     (elements.sum() / len(batch.images)).backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in net.parameters() if p.grad is not None))
     net.zero_grad()
-    denoised = net(batch.noisy, batch.sigma, batch.labels).detach()
-    weight = edm_weight(batch.sigma.reshape(-1, 1, 1, 1), net.sigma_data)
+    denoised = net(probe.noisy, probe.sigma, batch.labels).detach()
+    weight = edm_weight(probe.sigma.reshape(-1, 1, 1, 1), net.sigma_data)
     return norm, float((weight * (denoised - batch.images).square()).mean())
 
 
@@ -176,7 +177,7 @@ def naive(net: nn.Module, loss: DenoisingLoss, batch: ProbeBatch) -> tuple[float
 def test_gradient_loss_and_uncertainty_of_each_bin(config):
     net = with_gains(tiny_net(config)).eval()
     loss = EDM2Loss(sigma_data=net.sigma_data)
-    bins = by_bin(*some_images(6), LnNormal(), 3)
+    bins = by_bin(some_images(6), LnNormal(), 3)
     measured = measure_noise_levels(net, loss, bins, images_per_forward=4)
     assert measured["noise_levels"]["images"] == 6
     for (sigma, batch), name in zip(bins.items(), measured["noise_levels"]["loss"], strict=True):
@@ -194,7 +195,7 @@ def test_gradient_loss_and_uncertainty_of_each_bin(config):
 def test_neither_u_without_training_it_nor_clipping_without_a_bound_is_recorded():
     net = tiny_net("G", clip_act=None)
     loss = DenoisingLoss(LnNormal(), net.sigma_data, EDM())
-    measured = measure_noise_levels(net, loss, by_bin(*some_images(2), LnNormal(), 2), 2)
+    measured = measure_noise_levels(net, loss, by_bin(some_images(2), LnNormal(), 2), 2)
     assert set(measured["noise_levels"]) == {"gradient_norm", "loss", "images"}
     assert measured["clipped_activations"] is None
 
@@ -206,22 +207,21 @@ def test_measuring_leaves_gradients_mode_and_random_numbers_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    measure_noise_levels(net, EDM2Loss(), by_bin(*some_images(4), LnNormal(), 2), 4)
+    measure_noise_levels(net, EDM2Loss(), by_bin(some_images(4), LnNormal(), 2), 4)
     assert net.training
-    measure_activations(net.eval(), [over_all_levels(*some_images(4), LnNormal())])
+    measure_activations(net.eval(), [over_all_levels(some_images(4), LnNormal())])
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(p.grad, torch.full_like(p, 7)) for p in net.parameters())
 
 
 def test_fractions_of_clipped_activations_and_of_nonfinite_gradients():
     net = with_gains(tiny_net("G", clip_act=0.5))
-    images, labels = some_images(4)
-    loss = EDM2Loss()
-    measured = measure_noise_levels(net, loss, by_bin(images, labels, LnNormal(), 2), 4)
+    batch, loss = some_images(4), EDM2Loss()
+    measured = measure_noise_levels(net, loss, by_bin(batch, LnNormal(), 2), 4)
     assert 0.3 < measured["clipped_activations"] < 0.8  # of unit Gaussians 62 % lie beyond half a deviation
     assert measured["nonfinite"]["entries"] == 0
-    images[0, 0, 0, 0] = math.nan
-    measured = measure_noise_levels(net, loss, by_bin(images, labels, LnNormal(), 2), 4)
+    batch.images[0, 0, 0, 0] = math.nan
+    measured = measure_noise_levels(net, loss, by_bin(batch, LnNormal(), 2), 4)
     assert 0.5 < measured["nonfinite"]["entries"] <= 1
     json.dumps(measured, allow_nan=False)
 

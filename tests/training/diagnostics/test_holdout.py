@@ -7,7 +7,7 @@ from tiny_run import tiny_config
 
 from edm2.networks import NetworkConfig, build_network
 from edm2.training import NOISE_DISTRIBUTIONS, ArrayDataset, LnNormal, noise_distribution
-from edm2.training.data.batches import BatchStream
+from edm2.training.data.batches import Batch, BatchStream
 from edm2.training.data.dataset import evenly_spaced_indices
 from edm2.training.diagnostics.holdout import NOISE_QUANTILES, measure_loss
 from edm2.training.distributed.processes import ONE_PROCESS
@@ -28,14 +28,14 @@ def untrained():
 def test_an_untrained_network_has_unit_loss_at_all_levels_of_any_distribution(untrained, name):
     """At quantiles of the distribution. 12,288 elements err by 1.3 %, four times that."""
     images = 0.5 * torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    measured = measure_loss(untrained, images, None, noise_distribution(name), batch_size=5)
+    measured = measure_loss(untrained, Batch(images), noise_distribution(name), batch_size=5)
     assert all(low < high for low, high in zip(measured.sigmas, measured.sigmas[1:], strict=False))
     assert measured.losses == pytest.approx([1] * len(NOISE_QUANTILES), abs=0.052)
 
 
 def test_log_normal_levels_are_deviations_from_the_mean(untrained):
     images = torch.zeros(2, 3, 16, 16)
-    sigmas = measure_loss(untrained, images, None, LnNormal(-1.2, 1.2), batch_size=2).sigmas
+    sigmas = measure_loss(untrained, Batch(images), LnNormal(-1.2, 1.2), batch_size=2).sigmas
     normal = [(torch.tensor(sigma).log().item() + 1.2) / 1.2 for sigma in sigmas]
     assert normal == pytest.approx(NOISE_QUANTILES, abs=1e-5)
 
@@ -71,9 +71,9 @@ def test_losses_are_measured_on_images_of_all_classes(tmp_path, monkeypatch, hol
     output = Output(config, RunFolder(tmp_path), feed, SingleProcess(ONE_PROCESS), None, [], 0)
     measured = []
 
-    def noting_labels(net, images, labels, *others):
-        measured.append(labels)
-        return measure_loss(net, images, labels, *others)
+    def noting_labels(net, batch, *others):
+        measured.append(batch.labels)
+        return measure_loss(net, batch, *others)
 
     monkeypatch.setattr(output_module, "measure_loss", noting_labels)
     output.measured_losses(build_network(config.network).eval(), LnNormal(), 30)

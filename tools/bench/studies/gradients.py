@@ -50,8 +50,8 @@ def gradients(run: Path, images: int) -> Mapping[str, float]:
     net = load(RunFolder(run).raw_weights).to(config.device).requires_grad_(True)
     objective = config.objective()
     random = PositionRandom(config.seed, config.random_block, torch.device(config.device))
-    shown, labels, _ = spaced_images(BatchStream(config, open_dataset(config.data), random), images)
-    bins = by_bin(shown, labels, objective.distribution, 8)
+    shown = spaced_images(BatchStream(config, open_dataset(config.data), random), images)
+    bins = by_bin(shown, objective.distribution, 8)
     return measure_noise_levels(net, objective, bins, config.images_per_forward)["noise_levels"]["gradient_norm"]
 
 

@@ -127,7 +127,7 @@ class FineTuning:
     def losses(self, net: Precond) -> np.ndarray:
         """Mean loss in each bin."""
         sigmas = levels(self.objective.distribution, self.bins * LEVELS_PER_BIN).tolist()
-        found = loss_at_levels(net, *self.measured_on[:2], sigmas, self.config.images_per_forward)
+        found = loss_at_levels(net, self.measured_on, sigmas, self.config.images_per_forward)
         return np.reshape(found.losses, (self.bins, LEVELS_PER_BIN)).mean(axis=1)
 
 
