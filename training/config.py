@@ -20,11 +20,13 @@ CHANGEABLE = frozenset(
     {
         "checkpoint_every",
         "compile",
+        "data",
         "detect_anomaly",
         "device",
         "diagnostics_every",
         "duration",
         "holdout_every",
+        "init",
         "keep_checkpoints",
         "keep_snapshots",
         "max_nonfinite_steps",
@@ -40,7 +42,9 @@ CHANGEABLE = frozenset(
         "workers",
     }
 )
-"""Fields that may differ when a run is resumed: they do not change what is computed, or only how long."""
+"""Fields that may differ when a run is resumed: they do not change what is computed, or only how long.
+
+Data and first network are known by their contents, not by these paths (`edm2.training.run.inputs`)."""
 
 REMOVED = frozenset({"skip_broken"})
 """Fields of earlier versions that mean nothing any more."""

@@ -122,7 +122,7 @@ class Trainer:
         with failures_of_others():
             self.stream = self._open_stream()
             if self.processes.is_first:
-                self.folder.claim(self.config)
+                self.folder.claim(self.config, self.stream.dataset)
             self._resume()
             if self.images_seen < self.config.duration:
                 self.failures.require_space(

@@ -235,7 +235,7 @@ def test_folder_of_another_run_is_refused_by_field(tmp_path, change, named):
 
 def test_a_run_that_left_nothing_may_become_another_one(tmp_path):
     """It failed before its first checkpoint: what was wrong with it must not stick to the folder."""
-    RunFolder(tmp_path).claim(tiny_config(tmp_path, ref_lr=1.0))
+    RunFolder(tmp_path).claim(tiny_config(tmp_path, ref_lr=1.0), tiny_data())
     trainer = run(tiny_config(tmp_path, duration=24))
     assert trainer.images_seen == 24
     assert read_run_config(tmp_path).ref_lr == tiny_config(tmp_path).ref_lr

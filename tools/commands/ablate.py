@@ -190,7 +190,7 @@ def _train(trial: "Trial", dataset: "Dataset") -> None:
     """Train, or go on; status lines go to train.log in the run's folder."""
     from edm2.tools.run import train_interruptibly
 
-    trial.folder.claim(trial.config)
+    trial.folder.claim(trial.config, dataset)
     if trial.is_trained:
         return
     with open(trial.folder.path / "train.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):

@@ -233,9 +233,10 @@ def _is_run(guide: str) -> bool:
 def _dataset(run: Path, data: str | None) -> "Dataset":
     """Open the real images: those named, else those of the run."""
     from edm2.tools.options.evaluators import check_pixels
-    from edm2.training import open_dataset, read_run_config
+    from edm2.training import open_dataset
+    from edm2.training.run.run_folder import open_run_data
 
-    dataset = open_dataset(data or read_run_config(run).data)
+    dataset = open_run_data(run) if data is None else open_dataset(data)
     check_pixels(dataset)
     return dataset
 

@@ -14,12 +14,12 @@ from edm2.tools.options.parsing import (
     DEVICE,
     FILE,
     IMAGES,
-    INITIAL_NETWORK,
     NUMBER,
     PRECISION,
     SEED,
     SIGMA_RELS,
     TIME,
+    parse_initial_network,
 )
 from edm2.training.loss.by_name import NOISE_DISTRIBUTIONS, SNR_CONVENTIONS, WEIGHTINGS
 
@@ -133,7 +133,8 @@ _machine = _choices("Machine")
     "--init",
     "init",
     "Snapshot or included network (digits8) to start from; the number of classes may differ.",
-    INITIAL_NETWORK,
+    str,
+    metavar="SNAPSHOT",
 )
 @_schedule("--duration", "duration", "Images to train on.", IMAGES)
 @_schedule("--batch", "batch_size", "Images per step.", IMAGES)
@@ -220,6 +221,7 @@ _machine = _choices("Machine")
     "patience",
     "Time after which a process that does not answer ends the run; default: 30m.",
     TIME,
+    parse_initial_network,
 )
 @_machine("--recompute/--no-recompute", "recompute", "Save memory by computing activations twice.")
 @_machine(
@@ -270,7 +272,7 @@ def train(
         dataset = _open_in_turn(data, processes)
         with reported_once(processes):
             config = configure_run(dataset, data, out, preset, architecture, conditional, choices, processes.count)
-            _check_folder(config, processes)
+            _check_folder(config, dataset, processes)
         speed = [("speed", "printed after the first steps, with the time left")]
         if measure:
             speed = measure_run(config, dataset, processes)
@@ -302,13 +304,15 @@ def _open_in_turn(data: str, processes: "Processes") -> "Dataset":
     return dataset
 
 
-def _check_folder(config: "TrainingConfig", processes: "Processes") -> None:
+def _check_folder(config: "TrainingConfig", dataset: "Dataset", processes: "Processes") -> None:
     """Refuse a run folder that holds another run, before anything is computed; say where a run goes on."""
     from edm2.training import RunFolder
+    from edm2.training.run.inputs import describe_data
 
     folder = RunFolder(config.out)
     options = _options()
-    folder.check(config, options | {f"network.{name}": option for name, option in options.items()})
+    names = options | {f"network.{name}": option for name, option in options.items()}
+    folder.check(config, names, describe_data(dataset) if processes.is_first else None)
     if processes.is_first and 0 < (seen := folder.images_seen()) < config.duration:
         click.echo(f"Resuming {config.out} at {seen:,} of {config.duration:,} images.")
 
@@ -334,6 +338,8 @@ def configure_run(
 
     chosen = {name: value for name, value in choices.items() if value is not None and name not in REMOVED}
     chosen.setdefault("device", default_device())
+    if "init" in chosen:
+        chosen["init"] = _initial_network(chosen["init"], out)
     preset = preset or default_preset(dataset, data)
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))
     try:
@@ -342,6 +348,18 @@ def configure_run(
     except ValueError as error:
         raise click.UsageError(_in_options(str(error))) from None
     return config
+
+
+def _initial_network(text: str, out: str) -> str:
+    """Path of the network to start from; as it was given for a run that goes on, which does not read it any more."""
+    from edm2.training import RunFolder
+
+    try:
+        return parse_initial_network(text)
+    except ValueError as error:
+        if RunFolder(out).images_seen():
+            return text
+        raise click.BadParameter(str(error), param_hint="'--init'") from None
 
 
 def _options() -> dict[str, str]:

@@ -85,7 +85,7 @@ class Dataset(ABC):
         return None
 
     def fingerprint(self) -> str | None:
-        """Text that changes when an image does, as far as that shows without reading files; None if unknown."""
+        """Text that tells these images from others, and is the same for a copy of them; None if unknown."""
         return None
 
 
@@ -172,6 +172,7 @@ class ArchiveDataset(Dataset):
         self._files = files
         self._names = catalog.names
         self._labels = torch.from_numpy(catalog.labels)
+        self._fingerprint: str | None = None  # until it is asked for
         self._format: ImageFormat | None = None  # until the first image is read
         self._format = ImageFormat.of(self._read(0))
         shape = self._format.shape
@@ -198,11 +199,13 @@ class ArchiveDataset(Dataset):
         return self._labels.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
 
     def fingerprint(self) -> str:
-        """Digest of names, sizes, and checksums (ZIP) or times (folder)."""
-        digest = hashlib.sha256()
-        for facts in zip(self._names, self._files.stamps(self._names), strict=True):
-            digest.update(repr(facts).encode())
-        return digest.hexdigest()
+        """Digest of the names, sizes and checksums of the files (in a folder, of each one's first and last 64 KiB)."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for facts in zip(self._names, self._files.contents(self._names), strict=True):
+                digest.update(repr(facts).encode())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def _read(self, index: int) -> np.ndarray:
         """Image of the common format."""

@@ -1,7 +1,9 @@
 """Named byte strings in a folder: the images of a dataset and its `dataset.json`. Those in a ZIP are in `zip_files`."""
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +12,12 @@ from edm2.training.data.retry import Result, is_transient, retry
 
 MAX_BYTES = 1 << 30
 """Size of one file, unpacked: more than any image or table of labels needs, less than would endanger the machine."""
+
+END_BYTES = 1 << 16
+"""Bytes at the start and at the end of a file that tell it from others of its size: images differ everywhere."""
+
+READERS = 16
+"""Threads that read the ends of files: most of the time goes to waiting for a disk or a network."""
 
 
 class DatasetError(ValueError):
@@ -37,6 +45,9 @@ class Files(Protocol):
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """Pair of numbers for each of `names` that changes when the file does; no file is read."""
 
+    def contents(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        """Size and a checksum for each of `names`, which are the same for a copy of the file."""
+
 
 class FolderFiles:
     """Files in a folder and its sub-folders; links are followed."""
@@ -59,6 +70,11 @@ class FolderFiles:
         stats = [os.stat(os.path.join(self.path, name)) for name in names]
         return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
+    def contents(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        """Size, and checksum of the first and last 64 KiB."""
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(_ends_of, (os.path.join(self.path, name) for name in names)))
+
     def _refuse(self, error: OSError) -> None:
         # os.walk would silently leave out what it cannot list.
         raise DatasetError(f"{error.filename}: cannot be listed: {error.strerror}") from error
@@ -68,6 +84,22 @@ def _read_whole(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:
         check_size(os.fstat(file.fileno()).st_size)
         return file.read()
+
+
+def _ends_of(path: str) -> tuple[int, int]:
+    """Size of a file, and CRC-32 of its first and last 64 KiB. Raises DatasetError if it cannot be read."""
+
+    def read() -> tuple[int, int]:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            checksum = zlib.crc32(file.read(END_BYTES))
+            file.seek(max(END_BYTES, size - END_BYTES))
+            return size, zlib.crc32(file.read(END_BYTES), checksum)
+
+    try:
+        return retry_from(Path(path), read)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def check_size(size: int) -> None:

@@ -185,6 +185,8 @@ class ZipFiles:
             raise DatasetError(f"{self.path}/{error.args[0]}: not in the ZIP; copy or write it anew") from None
         return list(zip(members.size[rows].tolist(), members.crc[rows].tolist(), strict=True))
 
+    contents = stamps
+
     def read(self, name: str) -> bytes:
         """Contents of a member. Raises KeyError, ValueError, OSError or zlib.error if missing or damaged."""
         members = self.members

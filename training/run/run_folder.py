@@ -7,12 +7,15 @@ raw-weights.safetensors; traditional-ema.safetensors where such an average was a
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edm2.post_hoc_ema.files import parse_json, plain_line
 from edm2.training.config import TrainingConfig
+from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.field_types import mistyped_fields
 from edm2.training.run.checkpoint import find_checkpoints
 from edm2.training.run.files import is_free, write_json
+from edm2.training.run.inputs import change_of_data, describe_data, describe_file, read_inputs, write_inputs
 
 
 class RunFolderError(ValueError):
@@ -38,7 +41,9 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
 
-    def check(self, config: TrainingConfig, names: Mapping[str, str] | None = None) -> None:
+    def check(
+        self, config: TrainingConfig, names: Mapping[str, str] | None = None, data: Mapping[str, Any] | None = None
+    ) -> None:
         """Raise unless this folder may become the run described by `config`, or is it already; nothing is written.
 
         A folder whose run has left neither a checkpoint nor a snapshot may become another one.
@@ -46,6 +51,7 @@ class RunFolder:
         Args:
             config: The run.
             names: Names of settings in messages, such as {"ref_lr": "--lr"}.
+            data: Its images, as `describe_data` does.
 
         Raises:
             RunFolderError: it belongs to another run, or holds something else.
@@ -55,18 +61,21 @@ class RunFolder:
             if self._has_begun():
                 self._refuse_another(config, other, names or {})
                 self._refuse_to_go_back(config)
+                self._refuse_other_inputs(config, other, data)
         elif not is_free(self.path, self.config):
             what = "is not empty and holds no run" if self.path.is_dir() else "is a file"
             raise RunFolderError(f"{self.path}: {what}; choose another --out")
 
-    def claim(self, config: TrainingConfig) -> None:
-        """Make this folder the run described by `config`, if it is not already.
+    def claim(self, config: TrainingConfig, dataset: Dataset) -> None:
+        """Make this folder the run described by `config` on the images of `dataset`, if it is not already.
 
         Raises:
             RunFolderError: as `check`.
         """
-        self.check(config)
+        data = describe_data(dataset)
+        self.check(config, data=data)
         write_json(self.config, config.to_json())
+        write_inputs(self.path, data, config.init)
         self.snapshots.mkdir(exist_ok=True)
 
     def snapshot_times(self, until: int) -> list[int]:
@@ -93,12 +102,43 @@ class RunFolder:
                 "settings to resume it"
             )
 
+    def _refuse_other_inputs(
+        self, config: TrainingConfig, other: TrainingConfig, data: Mapping[str, Any] | None
+    ) -> None:
+        inputs = read_inputs(self.path)
+        if not inputs and (config.data, config.init) != (other.data, other.init):  # of a version that kept paths only
+            was = f"--data {other.data}" if config.data != other.data else f"--init {other.init}"
+            raise RunFolderError(f"{self.path}: was begun with {was}; repeat that once, so that its contents are noted")
+        if data is not None and (change := change_of_data(inputs.get("data"), data)):
+            raise RunFolderError(
+                f"{self.path}: the images in {config.data} have changed since this run began: {change}. Going on would "
+                "mix held-out images with trained ones, and two datasets in one average: bring the images back, or "
+                "begin a new run from a snapshot of this one (--init)"
+            )
+        known = inputs.get("init")
+        if config.init is not None and Path(config.init).is_file() and known not in (None, describe_file(config.init)):
+            raise RunFolderError(f"{self.path}: was begun from another network than {config.init}; leave out --init")
+
     def _refuse_to_go_back(self, config: TrainingConfig) -> None:
         if (seen := self.images_seen()) > config.duration:
             raise RunFolderError(
                 f"{self.path}: has seen {seen} images already, more than the duration {config.duration}; "
                 "choose a longer one, or reconstruct at an earlier time"
             )
+
+
+def open_run_data(folder: str | Path) -> Dataset:
+    """Open the images that a run was trained on.
+
+    Raises:
+        DatasetError: they are not there, or others are in their place.
+        RunFolderError: there is no run.
+    """
+    source = read_run_config(folder).data
+    dataset, known = open_dataset(source), read_inputs(Path(folder)).get("data")
+    if known and (change := change_of_data(known, describe_data(dataset))):
+        raise DatasetError(f"{source}: not the images that {folder} was trained on: {change}; name those with --data")
+    return dataset
 
 
 def read_run_config(folder: str | Path) -> TrainingConfig:
