@@ -42,6 +42,7 @@ setup(
         "click>=8.1",
         "tqdm",
         "safetensors",
+        "filelock",
         "pillow",
         "diffusers",
         "huggingface_hub",

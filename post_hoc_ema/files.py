@@ -42,11 +42,6 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         _flush_to_disk(path.parent, os.O_DIRECTORY)
 
 
-def is_unfinished(candidate: Path, path: Path) -> bool:
-    """True if `candidate` is what `atomic_output(path)` leaves behind when the process is killed."""
-    return candidate.parent == path.parent and candidate.match(f".{path.name}.*.tmp")
-
-
 def _flush_to_disk(path: Path, flags: int) -> None:
     """Wait until a file's contents, or a folder's entries, are on disk."""
     descriptor = os.open(path, flags)

@@ -8,7 +8,7 @@ import click
 
 from edm2 import __version__
 from edm2.post_hoc_ema.files import one_line, plain_line
-from edm2.tools.process import keep_freed_memory, quiet_torch
+from edm2.tools.process import keep_freed_memory, print_whatever_happens, quiet_torch
 
 COMMANDS = {
     "dataset": "Make a dataset of images or latents, or measure one.",
@@ -68,6 +68,7 @@ def main() -> None:
 
     Set EDM2_DEBUG=1 for a traceback.
     """
+    print_whatever_happens()
     keep_freed_memory()
     quiet_torch()
     try:

@@ -1,14 +1,19 @@
 """Settings of the whole process. Only the command line makes them; library calls have no such side effect."""
 
 import ctypes
+import io
 import os
 import platform
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_INT, LARGEST_MMAP_THRESHOLD = (1 << 31) - 1, 32 << 20
@@ -30,19 +35,65 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def stop_signals_handled(handle: Callable[[int], None]) -> Iterator[None]:
-    """Call `handle` with the number of every stop signal that this process receives within the context."""
+    """Call `handle` with the number of every stop signal that this process receives within the context.
+
+    SIGHUP stays ignored under nohup.
+    """
     process = os.getpid()
+    ignored = signal.SIG_IGN
 
     def on_signal(number: int, frame: object) -> None:
         if os.getpid() == process:  # a forked process that reads data ignores them
             handle(number)
 
-    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
+    handled = [number for number in STOP_SIGNALS if number == signal.SIGINT or signal.getsignal(number) != ignored]
+    before = {number: signal.signal(number, on_signal) for number in handled}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Droppable(io.RawIOBase):
+    """Standard output or error that drops what cannot be written: a closed pipe or a full disk must not end a run."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.told = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return os.write(self.descriptor, data)
+        except OSError as error:
+            if not self.told and not isinstance(error, BrokenPipeError):
+                self.told = True
+                with suppress(OSError):
+                    os.write(2, f"Output is lost from here on: {error.strerror}\n".encode())
+            return memoryview(data).nbytes
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+
+def print_whatever_happens() -> None:
+    """Let nothing that is printed end the process: neither characters that the terminal lacks, nor a closed pipe."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            descriptor = stream.fileno()
+        except (AttributeError, OSError, ValueError):  # none, as without a console on Windows, or closed
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, for the life of the process
+            continue
+        raw = io.BufferedWriter(_Droppable(descriptor))
+        safe = io.TextIOWrapper(raw, stream.encoding, errors="replace", line_buffering=name == "stderr" or raw.isatty())
+        setattr(sys, name, safe)
 
 
 def quiet_torch() -> None:

@@ -119,31 +119,29 @@ class Trainer:
         Raises:
             DatasetError, RunFolderError, CheckpointError, TrainingError: each in one line, with the remedy.
         """
-        with failures_of_others():
+        if self.processes.is_first:
+            self.folder.check(self.config)
+        with failures_of_others(), self.folder.locked() if self.processes.is_first else nullcontext():
             self.stream = self._open_stream()
             if self.processes.is_first:
                 self.folder.claim(self.config, self.stream.dataset)
             self._resume()
-            if self.images_seen < self.config.duration:
-                self.failures.require_space(
-                    self.sizes.snapshots + self.sizes.checkpoint, "the next snapshots and checkpoint"
-                )
-            self.output = Output(
-                self.config,
-                self.folder,
-                self.stream,
-                self.step.strategy,
-                self._blank,
-                self.step.buffers,
-                self.images_seen,
+            self._run()
+
+    def _run(self) -> None:
+        if self.images_seen < self.config.duration:
+            self.failures.require_space(
+                self.sizes.snapshots + self.sizes.checkpoint, "the next snapshots and checkpoint"
             )
-            try:
-                self._train()
-            except Exception:
-                self.checkpoints.abandon(self.config.patience)
-                raise
-            finally:
-                self.output.close()
+        about = self.config, self.folder, self.stream, self.step.strategy, self._blank, self.step.buffers
+        self.output = Output(*about, self.images_seen)
+        try:
+            self._train()
+        except Exception:
+            self.checkpoints.abandon(self.config.patience)
+            raise
+        finally:
+            self.output.close()
 
     def _train(self) -> None:
         batches = self.stream.steps(self.images_seen)

@@ -144,5 +144,8 @@ def _identity(metadata: dict[str, Any]) -> dict[str, Any]:
     network, training = (metadata.get(key) for key in ("network", "training"))
     network, training = network if isinstance(network, dict) else {"": network}, training or {}
     settings = {f"training.{key}": value for key, value in training.items() if key not in CHANGEABLE}
-    others = {key: metadata.get(key) for key in ("codec", "data")}
+    data = metadata.get("data")
+    if isinstance(data, dict):  # under any name
+        data = {key: value for key, value in data.items() if key != "name"}
+    others = {"codec": metadata.get("codec"), "data": data}
     return others | settings | {f"network.{key}": value for key, value in network.items()}

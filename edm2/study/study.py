@@ -63,7 +63,7 @@ def claim_study(folder: Path, facts: Mapping[str, Any]) -> None:
                 f"{folder}: holds another study ({', '.join(differing)}); choose another --out, or repeat that one"
             )
         return
-    if not is_free(folder, path):
+    if not is_free(folder):
         raise StudyFolderError(f"{folder}: is no empty folder and holds no study; choose another --out")
     write_json(path, facts)
 

@@ -1,41 +1,65 @@
-"""Freed memory is kept: the next tensor needs no new pages."""
+"""Printing never ends a run, and every stop signal leaves a checkpoint."""
 
-import platform
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-SIZE = 24 << 20
-
-FREE = """
-import resource, torch
-from edm2.tools.process import keep_freed_memory
-torch.set_num_threads(1)
-if {keep}:
-    assert keep_freed_memory()
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
-before = resident()
-tensor = torch.ones({size} // 4)
-held = resident()
-del tensor
-print(held - before, resident() - before)
+PRINT = """
+from edm2.tools.process import print_whatever_happens
+print_whatever_happens()
+import sys
+for _ in range(3000):
+    print("a line: \\u732b \\u00b2")
+sys.stdout.flush()
+open(sys.argv[1], "w").write("reached the end")
 """
 
 
-def bytes_held_and_kept(keep: bool) -> tuple[int, int]:
-    """Growth of a new process by one tensor of 24 MB, and what of it is left once the tensor is freed."""
-    code = FREE.format(keep=keep, size=SIZE)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    held, kept = done.stdout.split()
-    return int(held), int(kept)
+def printed(tmp_path, stdout, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", PRINT, str(tmp_path / "end")],
+        stdout=stdout, stderr=subprocess.PIPE, env={**os.environ, **environment}, timeout=60,
+    )  # fmt: skip
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-@pytest.mark.parametrize("keep", [False, True])
-def test_the_memory_of_a_freed_tensor_stays_with_the_process_if_asked(keep: bool):
-    held, kept = bytes_held_and_kept(keep)
-    assert held > 0.9 * SIZE
-    assert kept > 0.9 * SIZE if keep else kept < 0.1 * SIZE
+def test_a_closed_pipe_ends_nothing(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = printed(tmp_path, writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "end").read_text() == "reached the end"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_under_the_log_is_said_once(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = printed(tmp_path, full)
+    assert done.returncode == 0
+    assert done.stderr.decode().splitlines() == ["Output is lost from here on: No space left on device"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "gbk", "ascii"])
+def test_characters_that_a_terminal_lacks_are_replaced(tmp_path, encoding):
+    done = printed(tmp_path, subprocess.PIPE, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert done.returncode == 0
+    assert done.stdout.decode(encoding).startswith("a line: ")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_closed_terminal_is_a_stop_signal_unless_it_is_ignored():
+    from edm2.tools.process import stop_signals_handled
+
+    received = []
+    with stop_signals_handled(received.append):
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert received == [signal.SIGHUP]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_signals_handled(received.append):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == [signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, before)

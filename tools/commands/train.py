@@ -221,7 +221,6 @@ _machine = _choices("Machine")
     "patience",
     "Time after which a process that does not answer ends the run; default: 30m.",
     TIME,
-    parse_initial_network,
 )
 @_machine("--recompute/--no-recompute", "recompute", "Save memory by computing activations twice.")
 @_machine(

@@ -1,6 +1,8 @@
 """The processes that torchrun started for one job; without torchrun, a single one."""
 
 import os
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,10 @@ Item = TypeVar("Item")
 
 TIMEOUT = timedelta(days=1)
 """Time that processes wait for each other: some have more work than others. torchrun ends them all if one fails."""
+
+
+SECONDS_OF_PATIENCE = 20.0
+"""Time that a process waits for others to start before it says so."""
 
 
 class OtherProcessError(RuntimeError):
@@ -94,18 +100,41 @@ def joined_processes() -> Iterator[Processes]:
     """Join the other processes of this job, if torchrun started it (by the variables it sets), and part at the end.
 
     They only wait for each other, so they talk through gloo, whatever they compute on.
+
+    Raises:
+        ValueError: the environment names other processes, but not where to meet them.
     """
-    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
         yield Processes()
         return
-    store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
-    fresh = _fresh(store, rank, count)
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ValueError(f"{_PLACE} are set in the environment, but not {' and '.join(missing)}: {_ALONE}")
+    with _saying_who_is_missing():
+        store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
+        fresh = _fresh(store, rank, count)
     distributed.init_process_group("gloo", store=fresh, rank=rank, world_size=count, timeout=TIMEOUT)
     try:
         local_rank, local_count = os.environ.get("LOCAL_RANK", "0"), os.environ.get("LOCAL_WORLD_SIZE", "1")
         yield Processes(rank, count, int(local_rank), int(local_count))
     finally:
         distributed.destroy_process_group()
+
+
+_PLACE, _ALONE = "RANK and WORLD_SIZE", "start all processes by torchrun, or unset them to run alone"
+
+
+@contextmanager
+def _saying_who_is_missing() -> Iterator[None]:
+    """Say on standard error, after some seconds of waiting, what this process waits for."""
+    place = "process {RANK} of {WORLD_SIZE} waits for the others at {MASTER_ADDR}:{MASTER_PORT}".format(**os.environ)
+    line = f"{_PLACE} are set in the environment: {place}; {_ALONE}"
+    timer = threading.Timer(SECONDS_OF_PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _fresh(store: distributed.Store, rank: int, count: int) -> distributed.Store:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edm2.post_hoc_ema.files import atomic_output, is_unfinished
+from edm2.post_hoc_ema.files import atomic_output
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -34,8 +34,6 @@ def _ends_a_line(file) -> bool:
     return file.read(1) == b"\n"
 
 
-def is_free(folder: Path, description: Path) -> bool:
-    """True if a folder is missing, empty, or holds only a `description` that another process has begun to write."""
-    if not folder.exists():
-        return True
-    return folder.is_dir() and all(is_unfinished(path, description) for path in folder.iterdir())
+def is_free(folder: Path) -> bool:
+    """True if a folder is missing or empty; hidden files do not count, such as a lock or a half-written file."""
+    return not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()))

@@ -5,9 +5,12 @@ raw-weights.safetensors; traditional-ema.safetensors where such an average was a
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from edm2.post_hoc_ema.files import parse_json, plain_line
 from edm2.training.config import TrainingConfig
@@ -62,7 +65,7 @@ class RunFolder:
                 self._refuse_another(config, other, names or {})
                 self._refuse_to_go_back(config)
                 self._refuse_other_inputs(config, other, data)
-        elif not is_free(self.path, self.config):
+        elif not is_free(self.path):
             what = "is not empty and holds no run" if self.path.is_dir() else "is a file"
             raise RunFolderError(f"{self.path}: {what}; choose another --out")
 
@@ -77,6 +80,27 @@ class RunFolder:
         write_json(self.config, config.to_json())
         write_inputs(self.path, data, config.init)
         self.snapshots.mkdir(exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Context in which no other process may train here; one that is killed leaves no lock behind.
+
+        Raises:
+            RunFolderError: another process does.
+        """
+        lock = FileLock(self.path / ".lock")
+        with suppress(NotImplementedError, OSError):  # a file system without locks
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise RunFolderError(
+                    f"{self.path}: another process trains here at this moment; wait for it, or choose another --out"
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def snapshot_times(self, until: int) -> list[int]:
         """Images seen at the snapshots up to `until`, by the names of their files."""

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from edm2.training.distributed import processes as processes_module
 from edm2.training.distributed.processes import Processes, joined_processes
 
 SCRIPT = """
@@ -63,3 +65,20 @@ def test_two_processes_share_and_wait(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     assert "['0 of 2', '1 of 2']" in result.stdout
     assert (out / "1 of 2").read_text() == "range(1, 5, 2)"
+
+
+def test_left_over_numbers_of_processes_are_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with joined_processes() as processes:
+        assert processes.count == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    remedy = "not MASTER_ADDR and MASTER_PORT: start all processes by torchrun"
+    with pytest.raises(ValueError, match=remedy), joined_processes():
+        pass
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29511")
+    monkeypatch.setattr(processes_module, "SECONDS_OF_PATIENCE", 0.01)
+    with processes_module._saying_who_is_missing():
+        time.sleep(0.5)
+    assert "process 0 of 2 waits for the others at 127.0.0.1:29511" in capfd.readouterr().err
