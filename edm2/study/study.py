@@ -33,6 +33,9 @@ from edm2.training.run.logging import read_stats
 SIGMAS = tuple(round(10 ** (k / 5), 4) for k in range(-10, 9))
 """Noise levels at which all variants are compared, whatever they were trained on: five per decade, 0.01 to 39.8."""
 
+DECIDING = {"duration", "data", "init"}
+"""Settings that may change within a run, but decide its result."""
+
 LOSS_IMAGES = 500
 """Largest number of images that the loss per noise level is measured on."""
 
@@ -165,7 +168,7 @@ class Trial:
     def key(self) -> str:
         """Hash of all settings that decide the result of the training."""
         settings = self.config.to_json()
-        return key_of({name: settings[name] for name in settings if name not in CHANGEABLE - {"duration"}})
+        return key_of({name: settings[name] for name in settings if name not in CHANGEABLE - DECIDING})
 
     def result(self, scoring: "Scoring") -> Outcome | Failure | None:
         """Read the result; None if the run is not trained, or not scored in this way."""
