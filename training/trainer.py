@@ -17,6 +17,7 @@ from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.data.batches import Batch, BatchStream
 from edm2.training.data.codecs import Codec, codec_from_json
 from edm2.training.data.dataset import Dataset, open_dataset
+from edm2.training.data.loader import deaths_of_workers
 from edm2.training.diagnostics.anomaly import SHOWN, AnomalyError, finding_anomalies
 from edm2.training.diagnostics.diagnostics import Diagnostics
 from edm2.training.distributed.processes import ONE_PROCESS, Processes, failures_of_others
@@ -119,7 +120,7 @@ class Trainer:
         Raises:
             DatasetError, RunFolderError, CheckpointError, TrainingError: each in one line, with the remedy.
         """
-        with failures_of_others():
+        with failures_of_others(), deaths_of_workers(self.config.data):
             self.stream = self._open_stream()
             if self.processes.is_first:
                 self.folder.claim(self.config)
