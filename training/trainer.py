@@ -20,8 +20,7 @@ from edm2.training.data.dataset import Dataset, open_dataset
 from edm2.training.data.loader import deaths_of_workers
 from edm2.training.diagnostics.anomaly import SHOWN, AnomalyError, finding_anomalies
 from edm2.training.diagnostics.diagnostics import Diagnostics
-from edm2.training.distributed.processes import ONE_PROCESS, Processes, failures_of_others
-from edm2.training.distributed.stop_signal import StopSignal
+from edm2.training.distributed.processes import ONE_PROCESS, Processes, StopSignal, failures_of_others
 from edm2.training.initialization import fresh_network, load_snapshot_
 from edm2.training.loss.objective import DenoisingLoss
 from edm2.training.loss.pareto import Pareto

@@ -7,7 +7,6 @@
 Earlier versions wrote *.distcp files with a pickle as their index: `checkpoint_index` reads it.
 """
 
-import json
 import os
 import shutil
 import threading
@@ -28,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from edm2.post_hoc_ema.files import parse_json, plain_line
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.run.checkpoint_index import SafeFileSystemReader
+from edm2.training.run.files import write_json
 
 Tensors = dict[str, "Tensor | Tensors"]
 STATE_FILE = "state.json"
@@ -167,8 +167,7 @@ def write_checkpoint(
     # Planning who writes what, all ranks wait for the first: before any of them writes, the folder is empty.
     dcp.save(flat, storage_writer=writer, process_group=group, no_dist=processes.count == 1)
     if processes.is_first:  # the others' files are complete when dcp returns here
-        _write_state(temporary / STATE_FILE, {"images_seen": images_seen, **state})
-        _flush(temporary)
+        write_json(temporary / STATE_FILE, {"images_seen": images_seen, **state})
         if final.exists():  # left by a run that was set back to an earlier checkpoint
             _remove(final)
         os.replace(temporary, final)
@@ -195,13 +194,6 @@ def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
         size += tensor.numel() * tensor.itemsize
         files[name] = 1 + size // FILE_BYTES
     return {name: sorted(set(files.values())).index(number) + 1 for name, number in files.items()}
-
-
-def _write_state(path: Path, state: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(state, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _flush(folder: Path) -> None:

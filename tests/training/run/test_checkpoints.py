@@ -79,7 +79,7 @@ def test_trouble_while_writing_ends_the_run_and_leaves_the_checkpoint_before(tmp
         def save_checkpoint(self):
             if self.images_seen == 48:
                 self.checkpoints.wait()
-                monkeypatch.setattr(module, "_write_state", full)
+                monkeypatch.setattr(module, "write_json", full)
             super().save_checkpoint()
 
     with pytest.raises(CheckpointError, match=r"cannot write a checkpoint .*No space left"):
