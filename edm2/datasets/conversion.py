@@ -12,13 +12,14 @@ import io
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 from zipfile import ZipFile
 
 import PIL
@@ -56,55 +57,51 @@ PART_VERSION = 2
 # Transforms
 
 
-class Transform(Protocol):
+@dataclass(frozen=True)
+class Transform(ABC):
     """Function from an RGB image to one of `height` x `width` (`CenterCropWide`: `width` x `width`), None if too small.
 
     Two transforms whose `repr` is the same must do the same.
     """
 
-    @property
-    def height(self) -> int:
-        """Rows of the result."""
+    height: int
+    """Rows of the result."""
+    width: int
+    """Columns of the result."""
 
-    @property
-    def width(self) -> int:
-        """Columns of the result."""
-
+    @abstractmethod
     def __call__(self, image: Image.Image) -> Image.Image | None: ...
 
 
-@dataclass(frozen=True)
-class Resize:
-    """Stretch the whole image (Lanczos)."""
+class _Square(Transform):
+    def __post_init__(self) -> None:
+        if self.height != self.width:
+            raise ValueError(
+                f"{self.height}x{self.width} is no square, but center-crop and center-crop-dhariwal cut squares; "
+                "give one number as resolution, or choose resize or center-crop-wide"
+            )
 
-    height: int
-    width: int
+
+class Resize(Transform):
+    """Stretch the whole image (Lanczos)."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image.resize((self.width, self.height), Resampling.LANCZOS)
 
 
-@dataclass(frozen=True)
-class CenterCrop:
+class CenterCrop(_Square):
     """Resize the largest square in the middle (Lanczos).
 
     Raises:
         ValueError: Height and width differ.
     """
 
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        _check_square(self)
-
     def __call__(self, image: Image.Image) -> Image.Image:
         side = min(image.size)
         return _middle(image, side, side).resize((self.width, self.height), Resampling.LANCZOS)
 
 
-@dataclass(frozen=True)
-class CenterCropDhariwal:
+class CenterCropDhariwal(_Square):
     """Halve, resize (bicubic), then crop, as ImageNet is usually prepared (Dhariwal and Nichol 2021, arXiv 2105.05233).
 
     Halved by 2x2 averages while the short side is at least twice the wanted one, so that the bicubic filter, which sees
@@ -114,12 +111,6 @@ class CenterCropDhariwal:
         ValueError: Height and width differ.
     """
 
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        _check_square(self)
-
     def __call__(self, image: Image.Image) -> Image.Image:
         while min(image.size) >= 2 * self.height:
             image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
@@ -128,8 +119,7 @@ class CenterCropDhariwal:
         return _middle(image.resize(size, Resampling.BICUBIC), self.width, self.height)
 
 
-@dataclass(frozen=True)
-class CenterCropWide:
+class CenterCropWide(Transform):
     """Resize a wide band from the middle (Lanczos), between black bars that make it a square of `width` x `width`.
 
     The band has all columns of the image and round(width H / W) of its H rows: as many as the image would have if it
@@ -138,9 +128,6 @@ class CenterCropWide:
     Raises:
         ValueError: Higher than wide.
     """
-
-    height: int
-    width: int
 
     def __post_init__(self) -> None:
         if self.height > self.width:
@@ -163,14 +150,6 @@ TRANSFORMS: dict[str, Callable[[int, int], Transform]] = {
     "resize": Resize,
 }
 """Transforms by their names on the command line."""
-
-
-def _check_square(transform: CenterCrop | CenterCropDhariwal) -> None:
-    if transform.height != transform.width:
-        raise ValueError(
-            f"{transform.height}x{transform.width} is no square, but center-crop and center-crop-dhariwal cut squares; "
-            "give one number as resolution, or choose resize or center-crop-wide"
-        )
 
 
 def _middle(image: Image.Image, width: int, height: int) -> Image.Image:

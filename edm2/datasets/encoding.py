@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -212,7 +212,8 @@ def _write_part(part: Part, moments: np.ndarray) -> Part:
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, image, allow_pickle=False)
             archive.writestr(member(numbered("img-mean-std-", number, ".npy")), buffer.getvalue())
-        archive.comment = json.dumps(asdict(total_of([sums_of_moments(image) for image in moments]))).encode()
+        sums = total_of([sums_of_moments(image) for image in moments])
+        archive.comment = json.dumps([sums.count, sums.sums.tolist()]).encode()
     return part
 
 
@@ -240,5 +241,5 @@ def _finish(job: _Job, parts: Sequence[Part], out: Path, paper_statistics: bool)
 
 def _read_sums(path: Path) -> Sums:
     with ZipFile(path) as archive:
-        sums = json.loads(archive.comment)
-    return Sums(sums["count"], tuple(sums["first"]), tuple(sums["second"]))
+        count, sums = json.loads(archive.comment)
+    return Sums(count, np.array(sums))
