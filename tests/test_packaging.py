@@ -20,16 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("networks", "training", "post_hoc_ema", "tools")
 NOT_SOURCES = (".git", ".venv", "__pycache__", "*.egg-info", ".*_cache", "build", "dist", "runs", "demo", "golden")
 
-# What a folder may import of the project. `edm2` itself stands for the face: modules directly in edm2/.
-ALLOWED = {
-    "networks": {"networks"},
-    "post_hoc_ema": {"post_hoc_ema"},
-    "training": {"training", "networks", "post_hoc_ema"},
-    "edm2": {"edm2", "training", "networks", "post_hoc_ema"},
-    "tools": {"tools", "edm2", "training", "networks", "post_hoc_ema"},
-}
-EXTRA_ALLOWED = {Path("edm2/__main__.py"): {"tools"}}  # `python -m edm2` starts the command line
-
 
 def python_files(folder: str) -> list[Path]:
     """Every module of a top-level folder, relative to the root."""
@@ -164,23 +154,6 @@ def imports(source: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{source}:{node.lineno}: relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def folder_of(name: str) -> str:
-    """Floor of an imported name of the project: edm2.networks.layers is in networks, edm2.io.model in edm2."""
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in FOLDERS else "edm2"
-
-
-@pytest.mark.parametrize("source", SOURCES, ids=str)
-def test_dependencies_point_one_way(source):
-    allowed = ALLOWED[source.parts[0]] | EXTRA_ALLOWED.get(source, set())
-    names = set(imports(source)) - {
-        "edm2.__version__",
-        "edm2.lazy_names",
-    }  # of the parent package, which imports nothing
-    project = {folder_of(name) for name in names if name.split(".")[0] == "edm2"}
-    assert project <= allowed
 
 
 @pytest.mark.parametrize("source", [*SOURCES, *python_files("tests")], ids=str)

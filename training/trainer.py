@@ -17,10 +17,10 @@ from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.data.batches import Batch, BatchStream
 from edm2.training.data.codecs import Codec, codec_from_json
 from edm2.training.data.dataset import Dataset, open_dataset
+from edm2.training.data.loader import deaths_of_workers
 from edm2.training.diagnostics.anomaly import SHOWN, AnomalyError, finding_anomalies
 from edm2.training.diagnostics.diagnostics import Diagnostics
-from edm2.training.distributed.processes import ONE_PROCESS, Processes, failures_of_others
-from edm2.training.distributed.stop_signal import StopSignal
+from edm2.training.distributed.processes import ONE_PROCESS, Processes, StopSignal, failures_of_others
 from edm2.training.initialization import fresh_network, load_snapshot_
 from edm2.training.loss.objective import DenoisingLoss
 from edm2.training.loss.pareto import Pareto
@@ -121,7 +121,8 @@ class Trainer:
         """
         if self.processes.is_first:
             self.folder.check(self.config)
-        with failures_of_others(), self.folder.locked() if self.processes.is_first else nullcontext():
+        lock = self.folder.locked() if self.processes.is_first else nullcontext()
+        with failures_of_others(), deaths_of_workers(self.config.data), lock:
             self.stream = self._open_stream()
             if self.processes.is_first:
                 self.folder.claim(self.config, self.stream.dataset)

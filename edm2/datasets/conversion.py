@@ -9,23 +9,34 @@ depend on which process makes it or on earlier interruptions; at the end the par
 """
 
 import io
-import json
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, TypeAlias
 from zipfile import ZipFile
 
 import PIL
 from PIL import Image
 from PIL.Image import Resampling
 
-from edm2.datasets.parts import append, check_new_zip, digest, labels_to_json, member, parts_folder, remove, writing_to
+from edm2.datasets.parts import (
+    Part,
+    check_new_zip,
+    divide,
+    labels_to_json,
+    make_missing,
+    member,
+    numbered,
+    string_together,
+    writing_to,
+)
 from edm2.post_hoc_ema import atomic_output
 from edm2.training.data.archive import Catalog, read_image
 from edm2.training.data.files import DatasetError, Files
@@ -46,55 +57,51 @@ PART_VERSION = 2
 # Transforms
 
 
-class Transform(Protocol):
+@dataclass(frozen=True)
+class Transform(ABC):
     """Function from an RGB image to one of `height` x `width` (`CenterCropWide`: `width` x `width`), None if too small.
 
     Two transforms whose `repr` is the same must do the same.
     """
 
-    @property
-    def height(self) -> int:
-        """Rows of the result."""
+    height: int
+    """Rows of the result."""
+    width: int
+    """Columns of the result."""
 
-    @property
-    def width(self) -> int:
-        """Columns of the result."""
-
+    @abstractmethod
     def __call__(self, image: Image.Image) -> Image.Image | None: ...
 
 
-@dataclass(frozen=True)
-class Resize:
-    """Stretch the whole image (Lanczos)."""
+class _Square(Transform):
+    def __post_init__(self) -> None:
+        if self.height != self.width:
+            raise ValueError(
+                f"{self.height}x{self.width} is no square, but center-crop and center-crop-dhariwal cut squares; "
+                "give one number as resolution, or choose resize or center-crop-wide"
+            )
 
-    height: int
-    width: int
+
+class Resize(Transform):
+    """Stretch the whole image (Lanczos)."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image.resize((self.width, self.height), Resampling.LANCZOS)
 
 
-@dataclass(frozen=True)
-class CenterCrop:
+class CenterCrop(_Square):
     """Resize the largest square in the middle (Lanczos).
 
     Raises:
         ValueError: Height and width differ.
     """
 
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        _check_square(self)
-
     def __call__(self, image: Image.Image) -> Image.Image:
         side = min(image.size)
         return _middle(image, side, side).resize((self.width, self.height), Resampling.LANCZOS)
 
 
-@dataclass(frozen=True)
-class CenterCropDhariwal:
+class CenterCropDhariwal(_Square):
     """Halve, resize (bicubic), then crop, as ImageNet is usually prepared (Dhariwal and Nichol 2021, arXiv 2105.05233).
 
     Halved by 2x2 averages while the short side is at least twice the wanted one, so that the bicubic filter, which sees
@@ -104,12 +111,6 @@ class CenterCropDhariwal:
         ValueError: Height and width differ.
     """
 
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        _check_square(self)
-
     def __call__(self, image: Image.Image) -> Image.Image:
         while min(image.size) >= 2 * self.height:
             image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
@@ -118,8 +119,7 @@ class CenterCropDhariwal:
         return _middle(image.resize(size, Resampling.BICUBIC), self.width, self.height)
 
 
-@dataclass(frozen=True)
-class CenterCropWide:
+class CenterCropWide(Transform):
     """Resize a wide band from the middle (Lanczos), between black bars that make it a square of `width` x `width`.
 
     The band has all columns of the image and round(width H / W) of its H rows: as many as the image would have if it
@@ -128,9 +128,6 @@ class CenterCropWide:
     Raises:
         ValueError: Higher than wide.
     """
-
-    height: int
-    width: int
 
     def __post_init__(self) -> None:
         if self.height > self.width:
@@ -153,14 +150,6 @@ TRANSFORMS: dict[str, Callable[[int, int], Transform]] = {
     "resize": Resize,
 }
 """Transforms by their names on the command line."""
-
-
-def _check_square(transform: CenterCrop | CenterCropDhariwal) -> None:
-    if transform.height != transform.width:
-        raise ValueError(
-            f"{transform.height}x{transform.width} is no square, but center-crop and center-crop-dhariwal cut squares; "
-            "give one number as resolution, or choose resize or center-crop-wide"
-        )
 
 
 def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -213,69 +202,30 @@ def convert(
         OSError: `out` cannot be written, for instance because the disk is full.
     """
     out = Path(out)
-    _check_request(out, max_images, workers)
-    listing = _list_source(source, max_images)
-    parts = _divide(listing, transform, parts_folder(out))
-    with writing_to(out) as work:
-        complete = work / f"{digest([part.path.name for part in parts], listing.labels, listing.class_names)}.zip"
-        if not complete.exists():
-            remove(path for path in work.glob("*.zip") if path not in {part.path for part in parts})
-            _make_parts(parts, listing.files, workers, report)
-            _assemble(parts, listing, complete)
-        remove(path for path in work.iterdir() if path != complete)
-        with ZipFile(complete) as archive:
-            written = len(archive.infolist()) - 1  # all but dataset.json
-        complete.replace(out)
-    return Converted(written, len(listing.names) - written)
-
-
-def _check_request(out: Path, max_images: int | None, workers: int) -> None:
     check_new_zip(out)
     if workers < 1 or (max_images is not None and max_images < 1):
         raise ValueError(f"max_images={max_images} and workers={workers} must be at least 1")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Planning
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """Images to convert."""
-
-    files: Files
-    names: list[str]
-    labels: list[int]  # -1 throughout if unlabelled
-    class_names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Images that go into one file."""
-
-    path: Path
-    transform: Transform
-    first: int  # number of the first image in the result
-    names: list[str]
-
-
-def _list_source(source: Source, max_images: int | None) -> _Listing:
     files, catalog = source if isinstance(source, tuple) else open_archive(Path(source))
     if arrays := [name for name in catalog.names if name.lower().endswith(".npy")]:
         raise DatasetError(f"{files.path}/{arrays[0]}: an array, not an image; such a dataset can be used as it is")
     names, labels = list(catalog.names[:max_images]), catalog.labels[:max_images].tolist()
-    return _Listing(files, names, labels, catalog.class_names)
+    settings = [PART_VERSION, PIL.__version__, repr(transform)]
+    parts = divide(out, names, files.stamps(names), _part_size(transform), settings)
 
+    def describe(written: list[str]) -> dict[str, Any]:
+        if not written:
+            for part in parts:  # empty, so of no use to another call
+                part.path.unlink()
+            raise DatasetError(
+                f"{files.path}: all {len(names)} images are too small for {transform}; "
+                "choose a lower resolution or another transform"
+            )
+        return labels_to_json({name: labels[_image_number(name)] for name in written}, catalog.class_names)
 
-def _divide(listing: _Listing, transform: Transform, work: Path) -> list[_Part]:
-    stamps, size = listing.files.stamps(listing.names), _part_size(transform)
-    parts = []
-    for first in range(0, len(listing.names), size):
-        chosen = slice(first, first + size)
-        names = listing.names[chosen]
-        name = digest(PART_VERSION, PIL.__version__, repr(transform), first, names, stamps[chosen])
-        parts.append(_Part(work / f"{name}.zip", transform, first, names))
-    return parts
+    with writing_to(out):
+        make_missing(parts, partial(_made, files=files, transform=transform, workers=workers), report)
+        written = string_together(parts, out, describe)
+    return Converted(written, len(names) - written)
 
 
 def _part_size(transform: Transform) -> int:
@@ -286,25 +236,14 @@ def _part_size(transform: Transform) -> int:
 # Parts
 
 
-def _make_parts(parts: Sequence[_Part], files: Files, workers: int, report: Callable[[int, int], None]) -> None:
-    """Make the missing parts."""
-    missing = [part for part in parts if not part.path.exists()]
-    total = sum(len(part.names) for part in parts)
-    done = total - sum(len(part.names) for part in missing)
-    report(done, total)
-    workers = min(workers, len(missing))
-    for part in _made_by_workers(missing, files, workers) if workers > 1 else _made_here(missing, files):
-        done += len(part.names)
-        report(done, total)
-
-
-def _made_here(parts: Sequence[_Part], files: Files) -> Iterator[_Part]:
-    for part in parts:
-        yield _make_part(part, files)
-
-
-def _made_by_workers(parts: Sequence[_Part], files: Files, workers: int) -> Iterator[_Part]:
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(files,)) as pool:
+def _made(parts: Sequence[Part], files: Files, transform: Transform, workers: int) -> Iterator[Part]:
+    """Make parts, here or in worker processes, and yield each when it is done."""
+    workers = min(workers, len(parts))
+    if workers <= 1:
+        for part in parts:
+            yield _make_part(part, files, transform)
+        return
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(files, transform)) as pool:
         try:
             for future in as_completed([pool.submit(_make_part_in_worker, part) for part in parts]):
                 yield future.result()
@@ -313,13 +252,13 @@ def _made_by_workers(parts: Sequence[_Part], files: Files, workers: int) -> Iter
             raise
 
 
-_files_of_worker: Files
-"""Source, handed over once per process: the directory of a large ZIP has a hundred megabytes."""
+_source_of_worker: tuple[Files, Transform]
+"""Source and transform, handed over once per process: the directory of a large ZIP has a hundred megabytes."""
 
 
-def _start_worker(files: Files) -> None:
-    global _files_of_worker
-    _files_of_worker = files
+def _start_worker(files: Files, transform: Transform) -> None:
+    global _source_of_worker
+    _source_of_worker = files, transform
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -332,16 +271,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _make_part_in_worker(part: _Part) -> _Part:
-    return _make_part(part, _files_of_worker)
+def _make_part_in_worker(part: Part) -> Part:
+    return _make_part(part, *_source_of_worker)
 
 
-def _make_part(part: _Part, files: Files) -> _Part:
+def _make_part(part: Part, files: Files, transform: Transform) -> Part:
     with atomic_output(part.path) as temporary, ZipFile(temporary, "w") as archive:
-        for number, name in enumerate(part.names, part.first):
-            image = part.transform(_read_rgb(files, name))
+        for number, name in zip(part.numbers, part.names, strict=True):
+            image = transform(_read_rgb(files, name))
             if image is not None:
-                archive.writestr(member(_image_name(number)), _encode(image))
+                archive.writestr(member(numbered("img", number, ".png")), _encode(image))
     return part
 
 
@@ -359,33 +298,6 @@ def _encode(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=0)  # large, but reading costs training no time
     return buffer.getvalue()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Assembly
-
-
-def _assemble(parts: Sequence[_Part], listing: _Listing, path: Path) -> None:
-    """String the parts together, and add dataset.json.
-
-    Raises:
-        DatasetError: They hold no image.
-    """
-    with atomic_output(path) as temporary, ZipFile(temporary, "w") as archive:
-        names = [name for part in parts for name in append(archive, part.path)]
-        if not names:
-            remove(part.path for part in parts)  # empty, so of no use to another call
-            raise DatasetError(
-                f"{listing.files.path}: all {len(listing.names)} images are too small for {parts[0].transform}; "
-                "choose a lower resolution or another transform"
-            )
-        labels = {name: listing.labels[_image_number(name)] for name in names}
-        archive.writestr(member("dataset.json"), json.dumps(labels_to_json(labels, listing.class_names)))
-
-
-def _image_name(number: int) -> str:
-    """Name of an image, in folders of a thousand: 12345 is "00012/img00012345.png"."""
-    return f"{number:08}"[:5] + f"/img{number:08}.png"
 
 
 def _image_number(name: str) -> int:

@@ -40,28 +40,23 @@ class Statistics:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sums:
     """Sums from which mean and standard deviation follow."""
 
     count: int
     """Number of values per channel."""
-    first: tuple[float, ...]
-    """Sum of the values (expected values, for latents) of each channel."""
-    second: tuple[float, ...]
-    """Sum of their squares."""
+    sums: np.ndarray
+    """Sums of the values (expected values, for latents) of each channel, and of their squares: float64 [2, C]."""
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(
-            self.count + other.count,
-            tuple(a + b for a, b in zip(self.first, other.first, strict=True)),
-            tuple(a + b for a, b in zip(self.second, other.second, strict=True)),
-        )
+        return Sums(self.count + other.count, self.sums + other.sums)
 
     def statistics(self, unit: float = 1.0) -> Statistics:
         """Mean and standard deviation in the unit of the values, sigma_data in multiples of `unit`."""
-        mean = [total / self.count for total in self.first]
-        variance = [max(0.0, total / self.count - m**2) for total, m in zip(self.second, mean, strict=True)]
+        first, second = self.sums.tolist()
+        mean = [total / self.count for total in first]
+        variance = [max(0.0, total / self.count - m**2) for total, m in zip(second, mean, strict=True)]
         return Statistics(tuple(mean), tuple(map(math.sqrt, variance)), math.sqrt(sum(variance) / len(variance)) / unit)
 
 
@@ -78,8 +73,7 @@ def sums_of_moments(moments: np.ndarray) -> Sums:
 
 
 def _sums(values: np.ndarray, squares: np.ndarray) -> Sums:
-    channels = [tuple(x.reshape(len(x), -1).sum(axis=1).tolist()) for x in (values, squares)]
-    return Sums(values[0].size, *channels)
+    return Sums(values[0].size, np.stack([x.reshape(len(x), -1).sum(axis=1) for x in (values, squares)]))
 
 
 def measure(

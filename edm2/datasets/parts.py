@@ -2,29 +2,40 @@
 
 A finished part is a small ZIP in a hidden folder beside the result, named by a digest of everything that decides its
 contents. So a later call finds the parts that are still valid by their names, and the result does not depend on which
-process made which part. At the end the parts are strung together.
+process made which part. At the end the parts are strung together and removed.
 """
 
 import hashlib
 import json
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
+from edm2.post_hoc_ema import atomic_output
+from edm2.training.data.archive import DESCRIPTION
+
 Result = TypeVar("Result")
 
 
-def digest(*contents: Any) -> str:
-    """Digest of contents that JSON can hold: 32 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:32]
+@dataclass(frozen=True)
+class Part:
+    """Images that go into one file."""
 
+    path: Path
+    first: int
+    """Number of the first image in the result."""
+    names: list[str]
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The folder of parts
+    @property
+    def numbers(self) -> range:
+        """Numbers of the images in the result."""
+        return range(self.first, self.first + len(self.names))
 
 
 def check_new_zip(out: Path) -> None:
@@ -32,25 +43,44 @@ def check_new_zip(out: Path) -> None:
     if out.suffix.lower() != ".zip":
         raise ValueError(f"{out}: datasets are written as ZIP files; write {out.name}.zip")
     if out.exists():
+        shutil.rmtree(_parts_folder(out), ignore_errors=True)  # of a call that was killed while it removed them
         kind = "folder" if out.is_dir() else "file"
         raise FileExistsError(f"{out}: there is a {kind} of this name already; remove it, or choose another name")
 
 
-def parts_folder(out: Path) -> Path:
-    """Folder of the parts of `out`."""
+def _parts_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.parts")
 
 
+def divide(out: Path, names: Sequence[str], stamps: Sequence[Any], size: int, settings: Sequence[Any]) -> list[Part]:
+    """Divide the work.
+
+    Args:
+        out: The ZIP that the parts become.
+        names: Names of the images, in their order in the result.
+        stamps: JSON for each image that changes with it.
+        size: Images per part.
+        settings: Everything else that decides the contents of a part, as JSON.
+    """
+    parts = []
+    for first in range(0, len(names), size):
+        chosen = list(names[first : first + size])
+        contents = json.dumps([*settings, first, chosen, stamps[first : first + size]])
+        digest = hashlib.sha256(contents.encode()).hexdigest()[:32]
+        parts.append(Part(_parts_folder(out) / f"{digest}.zip", first, chosen))
+    return parts
+
+
 @contextmanager
-def writing_to(out: Path) -> Iterator[Path]:
+def writing_to(out: Path) -> Iterator[None]:
     """Make the folder for the parts, remove it at the end if it is empty, and name `out` in errors of writing.
 
     Errors of reading are no OSError: archives turn them into a DatasetError.
     """
-    work = parts_folder(out)
+    work = _parts_folder(out)
     try:
         work.mkdir(parents=True, exist_ok=True)
-        yield work
+        yield
     except OSError as error:
         raise OSError(
             f"{out}: cannot be written: {error.strerror or error}; "
@@ -61,10 +91,37 @@ def writing_to(out: Path) -> Iterator[Path]:
             work.rmdir()
 
 
-def remove(paths: Iterable[Path]) -> None:
-    """Remove files that may be gone already."""
-    for path in list(paths):
-        path.unlink(missing_ok=True)
+def make_missing(
+    parts: Sequence[Part], make: Callable[[list[Part]], Iterable[Part]], report: Callable[[int, int], None]
+) -> None:
+    """Let `make` write the parts that are not there, and report the number of images done as it yields each of them."""
+    missing = [part for part in parts if not part.path.exists()]
+    total = sum(len(part.names) for part in parts)
+    done = total - sum(len(part.names) for part in missing)
+    report(done, total)
+    for part in make(missing):
+        done += len(part.names)
+        report(done, total)
+
+
+def string_together(parts: Sequence[Part], out: Path, describe: Callable[[list[str]], dict[str, Any]]) -> int:
+    """Write the parts to the ZIP `out`, and remove them.
+
+    Args:
+        parts: All parts, in their order.
+        out: ZIP to write.
+        describe: Gives the contents of dataset.json for the names of the images.
+
+    Returns:
+        Number of images.
+    """
+    whole = _parts_folder(out) / out.name  # what a killed call leaves of it is removed with the parts
+    with atomic_output(whole) as temporary, ZipFile(temporary, "w") as archive:
+        names = [name for part in parts for name in append(archive, part.path)]
+        archive.writestr(member(DESCRIPTION), json.dumps(describe(names)))
+    whole.replace(out)
+    shutil.rmtree(whole.parent)
+    return len(names)
 
 
 def ahead(pool: Executor, calls: Iterable[Callable[[], Result]], depth: int) -> Iterator[Result]:
@@ -91,6 +148,11 @@ def member(name: str) -> ZipInfo:
     info.create_system = 3  # Unix, whose permissions the next line gives: all may read
     info.external_attr = 0o644 << 16
     return info
+
+
+def numbered(stem: str, number: int, suffix: str) -> str:
+    """Name of an image, in folders of a thousand: 12345 is "00012/img00012345.png" for the stem "img"."""
+    return f"{number:08}"[:5] + f"/{stem}{number:08}{suffix}"
 
 
 def append(archive: ZipFile, path: Path) -> list[str]:

@@ -7,11 +7,8 @@ from golden_data import rms_rel
 from torch import Tensor
 
 from edm2.networks import NetworkConfig
-from edm2.training import (
-    ArrayDataset,
-    Trainer,
-    TrainingConfig,
-)
+from edm2.training import ArrayDataset, Trainer, TrainingConfig
+from edm2.training.callbacks import Callback
 
 
 def tiny_data(count: int = 40, classes: int = 3) -> ArrayDataset:
@@ -37,6 +34,16 @@ def run(config: TrainingConfig, **options) -> Trainer:
     trainer = Trainer(config, dataset=tiny_data(), **options)
     trainer.run()
     return trainer
+
+
+class StopAt(Callback):
+    """Stops a run at this number of images."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def on_step(self, trainer, result) -> None:
+        trainer.stop_requested = trainer.images_seen >= self.images
 
 
 def final_state(trainer: Trainer) -> dict:

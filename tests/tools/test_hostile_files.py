@@ -19,12 +19,6 @@ import pytest
 from command_line import TINY, complaint, edm2, succeed, write_images
 from hostile_mutations import DEEP, dumped, objects_npy
 from PIL import Image
-from safetensors.numpy import save_file
-
-from edm2.training.data.archive import read_catalog
-from edm2.training.data.dataset import open_dataset
-from edm2.training.data.index import _checksum, _stamp, _to_arrays
-from edm2.training.data.zip_files import ZipFiles
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -120,27 +114,6 @@ def test_nonsense_in_a_configuration_is_refused(name: str, tiny_run: Path, tmp_p
     run = shutil.copytree(tiny_run, tmp_path / "run")
     (run / "config.json").write_bytes(dumped(CONFIGS[name](json.loads((run / "config.json").read_text()))))
     assert "run/config.json: not the configuration of a run" in refused("info", run)
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        [1],
-        "x",
-        {},
-        {"images_seen": "64"},
-        {"images_seen": 64.5},
-        {"images_seen": DEEP},
-        {"images_seen": 10**400},
-        {"images_seen": 64, "loss": {}},
-        {"images_seen": 64, "sigmas": [{}]},
-        {"images_seen": 64, "sigmas": [10**400]},
-    ],
-)
-def test_nonsense_in_a_record_is_refused(record: Any, tiny_run: Path, tmp_path: Path):
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    (run / "stats.jsonl").write_bytes(dumped(record) + b"\n")
-    assert "stats.jsonl: line 1 is damaged" in refused("info", run)
 
 
 def test_a_record_without_a_loss_is_refused_by_name(tiny_run: Path, tmp_path: Path):
@@ -260,52 +233,6 @@ def test_samples_that_are_none_are_refused(array: bytes, tmp_path: Path):
     content = {f"pixels/{name}": data for name, data in STATISTICS.items()}
     line = refused("metrics", "calc", samples, "--ref", npz(tmp_path / "ref.npz", content), "--device", "cpu")
     assert "samples.npz: holds no images" in line
-
-
-# ------------------------------------------------------------------------------------------------ the index of a ZIP
-
-
-def columns(**changed: list[int]) -> Callable[[dict], None]:
-    def mischief(arrays: dict[str, np.ndarray]) -> None:
-        arrays |= {name: np.array(values, dtype=arrays[name].dtype) for name, values in changed.items()}
-
-    return mischief
-
-
-@pytest.mark.parametrize(
-    "mischief",
-    [
-        columns(rows=[5, 6]),
-        columns(rows=[-1, 0]),
-        columns(rows=[]),
-        columns(labels=[7, 0]),
-        columns(labels=[-1, 0]),
-        columns(labels=[0]),
-        columns(ends=[3, 1]),
-        columns(ends=[1, 1000]),
-        columns(size=[1]),
-        columns(names=[0xFF] * 14),
-        lambda arrays: arrays.clear(),
-    ],
-)
-def test_an_index_that_lies_is_made_anew(mischief: Callable[[dict], None], tmp_path: Path):
-    """An index beside a ZIP, with valid checksums, that contradicts the ZIP."""
-    path = tmp_path / "data.zip"
-    write_images(tmp_path / "images", (4, 4), count=2, classes=2)
-    with zipfile.ZipFile(path, "w") as archive:
-        for image in sorted((tmp_path / "images").rglob("*.png")):
-            archive.write(image, image.relative_to(tmp_path / "images"))
-    intact = open_dataset(path)
-    files = ZipFiles(path)
-    catalog = read_catalog(files)
-    arrays = _to_arrays(files.members, catalog)
-    mischief(arrays)
-    facts = json.dumps({"class_names": catalog.class_names, "latents": None, "pixels": None})
-    metadata = {"stamp": _stamp(path), "facts": facts, "checksum": _checksum(arrays, facts)}
-    save_file(arrays, tmp_path / ".data.zip.index", metadata)
-    opened = open_dataset(path)
-    assert opened.images([0, 1]).equal(intact.images([0, 1]))
-    assert opened.labels([0, 1]).tolist() == intact.labels([0, 1]).tolist()
 
 
 # ------------------------------------------------------------------------------------------------ all kinds

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from jobs import Job
-from tiny_run import assert_same_bits, assert_same_numbers, final_state, run, stats, tiny_config, tiny_data
+from tiny_run import StopAt, assert_same_bits, assert_same_numbers, final_state, run, stats, tiny_config, tiny_data
 from torch import Tensor, nn
 
 import edm2
@@ -93,14 +93,9 @@ def trained(config: TrainingConfig, **options) -> Trainer:
     return trainer
 
 
-class Stop(Callback):
-    def on_step(self, trainer, result):
-        trainer.stop_requested = trainer.images_seen >= 56
-
-
 def test_an_own_network_loss_and_dataset_stop_and_resume_to_the_bit(tmp_path):
     whole = trained(own_config(tmp_path / "whole"))
-    assert trained(own_config(tmp_path / "parts"), callbacks=[Stop()]).images_seen == 56
+    assert trained(own_config(tmp_path / "parts"), callbacks=[StopAt(56)]).images_seen == 56
     torch.manual_seed(123)
     resumed = trained(own_config(tmp_path / "parts"))
     assert_same_bits(final_state(whole), final_state(resumed))

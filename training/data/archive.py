@@ -232,7 +232,9 @@ def read_array(files: Files, name: str) -> np.ndarray:
     """
     try:
         data = files.read(name)
-        return _decode_npy(data) if name.lower().endswith(".npy") else _to_array(_decode_image(data))
+        if name.lower().endswith(".npy"):
+            return _decode_npy(data)
+        return np.atleast_3d(np.asarray(_decode_image(data))).transpose(2, 0, 1)  # [H, W, C] -> [C, H, W]
     except Exception as error:  # damaged or hostile bytes make ZIP, image and NPY readers raise almost anything
         raise _unreadable(f"{files.path}/{name}", error) from error
 
@@ -268,10 +270,6 @@ def _decode_image(data: bytes) -> Image.Image:
     return image
 
 
-def _to_array(image: Image.Image) -> np.ndarray:
-    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)  # [H, W, C] -> [C, H, W]
-
-
 def _bits_per_channel(data: bytes, mode: str) -> int:
     if data.startswith(b"\x89PNG"):
         return data[24]  # in the header chunk; Pillow silently drops the lower half of 16-bit colours
@@ -287,10 +285,10 @@ def _decode_npy(data: bytes) -> np.ndarray:
         )
     values = np.frombuffer(data, dtype, math.prod(shape), start)
     array = values.reshape(shape, order="F" if fortran_order else "C")
-    if array.dtype == np.uint8:
-        _check_pixels(array)
-    else:
+    if array.dtype != np.uint8:
         _check_moments(array)
+    elif len(array) > 4:
+        raise ValueError(f"pixels of shape {list(array.shape)}; expected [C, H, W] with 1 to 4 channels")
     return array
 
 
@@ -307,11 +305,6 @@ def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     version, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == 1 else np.lib.format.read_array_header_2_0
     return read(file)
-
-
-def _check_pixels(array: np.ndarray) -> None:
-    if array.shape[0] > 4:
-        raise ValueError(f"pixels of shape {list(array.shape)}; expected [C, H, W] with 1 to 4 channels")
 
 
 def _check_moments(array: np.ndarray) -> None:

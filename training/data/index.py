@@ -130,30 +130,10 @@ def _to_arrays(members: Members, catalog: Catalog) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(arrays: dict[str, np.ndarray], class_names: list[str], **entries: Any) -> tuple[Members, Catalog]:
-    """Inverse of `_to_arrays`. Raises ValueError, or any other error, for other arrays."""
-    _check_arrays(arrays, class_names)
+    """Inverse of `_to_arrays`."""
     names = Names.laid_end_to_end(arrays["names"].tobytes(), arrays["ends"])
     members = Members(names, **{column: arrays[column] for column in COLUMNS})
     return members, Catalog(names.take(arrays["rows"]), arrays["labels"], tuple(class_names), **entries)
-
-
-def _check_arrays(arrays: dict[str, np.ndarray], class_names: list[str]) -> None:
-    """Raises ValueError for arrays that a stranger has put there; damage is found by the checksum."""
-    names, ends, rows, labels = (arrays[name] for name in ("names", "ends", "rows", "labels"))
-    names.tobytes().decode()
-    starts = ends[:-1][np.diff(ends) > 0]  # of all names but the first, unless they are empty
-    split = (names[starts[starts < len(names)]] & 0xC0) == 0x80  # a character's bytes, in two names
-    lowest, highest = (0, len(class_names) - 1) if class_names else (-1, -1)
-    sound = (
-        all(array.ndim == 1 and array.dtype.kind in "iu" for array in arrays.values())
-        and all(len(arrays[column]) == len(ends) for column in COLUMNS)
-        and (np.diff(ends, prepend=0) >= 0).all() and ends[-1] == len(names) and not split.any()
-        and len(rows) == len(labels) > 0 and rows.min() >= 0 and rows.max() < len(ends)
-        and lowest <= labels.min() and labels.max() <= highest
-        and all(isinstance(name, str) for name in class_names)
-    )  # fmt: skip
-    if not sound:
-        raise ValueError("not an index")
 
 
 def _checksum(arrays: dict[str, np.ndarray], facts: str) -> str:

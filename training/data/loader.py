@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -49,7 +50,7 @@ def data_loader(
         DatasetError: At the batch with an unusable file, in this process, whoever read it.
         StorageError: The storage gives no answer: a file fails at every attempt, or no batch comes for `TIMEOUT`.
         WorkerError: A worker has died: out of memory, or killed. While this process does something else, torch raises
-            its own RuntimeError there.
+            its own RuntimeError there, which `deaths_of_workers` translates.
     """
     pin_memory = pin_memory and torch.cuda.is_available()
     if workers:
@@ -84,24 +85,49 @@ def _read_ahead(dataset: Dataset, batches: Iterable[list[int]], workers: int, pi
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else starting workers would draw from, and so disturb, the global generator
     )
-    try:
-        for batch in loader:
-            if isinstance(batch, DatasetError):
-                raise batch
-            pending.popleft()
-            yield batch
-    except (RuntimeError, OSError, EOFError) as error:
-        raise _explained(_report_of_death(error), dataset, pending[0]) from error
-
-
-def _report_of_death(error: Exception) -> Exception:
-    """Torch's report of a worker's death, which it raises a moment after the connection to the worker has broken."""
-    if isinstance(error, OSError | EOFError):
+    with deaths_of_workers(dataset.name):
         try:
-            time.sleep(1)
-        except RuntimeError as report:
-            return report
-    return error
+            for batch in loader:
+                if isinstance(batch, DatasetError):
+                    raise batch
+                pending.popleft()
+                yield batch
+        except RuntimeError as error:
+            if "timed out" not in first_line(error):
+                raise
+            shown = ", ".join(map(str, pending[0][:8])) + (", ..." if len(pending[0]) > 8 else "")
+            raise StorageError(
+                f"{dataset.name}: no answer for {TIMEOUT} seconds while images of indices {shown} were read; "
+                "look after the storage, then run the same command again to go on from the last checkpoint"
+            ) from error
+        except (OSError, EOFError) as error:  # the connection to a worker breaks when it dies
+            time.sleep(1)  # until torch hears of it too, and reports why
+            raise _death(dataset.name, first_line(error)) from error
+
+
+@contextmanager
+def deaths_of_workers(name: str) -> Iterator[None]:
+    """Say in plain words that a process that reads the dataset `name` has died, wherever torch reports it.
+
+    Torch hears of it by a signal, whose handler raises a RuntimeError at whatever line this process has come to: while
+    it trains, in the middle of a step.
+
+    Raises:
+        WorkerError: One has died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not first_line(error).startswith("DataLoader worker"):
+            raise  # a mistake in a program, with its traceback
+        raise _death(name, first_line(error)) from error
+
+
+def _death(name: str, reason: str) -> WorkerError:
+    return WorkerError(
+        f"{name}: a process that reads data has died ({reason.rstrip('. ')}); if memory has run out, lower --workers; "
+        "run the same command again to go on from the last checkpoint"
+    )
 
 
 def _start_worker(worker: int) -> None:
@@ -133,23 +159,6 @@ def _recorded(batches: Iterable[list[int]], pending: deque[list[int]]) -> Iterat
     for indices in batches:
         pending.append(indices)
         yield indices
-
-
-def _explained(error: Exception, dataset: Dataset, indices: list[int]) -> Exception:
-    """Error with the remedy where torch reports a worker that is dead or late; others as they are."""
-    words = first_line(error)
-    if "timed out" in words:
-        shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
-        return StorageError(
-            f"{dataset.name}: no answer for {TIMEOUT} seconds while images of indices {shown} were read; "
-            "look after the storage, then run the same again to go on from the last checkpoint"
-        )
-    if isinstance(error, RuntimeError) and not words.startswith("DataLoader worker"):
-        return error  # a mistake in a dataset's program, with its traceback
-    return WorkerError(
-        f"{dataset.name}: a process that reads data has died ({words.rstrip('. ')}); if memory has run out, lower "
-        "--workers; run the same again to go on from the last checkpoint"
-    )
 
 
 class _WholeBatches:

@@ -28,16 +28,12 @@ class ShuffledOrder:
     """
 
     def __init__(self, length: int, seed: int) -> None:
-        if length < 1 or seed < 0:
-            raise ValueError(f"length={length} must be at least 1, and seed={seed} at least 0")
         self.length = length
         self.seed = seed
         self._epochs: dict[int, np.ndarray] = {}
 
     def indices(self, start: int, stop: int) -> np.ndarray:
         """Dataset index at each position start <= p < stop: int64 [stop - start]."""
-        if not 0 <= start <= stop:
-            raise ValueError(f"positions {start} to {stop}: must count up from 0")
         epochs = range(start // self.length, -(-stop // self.length))
         parts = [self._epoch(e)[max(start - e * self.length, 0) : stop - e * self.length] for e in epochs]
         return np.concatenate([np.empty(0, dtype=np.int64), *parts])
@@ -54,7 +50,8 @@ class PositionBatches:
     """Dataset indices of one process's micro-batches, without end; a batch sampler for `data_loader`.
 
     A step takes `batch_size` consecutive positions. Process `rank` owns the `rank`-th of `world_size` equal, contiguous
-    slices of them, and goes through it by `micro_batch` positions at a time.
+    slices of them, and goes through it by `micro_batch` positions at a time. All of these divide evenly
+    (`TrainingConfig.images_per_rank` checks it).
 
     Args:
         order: Order of the images.
@@ -75,21 +72,12 @@ class PositionBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        images_per_rank, rest = divmod(batch_size, world_size)
-        micro_batch = images_per_rank if micro_batch is None else micro_batch
-        if images_per_rank < 1 or rest:
-            raise ValueError(f"batch_size={batch_size} is not a multiple of the {world_size} processes")
-        if micro_batch < 1 or images_per_rank % micro_batch:
-            raise ValueError(
-                f"{images_per_rank} images per process and step are not a multiple of micro_batch={micro_batch}"
-            )
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank={rank} is not one of the {world_size} processes")
+        images_per_rank = batch_size // world_size
         self.order = order
         self.first = start + rank * images_per_rank
         self.batch_size = batch_size
         self.images_per_rank = images_per_rank
-        self.micro_batch = micro_batch
+        self.micro_batch = micro_batch or images_per_rank
 
     def __iter__(self) -> Iterator[list[int]]:
         for first in count(self.first, self.batch_size):

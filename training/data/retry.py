@@ -45,19 +45,17 @@ def retry(read: Callable[[], Result], what: str) -> Result:
         Exception: Anything else that `read` raises, at once.
     """
     start = time.monotonic()
-    for pause in PAUSES:
+    for pause in (*PAUSES, None):
         try:
             return read()
         except OSError as error:
             if not is_transient(error):
                 raise
+            if pause is None:
+                seconds = time.monotonic() - start
+                error.strerror = f"{error.strerror}, at each of {len(PAUSES) + 1} attempts in {seconds:.0f} seconds"
+                raise
             if pause == PAUSES[0]:
                 log.warning("%s: %s; trying again for %d seconds", what, error.strerror, sum(PAUSES))
-        time.sleep(pause)
-    try:
-        return read()
-    except OSError as error:
-        if is_transient(error):
-            seconds = time.monotonic() - start
-            error.strerror = f"{error.strerror}, at each of {len(PAUSES) + 1} attempts in {seconds:.0f} seconds"
-        raise
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")

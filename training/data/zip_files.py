@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 
@@ -97,29 +97,6 @@ class Members:
         return row
 
 
-def read_members(path: Path) -> Members:
-    """Read the directory of a ZIP; a million entries take some ten seconds.
-
-    Raises:
-        DatasetError: Not a ZIP, damaged, or a name occurs twice.
-    """
-    try:
-        members = retry_from(path, lambda: _list_members(path))
-    except DatasetError:
-        raise
-    except Exception as error:  # mostly BadZipFile, but a damaged directory can raise almost anything
-        raise DatasetError(
-            f"{path}: not a ZIP file, or cut short ({first_line(error)}); copy or write it anew"
-        ) from error
-    _check_unique(path, members.names)
-    return members
-
-
-def _list_members(path: Path) -> Members:
-    with opened_zip(path) as file, ZipFile(file) as archive:
-        return _to_columns(archive)
-
-
 def opened_zip(path: Path) -> BinaryIO:
     """Open a file for reading. Raises DatasetError if it cannot be opened."""
     try:
@@ -128,8 +105,25 @@ def opened_zip(path: Path) -> BinaryIO:
         raise DatasetError(f"{path}: cannot be opened: {error.strerror or error}") from error
 
 
-def _to_columns(archive: ZipFile) -> Members:
-    infos = sorted(archive.infolist(), key=lambda info: info.filename)
+def read_members(path: Path) -> Members:
+    """Read the directory of a ZIP; a million entries take some ten seconds.
+
+    Raises:
+        DatasetError: Not a ZIP, damaged, or a name occurs twice.
+    """
+    try:
+        infos = retry_from(path, lambda: _list_members(path))
+    except DatasetError:
+        raise
+    except Exception as error:  # mostly BadZipFile, but a damaged directory can raise almost anything
+        raise DatasetError(
+            f"{path}: not a ZIP file, or cut short ({first_line(error)}); copy or write it anew"
+        ) from error
+    repeated = sorted({a.filename for a, b in pairwise(infos) if a.filename == b.filename})
+    if repeated:
+        raise DatasetError(
+            f"{path}: holds {len(repeated)} names more than once, the first is {repeated[0]}; write it anew"
+        )
 
     def column(attribute: str, dtype: type[np.generic]) -> np.ndarray:
         return np.array([getattr(info, attribute) for info in infos], dtype=dtype)
@@ -145,12 +139,9 @@ def _to_columns(archive: ZipFile) -> Members:
     )
 
 
-def _check_unique(path: Path, names: Names) -> None:
-    repeated = sorted({name for name, following in pairwise(names) if name == following})
-    if repeated:
-        raise DatasetError(
-            f"{path}: holds {len(repeated)} names more than once, the first is {repeated[0]}; write it anew"
-        )
+def _list_members(path: Path) -> list[ZipInfo]:
+    with opened_zip(path) as file, ZipFile(file) as archive:
+        return sorted(archive.infolist(), key=lambda info: info.filename)
 
 
 class ZipFiles:
@@ -195,50 +186,37 @@ class ZipFiles:
             raise ValueError("encrypted, or compressed in an unusual way; write the ZIP anew, stored or deflated")
         check_size(max(int(members.packed[row]), int(members.size[row])))  # a small file can unpack to any size
         data = retry(lambda: self._read_packed(row), f"{self.path}/{name}")
-        if members.method[row] == ZIP_DEFLATED:
-            data = _inflate(data, int(members.size[row]))
+        if members.method[row] == ZIP_DEFLATED:  # at most a byte more than expected: it could unpack to any size
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, int(members.size[row]) + 1)
         # The checksum decides: a damaged name in the local header does not matter.
         if len(data) != members.size[row] or zlib.crc32(data) != members.crc[row]:
             raise ValueError("Bad CRC-32: damaged, copy or write the ZIP anew")
         return data
 
     def _read_packed(self, row: int) -> bytes:
+        offset = int(self.members.offset[row])
         try:
-            return self._read_member(int(self.members.offset[row]), int(self.members.packed[row]))
+            header = self._read_at(offset, LOCAL_HEADER)
+            if not header.startswith(b"PK\3\4"):
+                raise ValueError("not where the directory says: damaged, copy or write the ZIP anew")
+            name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+            return self._read_at(offset + LOCAL_HEADER + name + extra, int(self.members.packed[row]))
         except OSError:
             self._file = None  # the next attempt opens it anew: this may be a stale handle of a network file system
             raise
 
-    def _read_member(self, offset: int, count: int) -> bytes:
-        header = self._read_at(offset, LOCAL_HEADER)
-        if not header.startswith(b"PK\3\4"):
-            raise ValueError("not where the directory says: damaged, copy or write the ZIP anew")
-        name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
-        return self._read_at(offset + LOCAL_HEADER + name + extra, count)
-
     def _read_at(self, offset: int, count: int) -> bytes:
-        file = self._file or self._open()  # held, so that another thread that opens it too does not close this one
+        """Read at an offset without moving the file's position, which threads and forked processes share."""
+        file = self._file  # held, so that another thread that opens it too does not close this one
+        if file is None:
+            file = self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115, closed with this object
         if offset + count > os.fstat(file.fileno()).st_size:  # asked before memory for a nonsensical size is
             raise ValueError("the ZIP is cut short; copy or write it anew")
-        return _pread(file, count, offset)
-
-    def _open(self) -> BinaryIO:
-        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115, closed with this object
-        return self._file
+        if hasattr(os, "pread"):
+            return os.pread(file.fileno(), count, offset)
+        with open(self.path, "rb") as own:  # Windows
+            own.seek(offset)
+            return own.read(count)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
-
-
-def _pread(file: BinaryIO, count: int, offset: int) -> bytes:
-    """Read at an offset without moving the file's position, which threads and forked processes share."""
-    if hasattr(os, "pread"):
-        return os.pread(file.fileno(), count, offset)
-    with open(file.name, "rb") as own:  # Windows
-        own.seek(offset)
-        return own.read(count)
-
-
-def _inflate(data: bytes, size: int) -> bytes:
-    """Unpack at most one byte more than expected: a small file can unpack to any size."""
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)

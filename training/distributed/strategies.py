@@ -43,7 +43,6 @@ class Strategy(ABC):
     def accumulating(self) -> AbstractContextManager[None]:
         """Context for all parts of a step but the last: gradients add up, and are exchanged with the last one's."""
 
-    @abstractmethod
     def clean_gradients_(self, net: nn.Module) -> tuple[Tensor, Tensor]:
         """Replace NaN and infinite gradients by zero (Appendix D.2), after the last part.
 
@@ -51,14 +50,15 @@ class Strategy(ABC):
             (L2 norm of all gradients afterwards, 1 if any were replaced, else 0: int64), both on the device; the same
             in all processes.
         """
+        return clean_(_gradients(net.parameters()), get_total_norm)  # averages over ranks, the same everywhere
 
     @abstractmethod
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the processes."""
 
-    @abstractmethod
     def gathered(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors, one after another: all processes must go through them to the end."""
+        yield from tensors.items()
 
 
 class SingleProcess(Strategy):
@@ -70,14 +70,8 @@ class SingleProcess(Strategy):
     def accumulating(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def clean_gradients_(self, net: nn.Module) -> tuple[Tensor, Tensor]:
-        return clean_(_gradients(net.parameters()), get_total_norm)
-
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
-
-    def gathered(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        yield from tensors.items()
 
 
 class MultiProcess(Strategy):
@@ -119,12 +113,6 @@ class DDP(MultiProcess):
 
     def accumulating(self) -> AbstractContextManager[None]:
         return self._ddp.no_sync()
-
-    def clean_gradients_(self, net: nn.Module) -> tuple[Tensor, Tensor]:
-        return clean_(_gradients(net.parameters()), get_total_norm)  # averages over ranks, the same everywhere
-
-    def gathered(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        yield from tensors.items()
 
 
 class FSDP(MultiProcess):

@@ -7,7 +7,6 @@
 Earlier versions wrote *.distcp files with a pickle as their index: `checkpoint_index` reads it.
 """
 
-import json
 import os
 import shutil
 import threading
@@ -28,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from edm2.post_hoc_ema.files import parse_json, plain_line
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.run.checkpoint_index import SafeFileSystemReader
+from edm2.training.run.files import write_json
 
 Tensors = dict[str, "Tensor | Tensors"]
 STATE_FILE = "state.json"
@@ -90,8 +90,8 @@ class Checkpoints:
             CheckpointError: that one could not be written.
         """
         self.wait()
-        copies = _copied(tensors)
-        self._writer = threading.Thread(target=self._write, args=(images_seen, copies, state), daemon=True)
+        arguments = images_seen, _copied(tensors), state
+        self._writer = threading.Thread(target=self._write_in_background, args=arguments, daemon=True)
         self._writer.start()
 
     def wait(self) -> None:
@@ -116,11 +116,38 @@ class Checkpoints:
             reason = _reason(self._error)
             raise CheckpointError(f"{self.folder}: cannot write a checkpoint ({reason}); the one before is intact")
 
-    def _write(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> None:
+    def _write_in_background(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> None:
         try:
-            write_checkpoint(self.folder, images_seen, tensors, state, self.keep, self.processes, self._group)
+            self.write(images_seen, tensors, state)
         except (Exception, CheckpointException) as error:  # raised in the main thread; the latter is no Exception
             self._error = error
+
+    def write(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> None:
+        """Write a checkpoint, then remove older ones, but not the newest good one.
+
+        It is written under a temporary name and renamed when every byte of every process is on the disk. Of whole
+        tensors each rank writes some, of sharded ones its own shard.
+        """
+        final = self.folder / f"{images_seen:012d}"
+        temporary = self.folder / f".{final.name}.tmp"
+        if self.processes.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".*"):  # by a run that was killed meanwhile
+                shutil.rmtree(left, ignore_errors=True)
+        flat = _flat(tensors)
+        writer = HuggingFaceStorageWriter(str(temporary), fqn_to_index_mapping=_files(flat), save_distributed=True)
+        # Planning who writes what, all ranks wait for the first: before any of them writes, the folder is empty.
+        dcp.save(flat, storage_writer=writer, process_group=self._group, no_dist=self.processes.count == 1)
+        if self.processes.is_first:  # the others' files are complete when dcp returns here
+            write_json(temporary / STATE_FILE, {"images_seen": images_seen, **state})
+            if final.exists():  # left by a run that was set back to an earlier checkpoint
+                _remove(final)
+            os.replace(temporary, final)
+            _flush(self.folder)
+            kept = {last_good_checkpoint(self.folder), *find_checkpoints(self.folder)[-self.keep :]}
+            for old in find_checkpoints(self.folder):
+                if old not in kept:
+                    _remove(old)
 
 
 def _copied(tensors: Tensors) -> Tensors:
@@ -132,52 +159,6 @@ def _copy(tensor: Tensor) -> Tensor:
     if isinstance(tensor, DTensor):
         return tensor.detach().to("cpu", copy=True)
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)  # as safetensors wants it
-
-
-def write_checkpoint(
-    folder: Path,
-    images_seen: int,
-    tensors: Tensors,
-    state: dict[str, Any],
-    keep: int,
-    processes: Processes = ONE_PROCESS,
-    group: distributed.ProcessGroup | None = None,
-) -> Path:
-    """Write a checkpoint into `folder`, then remove all but the newest `keep`, and the newest good one.
-
-    It is written under a temporary name and renamed when every byte of every process is on the disk.
-
-    Args:
-        folder: Folder of the checkpoints.
-        images_seen: The clock.
-        tensors: Tensors; of whole ones each rank writes some, of sharded ones its own shard.
-        state: The rest, as JSON; the first process's.
-        keep: Checkpoints to keep, this one included.
-        processes: Processes that write; all of them call this.
-        group: Process group for planning who writes what.
-    """
-    final = folder / f"{images_seen:012d}"
-    temporary = folder / f".{final.name}.tmp"
-    if processes.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*"):  # by a run that was killed meanwhile
-            shutil.rmtree(left, ignore_errors=True)
-    flat = _flat(tensors)
-    writer = HuggingFaceStorageWriter(str(temporary), fqn_to_index_mapping=_files(flat), save_distributed=True)
-    # Planning who writes what, all ranks wait for the first: before any of them writes, the folder is empty.
-    dcp.save(flat, storage_writer=writer, process_group=group, no_dist=processes.count == 1)
-    if processes.is_first:  # the others' files are complete when dcp returns here
-        _write_state(temporary / STATE_FILE, {"images_seen": images_seen, **state})
-        _flush(temporary)
-        if final.exists():  # left by a run that was set back to an earlier checkpoint
-            _remove(final)
-        os.replace(temporary, final)
-        _flush(folder)
-        kept = {last_good_checkpoint(folder), *find_checkpoints(folder)[-keep:]}
-        for old in find_checkpoints(folder):
-            if old not in kept:
-                _remove(old)
-    return final
 
 
 def _flat(tensors: Tensors, prefix: str = "") -> dict[str, Tensor]:
@@ -195,13 +176,6 @@ def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
         size += tensor.numel() * tensor.itemsize
         files[name] = 1 + size // FILE_BYTES
     return {name: sorted(set(files.values())).index(number) + 1 for name, number in files.items()}
-
-
-def _write_state(path: Path, state: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(state, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _flush(folder: Path) -> None:

@@ -63,14 +63,18 @@ class DiskForecast:
     @property
     def all_times(self) -> list[int]:
         """Images seen when snapshots are written."""
-        config = self.config
-        return due_times(config.snapshot_every, config.batch_size, config.duration)
+        return due_times(self.config.snapshot_every, self.config.batch_size, self.config.duration)
 
     @property
     def kept_times(self) -> list[int]:
         """Images seen of the snapshots that remain at the end."""
         keep = self.config.keep_snapshots
         return self.all_times if keep is None else thin_along(self.all_times, keep)
+
+    @property
+    def checkpoints(self) -> int:
+        """Number of checkpoints that are written."""
+        return len(due_times(self.config.checkpoint_every, self.config.batch_size, self.config.duration))
 
     @property
     def final(self) -> int:
@@ -84,19 +88,10 @@ class DiskForecast:
 
     def _bytes(self, more: int) -> int:
         """Bytes with `more` snapshots and checkpoints than are kept, if there ever are as many."""
-        config, sizes = self.config, self.sizes
-        times, checkpoints = len(self.all_times), self.checkpoints
-        kept_times = min(times, (config.keep_snapshots or times) + more)
-        return (
-            kept_times * sizes.snapshots
-            + min(checkpoints, config.keep_checkpoints + more) * sizes.checkpoint
-            + sizes.ends
-        )
-
-    @property
-    def checkpoints(self) -> int:
-        """Number of checkpoints that are written."""
-        return len(due_times(self.config.checkpoint_every, self.config.batch_size, self.config.duration))
+        times = len(self.all_times)
+        snapshots = min(times, (self.config.keep_snapshots or times) + more) * self.sizes.snapshots
+        checkpoints = min(self.checkpoints, self.config.keep_checkpoints + more) * self.sizes.checkpoint
+        return snapshots + checkpoints + self.sizes.ends
 
 
 def free_space(path: str | os.PathLike[str]) -> int | None:

@@ -11,6 +11,7 @@ import signal
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
@@ -232,7 +233,7 @@ def test_progress_ends_at_the_number_of_images(folder: Path, tmp_path: Path, wor
 
 @pytest.mark.usefixtures("small_parts")
 def test_stopped_at_any_rename_and_resumed(folder: Path, tmp_path: Path):
-    """Four parts, the whole under its temporary name, the whole: six places to stop at."""
+    """Four parts, the whole in their folder, and in its place: six places to stop at."""
     convert(folder, tmp_path / "reference.zip", Resize(8, 8))
     for number in range(6):
         out = tmp_path / f"out{number}.zip"
@@ -243,7 +244,7 @@ def test_stopped_at_any_rename_and_resumed(folder: Path, tmp_path: Path):
         assert not out.exists()
         done = []
         convert(folder, out, Resize(8, 8), report=lambda images, total, done=done: done.append(images))
-        assert done[:1] == ([min(2 * number, 7)] if number < 5 else []), "finished parts were made again"
+        assert done[:1] == [min(2 * number, 7)], "finished parts were made again"
         assert out.read_bytes() == (tmp_path / "reference.zip").read_bytes()
         assert not (tmp_path / f".out{number}.zip.parts").exists()
 
@@ -254,7 +255,7 @@ def test_parts_of_another_conversion_are_not_used(folder: Path, tmp_path: Path, 
     """Stopped before the end, then something is changed: as if it had never been started."""
     out = tmp_path / "out.zip"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        stop_at_rename(monkeypatch, 5)
+        stop_at_rename(monkeypatch, 4)
         with pytest.raises(Stopped):
             convert(folder, out, Resize(8, 8))
     transform, max_images = Resize(8, 8), None
@@ -309,7 +310,8 @@ def test_killed_at_ten_random_moments_and_resumed(tmp_path: Path, monkeypatch: p
         assert workers_gone.read() == b""
         kept.append(len(list((tmp_path / ".out.zip.parts").glob("*.zip"))))
         if out.exists() or killed == 10:
-            convert(images, out, transform, workers=2) if not out.exists() else None
+            with suppress(FileExistsError):  # that call removes what was left when this was killed at the very end
+                convert(images, out, transform, workers=2)
             assert out.read_bytes() == reference
             assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
             out.unlink()

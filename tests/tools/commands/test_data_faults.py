@@ -37,7 +37,8 @@ def test_a_worker_that_the_system_kills_ends_the_run_in_one_line(tmp_path: Path)
         run.kill()
     line = complaint(complaints)
     assert run.returncode == 1
-    assert "DataLoader worker" in line
+    assert "a process that reads data has died" in line
+    assert "run the same command again" in line
     assert not [path for path in half_written(out) if path.is_file()]
 
 

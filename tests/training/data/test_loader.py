@@ -117,7 +117,7 @@ def test_a_worker_that_is_killed_ends_the_wait_in_one_line():
     line = str(failure.value)
     assert line.startswith("sleepy: a process that reads data has died (")
     assert "lower --workers" in line
-    assert "run the same again" in line
+    assert "run the same command again" in line
     assert len(line.splitlines()) == 1
 
 

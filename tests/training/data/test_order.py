@@ -68,27 +68,3 @@ def test_several_processes_see_together_what_one_sees(world_size, micro_batch):
         per_step = batches.images_per_rank // batches.micro_batch
         shares.append(np.reshape(take(batches, steps * per_step), (steps, batch // world_size)))
     assert np.array_equal(np.hstack(shares).flatten(), order.indices(24, 24 + steps * batch))
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "reason"),
-    [
-        ({"batch_size": 10, "world_size": 3}, "not a multiple of the 3 processes"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 12, "world_size": 2, "micro_batch": 4}, "6 images .* micro_batch=4"),
-        ({"batch_size": 12, "micro_batch": 0}, "micro_batch=0"),
-        ({"batch_size": 12, "world_size": 2, "rank": 2}, "rank=2"),
-    ],
-)
-def test_impossible_splits_are_refused(kwargs, reason):
-    with pytest.raises(ValueError, match=reason):
-        PositionBatches(ShuffledOrder(10, seed=0), 0, **kwargs)
-
-
-def test_impossible_orders_and_places_are_refused():
-    for length, seed in ((0, 0), (5, -1)):
-        with pytest.raises(ValueError, match="must be at least"):
-            ShuffledOrder(length, seed)
-    for start, stop in ((-1, 3), (4, 3)):
-        with pytest.raises(ValueError, match="count up from 0"):
-            ShuffledOrder(5, seed=0).indices(start, stop)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_run import assert_same_bits, final_state, run, tiny_config, tiny_data
+from tiny_run import StopAt, assert_same_bits, final_state, run, tiny_config, tiny_data
 
 from edm2.networks import NetworkConfig
 from edm2.post_hoc_ema import read_metadata
-from edm2.training import Trainer, TrainingConfig
+from edm2.training import Pareto, Trainer, TrainingConfig
 from edm2.training.data.batches import Batch
 from edm2.training.loss.by_name import WEIGHTINGS
 
@@ -23,24 +23,10 @@ def ladder_config(out, config: str, **changes) -> TrainingConfig:
     return TrainingConfig(data="tiny", out=str(out), network=network, **settings | changes)
 
 
-def stopped_and_resumed(config: TrainingConfig, stop_at: int, prepare=lambda trainer: None) -> Trainer:
-    first = Trainer(config, dataset=tiny_data())
-    prepare(first)
-    train_step = first.train_step
-
-    def stopping(*args):
-        result = train_step(*args)
-        first.stop_requested = first.images_seen >= stop_at
-        return result
-
-    first.train_step = stopping
-    first.run()
-    assert first.images_seen == stop_at
+def stopped_and_resumed(config: TrainingConfig, stop_at: int, **options) -> Trainer:
+    assert run(config, callbacks=[StopAt(stop_at)], **options).images_seen == stop_at
     torch.manual_seed(123)
-    second = Trainer(config, dataset=tiny_data())
-    prepare(second)
-    second.run()
-    return second
+    return run(config, **options)
 
 
 @pytest.mark.parametrize("config", "ABCDEF")
@@ -66,16 +52,11 @@ def test_a_weighting_without_uncertainty_leaves_the_head_where_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_weights_learned_from_gradients_resume_to_the_bit(tmp_path, dropout):
-    def often(trainer: Trainer) -> None:
-        trainer.step.loss.weighting.every = 1
-
-    whole = Trainer(tiny_config(tmp_path / "whole", weighting="pareto", dropout=dropout), dataset=tiny_data())
-    often(whole)
-    whole.run()
-    parts = stopped_and_resumed(
-        tiny_config(tmp_path / "parts", weighting="pareto", dropout=dropout), stop_at=40, prepare=often
-    )
+def test_weights_learned_from_gradients_resume_to_the_bit(tmp_path, dropout, monkeypatch):
+    monkeypatch.setattr(Pareto, "is_due", lambda weighting, steps: steps > 0)
+    settings = {"weighting": "pareto", "dropout": dropout}
+    whole = run(tiny_config(tmp_path / "whole", **settings))
+    parts = stopped_and_resumed(tiny_config(tmp_path / "parts", **settings), stop_at=40)
     assert_same_bits(final_state(whole), final_state(parts))
     ours, theirs = whole.step.loss.weighting, parts.step.loss.weighting
     assert_same_bits(ours.state_dict(), theirs.state_dict())

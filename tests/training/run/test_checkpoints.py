@@ -50,7 +50,7 @@ def test_every_process_writes_a_part(tmp_path):
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     """And what is written is the state at the time when it was due."""
-    written, may_write = module.write_checkpoint, threading.Event()
+    written, may_write = Checkpoints.write, threading.Event()
 
     def slowly(*arguments):
         assert may_write.wait(60)
@@ -63,7 +63,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
                 may_write.set()
             return super().train_step(*arguments)
 
-    monkeypatch.setattr(module, "write_checkpoint", slowly)
+    monkeypatch.setattr(Checkpoints, "write", slowly)
     Watched(tiny_config(tmp_path / "run", duration=48, **SETTINGS), dataset=tiny_data()).run()
     shutil.rmtree(find_checkpoints(tmp_path / "run" / "checkpoints")[-1])
     monkeypatch.undo()
@@ -79,7 +79,7 @@ def test_trouble_while_writing_ends_the_run_and_leaves_the_checkpoint_before(tmp
         def save_checkpoint(self):
             if self.images_seen == 48:
                 self.checkpoints.wait()
-                monkeypatch.setattr(module, "_write_state", full)
+                monkeypatch.setattr(module, "write_json", full)
             super().save_checkpoint()
 
     with pytest.raises(CheckpointError, match=r"cannot write a checkpoint .*No space left"):
@@ -102,7 +102,7 @@ def test_a_checkpoint_that_is_being_removed_is_none(tmp_path, monkeypatch):
     checkpoints.wait()
     monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        module.write_checkpoint(tmp_path, 16, {"a": torch.zeros(2)}, {}, keep=1)
+        checkpoints.write(16, {"a": torch.zeros(2)}, {})
     monkeypatch.undo()
     assert [path.name for path in find_checkpoints(tmp_path)] == ["000000000016"]
     into = {"a": torch.ones(2)}
