@@ -8,7 +8,6 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -29,7 +28,6 @@ from published_lookalike import contents_of, dump
 
 import edm2 as project
 from edm2.metrics.reference import read_features, read_reference
-from edm2.sweep.score_cache import ScoreCache
 
 STEPS = ("--seeds", "0-1", "--steps", "1", "--device", "cpu")
 PUBLISHED = "network-snapshot-0000001-0.050.pkl"
@@ -56,13 +54,13 @@ def command(*words: object, named: str | tuple[str, ...]) -> Attempt:
     return Attempt(f"edm2 {' '.join(map(str, words))}", run, (named,) if isinstance(named, str) else named)
 
 
-def library(words: str, do: Callable[[], object], named: str) -> Attempt:
-    """A call of a function."""
+def library(read: Callable[[Path], object], path: Path) -> Attempt:
+    """A call of a function that takes a path."""
 
     def run() -> None:
-        do()
+        read(path)
 
-    return Attempt(words, run, (named,))
+    return Attempt(f"{read.__name__}({str(path)!r})", run, (path.name,))
 
 
 # ------------------------------------------------------------------------------------------------ intact files
@@ -81,7 +79,6 @@ def build(sandbox: Sandbox) -> None:
     statistics = read_reference(base / "ref.npz")["pixels"]
     content = {"num_images": 6, "pixels": {"mu": statistics.mu, "sigma": statistics.sigma}}
     (base / "ref.pkl").write_bytes(pickle.dumps(content))
-    succeed("generate", base / "network.safetensors", "--out", base / "drawn", *STEPS)
     np.savez(base / "samples.npz", np.zeros((6, 8, 8, 1), dtype=np.uint8), np.zeros(6, dtype=np.int64))
     _build_pipeline(base)
     _build_members(base)
@@ -135,20 +132,17 @@ def published(box: Sandbox, random: Random) -> list[Attempt]:
 def pipeline(box: Sandbox, random: Random) -> list[Attempt]:
     path = shutil.copytree(box.base / "pipeline", box.given / "pipeline")
     name = random.choice(("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"))
-    changed = changed_safetensors if name.endswith("safetensors") else _changed_json_file
-    (path / name).write_bytes(changed((path / name).read_bytes(), random))
+    data = (path / name).read_bytes()
+    is_weights = name.endswith("safetensors")
+    (path / name).write_bytes(changed_safetensors(data, random) if is_weights else json_text(json.loads(data), random))
     return _uses_of_a_network(box, path, random)
-
-
-def _changed_json_file(data: bytes, random: Random) -> bytes:
-    return json_text(json.loads(data), random)
 
 
 def _uses_of_a_network(box: Sandbox, path: Path, random: Random) -> list[Attempt]:
     uses = [
         command("info", path, named=path.name),
-        library(f"edm2.load({str(path)!r})", lambda: project.load(path), path.name),
-        library(f"edm2.read_metadata({str(path)!r})", lambda: project.read_metadata(path), path.name),
+        library(project.load, path),
+        library(project.read_metadata, path),
     ]
     if random.random() < 0.3:
         uses.append(command("generate", path, *STEPS, "--grid", box.out / "grid.png", named=path.name))
@@ -159,28 +153,16 @@ def _uses_of_a_network(box: Sandbox, path: Path, random: Random) -> list[Attempt
     return uses
 
 
-# ------------------------------------------------------------------------------------------------ runs
-
-
 def run_snapshots(box: Sandbox, random: Random) -> list[Attempt]:
-    run = box.given / "run"
-    shutil.copytree(box.base / "run", run, ignore=shutil.ignore_patterns("checkpoints", "samples"))
+    """Snapshots of a run, of which one is damaged; the run's own other files are trusted."""
+    run = shutil.copytree(box.base / "run", box.given / "run", ignore=shutil.ignore_patterns("checkpoints"))
     chosen = random.choice(sorted((run / "snapshots").iterdir()))
     chosen.write_bytes(changed_safetensors(chosen.read_bytes(), random))
-    out = box.out / "reconstructed"
     return [
-        command("reconstruct", run, "--std", "0.07,0.1", "--out", out, named=str(run)),
+        command("reconstruct", run, "--std", "0.07,0.1", "--out", box.out / "reconstructed", named=str(run)),
         command("reconstruct", run, "--std", "0.12", "--plan", named=str(run)),
         command("info", run, named=str(run)),
     ]
-
-
-def score_cache(box: Sandbox, random: Random) -> list[Attempt]:
-    """Scores that a sweep has kept; whatever is not one is computed again."""
-    path = box.given / "sweep.jsonl"
-    line = {"key": "a" * 24, "distance": 1.0, "deviation": None, "accuracy": 0.5}
-    path.write_bytes(b"\n".join([json.dumps(line).encode(), json_text(line, random), b""]))
-    return [library(f"ScoreCache({str(path)!r})", lambda: ScoreCache(path).get({}), path.name)]
 
 
 # ------------------------------------------------------------------------------------------------ datasets
@@ -190,7 +172,7 @@ def _uses_of_a_dataset(box: Sandbox, path: Path, random: Random) -> list[Attempt
     uses = [
         command("dataset", "info", path, named=path.name),
         command("info", path, named=path.name),
-        library(f"open_dataset({str(path)!r})", lambda: _read_all(path), path.name),
+        library(_read_all, path),
     ]
     if random.random() < 0.3:
         uses.append(command("dataset", "check", path, "--workers", 1, named=path.name))
@@ -272,8 +254,8 @@ def reference_pickle(box: Sandbox, random: Random) -> list[Attempt]:
 
 def _uses_of_a_reference(box: Sandbox, path: Path, random: Random) -> list[Attempt]:
     uses = [
-        library(f"read_reference({str(path)!r})", lambda: read_reference(path), path.name),
-        library(f"read_features({str(path)!r})", lambda: read_features(path, "pixels"), path.name),
+        library(read_reference, path),
+        library(_read_features, path),
     ]
     if random.random() < 0.5:
         metrics = random.choice((("--metrics", "pixels"), ("--metrics", "pixels,kid,pr"), ()))
@@ -281,6 +263,10 @@ def _uses_of_a_reference(box: Sandbox, path: Path, random: Random) -> list[Attem
         words = ("--ref", path, *metrics, "--device", "cpu")
         uses.append(command("metrics", "calc", box.base / "images", *words, named=named))
     return uses
+
+
+def _read_features(path: Path) -> object:
+    return read_features(path, "pixels")
 
 
 def samples_npz(box: Sandbox, random: Random) -> list[Attempt]:
@@ -312,36 +298,8 @@ def _changed_npz(data: bytes, random: Random) -> bytes:
     return mangled(data, random)
 
 
-def drawn_images(box: Sandbox, random: Random) -> list[Attempt]:
-    """A partly filled folder of images that is completed; it is its own output folder."""
-    folder = shutil.copytree(box.base / "drawn", box.out / "drawn")
-    if random.random() < 0.6:
-        path = folder / "generation.json"
-        path.write_bytes(json_text(json.loads(path.read_bytes()), random))
-    else:
-        path = folder / "000000.png"
-        path.write_bytes(changed_image(path.read_bytes(), random))
-    words = ("generate", box.base / "network.safetensors", *STEPS, "--out", folder)
-    grid = ("--grid", box.out / "grid.png") if random.random() < 0.5 else ()
-    return [command(*words, *grid, named="drawn")]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Maker of hostile files of one kind, and its frequency."""
-
-    make: Callable[[Sandbox, Random], list[Attempt]]
-    weight: int
-
-    @property
-    def name(self) -> str:
-        """Name of the kind."""
-        return self.make.__name__
-
-
-KINDS = (
-    *(Kind(snapshot, 12), Kind(published, 8), Kind(pipeline, 6), Kind(run_snapshots, 6)),
-    *(Kind(score_cache, 2), Kind(dataset_zip, 14), Kind(dataset_folder, 16)),
-    *(Kind(reference_npz, 6), Kind(reference_pickle, 6), Kind(samples_npz, 6)),
-    Kind(drawn_images, 3),
-)
+KINDS: dict[Callable[[Sandbox, Random], list[Attempt]], int] = {
+    snapshot: 12, published: 8, pipeline: 6, run_snapshots: 6, dataset_zip: 14, dataset_folder: 16, reference_npz: 6,
+    reference_pickle: 6, samples_npz: 6,
+}  # fmt: skip
+"""Makers of hostile files of each kind, and their frequency."""
