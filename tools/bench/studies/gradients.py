@@ -13,7 +13,6 @@ import click
 import torch
 
 from edm2.io.model import load
-from edm2.study.diagnostics import unevenness
 from edm2.tools.options.parsing import FOLDER
 from edm2.training import RunFolder, open_dataset, read_run_config
 from edm2.training.data.batches import BatchStream
@@ -30,7 +29,7 @@ def main(runs: Sequence[Path], images: int) -> None:
     for run in runs:
         curve = gradients(run, images)
         norms = "".join(f"{norm:>9.3g}" for norm in curve.values())
-        click.echo(f"{run.name:<24}{norms}   largest / smallest {unevenness(curve):.3g}")
+        click.echo(f"{run.name:<24}{norms}   largest / smallest {max(curve.values()) / min(curve.values()):.3g}")
         click.echo(f"{'  at σ =':<24}" + "".join(f"{float(sigma):>9.3g}" for sigma in curve))
 
 
