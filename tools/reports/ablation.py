@@ -69,7 +69,7 @@ class StudyReport:
         return {
             "best_sigma_rel": lambda o: f"{o.best:.4f}",
             "distance": lambda o: o.distance,
-            **{f"distance_at_{s:.4f}": lambda o, s=s: o.distances[s] for s in self.scoring.sigma_rels},
+            **{f"distance_at_{s:.4f}": _distance_at(s) for s in self.scoring.sigma_rels},
             "raw": lambda o: o.raw,
             "traditional": lambda o: o.traditional,
             "traditional_sigma_rel": lambda o: o.traditional_length,
@@ -86,7 +86,8 @@ class StudyReport:
         for summary in self.summaries:
             settings = (f"{n}={_text(v).replace(' ', '')}" for n, v in self.settings[summary.label].items())
             row = {"label": summary.label, "settings": " ".join(settings)}
-            for result in sorted((*summary.outcomes, *summary.failures), key=lambda result: result.seed):
+            results: list[Outcome | Failure] = [*summary.outcomes, *summary.failures]
+            for result in sorted(results, key=lambda result: result.seed):
                 cells = {} if isinstance(result, Failure) else {k: cell(result) for k, cell in self._cells().items()}
                 yield {**row, "seed": result.seed, **cells, "failure": getattr(result, "message", "")}
 
@@ -115,8 +116,11 @@ class StudyReport:
         for failure in (failure for summary in self.summaries for failure in summary.failures):
             yield f"{failure.label}, seed {failure.seed}, failed: {failure.message}"
         yield "## Settings that differ"
-        names = next(iter(self.settings.values()))
-        yield self._table({name: lambda s, name=name: _text(self.settings[s.label][name]) for name in names})
+
+        def setting(name: str) -> Column:
+            return lambda summary: _text(self.settings[summary.label][name])
+
+        yield self._table({name: setting(name) for name in next(iter(self.settings.values()))})
 
     def _table(self, columns: dict[str, Column]) -> str:
         """Markdown of a row per variant."""
@@ -134,7 +138,7 @@ class StudyReport:
             "distance": cell(lambda o: o.distance),
             "best EMA length": lambda s: _range(s.over_seeds(lambda o: o.best)),
             "within 10 %": lambda s: "{:g} to {:g}".format(*s.near) if s.outcomes else "",
-            f"at EMA {common:g}": cell(lambda o: o.distances[common]),
+            f"at EMA {common:g}": cell(_distance_at(common)),
             "raw weights": cell(lambda o: o.raw),
             "traditional EMA": cell(lambda o: o.traditional),
             "accuracy": cell(lambda o: o.accuracy, ".3f"),
@@ -183,7 +187,7 @@ class StudyReport:
             yield (
                 "From the best variant to the worst, the distance rises by "
                 f"{self._rise(lambda o: o.distance)} with the best EMA length of each, by "
-                f"{self._rise(lambda o: o.distances[common])} at one length."
+                f"{self._rise(_distance_at(common))} at one length."
             )
         if any(outcome.held_out for summary in self.scored for outcome in summary.outcomes):
             yield "Held-out loss: λ(σ) (D − y)² on images that were not trained on, mean over the levels of losses.csv."
@@ -191,6 +195,10 @@ class StudyReport:
     def _rise(self, quantity: Callable[[Outcome], float]) -> str:
         means = [fmean(map(quantity, summary.outcomes)) for summary in self.scored]
         return f"{max(means) / min(means) - 1:.0%}"
+
+
+def _distance_at(sigma_rel: float) -> Callable[[Outcome], float]:
+    return lambda outcome: outcome.distances[sigma_rel]
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, object]]) -> None:

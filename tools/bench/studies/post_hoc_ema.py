@@ -38,15 +38,15 @@ def main(channels: int, targets: Sequence[int], turns: int) -> None:
         compare("an update", lambda: ours.update(ours.images_seen + 64), theirs.update, 10 * turns)
         for t in range(1000, 9000, 1000):
             for s in SIGMA_RELS:
-                metadata = {"images_seen": t, "sigma_rel": s}
-                write_snapshot(folder / "ours" / snapshot_name(t, s), net.state_dict(), metadata, torch.float16)
+                facts = {"images_seen": t, "sigma_rel": s}
+                write_snapshot(folder / "ours" / snapshot_name(t, s), net.state_dict(), facts, torch.float16)
             for ema in theirs.ema_models:
                 ema.step.fill_(t)
             theirs.checkpoint()
         for count in targets:
             sigma_rels = np.linspace(0.03, 0.25, count).tolist() if count > 1 else [0.13]
             paths = [folder / f"{i}.safetensors" for i in range(count)]
-            metadata = [{"reconstructed_from": [], "sigma_rel": s} for s in sigma_rels]
+            metadata: list[dict[str, object]] = [{"reconstructed_from": [], "sigma_rel": s} for s in sigma_rels]
 
             def reconstruct_ours(sigma_rels=sigma_rels, paths=paths, metadata=metadata) -> None:
                 reconstruct_files(open_run(folder / "ours"), sigma_rels, paths, metadata, memory=512 << 20)
