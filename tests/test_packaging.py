@@ -129,7 +129,7 @@ def test_importing_edm2_alone_is_light(tmp_path):
 
 def test_a_bare_checkout_works(checkout):
     assert "Usage" in run_python("-m", "edm2", "--help", cwd=checkout)
-    assert "Usage" in run_python("-m", "edm2.tools.bench.studies.conversion", "--help", cwd=checkout)
+    assert "Usage" in run_python("-m", "edm2.tools.bench.studies.solvers", "--help", cwd=checkout)
     program = "import edm2.networks, edm2.tools; print(edm2.networks.__file__, edm2.tools.__file__)"
     assert all(Path(file).is_relative_to(checkout) for file in run_python("-c", program, cwd=checkout).split())
 

@@ -65,19 +65,18 @@ def traffic(network: NetworkConfig, processes: int, shard: bool, rounds: int) ->
 
 @dataclass(frozen=True)
 class Speed:
-    """Duration of a step."""
+    """Speed of a run; field names are keys of the JSON of `edm2 plan`."""
 
-    computing: float
-    """Seconds."""
-    waiting: float
-    """Seconds for messages, beyond those that travel while a process computes."""
-    batch: int
-    """Images of a step, over all GPUs."""
-
-    @property
-    def images_per_second(self) -> float:
-        """Images per second of all GPUs together."""
-        return self.batch / (self.computing + self.waiting)
+    seconds_computing: float
+    """Seconds of a step."""
+    seconds_waiting: float
+    """Seconds for messages of a step, beyond those that travel while a process computes."""
+    images_per_second: float
+    """Images per second of all GPUs together."""
+    days: float
+    """Days that the run takes."""
+    gpu_hours: float
+    """Hours of all GPUs added up."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,10 @@ class TrainingVariant:
         images_per_rank = self.config.images_per_rank(self.cluster.gpus)
         computing = images_per_rank * seconds_per_image * (RECOMPUTING if self.config.recompute else 1)
         overlap = computing if self.config.shard else BACKWARD * computing / self.rounds
-        return Speed(computing, max(self.communicating - overlap, 0), self.config.batch_size)
+        waiting = max(self.communicating - overlap, 0)
+        images_per_second = self.config.batch_size / (computing + waiting)
+        days = self.config.duration / images_per_second / 86_400
+        return Speed(computing, waiting, images_per_second, days, gpu_hours=24 * days * self.cluster.gpus)
 
 
 @dataclass(frozen=True)
@@ -145,14 +147,6 @@ class Forecast:
     variants: list[TrainingVariant]
     seconds_per_image: dict[str, float]
     """Seconds of one GPU without recomputation, by the source of the number (see `edm2.planning.speed`)."""
-
-    def days(self, speed: Speed) -> float:
-        """Days that the run takes."""
-        return self.config.duration / speed.images_per_second / 86_400
-
-    def gpu_hours(self, speed: Speed) -> float:
-        """Hours of all GPUs added up."""
-        return 24 * self.days(speed) * self.cluster.gpus
 
     @property
     def fastest(self) -> Speed:

@@ -3,9 +3,10 @@
 The paper trained its networks (Table 6) on 32 A100 with 80 GB, in fp16, with an implementation of its own.
 """
 
-import bisect
 from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from edm2.networks import NetworkConfig
 from edm2.planning.cluster import GPU, GPUS
@@ -58,13 +59,7 @@ def rate_of_width(width: int, rates: Mapping[int, float]) -> float:
     moved are; above the largest constant.
     """
     known = sorted(rates)
-    if width <= known[0]:
-        return rates[known[0]] * width / known[0]
-    if width >= known[-1]:
-        return rates[known[-1]]
-    above = bisect.bisect(known, width)
-    low, high = known[above - 1], known[above]
-    return rates[low] + (rates[high] - rates[low]) * (width - low) / (high - low)
+    return float(np.interp(width, [0, *known], [0, *(rates[w] for w in known)]))
 
 
 def published_seconds(network: NetworkConfig, preset: str | None) -> float:

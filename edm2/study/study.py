@@ -1,12 +1,13 @@
 """A study of variants: runs on the same data with the same seeds and budget, each scored at many EMA lengths.
 
-A trial is one run of a study. Its outcome is kept in its folder (`ablation.json`), so an interrupted study goes on
-where it was, and tables can be made at any time of the finished runs.
+A trial is one run of a study. Its result is kept in its folder (`ablation.json`), so an interrupted study goes on where
+it was, and tables can be made at any time of the finished runs.
 """
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +19,17 @@ from edm2.io.model import load, read_metadata
 from edm2.planning.costs import count_parameters
 from edm2.post_hoc_ema.files import atomic_output
 from edm2.sampling.generation import SamplingError
-from edm2.sweep.averages import RAW, Averages
+from edm2.sweep.averages import Averages
 from edm2.sweep.evaluator import Evaluator, SampleSettings
 from edm2.sweep.score_cache import ScoreCache, key_of
-from edm2.sweep.sweep import Point, ScoredPoint, Sweeper
+from edm2.sweep.sweep import Point, Range, Sweeper
 from edm2.training import Dataset, RunFolder, TrainingConfig, TrainingError, codec_from_json
 from edm2.training.config import CHANGEABLE
 from edm2.training.data.batches import Batch
 from edm2.training.data.dataset import split_holdout
 from edm2.training.diagnostics.holdout import LossPerLevel, evenly_spaced, loss_at_levels
 from edm2.training.run.files import is_free, write_json
+from edm2.training.run.inputs import change_of_data, describe_data, read_inputs, write_inputs
 from edm2.training.run.logging import read_stats
 
 SIGMAS = tuple(round(10 ** (k / 5), 4) for k in range(-10, 9))
@@ -40,35 +42,30 @@ LOSS_IMAGES = 500
 """Largest number of images that the loss per noise level is measured on."""
 
 
-class StudyFolderError(ValueError):
-    """A folder cannot be used; the message is one line that names it and the remedy."""
-
-
-def claim_study(folder: Path, facts: Mapping[str, Any]) -> None:
+def claim_study(folder: Path, facts: Mapping[str, Any], dataset: Dataset) -> None:
     """Write study.json with the facts that all runs have in common, or check that it holds the same.
 
+    Images are known by their contents, as in a run; their path, the fact "data", may change.
+
     Raises:
-        StudyFolderError: the folder belongs to another study, or holds something else.
+        ValueError: the folder belongs to another study, or holds something else.
     """
     path, facts = folder / "study.json", json.loads(json.dumps(facts))  # tuples become lists, as they are in the file
-    if path.exists():
-        try:
-            known = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise StudyFolderError(f"{path}: is damaged; mend it, or choose another --out") from None
-        there, here = ({name: json.dumps(value) for name, value in side.items()} for side in (known, facts))
-        if differing := [
-            f"{name} is {there.get(name, 'not given')} there and {here.get(name, 'not given')} here"
-            for name in {**there, **here}
-            if there.get(name) != here.get(name)
-        ]:
-            raise StudyFolderError(
-                f"{folder}: holds another study ({', '.join(differing)}); choose another --out, or repeat that one"
-            )
-        return
-    if not is_free(folder):
-        raise StudyFolderError(f"{folder}: is no empty folder and holds no study; choose another --out")
-    write_json(path, facts)
+    if not path.exists():
+        if not is_free(folder):
+            raise ValueError(f"{folder}: is no empty folder and holds no study; choose another --out")
+        write_json(path, facts)
+    inputs, data = read_inputs(folder), describe_data(dataset)
+    if change := change_of_data(inputs.get("data"), data):
+        raise ValueError(f"{folder}: the study was begun with other images: {change}; choose another --out")
+    there, here = ({k: json.dumps(v) for k, v in side.items()} for side in (json.loads(path.read_text()), facts))
+    differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    if inputs and "data" in differing:
+        differing.remove("data")
+    if differing:
+        words = (f"{k} is {there.get(k, 'not given')} there and {here.get(k, 'not given')} here" for k in differing)
+        raise ValueError(f"{folder}: holds another study ({', '.join(words)}); choose another --out or repeat that one")
+    write_inputs(folder, data, init=None)
 
 
 @dataclass(frozen=True)
@@ -82,34 +79,25 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The scores of a trial; names are keys of `ablation.json`."""
+    """The scores of a trial; names are keys of `ablation.json`.
+
+    Distances are Frechet distances. Accuracy is the fraction of samples recognized as their class; it and the losses
+    lambda(sigma) (D - y)² per noise level are those of the best EMA length.
+    """
 
     label: str
-    """Label of the variant."""
     seed: int
-    """Seed of the run."""
-    distances: dict[float, float]
-    """Frechet distance by sigma_rel."""
-    accuracy: float | None
-    """Fraction of samples recognized as their class, at the best EMA length; None without a classifier."""
-    raw: float | None
-    """Distance of the weights without averaging."""
-    traditional: float | None
-    """Distance of the run's traditional EMA; None if it kept none."""
-    traditional_length: float | None
-    """sigma_rel of the traditional EMA."""
-    floor: float | None
-    """Distance of as many real images."""
+    distances: dict[float, float]  # by sigma_rel
+    accuracy: float | None  # None without a classifier
+    raw: float | None  # distance without averaging
+    traditional: float | None  # distance of the run's traditional EMA, None if it kept none,
+    traditional_length: float | None  # and its sigma_rel
+    floor: float | None  # distance of as many real images
     levels: LossPerLevel
-    """lambda(sigma) (D - y)² at the best EMA length."""
-    held_out: bool
-    """True if `levels` were measured on images that were not trained on."""
-    training_loss: float
-    """Minimized loss at the end, comparable between seeds only."""
-    seconds: float
-    """Duration of the training."""
+    held_out: bool  # True if `levels` were measured on images that were not trained on
+    training_loss: float  # at the end; comparable between seeds only
+    seconds: float  # of the training
     parameters: int
-    """Trainable numbers."""
 
     @property
     def best(self) -> float:
@@ -126,22 +114,13 @@ class Outcome:
         """Mean loss over noise levels; None if it was measured on training images."""
         return self.levels.mean if self.held_out else None
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Outcome":
-        """Restore an outcome from `asdict`, of which JSON made names strings and tuples lists."""
-        distances = {float(sigma_rel): distance for sigma_rel, distance in values["distances"].items()}
-        levels = LossPerLevel(tuple(values["levels"]["sigmas"]), tuple(values["levels"]["losses"]))
-        return cls(**{**values, "distances": distances, "levels": levels})
-
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a study."""
+    """One run of a study: the label of its variant, and its configuration with seed and folder."""
 
     label: str
-    """Label of the variant."""
     config: TrainingConfig
-    """Configuration of the run: settings, seed and folder."""
 
     @property
     def name(self) -> str:
@@ -159,32 +138,32 @@ class Trial:
         path = self.folder.raw_weights
         return path.is_file() and read_metadata(path)["images_seen"] == self.config.duration
 
-    @property
-    def result_file(self) -> Path:
-        """File of the outcome or failure, whatever the scoring was."""
-        return self.folder.path / "ablation.json"
-
     @cached_property
     def key(self) -> str:
         """Hash of all settings that decide the result of the training."""
-        settings = self.config.to_json()
-        return key_of({name: settings[name] for name in settings if name not in CHANGEABLE - DECIDING})
+        settings = self.config.to_json().items()
+        return key_of({name: value for name, value in settings if name not in CHANGEABLE - DECIDING})
 
     def result(self, scoring: "Scoring") -> Outcome | Failure | None:
         """Read the result; None if the run is not trained, or not scored in this way."""
         try:
-            kept = json.loads(self.result_file.read_text(encoding="utf-8"))
-            if kept["trial"] == self.key and kept["scoring"] in (scoring.key, "any"):
-                return Failure(**kept["failure"]) if "failure" in kept else Outcome.from_json(kept["outcome"])
+            kept = json.loads((self.folder.path / "ablation.json").read_text(encoding="utf-8"))
+            if kept["trial"] != self.key or kept["scoring"] not in (scoring.key, "any"):
+                return None
+            if "failure" in kept:
+                return Failure(**kept["failure"])
+            values = kept["outcome"]  # JSON made names strings and tuples lists
+            distances = {float(sigma_rel): distance for sigma_rel, distance in values["distances"].items()}
+            levels = LossPerLevel(*(tuple(values["levels"][name]) for name in ("sigmas", "losses")))
+            return Outcome(**{**values, "distances": distances, "levels": levels})
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            pass  # unknown, or of another version: scores are found again in sweep.jsonl
-        return None
+            return None  # unknown, or of another version: scores are found again in sweep.jsonl
 
     def keep(self, result: Outcome | Failure, scoring: "Scoring | None") -> None:
         """Write the result; `scoring` is None for a run that cannot be trained, which fails under any scoring."""
         name = "failure" if isinstance(result, Failure) else "outcome"
         kept = {"trial": self.key, "scoring": scoring.key if scoring else "any", name: asdict(result)}
-        with atomic_output(self.result_file) as temporary:
+        with atomic_output(self.folder.path / "ablation.json") as temporary:
             temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
@@ -193,11 +172,8 @@ class Scoring:
     """Settings by which all trials of a study are scored."""
 
     sigma_rels: tuple[float, ...]
-    """EMA lengths."""
     evaluator: Evaluator
-    """Comparison with real images."""
     sampling: SampleSettings
-    """Settings of the samples."""
     dataset: Dataset
     """Images of the study, some of which are held out for the loss per noise level."""
     real_images: bool = True
@@ -209,16 +185,12 @@ class Scoring:
         asked = {"sigma_rels": self.sigma_rels, "sigmas": SIGMAS, "images": LOSS_IMAGES}
         return key_of({**asked, **self.sampling.to_json(), **self.evaluator.to_json()})
 
-    def images(self, trial: Trial) -> int:
-        """Number of images that an outcome takes."""
-        return self.sampling.count * (len(self.sigma_rels) + 1 + (trial.config.traditional_ema is not None))
-
-    def outcome(self, trial: Trial, report: Callable[[int], object] = lambda n: None) -> Outcome:
+    def outcome(self, trial: Trial, progress: Callable[[int], AbstractContextManager[Any]] = nullcontext) -> Outcome:
         """Score a finished run; scores are kept in its sweep.jsonl, and known ones are not computed again.
 
         Args:
             trial: The run.
-            report: Called with a number of finished images.
+            progress: Makes a progress bar for a number of images, such as tqdm's.
 
         Raises:
             TrainingError: the network's output is not finite.
@@ -226,30 +198,29 @@ class Scoring:
             OSError: snapshots are missing.
         """
         folder, config = trial.folder, trial.config
-        averages = Averages(folder.path)
+        averages, known = Averages(folder.path), ScoreCache(folder.path / "sweep.jsonl")
         codec = codec_from_json(averages.metadata["codec"])
-        sweeper = Sweeper(
-            averages, codec, self.evaluator, self.sampling, known=ScoreCache(folder.path / "sweep.jsonl"),
-            device=config.device, report=report,
-        )  # fmt: skip
+        sweeper = Sweeper(averages, codec, self.evaluator, self.sampling, known=known, device=config.device)
         try:
-            results = sweeper.results([Point(averages.last, sigma_rel) for sigma_rel in self.sigma_rels])
-            raw = sweeper.results([Point(averages.last, RAW)]) if averages.has_raw_weights(averages.last) else []
+            area = Range([averages.last], self.sigma_rels)
+            sweep = sweeper.sweep(area, self.dataset if self.real_images else None, progress=progress)
             traditional, traditional_sigma_rel = self._traditional(trial, sweeper)
+            levels = self._loss_per_level(sweeper, sweep.best.point, config)
         except SamplingError:
-            raise self._not_finite(config) from None
-        best = min(results, key=lambda result: result.distance)
+            in_fp32 = self.sampling.dtype == torch.float32
+            remedy = "lower the learning rate" if in_fp32 else "score with --precision fp32"
+            raise TrainingError(f"{config.out}: the network's output is not finite; {remedy}") from None
         records = read_stats(folder.path / "stats.jsonl")
         return Outcome(
             label=trial.label,
             seed=config.seed,
-            distances={result.point.sigma_rel: result.distance for result in results},
-            accuracy=best.score.accuracy,
-            raw=raw[0].distance if raw else None,
+            distances={result.point.sigma_rel: result.distance for result in sweep.averages},
+            accuracy=sweep.best.score.accuracy,
+            raw=sweep.raw.distance if sweep.raw else None,
             traditional=traditional,
             traditional_length=traditional_sigma_rel,
-            floor=sweeper.real_data_fd(self.dataset) if self.real_images else None,
-            levels=self._loss_per_level(sweeper, best, config),
+            floor=sweep.real_data_fd,
+            levels=levels,
             held_out=config.holdout > 0,
             training_loss=records[-1]["loss"],
             seconds=sum(record["seconds"] for record in records),
@@ -267,9 +238,13 @@ class Scoring:
         score = sweeper.remembered(facts | sweeper.settings, shown, lambda: sweeper.score(sweeper.ready(load(path))))
         return score.distance, sigma_rel
 
-    def _loss_per_level(self, sweeper: Sweeper, best: ScoredPoint, config: TrainingConfig) -> LossPerLevel:
-        """Loss of the best average on held-out images, or on training images of a run that holds none out."""
-        [net] = sweeper.averages.networks(best.point.images_seen, [best.point.sigma_rel])
+    def _loss_per_level(self, sweeper: Sweeper, best: Point, config: TrainingConfig) -> LossPerLevel:
+        """Loss of the best average on held-out images, or on training images of a run that holds none out.
+
+        Raises:
+            SamplingError: it is not finite.
+        """
+        [net] = sweeper.averages.networks(best.images_seen, [best.sigma_rel])
         train_set, holdout_set = split_holdout(self.dataset, config.holdout, config.seed)
         chosen = evenly_spaced(holdout_set or train_set, LOSS_IMAGES)
         indices = range(len(chosen))
@@ -277,12 +252,8 @@ class Scoring:
         labels = chosen.labels(indices).to(config.device) if config.own_network.label_dim else None
         levels = loss_at_levels(sweeper.ready(net), Batch(images, labels), SIGMAS, config.images_per_forward)
         if not all(map(math.isfinite, levels.losses)):
-            raise self._not_finite(config)
+            raise SamplingError("the loss is not finite")
         return levels
-
-    def _not_finite(self, config: TrainingConfig) -> TrainingError:
-        remedy = "lower the learning rate" if self.sampling.dtype == torch.float32 else "score with --precision fp32"
-        return TrainingError(f"{config.out}: the network's output is not finite; {remedy}")
 
 
 def finished(trials: Sequence[Trial], scoring: Scoring) -> dict[str, Outcome | Failure]:

@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
         "| done | `test_a.py::test_one_…`, `…_another_…`, `tests/a/test_a.py` |",
         "```bash\nedm2 generate digits8 --seeds 0-7   # a comment\nmake lint\n```",
         "```\ntorchrun --nproc-per-node 2 -m edm2 train --data digits \\\n    --out runs/x\n```",
-        "```\npython -m edm2.tools.bench.studies.noise_bins run --bins 4\n```",
+        "```\npython -m edm2.tools.bench.studies.solvers digits8 --images 4\n```",
         "```python\nedm2 nonsense\n```",
     ],
 )
@@ -54,7 +54,7 @@ def test_nothing_is_wrong_with_what_is_there(root: Path, text: str):
         ("```bash\nedm2 nonsense\n```", "nonsense"),
         ("```\nedm2 generate digits8 --sedes 0-7\n```", "--sedes"),
         ("```\ntorchrun --nproc-per-node 2 -m edm2 train \\\n    --presets digits8\n```", "--presets"),
-        ("```\npython -m edm2.tools.bench.studies.noise_bins run --bin 4\n```", "--bin"),
+        ("```\npython -m edm2.tools.bench.studies.solvers digits8 --image 4\n```", "--image"),
         ("```\npython -m edm2.tools.bench.studies.gone\n```", "gone"),
         ("```bash\nmake nonsense\n```", "nonsense"),
     ],

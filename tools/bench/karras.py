@@ -13,6 +13,7 @@ import math
 import sys
 from bisect import bisect_left
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edm2.networks import NetworkConfig
 from edm2.planning.costs import count_parameters
-from edm2.tools.bench.workload import with_open_gains
+from edm2.tools.bench.workload import open_gains_
 
 PACKAGE = "denoising_diffusion_pytorch"
 TOLERANCE = 0.02
@@ -73,7 +74,9 @@ def equal_karras_unet(network: NetworkConfig) -> nn.Module:
     for grain in (16, 8, 4, 2, 1):
         if fitting := list(_fitting_widths(kind, network, grain)):
             _, dim, dim_max = min(fitting)
-            return with_open_gains(_make(kind, network, dim, dim_max))
+            net = _make(kind, network, dim, dim_max)
+            open_gains_(net)
+            return net
     raise ValueError(f"KarrasUnet cannot have {count_parameters(network):,} parameters within {TOLERANCE:.0%}")
 
 
@@ -88,7 +91,7 @@ def _fitting_widths(kind: type[nn.Module], network: NetworkConfig, grain: int) -
     target, ours = count_parameters(network), network.model_channels
     for dim in range(max(ours * 2 // 3 // grain, 1) * grain, ours * 5 // 4 + grain, grain):
         last_widths = range(grain, dim * 2 ** (len(network.channel_mult) - 1) + grain, grain)
-        i = bisect_left(last_widths, target, key=lambda dim_max, dim=dim: count(dim, dim_max))
+        i = bisect_left(last_widths, target, key=partial(count, dim))
         for dim_max in last_widths[max(i - 1, 0) : i + 1]:
             if abs(count(dim, dim_max) / target - 1) <= TOLERANCE:
                 yield abs(math.log(dim_max / dim / max(network.channel_mult))), dim, dim_max

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from edm2 import __version__
 from edm2.networks import NetworkConfig, build_network
@@ -33,7 +34,7 @@ def measure(
     """Measure what `settings` ask for.
 
     Args:
-        settings: Checked by `check_names`.
+        settings: Names of sections and rivals are keys of `SECTIONS` and `RIVALS`.
         on_start: Called with the report when it has the peaks and no findings.
         on_finding: Called with each finding as soon as it is there.
 
@@ -74,17 +75,6 @@ def measure(
     return report
 
 
-def check_names(settings: Settings) -> None:
-    """Raise ValueError if there is nothing to measure, or something of an unknown name."""
-    for option, names, known in (("only", settings.sections, SECTIONS), ("against", settings.against, RIVALS)):
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"--{option} {unknown[0]} is unknown; there are {', '.join(known)}")
-    if not settings.sections:
-        raise ValueError(f"nothing to measure; there are {', '.join(SECTIONS)}")
-    if settings.against and not {"training", "sampling"} & set(settings.sections):
-        raise ValueError("--against compares training and sampling; --only must name one of them")
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Peaks of the device
 
@@ -115,7 +105,7 @@ def convolutions(network: NetworkConfig, batch: int) -> list[tuple[int, tuple[in
     """List operations, shape of the input and shape of the weight of each convolution on `batch` images."""
     found: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x, w = inputs[0], layer.weight
         if w.ndim == 4:
             pixels = batch * output.shape[2] * output.shape[3]
@@ -158,9 +148,6 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not on Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux
+    name = re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    return name[1].strip() if name else platform.processor() or platform.machine()

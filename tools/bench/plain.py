@@ -28,11 +28,6 @@ def plain_copy(net: Precond) -> ReferencePrecond:
     return plain.train(net.training)
 
 
-def plain_loss(net: ReferencePrecond, images: Tensor, labels: Tensor | None, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Compute the loss of each element, [N, C, H, W]."""
-    return reference_loss(net, images, labels, sigma, noise, net.config.sigma_data)
-
-
 class PlainEMA:
     """Power-function averages (Eq. 127): a copy of the network per length, updated tensor by tensor."""
 
@@ -83,7 +78,7 @@ class PlainTraining:
         """Take one optimizer step on (images, one-hot labels, sigma, noise) of each accumulation round."""
         self.optimizer.zero_grad(set_to_none=True)
         for images, labels, sigma, noise in rounds:
-            loss = plain_loss(self.net, images, labels, sigma, noise)
+            loss = reference_loss(self.net, images, labels, sigma, noise, self.net.config.sigma_data)
             loss.sum().mul(self.loss_scale / self.batch_size).backward()
         for parameter in self.net.parameters():
             if parameter.grad is not None:

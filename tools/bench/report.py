@@ -148,7 +148,7 @@ def about(report: Report) -> list[tuple[str, str]]:
 
 def heading() -> str:
     """Heading of the lines of measurements."""
-    return _aligned(MEASURED, WIDTHS, "  ").rstrip()
+    return _aligned(MEASURED)
 
 
 def line(finding: Finding) -> str:
@@ -156,7 +156,7 @@ def line(finding: Finding) -> str:
     if isinstance(finding, Skipped):
         return f"{finding.section}: skipped, {finding.why}"
     if isinstance(finding, Measurement):
-        return _aligned(measured_row(finding), WIDTHS, "  ").rstrip()
+        return _aligned(measured_row(finding))
     part, rival, ours, theirs, ratio, rounds = compared_row(finding)
     return f"{part}, {rival}: {ratio} times as fast ({rounds}), ours {ours}, theirs {theirs}"
 
@@ -181,11 +181,9 @@ def markdown(report: Report) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, its columns aligned for those who read it as it is."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
-    first, *others = (f"| {_aligned(row, widths, ' | ')} |" for row in (head, *rows))
-    return [first, rule, *others]
+    """Lines of a Markdown table; all columns but the first are aligned to the right."""
+    first, *others = (f"| {' | '.join(row)} |" for row in (head, *rows))
+    return [first, "|---" + "|---:" * (len(head) - 1) + "|", *others]
 
 
 def measured_row(finding: Measurement) -> list[str]:
@@ -227,7 +225,7 @@ def _digits(value: float) -> str:
     return f"{value:,.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int], between: str) -> str:
+def _aligned(row: Sequence[str]) -> str:
     """The first cell to the left, the others to the right."""
-    cells = zip(row, widths, strict=True)
-    return between.join(f"{cell:{'>' if i else '<'}{width}}" for i, (cell, width) in enumerate(cells))
+    first, *others = zip(row, WIDTHS, strict=True)
+    return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)]).rstrip()

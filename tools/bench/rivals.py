@@ -1,19 +1,21 @@
 """Comparisons with other implementations, by turns in one process; each rival yields its comparisons."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
-from torch import nn
 
+from edm2.networks.reference import ReferencePrecond, reference_loss
 from edm2.planning.costs import count_flops
 from edm2.post_hoc_ema import sigma_rel_to_gamma
 from edm2.tools.bench.karras import count_karras_flops, equal_karras_unet
-from edm2.tools.bench.plain import PlainTraining, plain_copy, plain_heun, plain_loss
+from edm2.tools.bench.plain import PlainTraining, plain_copy, plain_heun
 from edm2.tools.bench.report import Comparison
-from edm2.tools.bench.sections import GUIDANCE, Bench, evaluation, guided_heun, heun
+from edm2.tools.bench.sections import GUIDANCE, Bench, evaluation, heun
 from edm2.tools.bench.timing import Work
+from edm2.tools.bench.workload import step_on, step_passes
 from edm2.training.config import DTYPES
+from edm2.training.step import TrainStep
 
 
 def against_plain(bench: Bench) -> Iterator[Comparison]:
@@ -25,31 +27,32 @@ def against_plain(bench: Bench) -> Iterator[Comparison]:
 
 
 def _plain_training(bench: Bench) -> Iterator[Comparison]:
-    workload, ours, inputs = bench.workload, bench.workload.training(), bench.workload.inputs()
+    workload, inputs = bench.workload, bench.workload.inputs()
     batch, config = workload.settings.batch, workload.config
+    ours = TrainStep(config, workload.net())
     net = plain_copy(ours.net)
     net.compute_dtype = DTYPES[workload.settings.against_precision]
     gammas = [float(gamma) for gamma in sigma_rel_to_gamma(config.sigma_rels)]
-    plain = PlainTraining(net, batch, ours.learning_rate, config.betas, gammas, config.loss_scale)
+    plain = PlainTraining(net, batch, lambda seen: ours.learning_rate(), config.betas, gammas, config.loss_scale)
 
     def their_passes() -> None:
         plain.optimizer.zero_grad(set_to_none=True)
-        (plain_loss(net, *inputs).sum() / batch).backward()
+        (reference_loss(net, *inputs, net.config.sigma_data).sum() / batch).backward()
 
     def compared(part: str, ours: Work, theirs: Work, what: str) -> Comparison:
         return bench.compared("training", part, "plain", ours, theirs, what)
 
     yield compared(
-        "forward and backward", lambda: ours.passes(inputs), their_passes,
+        "forward and backward", lambda: step_passes(ours, inputs), their_passes,
         "loss and gradients of one batch, forced weight normalization included",
     )  # fmt: skip
     yield compared(
-        "whole step", lambda: ours.step_on(inputs), lambda: plain.step([inputs]),
+        "whole step", lambda: step_on(ours, inputs), lambda: plain.step([inputs]),
         "a training step on the same images, noise levels and noise: gradients, Adam and two averages",
     )  # fmt: skip
     yield compared(
-        "averages", ours.update_averages, lambda: plain.ema.update(plain.images_seen, batch),
-        "one update of two averages",
+        "averages", lambda: ours.ema.update(ours.ema.images_seen + batch),
+        lambda: plain.ema.update(plain.images_seen, batch), "one update of two averages",
     )  # fmt: skip
 
 
@@ -59,18 +62,17 @@ def _plain_sampling(bench: Bench) -> Iterator[Comparison]:
     theirs = plain_copy(workload.net().eval())
     theirs.compute_dtype = DTYPES[workload.settings.against_precision]
 
-    def their_heun(guide: Callable | None) -> Work:
-        options = {"num_steps": steps, "guide": guide, "guidance": GUIDANCE}
-        return lambda: plain_heun(theirs, inputs.noise, inputs.labels, **options)
+    def their_heun(guide: ReferencePrecond | None = None) -> Work:
+        noise, labels = inputs.noise, inputs.labels
+        return lambda: plain_heun(theirs, noise, labels, num_steps=steps, guide=guide, guidance=GUIDANCE)
 
     what = f"{2 * steps - 1} evaluations of Heun's method"
     our_heun = heun(ours, inputs, steps)
-    yield bench.compared("sampling", "Heun", "plain", our_heun, their_heun(None), f"{what} from the same noise")
+    yield bench.compared("sampling", "Heun", "plain", our_heun, their_heun(), f"{what} from the same noise")
     if inputs.labels is not None:
-        yield bench.compared(
-            "sampling", "Heun with guidance", "plain", guided_heun(ours, inputs, steps), their_heun(theirs),
-            f"{what} with classifier-free guidance: ours one batch of twice the size, theirs one after the other",
-        )  # fmt: skip
+        our_heun = heun(ours, inputs, steps, is_guided=True)
+        what += " with classifier-free guidance: ours one batch of twice the size, theirs one after the other"
+        yield bench.compared("sampling", "Heun with guidance", "plain", our_heun, their_heun(theirs), what)
 
 
 def against_karras_unet(bench: Bench) -> Iterator[Comparison]:
@@ -80,44 +82,34 @@ def against_karras_unet(bench: Bench) -> Iterator[Comparison]:
     count = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
     flops = count_karras_flops(theirs, workload.network) / (2 * count_flops(workload.network))
     size = f"theirs has {count / workload.parameters:.3f} times the parameters and {flops:.2f} times the operations"
-    if "training" in sections:
-        yield _karras_passes(bench, theirs.train(), size)
-    if "sampling" in sections:
-        yield _karras_evaluation(bench, theirs.eval(), size)
-
-
-def _karras_passes(bench: Bench, net: nn.Module, size: str) -> Comparison:
-    ours, inputs = bench.workload.training(), bench.workload.inputs()
+    inputs, precision = workload.inputs(), workload.settings.against_precision
     images, labels, sigma, noise = inputs
+    # The way in which that package lowers the precision.
+    autocast = nullcontext() if precision == "fp32" else torch.autocast(workload.device.type, DTYPES[precision])
 
-    def theirs() -> None:
-        net.zero_grad(set_to_none=True)
-        with _autocast(bench):
-            output = net(noise, sigma.log() / 4, class_labels=labels)
+    def their_passes() -> None:
+        theirs.zero_grad(set_to_none=True)
+        with autocast:
+            output = theirs(noise, sigma.log() / 4, class_labels=labels)
         ((output.float() - images).square().sum() / len(images)).backward()
 
-    what = f"gradients of one batch: ours of D and u with preconditioning, theirs of the U-Net's output alone; {size}"
-    return bench.compared("training", "forward and backward", "karras-unet", lambda: ours.passes(inputs), theirs, what)
-
-
-def _karras_evaluation(bench: Bench, net: nn.Module, size: str) -> Comparison:
-    inputs = bench.workload.inputs()
-    images, labels, sigma, _ = inputs
-
     @torch.no_grad()
-    def theirs() -> None:
-        with _autocast(bench):
-            net(images, sigma.log() / 4, class_labels=labels)
+    def their_evaluation() -> None:
+        with autocast:
+            theirs(images, sigma.log() / 4, class_labels=labels)
 
-    what = f"one evaluation: ours of D with preconditioning, theirs of the U-Net alone; {size}"
-    ours = evaluation(bench.workload.inference_form(), inputs)
-    return bench.compared("sampling", "evaluation", "karras-unet", ours, theirs, what)
-
-
-def _autocast(bench: Bench) -> AbstractContextManager:
-    """The way in which that package lowers the precision."""
-    precision = bench.workload.settings.against_precision
-    return nullcontext() if precision == "fp32" else torch.autocast(bench.clock.device.type, DTYPES[precision])
+    if "training" in sections:
+        theirs.train()
+        step = TrainStep(workload.config, workload.net())
+        yield bench.compared(
+            "training", "forward and backward", "karras-unet", lambda: step_passes(step, inputs), their_passes,
+            f"gradients of one batch: ours of D and u with preconditioning, theirs of the U-Net's output alone; {size}",
+        )  # fmt: skip
+    if "sampling" in sections:
+        theirs.eval()
+        ours = evaluation(workload.inference_form(), inputs)
+        what = f"one evaluation: ours of D with preconditioning, theirs of the U-Net alone; {size}"
+        yield bench.compared("sampling", "evaluation", "karras-unet", ours, their_evaluation, what)
 
 
 RIVALS = {"plain": against_plain, "karras-unet": against_karras_unet}

@@ -6,18 +6,21 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edm2.networks import Precond, force_weight_normalization_
+from edm2.networks import force_weight_normalization_
 from edm2.post_hoc_ema import PowerFunctionEMA, find_snapshots, reconstruct_files, snapshot_name, write_snapshot
 from edm2.sampling.guidance import guided, without_labels
 from edm2.sampling.samplers.heun import Denoiser, sample_heun
 from edm2.tools.bench.report import Comparison, Finding, Measurement, Peak, Skipped
 from edm2.tools.bench.timing import Clock, Timing, Work, peak_memory
-from edm2.tools.bench.workload import Inputs, Workload
+from edm2.tools.bench.workload import Inputs, Workload, step_loss
+from edm2.training.data.batches import BatchStream
 from edm2.training.data.vae import load_vae
+from edm2.training.step import TrainStep
 
 GUIDANCE = 1.5
 """Guidance weight; any but 0 and 1 costs the same."""
@@ -51,36 +54,40 @@ class Bench:
     def compared(self, section: str, part: str, rival: str, ours: Work, theirs: Work, what: str) -> Comparison:
         """Time two works by turns: see `Comparison`."""
         settings = self.workload.settings
-        ours, theirs = self.clock.by_turns({"ours": ours, "theirs": theirs}).values()
-        ratios = tuple(their.seconds / our.seconds for our, their in zip(ours, theirs, strict=True))
+        our, their = self.clock.by_turns({"ours": ours, "theirs": theirs}).values()
+        ratios = tuple(b.seconds / a.seconds for a, b in zip(our, their, strict=True))
         precisions = settings.precision, settings.against_precision
-        return Comparison(section, part, rival, precisions, what, Timing.of(ours), Timing.of(theirs), ratios)
+        return Comparison(section, part, rival, precisions, what, Timing.of(our), Timing.of(their), ratios)
 
 
 def training(bench: Bench) -> Iterator[Finding]:
     """Measure a whole step, and its parts one by one."""
-    ours, inputs = bench.workload.training(), bench.workload.inputs()
-    batch, flops = bench.workload.settings.batch, bench.workload.training_flops
+    workload = bench.workload
+    step, inputs = TrainStep(workload.config, workload.net()), workload.inputs()
+    batches = BatchStream(workload.config, workload.dataset, step.random).steps(start=0)
+    batch, flops = workload.settings.batch, workload.training_flops
     losses: list[Tensor] = []
 
     def forward() -> None:
-        losses[:] = [ours.loss(inputs)]
+        losses[:] = [step_loss(step, inputs)]
 
     def forward_from_nothing() -> None:
-        ours.optimizer.zero_grad(set_to_none=True)
+        step.optimizer.zero_grad(set_to_none=True)
         forward()
 
     def backward() -> None:
         losses.pop().backward()
 
-    yield bench.measured("training", "whole step", ours.step, images=batch, flops=flops, memory=True)
-    yield bench.measured("training", "data", lambda: next(ours.batches), note="random images in memory, encoded")
+    yield bench.measured(
+        "training", "whole step", lambda: step(next(batches)), images=batch, flops=flops, memory=True
+    )  # fmt: skip
+    yield bench.measured("training", "data", lambda: next(batches), note="random images in memory, encoded")
     yield bench.measured("training", "forward", forward, losses.clear, flops=flops / 3)
     yield bench.measured("training", "backward", backward, forward_from_nothing, flops=2 * flops / 3)
-    yield bench.measured("training", "forced weight normalization", lambda: force_weight_normalization_(ours.net))
-    yield bench.measured("training", "gradients' norm", ours.clean_gradients)
-    yield bench.measured("training", "Adam", ours.optimizer.step)
-    yield bench.measured("training", "averages", ours.update_averages)
+    yield bench.measured("training", "forced weight normalization", lambda: force_weight_normalization_(step.net))
+    yield bench.measured("training", "gradients' norm", lambda: step.strategy.clean_gradients_(step.net))
+    yield bench.measured("training", "Adam", step.optimizer.step)
+    yield bench.measured("training", "averages", lambda: step.ema.update(step.ema.images_seen + batch))
 
 
 def sampling(bench: Bench) -> Iterator[Finding]:
@@ -95,7 +102,7 @@ def sampling(bench: Bench) -> Iterator[Finding]:
     flops *= evaluations
     yield bench.measured("sampling", "Heun", heun(net, inputs, steps), images=images, flops=flops, note=note)
     if inputs.labels is not None:  # without classes there is nothing to guide by
-        work = guided_heun(net, inputs, steps)
+        work = heun(net, inputs, steps, is_guided=True)
         yield bench.measured("sampling", "Heun with guidance", work, images=images, flops=2 * flops, note=note)
 
 
@@ -104,14 +111,10 @@ def evaluation(net: Denoiser, inputs: Inputs) -> Work:
     return torch.no_grad()(lambda: net(inputs.images, inputs.sigma, inputs.labels))
 
 
-def heun(net: Denoiser, inputs: Inputs, steps: int) -> Work:
-    """Return work that draws a batch."""
-    return lambda: sample_heun(net, inputs.noise, inputs.labels, num_steps=steps)
-
-
-def guided_heun(net: Denoiser, inputs: Inputs, steps: int) -> Work:
-    """Return work that draws a batch with classifier-free guidance."""
-    return heun(guided(net, without_labels(net), GUIDANCE), inputs, steps)
+def heun(net: Denoiser, inputs: Inputs, steps: int, is_guided: bool = False) -> Work:
+    """Return work that draws a batch, with classifier-free guidance or without."""
+    denoiser = guided(net, without_labels(net), GUIDANCE) if is_guided else net
+    return lambda: sample_heun(denoiser, inputs.noise, inputs.labels, num_steps=steps)
 
 
 def vae(bench: Bench) -> Iterator[Finding]:
@@ -121,7 +124,7 @@ def vae(bench: Bench) -> Iterator[Finding]:
         yield Skipped("vae", f"networks of preset {workload.settings.preset} draw pixels, which need none")
         return
     try:
-        decoder = sd_vae_shape(workload.device) if name is None else load_vae(name, workload.device)
+        decoder: Any = sd_vae_shape(workload.device) if name is None else load_vae(name, workload.device)
     except ImportError:
         yield Skipped("vae", "diffusers is not installed: pip install diffusers")
         return
@@ -157,19 +160,16 @@ def ema(bench: Bench) -> Iterator[Finding]:
         if needed > 0.9 * shutil.disk_usage(folder).free:
             yield Skipped("ema", f"reconstruction needs {needed / 1e9:.1f} GB in {tempfile.gettempdir()}; set TMPDIR")
             return
-        work = reconstruction(net, Path(folder))
+        for images_seen, sigma_rel in itertools.product(SNAPSHOT_TIMES, SNAPSHOT_SIGMA_RELS):
+            metadata = {"images_seen": images_seen, "sigma_rel": sigma_rel}
+            path = Path(folder, snapshot_name(images_seen, sigma_rel))
+            write_snapshot(path, net.state_dict(), metadata, torch.float16)
+        snapshots, made = find_snapshots(folder), Path(folder, "made.safetensors")
         note = f"from {count} snapshots in float16 to a file in float32"
-        yield bench.measured("ema", "reconstruction of one average", work, note=note)
-
-
-def reconstruction(net: Precond, folder: Path) -> Work:
-    """Write snapshots, and return work that reconstructs one average from them."""
-    weights = net.state_dict()
-    for images_seen, sigma_rel in itertools.product(SNAPSHOT_TIMES, SNAPSHOT_SIGMA_RELS):
-        metadata = {"images_seen": images_seen, "sigma_rel": sigma_rel}
-        write_snapshot(folder / snapshot_name(images_seen, sigma_rel), weights, metadata, torch.float16)
-    snapshots = find_snapshots(folder)
-    return lambda: reconstruct_files(snapshots, [0.075], [folder / "made.safetensors"], [{}])
+        yield bench.measured(
+            "ema", "reconstruction of one average",
+            lambda: reconstruct_files(snapshots, [0.075], [made], [{}]), note=note,
+        )  # fmt: skip
 
 
 SECTIONS = {"training": training, "sampling": sampling, "vae": vae, "ema": ema}

@@ -95,13 +95,13 @@ class Clock:
 
     def _repeat(self, work: Work, before: Work | None, calls: int) -> Duration:
         if before is None:
-            total = self._measure(lambda: [work() for _ in range(calls)])
+            durations = [self._measure(lambda: [work() for _ in range(calls)])]
         else:
-            total = (0.0, 0.0, 0.0)
+            durations = []
             for _ in range(calls):
                 before()
-                total = tuple(map(sum, zip(total, self._measure(work), strict=True)))
-        return Duration(*(seconds / calls for seconds in total))
+                durations.append(self._measure(work))
+        return Duration(*(sum(seconds) / calls for seconds in zip(*durations, strict=True)))
 
     def _measure(self, work: Work) -> Duration:
         self._synchronize()

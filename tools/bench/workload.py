@@ -1,7 +1,6 @@
 """Work of a benchmark: a preset's network with random weights, and random images of its kind."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,9 +14,9 @@ from edm2.planning.plan import plan_run
 from edm2.planning.presets import PRESETS
 from edm2.sampling.samplers.heun import Denoiser
 from edm2.tools.run import default_precision
-from edm2.training import ArrayDataset, TrainingConfig
+from edm2.training import ArrayDataset
 from edm2.training.config import DTYPES
-from edm2.training.data.batches import Batch, BatchStream
+from edm2.training.data.batches import Batch
 from edm2.training.draws import GivenDraws
 from edm2.training.initialization import fresh_network
 from edm2.training.step import TrainStep
@@ -66,22 +65,21 @@ class Settings:
     """Folder or hub id of a VAE; None: one of the usual shape with random weights."""
 
 
-def settings_for(device: str, chosen: Mapping[str, Any], quick: bool = False) -> Settings:
+def settings_for(device: str, chosen: dict[str, Any], quick: bool = False) -> Settings:
     """Complete the settings `chosen` by what fits a device; `quick`: one repeat of everything, to see that it works."""
     on_gpu = device.startswith("cuda")
-    proposed: dict[str, Any] = {
+    small = {"repeats": 1, "warmup": 1, "steps": 2, "matrix_size": 256} if quick else {}
+    settings: dict[str, Any] = {
         "preset": "edm2-img512-s" if on_gpu else "digits8",
         "steps": 32 if on_gpu else 4,
         "matrix_size": 8192 if on_gpu else 2048,
+        **small,
+        **chosen,
     }
-    if quick:
-        proposed |= {"repeats": 1, "warmup": 1, "steps": 2, "matrix_size": 256}
-    settings = proposed | chosen
     settings.setdefault("precision", default_precision(settings["preset"], device))
     large = SHAPES.get(settings["preset"], (0, 64, 64))[1:] == (64, 64)
     settings.setdefault("batch", 2 if large and not on_gpu else 64)
-    published = "fp16" if on_gpu and settings["precision"] != "fp32" else "fp32"
-    settings.setdefault("against_precision", published)
+    settings.setdefault("against_precision", "fp16" if on_gpu and settings["precision"] != "fp32" else "fp32")
     return Settings(device=device, **settings)
 
 
@@ -101,16 +99,9 @@ class Inputs(NamedTuple):
 class Workload:
     """Networks and inputs of a benchmark, and their costs.
 
-    Args:
-        settings: Settings of the benchmark.
-
     Attributes:
-        device: Device that does the work.
-        dataset: Random images.
-        config: Training run on them.
-        network: Description of the network.
+        config: Training run on a dataset of random images.
         draws_latents: True if what the network draws has to be decoded by a VAE.
-        parameters: Number of trainable numbers.
         evaluation_flops: Operations to evaluate a batch; a multiplication and an addition are two.
         training_flops: Operations of a training step.
 
@@ -119,13 +110,15 @@ class Workload:
     """
 
     def __init__(self, settings: Settings) -> None:
-        if settings.preset not in PRESETS:
-            raise ValueError(f"preset {settings.preset!r} is unknown; there are {', '.join(PRESETS)}")
         self.settings = settings
         self.device = torch.device(settings.device)
         self.dataset = synthetic_dataset(settings.preset, count=4 * settings.batch)
-        self.config = _plan(settings, self.dataset)
-        self.network = self.config.network
+        choices = {name: getattr(settings, name) for name in ("precision", "device", "compile")}
+        choices |= {"batch_size": settings.batch, "micro_batch": None, "workers": 0, "holdout": 0}
+        if settings.channels is not None:
+            choices["model_channels"] = settings.channels
+        self.config = plan_run(self.dataset, "random images", "", settings.preset, None, choices)
+        self.network = self.config.own_network
         self.draws_latents = self.dataset.kind == "moments"
         self.parameters = count_parameters(self.network)
         self.evaluation_flops = 2 * count_flops(self.network) * settings.batch
@@ -133,11 +126,9 @@ class Workload:
 
     def net(self) -> Precond:
         """Make the network, with gains of 1, as if trained: with 0 it would compute zeros."""
-        return with_open_gains(fresh_network(self.network, seed=0)).to(self.device)
-
-    def training(self) -> "OurTraining":
-        """Make the network with its optimizer and averages."""
-        return OurTraining(self.config, self.net(), self.dataset)
+        net = fresh_network(self.network, seed=0)
+        open_gains_(net)
+        return net.to(self.device)
 
     def inference_form(self) -> Denoiser:
         """Make the network in the form that `edm2 generate` evaluates."""
@@ -157,76 +148,31 @@ class Workload:
         return Inputs(images.to(self.device), labels, sigma.to(self.device), noise.to(self.device))
 
 
-class OurTraining:
-    """Our training step, whole and by parts: the benchmark's only use of `TrainStep`.
+def step_loss(step: TrainStep, inputs: Inputs) -> Tensor:
+    """Compute the loss of our training step, a sum over pixels and a mean over images."""
+    images, labels, sigma, noise = inputs
+    return step.loss(step.denoiser, images, labels, sigma=sigma, noise=noise).sum() / len(images)
 
-    Attributes:
-        net: Network as the optimizer sees it.
-        optimizer: Its optimizer.
-        ema: Its averages.
-        batches: Batches of the dataset, one per step.
-    """
 
-    def __init__(self, config: TrainingConfig, net: Precond, dataset: ArrayDataset) -> None:
-        self._step = TrainStep(config, net)
-        self.net, self.optimizer, self.ema = self._step.net, self._step.optimizer, self._step.ema
-        self.batches = BatchStream(config, dataset, self._step.random).steps(start=0)
+def step_passes(step: TrainStep, inputs: Inputs) -> None:
+    """Normalize the weights, compute the loss and its gradients."""
+    step.optimizer.zero_grad(set_to_none=True)
+    force_weight_normalization_(step.net)
+    step_loss(step, inputs).backward()
 
-    def step(self) -> None:
-        """Train on the next batch, with noise drawn for it."""
-        self._step(next(self.batches))
 
-    def step_on(self, inputs: Inputs) -> None:
-        """Train on these images, noise levels and noise; later steps of this object have to be given theirs, too."""
-        self._step.draws = GivenDraws(self._step.images_seen, inputs.sigma, inputs.noise)
-        self._step([Batch(inputs.images, inputs.labels)])
-
-    def loss(self, inputs: Inputs) -> Tensor:
-        """Compute the loss, a sum over pixels and a mean over images."""
-        images, labels, sigma, noise = inputs
-        return self._step.loss(self._step.denoiser, images, labels, sigma=sigma, noise=noise).sum() / len(images)
-
-    def passes(self, inputs: Inputs) -> None:
-        """Normalize the weights, compute the loss and its gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
-        force_weight_normalization_(self.net)
-        self.loss(inputs).backward()
-
-    def clean_gradients(self) -> None:
-        """Compute the gradients' norm, and zero what is not finite."""
-        self._step.strategy.clean_gradients_(self.net)
-
-    def update_averages(self) -> None:
-        """Update all averages as after a step."""
-        self.ema.update(self.ema.images_seen + self._step.config.batch_size)
-
-    def learning_rate(self, images_seen: int) -> float:
-        """Learning rate of the next step."""
-        return self._step.learning_rate()
+def step_on(step: TrainStep, inputs: Inputs) -> None:
+    """Train on these images, noise levels and noise; later steps have to be given theirs, too."""
+    step.draws = GivenDraws(step.images_seen, inputs.sigma, inputs.noise)
+    step([Batch(inputs.images, inputs.labels)])
 
 
 @torch.no_grad()
-def with_open_gains(net: nn.Module) -> nn.Module:
-    """Set all scalars of a network to 1, and return it."""
+def open_gains_(net: nn.Module) -> None:
+    """Set all scalars of a network to 1."""
     for parameter in net.parameters():
         if parameter.ndim == 0:
             parameter.fill_(1)
-    return net
-
-
-def _plan(settings: Settings, dataset: ArrayDataset) -> TrainingConfig:
-    choices: dict[str, Any] = {
-        "batch_size": settings.batch,
-        "micro_batch": None,
-        "precision": settings.precision,
-        "device": settings.device,
-        "compile": settings.compile,
-        "workers": 0,
-        "holdout": 0,
-    }
-    if settings.channels is not None:
-        choices["model_channels"] = settings.channels
-    return plan_run(dataset, "random images", "", settings.preset, None, choices)
 
 
 def synthetic_dataset(preset: str, count: int) -> ArrayDataset:

@@ -103,20 +103,21 @@ def ablate(
     if fixed is not None and fixed not in sigma_rels:
         raise click.UsageError(f"--fixed {fixed:g} is none of the EMA lengths of --std")
 
-    from edm2.study.study import Trial, claim_study, finished
+    from edm2.study.study import Failure, Trial, claim_study, finished
     from edm2.training import open_dataset
     from edm2.training.config import CHANGEABLE
 
     dataset = open_dataset(data)
     runs = ((seed, v, out / "runs" / f"{v.folder_name}-seed{seed}") for seed in dict.fromkeys(seeds) for v in chosen)
     trials = [Trial(v.label, planned(dataset, data, str(run), seed, (*common, *v.options))) for seed, v, run in runs]
-    if report:
-        _check_finished(out, any(trial.result_file.is_file() for trial in trials))
+    nothing = f"{out}: none of these runs is finished; leave --report out to train and score them"
+    if report and not (out / "study.json").exists():
+        raise click.ClickException(nothing)
     settings = {name: value for name, value in given(common).items() if name not in CHANGEABLE - {"duration"}}
-    claim_study(out, {"data": data, "images": len(dataset), "shape": dataset.shape, **settings})
+    claim_study(out, {"data": data, "images": len(dataset), "shape": dataset.shape, **settings}, dataset)
     scoring = _scoring(trials[0], dataset, out, tuple(sigma_rels), **scored)
-    if report:
-        _check_finished(out, bool(finished(trials, scoring)))
+    if report and not finished(trials, scoring):
+        raise click.ClickException(nothing)
     first, step = share or (1, 1)
     mine = [] if report else range(first - 1, len(trials), step)
     images, samples = max(trial.config.duration for trial in trials), scoring.sampling.count
@@ -126,7 +127,11 @@ def ablate(
         start, known = time.perf_counter(), trials[number].result(scoring)
         result = known or _result(trials[number], dataset, scoring)
         spent = "known" if known else f"{time.perf_counter() - start:.0f} s"
-        click.echo(f"[{number + 1}/{len(trials)}] {trials[number].name}  {spent:>8}  {_headline(result)}")
+        if isinstance(result, Failure):
+            found = f"failed: {result.message}"
+        else:
+            found = f"best EMA length {result.best:.3f}, distance {result.distance:.4f}"
+        click.echo(f"[{number + 1}/{len(trials)}] {trials[number].name}  {spent:>8}  {found}")
     _write(out, trials, scoring, shlex.join(["edm2", "train", "--data", data, *common]), fixed)
 
 
@@ -152,59 +157,34 @@ def _scoring(
 
     if ref is None:
         check_pixels(dataset)
-    device = trial.config.device
-    name = detector or default_detector(
-        {"network": trial.config.own_network.to_json(), "codec": {"kind": dataset.kind}}
-    )
+    device, metadata = trial.config.device, {"network": trial.config.own_network.to_json()}
+    name = detector or default_detector(metadata | {"codec": {"kind": dataset.kind}})
     evaluator = load_evaluator(name, weights, dataset, ref, device, ONE_PROCESS, image_bar, out)
     dtype = DTYPES[precision or ("fp16" if device.startswith("cuda") else "fp32")]
     sampling = SampleSettings(count, num_steps, dtype=dtype)
     return Scoring(sigma_rels, evaluator, sampling, dataset, real_images=ref is None)
 
 
-def _check_finished(out: Path, is_any: bool) -> None:
-    """Raise click.ClickException if there is nothing to report."""
-    if not is_any:
-        raise click.ClickException(f"{out}: none of these runs is finished; leave --report out to train and score them")
-
-
 def _result(trial: "Trial", dataset: "Dataset", scoring: "Scoring") -> "Outcome | Failure":
-    """Train and score a trial, as far as that is not done, and keep the result."""
+    """Train and score a trial, as far as that is not done, and keep the result; train.log has the status lines."""
     from edm2.study.study import Failure
-    from edm2.tools.run import image_bar
+    from edm2.tools.run import image_bar, train_interruptibly
     from edm2.training import TrainingError
 
     scored_by = None  # a run that cannot be trained has failed under any scoring
     try:
-        _train(trial, dataset)
+        trial.folder.claim(trial.config, dataset)
+        if not trial.is_trained:
+            with open(trial.folder.path / "train.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+                trainer = train_interruptibly(trial.config, dataset)
+            if trainer.stop_requested:  # in its last step
+                raise click.exceptions.Exit(130)
         scored_by = scoring
-        with image_bar(scoring.images(trial)) as bar:
-            result: Outcome | Failure = scoring.outcome(trial, bar.update)
+        result: Outcome | Failure = scoring.outcome(trial, image_bar)
     except TrainingError as error:
         result = Failure(trial.label, trial.config.seed, str(error))
     trial.keep(result, scored_by)
     return result
-
-
-def _train(trial: "Trial", dataset: "Dataset") -> None:
-    """Train, or go on; status lines go to train.log in the run's folder."""
-    from edm2.tools.run import train_interruptibly
-
-    trial.folder.claim(trial.config, dataset)
-    if trial.is_trained:
-        return
-    with open(trial.folder.path / "train.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        trainer = train_interruptibly(trial.config, dataset)
-    if trainer.stop_requested:  # in its last step
-        raise click.exceptions.Exit(130)
-
-
-def _headline(result: "Outcome | Failure") -> str:
-    from edm2.study.study import Failure
-
-    if isinstance(result, Failure):
-        return f"failed: {result.message}"
-    return f"best EMA length {result.best:.3f}, distance {result.distance:.4f}"
 
 
 def _write(out: Path, trials: Sequence["Trial"], scoring: "Scoring", command: str, fixed: float | None) -> None:
@@ -216,8 +196,7 @@ def _write(out: Path, trials: Sequence["Trial"], scoring: "Scoring", command: st
     while (results := finished(trials, scoring)).keys() != written.keys():
         StudyReport(trials, list(results.values()), scoring, command, fixed).write(out)
         written = results
-    missing = [trial.name for trial in trials if trial.name not in written]
-    if missing:
+    if missing := [trial.name for trial in trials if trial.name not in written]:
         click.echo(f"{len(missing)} of {len(trials)} runs are missing: {'; '.join(missing)}")
     if written:
         click.echo(f"Tables and figures of {len(written)} runs: {out / 'ablation.md'}, ablation.png, losses.png, ...")

@@ -1,5 +1,6 @@
 """`edm2 bench`: measure the speed of this machine in training, sampling, decoding and averaging."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.parsing import DEVICE, FILE, PRECISION
 
 if TYPE_CHECKING:
-    from edm2.tools.bench.report import Finding, Report
+    from edm2.tools.bench.report import Report
 
 EPILOG = """\b
 Examples:
@@ -44,9 +45,20 @@ threads and on a GPU they are wall-clock time.
 """
 
 
+KNOWN = {"sections": ("training", "sampling", "vae", "ema"), "against": ("plain", "karras-unet")}
+"""Sections and rivals, by the parameter that takes their names."""
+
+
 def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
     """Parse names separated by commas, each once."""
-    return text if text is None else tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if text is None:
+        return None
+    names, known = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(","))))), KNOWN[str(parameter.name)]
+    if unknown := [name for name in names if name not in known]:
+        raise click.UsageError(f"{parameter.opts[0]} {unknown[0]} is unknown; there are {', '.join(known)}")
+    if not names and parameter.name == "sections":
+        raise click.UsageError(f"nothing to measure; there are {', '.join(known)}")
+    return names
 
 
 _what = option_group("What is measured")
@@ -91,43 +103,25 @@ def bench(device: str | None, quick: bool, out: Path | None, markdown: Path | No
     Prints times, images per second, achieved FLOP/s and their fraction of the device's peak, which is measured too.
     Needs no data; writes only the files of --out and --markdown.
     """
-    from edm2.tools.bench.measuring import check_names, measure
+    from edm2.post_hoc_ema import atomic_output
+    from edm2.tools.bench import report as text
+    from edm2.tools.bench.measuring import measure
     from edm2.tools.bench.workload import settings_for
     from edm2.tools.process import convolve_in_float32
     from edm2.tools.run import default_device
 
     chosen = {name: value for name, value in choices.items() if value is not None}
     settings = settings_for(device or default_device(), chosen, quick)
-    try:
-        check_names(settings)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    if settings.against and not {"training", "sampling"} & set(settings.sections):
+        raise click.UsageError("--against compares training and sampling; --only must name one of them")
+
+    def print_start(report: "Report") -> None:
+        for subject, phrase in text.about(report):
+            click.echo(f"{subject + ':':<9}{phrase}")
+        click.echo(f"\n{text.heading()}")
+
     convolve_in_float32()
-    report = measure(settings, _print_start, _print_finding)
-    _write(report, out, markdown)
-
-
-def _print_start(report: "Report") -> None:
-    from edm2.tools.bench.report import about, heading
-
-    for subject, phrase in about(report):
-        click.echo(f"{subject + ':':<9}{phrase}")
-    click.echo(f"\n{heading()}")
-
-
-def _print_finding(finding: "Finding") -> None:
-    from edm2.tools.bench.report import line
-
-    click.echo(line(finding))
-
-
-def _write(report: "Report", out: Path | None, markdown: Path | None) -> None:
-    """Write the report as JSON and Markdown, each file completely or not at all."""
-    import json
-
-    from edm2.post_hoc_ema import atomic_output
-    from edm2.tools.bench import report as text
-
+    report = measure(settings, print_start, lambda finding: click.echo(text.line(finding)))
     contents = {out: json.dumps(report.to_json(), indent=1) + "\n", markdown: text.markdown(report)}
     for path, content in contents.items():
         if path is not None:

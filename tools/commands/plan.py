@@ -12,7 +12,7 @@ from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.parsing import ARCHITECTURE, EFFICIENCY, FILE, IMAGES, NUMBER, PRECISION, SHAPE
 
 if TYPE_CHECKING:
-    from edm2.training import Dataset, TrainingConfig
+    from edm2.training import Dataset
 
 IMAGENET = 1_281_167
 """Images of ImageNet's training set."""
@@ -103,13 +103,17 @@ def plan(
     of them is.
     """
     from edm2.planning.forecast import Forecast, variants
+    from edm2.planning.plan import plan_run
     from edm2.planning.speed import measured_efficiency, seconds_per_image
     from edm2.tools.reports.forecast import print_forecast, write_forecast
 
+    chosen = {name: value for name, value in choices.items() if value is not None}
+    chosen |= {"device": "cuda", "precision": "bf16"}
+    name = data or ("--shape " + "x".join(map(str, shape)) if shape else "ImageNet")
     try:
-        cluster = _cluster(gpus, gpu, per_node, memory, peak, link, network)
+        cluster = _cluster(gpus, gpu, per_node, memory=memory, peak=peak, link=link, network=network)
         dataset = _dataset(preset, data, shape, classes, images)
-        config = _config(dataset, data, shape, preset, architecture, choices)
+        config = plan_run(dataset, name, "plan", preset, None, chosen, architecture)
         ways = variants(config, cluster, micro_batch)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
@@ -122,34 +126,22 @@ def plan(
         write_forecast(forecast, json_file)
 
 
-def _cluster(
-    gpus: int,
-    kind: str | None,
-    per_node: int | None,
-    memory: float | None,
-    peak: float | None,
-    link: float | None,
-    network: float | None,
-) -> Cluster:
+def _cluster(gpus: int, kind: str | None, per_node: int | None, **numbers: float | None) -> Cluster:
     """Cluster of listed GPUs, of listed ones with some numbers replaced, or of others.
 
     Raises:
         ValueError: numbers are missing, not positive, or do not fit together.
     """
-    if kind is None and (memory is None or peak is None):
+    given = {name: value for name, value in numbers.items() if value is not None}
+    if kind is None and not {"memory", "peak"} <= given.keys():
         raise ValueError(f"which GPU? Give --gpu ({', '.join(GPUS)}), or --memory and --peak")
-    given: dict[str, Any] = {
-        "memory": memory,
-        "peak": peak,
-        "link": link,
-        "network": network and network / 8,
-    }  # bits to bytes
     for name, value in given.items():
-        if value is not None and value <= 0:
+        if value <= 0:
             raise ValueError(f"--{name} must be positive")
+    if "network" in given:
+        given["network"] /= 8  # bits to bytes
     gpu = UNKNOWN if kind is None else GPUS[kind.lower()]
-    gpu = replace(gpu, **{name: value for name, value in given.items() if value is not None})
-    return Cluster(gpu, gpus, per_node or min(gpus, 8))
+    return Cluster(replace(gpu, **given), gpus, per_node or min(gpus, 8))
 
 
 def _dataset(
@@ -174,24 +166,3 @@ def _dataset(
     if classes is None:
         classes = 1000 if preset_shape else 0
     return imaginary_dataset(shape, classes, images or IMAGENET)
-
-
-def _config(
-    dataset: "Dataset",
-    data: str | None,
-    shape: tuple[int, int, int] | None,
-    preset: str,
-    architecture: str,
-    choices: dict[str, Any],
-) -> "TrainingConfig":
-    """Configuration that `edm2 train` would make on a GPU.
-
-    Raises:
-        ValueError: choices do not fit together, or not the data.
-    """
-    from edm2.planning.plan import plan_run
-
-    chosen = {name: value for name, value in choices.items() if value is not None}
-    chosen |= {"device": "cuda", "precision": "bf16"}
-    name = data or ("--shape " + "x".join(map(str, shape)) if shape else "ImageNet")
-    return plan_run(dataset, name, "plan", preset, None, chosen, architecture)

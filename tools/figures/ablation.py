@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 
-from edm2.study.summary import Spread, Summary
+from edm2.study.study import SIGMAS
+from edm2.study.summary import Summary, mean_and_deviation
 from edm2.tools.figures.style import GRAY, colors, styled
 
 WIDE = 4.0
@@ -25,19 +27,14 @@ def draw_distances(summaries: Sequence[Summary], title: str, real_data_fd: float
     figure, axes = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
     styled(axes)
     for summary, color in zip(summaries, colors(len(summaries)), strict=True):
-        lowest = summary.over_seeds(lambda outcome: outcome.distance)
-        assert lowest is not None  # all outcomes have one
-        deviation = "" if lowest.deviation is None else f" ± {lowest.deviation:.2g}"
-        curve = {100 * sigma_rel: value for sigma_rel, value in summary.curve.items()}
-        _draw_curve(axes, curve, color, f"{summary.label}  ({lowest.mean:.4g}{deviation})")
-        best = 100 * summary.best
-        axes.plot(best, curve[best].mean, "o", color=color, markersize=9, fillstyle="none")
+        lowest = mean_and_deviation(summary.over_seeds(lambda outcome: outcome.distance), ".4g")
+        _draw_curve(axes, 100 * np.array(list(summary.curve)), summary.distances, color, f"{summary.label}  ({lowest})")
+        axes.plot(100 * summary.best, summary.curve[summary.best], "o", color=color, markersize=9, fillstyle="none")
         if raw := summary.over_seeds(lambda outcome: outcome.raw):
-            axes.plot(0, raw.mean, "x", color=color)
+            axes.plot(0, np.mean(raw), "x", color=color)
         if traditional := summary.over_seeds(lambda outcome: outcome.traditional):
-            length = summary.over_seeds(lambda outcome: outcome.traditional_length)
-            assert length is not None  # of the average with that distance
-            axes.plot(100 * length.mean, traditional.mean, "*", color=color, markersize=9)
+            sigma_rel = np.mean(summary.over_seeds(lambda outcome: outcome.traditional_length))
+            axes.plot(100 * sigma_rel, np.mean(traditional), "*", color=color, markersize=9)
     values = [value for line in axes.lines for value in line.get_ydata()]
     if max(values) > WIDE * min(values):
         axes.set_yscale("log")
@@ -45,8 +42,7 @@ def draw_distances(summaries: Sequence[Summary], title: str, real_data_fd: float
         is_near = WIDE * real_data_fd > min(values)  # a line far below would press the curves together
         line = axes.axhline if is_near else axes.plot
         line(real_data_fd if is_near else [], color=GRAY, linestyle=":", label=f"real images ({real_data_fd:.4g})")
-    axes.set_xlabel("EMA length σ_rel (% of training); 0: without averaging")
-    axes.set_ylabel(title)
+    axes.set(xlabel="EMA length σ_rel (% of training); 0: without averaging", ylabel=title)
     axes.set_title("Quality against EMA length")
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return figure
@@ -60,23 +56,20 @@ def draw_losses(summaries: Sequence[Summary]) -> Figure:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
     for summary, color in zip(summaries, colors(len(summaries)), strict=True):
-        _draw_curve(left, summary.losses, color, summary.label)
-        _draw_curve(right, summary.losses_over(summaries[0]), color, None)
+        _draw_curve(left, SIGMAS, summary.losses, color, summary.label)
+        _draw_curve(right, SIGMAS, summary.losses_over(summaries[0]), color, None)
+    held_out = all(outcome.held_out for summary in summaries for outcome in summary.outcomes)
+    left.set(title=f"Loss on {'held-out' if held_out else 'training'} images", ylabel="λ(σ) E (D − y)², λ of EDM")
+    left.set_ylim(bottom=0)
+    right.set(title=f"Relative to {summaries[0].label}", ylabel="ratio of losses")
     for axes in (left, right):
         styled(axes)
-        axes.set_xscale("log")
-        axes.set_xlabel("noise level σ")
-    held_out = all(outcome.held_out for summary in summaries for outcome in summary.outcomes)
-    left.set_title(f"Loss on {'held-out' if held_out else 'training'} images")
-    left.set_ylabel("λ(σ) E (D − y)², λ of EDM")
-    left.set_ylim(bottom=0)
-    right.set_title(f"Relative to {summaries[0].label}")
-    right.set_ylabel("ratio of losses")
+        axes.set(xscale="log", xlabel="noise level σ")
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return figure
 
 
-def _draw_curve(axes: plt.Axes, curve: dict[float, Spread], color: object, label: str | None) -> None:
-    xs, values = list(curve), list(curve.values())
-    axes.plot(xs, [value.mean for value in values], "o-", color=color, markersize=3, label=label)
-    axes.fill_between(xs, [v.lowest for v in values], [v.highest for v in values], color=color, alpha=0.13, linewidth=0)
+def _draw_curve(axes: plt.Axes, xs: Sequence[float] | np.ndarray, values: np.ndarray, color, label: str | None) -> None:
+    """Draw the mean of values [runs, points] and a band from the lowest to the highest."""
+    axes.plot(xs, values.mean(axis=0), "o-", color=color, markersize=3, label=label)
+    axes.fill_between(xs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.13, linewidth=0)

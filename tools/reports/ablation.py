@@ -5,22 +5,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 from edm2.post_hoc_ema import atomic_output
-from edm2.study.diagnostics import DiagnosticsSummary, geometric_means, read_diagnostics_summary, unevenness
+from edm2.study import summary as over_seeds
 from edm2.study.study import Failure, Outcome, Scoring, Trial
-from edm2.study.summary import Spread, Summary, best_common_sigma_rel, differing_settings, spread, summarize
+from edm2.study.summary import Summary, mean_and_deviation
 from edm2.tools.figures.ablation import draw_distances, draw_losses
 from edm2.tools.figures.style import save_figure
 
 Column = Callable[[Summary], str]
 """Function from a variant to its cell."""
-
-COLUMNS = (
-    "label", "seed", "settings", "best_sigma_rel", "distance", "raw", "traditional", "traditional_sigma_rel",
-    "real_images", "accuracy", "heldout_loss", "training_loss", "seconds", "parameters", "failure",
-)  # fmt: skip
-"""Columns of ablation.csv; distances at all EMA lengths stand after `distance`."""
 
 HOW_TO_READ_DIAGNOSTICS = """\
 - Activation: root of the mean square of one feature, of the averaged network; growth from the middle of the run.
@@ -38,7 +33,6 @@ class StudyReport:
     results: Sequence[Outcome | Failure]
     """Results of the finished ones."""
     scoring: Scoring
-    """Settings of the scoring."""
     command: str
     """Command of a run, without variant and seed."""
     fixed: float | None = None
@@ -47,7 +41,7 @@ class StudyReport:
     @cached_property
     def summaries(self) -> list[Summary]:
         """Variants in the order asked for."""
-        return summarize((trial.label for trial in self.trials), self.results)
+        return over_seeds.summarize((trial.label for trial in self.trials), self.results)
 
     @cached_property
     def scored(self) -> list[Summary]:
@@ -57,57 +51,45 @@ class StudyReport:
     @cached_property
     def settings(self) -> dict[str, dict[str, object]]:
         """Settings that differ, by variant."""
-        return differing_settings(self.trials)
-
-    @cached_property
-    def common_sigma_rel(self) -> float:
-        """The one EMA length for all variants."""
-        return best_common_sigma_rel(self.scored) if self.fixed is None else self.fixed
-
-    @property
-    def real_data_fd(self) -> float | None:
-        """Distance of as many real images."""
-        return self.scored[0].outcomes[0].floor
+        return over_seeds.differing_settings(self.trials)
 
     def write(self, folder: Path) -> None:
         """Write all tables and figures; those of distances only if there are any."""
-        distances = (f"distance_at_{sigma_rel:.4f}" for sigma_rel in self.scoring.sigma_rels)
-        columns = [*COLUMNS[:5], *distances, *COLUMNS[5:]]
-        _write_csv(folder / "ablation.csv", columns, self._runs())
+        _write_csv(folder / "ablation.csv", ("label", "seed", "settings", *self._cells(), "failure"), self._runs())
         with atomic_output(folder / "ablation.md") as temporary:
-            temporary.write_text("\n\n".join(self._parts()) + "\n", encoding="utf-8")
+            temporary.write_text("\n\n".join(self._paragraphs()) + "\n", encoding="utf-8")
         if self.scored:
             _write_csv(folder / "losses.csv", ("label", "seed", "sigma", "loss", "images"), self._losses())
-            figure = draw_distances(self.scored, self.scoring.evaluator.title, self.real_data_fd)
+            figure = draw_distances(self.scored, self.scoring.evaluator.title, self.scored[0].outcomes[0].floor)
             save_figure(figure, folder / "ablation.png")
             save_figure(draw_losses(self.scored), folder / "losses.png")
 
-    # --------------------------------------------------------------------------------------------------- CSV tables
+    def _cells(self) -> dict[str, Callable[[Outcome], object]]:
+        """Cells of ablation.csv by column, of runs that were scored."""
+        return {
+            "best_sigma_rel": lambda o: f"{o.best:.4f}",
+            "distance": lambda o: o.distance,
+            **{f"distance_at_{s:.4f}": _distance_at(s) for s in self.scoring.sigma_rels},
+            "raw": lambda o: o.raw,
+            "traditional": lambda o: o.traditional,
+            "traditional_sigma_rel": lambda o: o.traditional_length,
+            "real_images": lambda o: o.floor,
+            "accuracy": lambda o: o.accuracy,
+            "heldout_loss": lambda o: o.held_out_loss,
+            "training_loss": lambda o: o.training_loss,
+            "seconds": lambda o: f"{o.seconds:.1f}",
+            "parameters": lambda o: o.parameters,
+        }
 
     def _runs(self) -> Iterable[dict[str, object]]:
         """Rows of ablation.csv: one per run."""
         for summary in self.summaries:
-            settings = [f"{n}={_text(v).replace(' ', '')}" for n, v in self.settings[summary.label].items()]
+            settings = (f"{n}={_text(v).replace(' ', '')}" for n, v in self.settings[summary.label].items())
+            row = {"label": summary.label, "settings": " ".join(settings)}
             results: list[Outcome | Failure] = [*summary.outcomes, *summary.failures]
             for result in sorted(results, key=lambda result: result.seed):
-                row = {"label": result.label, "seed": result.seed, "settings": " ".join(settings)}
-                if isinstance(result, Failure):
-                    yield row | {"failure": result.message}
-                    continue
-                yield row | {
-                    "best_sigma_rel": f"{result.best:.4f}",
-                    "distance": result.distance,
-                    **{f"distance_at_{sigma_rel:.4f}": value for sigma_rel, value in result.distances.items()},
-                    "raw": result.raw,
-                    "traditional": result.traditional,
-                    "traditional_sigma_rel": result.traditional_length,
-                    "real_images": result.floor,
-                    "accuracy": result.accuracy,
-                    "heldout_loss": result.held_out_loss,
-                    "training_loss": result.training_loss,
-                    "seconds": f"{result.seconds:.1f}",
-                    "parameters": result.parameters,
-                }
+                cells = {} if isinstance(result, Failure) else {k: cell(result) for k, cell in self._cells().items()}
+                yield {**row, "seed": result.seed, **cells, "failure": getattr(result, "message", "")}
 
     def _losses(self) -> Iterable[dict[str, object]]:
         """Rows of losses.csv: one per run and noise level, lambda(sigma) (D - y)² as EDM weights it, per element."""
@@ -116,9 +98,7 @@ class StudyReport:
             for sigma, loss in zip(outcome.levels.sigmas, outcome.levels.losses, strict=True):
                 yield {"label": outcome.label, "seed": outcome.seed, "sigma": sigma, "loss": loss, "images": images}
 
-    # ----------------------------------------------------------------------------------------------- Markdown table
-
-    def _parts(self) -> Iterable[str]:
+    def _paragraphs(self) -> Iterable[str]:
         """Paragraphs of ablation.md: mean and standard deviation over seeds, and the settings that differ."""
         config, missing = self.trials[0].config, len(self.trials) - len(self.results)
         so_far = f" So far: {missing} of {len(self.trials)} runs are missing." if missing else ""
@@ -128,73 +108,72 @@ class StudyReport:
             f"images.{so_far}"
         )
         if self.scored:
-            columns = {name: cell for name, cell in self._columns().items() if any(map(cell, self.summaries))}
-            yield self._markdown(columns)
-            yield "\n".join(f"- {line}" for line in self._how_to_read())
+            common = over_seeds.best_common_sigma_rel(self.scored) if self.fixed is None else self.fixed
+            yield self._table(self._columns(common))
+            yield "\n".join(f"- {line}" for line in self._how_to_read(common))
         if diagnostics := self._diagnostics():
-            yield "## Diagnostics"
-            yield self._markdown(diagnostics)
-            yield HOW_TO_READ_DIAGNOSTICS
+            yield f"## Diagnostics\n\n{self._table(diagnostics)}\n\n{HOW_TO_READ_DIAGNOSTICS}"
         for failure in (failure for summary in self.summaries for failure in summary.failures):
             yield f"{failure.label}, seed {failure.seed}, failed: {failure.message}"
         yield "## Settings that differ"
-        names = next(iter(self.settings.values()))
 
         def setting(name: str) -> Column:
             return lambda summary: _text(self.settings[summary.label][name])
 
-        yield self._markdown({name: setting(name) for name in names})
+        yield self._table({name: setting(name) for name in next(iter(self.settings.values()))})
 
-    def _markdown(self, columns: dict[str, Column]) -> str:
+    def _table(self, columns: dict[str, Column]) -> str:
+        """Markdown of a row per variant."""
         rows = [["variant", *columns], ["---"] * (1 + len(columns))]
         rows += [[summary.label, *(cell(summary) for cell in columns.values())] for summary in self.summaries]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
-    def _columns(self) -> dict[str, Column]:
+    def _columns(self, common: float) -> dict[str, Column]:
         """Columns of the table; those that no run has are left out."""
-        common = self.common_sigma_rel
-        return {
-            "distance": lambda s: _cell(s.over_seeds(lambda o: o.distance)),
+
+        def cell(quantity: Callable[[Outcome], float | None], form: str = ".4g") -> Column:
+            return lambda summary: mean_and_deviation(summary.over_seeds(quantity), form)
+
+        columns = {
+            "distance": cell(lambda o: o.distance),
             "best EMA length": lambda s: _range(s.over_seeds(lambda o: o.best)),
             "within 10 %": lambda s: "{:g} to {:g}".format(*s.near) if s.outcomes else "",
-            f"at EMA {common:g}": lambda s: _cell(s.over_seeds(lambda o: o.distances[common])),
-            "raw weights": lambda s: _cell(s.over_seeds(lambda o: o.raw)),
-            "traditional EMA": lambda s: _cell(s.over_seeds(lambda o: o.traditional)),
-            "accuracy": lambda s: _cell(s.over_seeds(lambda o: o.accuracy), ".3f"),
-            "held-out loss": lambda s: _cell(s.over_seeds(lambda o: o.held_out_loss)),
+            f"at EMA {common:g}": cell(_distance_at(common)),
+            "raw weights": cell(lambda o: o.raw),
+            "traditional EMA": cell(lambda o: o.traditional),
+            "accuracy": cell(lambda o: o.accuracy, ".3f"),
+            "held-out loss": cell(lambda o: o.held_out_loss),
             "parameters": lambda s: f"{s.outcomes[0].parameters:,}" if s.outcomes else "",
-            "seconds": lambda s: f"{s.over_seeds(lambda o: o.seconds).mean:,.0f}" if s.outcomes else "",
+            "seconds": lambda s: f"{fmean(o.seconds for o in s.outcomes):,.0f}" if s.outcomes else "",
             "seeds": lambda s: str(len(s.outcomes)) + (f" ({len(s.failures)} failed)" if s.failures else ""),
         }
+        return {name: column for name, column in columns.items() if any(map(column, self.summaries))}
 
     def _diagnostics(self) -> dict[str, Column]:
-        """Columns of what the runs' instruments recorded; none if they recorded nothing."""
-        scored = {(outcome.label, outcome.seed) for summary in self.scored for outcome in summary.outcomes}
-        recorded: dict[str, list[DiagnosticsSummary]] = {summary.label: [] for summary in self.summaries}
+        """Columns of what the instruments of scored runs recorded; none if they recorded nothing."""
+        recorded: dict[str, list[over_seeds.Diagnostics]] = {summary.label: [] for summary in self.summaries}
         for trial in self.trials:
-            if (trial.label, trial.config.seed) in scored and (found := read_diagnostics_summary(trial.folder.path)):
+            is_scored = any((o.label, o.seed) == (trial.label, trial.config.seed) for o in self.results)
+            if is_scored and (found := over_seeds.read_diagnostics(trial.folder.path)):
                 recorded[trial.label].append(found)
-        if not any(recorded.values()):
-            return {}
+        names = next((found[0].numbers for found in recorded.values() if found), {})
 
-        def over_runs(quantity: str) -> Column:
-            return lambda s: _cell(spread(getattr(found, quantity) for found in recorded[s.label]), ".3g")
+        def cell(name: str) -> Column:
+            return lambda s: mean_and_deviation([found.numbers[name] for found in recorded[s.label]], ".3g")
 
-        def uneven(summary: Summary) -> str:
-            curves = [found.gradients for found in recorded[summary.label]]
-            return f"{unevenness(geometric_means(curves)):.3g}" if curves else ""
+        def unevenness(summary: Summary) -> str:
+            if not recorded[summary.label]:
+                return ""
+            norms = over_seeds.geometric_means([found.gradients for found in recorded[summary.label]]).values()
+            return f"{max(norms) / min(norms):.3g}"
 
-        return {
-            "largest activation": over_runs("activation"),
-            "its growth in the second half": over_runs("activation_growth"),
-            "growth of raw weights": over_runs("weight_growth"),
-            "relative update": over_runs("update"),
-            "gradient, strongest to weakest bin": uneven,
-        }
+        return (
+            {**{name: cell(name) for name in names}, "gradient, strongest to weakest bin": unevenness} if names else {}
+        )
 
-    def _how_to_read(self) -> Iterable[str]:
-        sampling, common = self.scoring.sampling, self.common_sigma_rel
-        real = "" if self.real_data_fd is None else f" As many real images score {self.real_data_fd:.4g}."
+    def _how_to_read(self, common: float) -> Iterable[str]:
+        sampling, floor = self.scoring.sampling, self.scored[0].outcomes[0].floor
+        real = "" if floor is None else f" As many real images score {floor:.4g}."
         yield (
             f"Distance: {self.scoring.evaluator.title} of {sampling.count:,} samples of {sampling.num_steps} steps, at "
             f"the best EMA length of each run; mean ± standard deviation over seeds.{real}"
@@ -207,11 +186,19 @@ class StudyReport:
         if len(self.scored) > 1:
             yield (
                 "From the best variant to the worst, the distance rises by "
-                f"{_rise(self.scored, lambda o: o.distance)} with the best EMA length of each, by "
-                f"{_rise(self.scored, lambda o: o.distances[common])} at one length."
+                f"{self._rise(lambda o: o.distance)} with the best EMA length of each, by "
+                f"{self._rise(_distance_at(common))} at one length."
             )
         if any(outcome.held_out for summary in self.scored for outcome in summary.outcomes):
             yield "Held-out loss: λ(σ) (D − y)² on images that were not trained on, mean over the levels of losses.csv."
+
+    def _rise(self, quantity: Callable[[Outcome], float]) -> str:
+        means = [fmean(map(quantity, summary.outcomes)) for summary in self.scored]
+        return f"{max(means) / min(means) - 1:.0%}"
+
+
+def _distance_at(sigma_rel: float) -> Callable[[Outcome], float]:
+    return lambda outcome: outcome.distances[sigma_rel]
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, object]]) -> None:
@@ -221,25 +208,14 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, obje
         writer.writerows(rows)
 
 
-def _rise(summaries: Sequence[Summary], quantity: Callable[[Outcome], float]) -> str:
-    means = [found.mean for summary in summaries if (found := summary.over_seeds(quantity))]
-    return f"{max(means) / min(means) - 1:.0%}"
-
-
 def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _cell(value: Spread | None, form: str = ".4g") -> str:
-    if value is None:
+def _range(values: list[float]) -> str:
+    if not values:
         return ""
-    return format(value.mean, form) + ("" if value.deviation is None else f" ± {value.deviation:.2g}")
-
-
-def _range(value: Spread | None) -> str:
-    if value is None:
-        return ""
-    span = f" ({value.lowest:g} to {value.highest:g})" if value.highest > value.lowest else ""
-    return f"{value.mean:.3g}{span}"
+    span = f" ({min(values):g} to {max(values):g})" if max(values) > min(values) else ""
+    return f"{fmean(values):.3g}{span}"

@@ -1,7 +1,7 @@
 """Forecast of training on a cluster as text and as JSON, for `edm2 plan`."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,9 @@ def print_forecast(forecast: Forecast) -> None:
     """Print the run, a table of the ways to train, data and disk, and the reliability of the numbers."""
     print_lines(_about(forecast))
     click.echo()
-    _print_table(
-        forecast.variants, [*_options(), None, *_memory_rows(), None, *_traffic_rows(), None, *_speed_rows(forecast)]
-    )
+    _print_table(forecast)
     click.echo()
-    print_lines([*_data(forecast), *_disk(forecast)])
+    print_lines(_data_and_disk(forecast))
     click.echo("\nHow sure is this? (docs/plan.md)")
     for subject, phrase in HOW_SURE:
         click.echo(f"  {subject + ':':<13}{phrase}")
@@ -69,116 +67,66 @@ def _about(forecast: Forecast) -> Lines:
     ]  # fmt: skip
 
 
-# ----------------------------------------------------------------------------------------------------------- the table
+def _print_table(forecast: Forecast) -> None:
+    """Print a column per way to train."""
+    ways = forecast.variants
 
-TableRow = tuple[str, Callable[[TrainingVariant], str]]
-"""A subject, and the function that writes its cell for a variant."""
+    def row(subject: str, cells: Iterable[str]) -> None:
+        click.echo((f"{subject:<40}" + "".join(f"{cell:>10}" for cell in cells)).rstrip())
 
+    def gigabytes(subject: str, values: Iterable[float]) -> None:
+        row(subject, (f"{value / 1e9:.2f}" for value in values))
 
-def _print_table(variants: list[TrainingVariant], rows: Iterable[TableRow | None]) -> None:
-    """Print a column per variant; None is an empty line."""
-    for row in rows:
-        if row is None:
-            click.echo()
-            continue
-        subject, phrase = row
-        click.echo((f"{subject:<40}" + "".join(f"{phrase(variant):>10}" for variant in variants)).rstrip())
-
-
-def _options() -> list[TableRow]:
-    return [
-        ("edm2 train --shard", lambda variant: _yes(variant.config.shard)),
-        ("edm2 train --recompute", lambda variant: _yes(variant.config.recompute)),
-    ]
-
-
-def _memory_rows() -> list[TableRow]:
-    def part(field: str) -> Callable[[TrainingVariant], str]:
-        return lambda variant: _giga(getattr(variant.memory, field))
-
-    return [
-        ("largest --micro-batch that fits", lambda v: str(v.largest or "none")),
-        ("micro-batch x rounds per step", lambda v: f"{v.images} x {v.rounds}"),
-        ("fits", lambda v: _yes(v.fits)),
-        *((f"GB per GPU: {words}", part(field)) for field, words in PARTS.items()),
-        ("GB per GPU", lambda v: _giga(v.memory.total)),
-        ("GB of host memory per machine to save", lambda v: _giga(v.checkpoint_copies)),
-    ]
-
-
-def _traffic_rows() -> list[TableRow]:
-    return [
-        ("GB sent per GPU and step: gradients", lambda v: _giga(v.traffic.all_reduce + v.traffic.reduce_scatter)),
-        ("GB sent per GPU and step: weights", lambda v: _giga(v.traffic.all_gather)),
-        ("seconds per step for that", lambda v: f"{v.communicating:.2g}"),
-    ]
-
-
-def _speed_rows(forecast: Forecast) -> list[TableRow | None]:
-    rows: list[TableRow | None] = []
+    row("edm2 train --shard", (_yes(way.config.shard) for way in ways))
+    row("edm2 train --recompute", (_yes(way.config.recompute) for way in ways))
+    click.echo()
+    row("largest --micro-batch that fits", (str(way.largest or "none") for way in ways))
+    row("micro-batch x rounds per step", (f"{way.images} x {way.rounds}" for way in ways))
+    row("fits", (_yes(way.fits) for way in ways))
+    for field, words in PARTS.items():
+        gigabytes(f"GB per GPU: {words}", (getattr(way.memory, field) for way in ways))
+    gigabytes("GB per GPU", (way.memory.total for way in ways))
+    gigabytes("GB of host memory per machine to save", (way.checkpoint_copies for way in ways))
+    click.echo()
+    gigabytes("GB sent per GPU and step: gradients", (w.traffic.all_reduce + w.traffic.reduce_scatter for w in ways))
+    gigabytes("GB sent per GPU and step: weights", (way.traffic.all_gather for way in ways))
+    row("seconds per step for that", (f"{way.communicating:.2g}" for way in ways))
+    click.echo()
     for source, seconds in forecast.seconds_per_image.items():
-
-        def cell(phrase: Callable[..., str], seconds: float = seconds) -> Callable[[TrainingVariant], str]:
-            return lambda variant: phrase(variant.speed(seconds))
-
-        rows += [
-            (f"{source}:", lambda variant: ""),
-            ("  seconds per step: computing", cell(lambda speed: f"{speed.computing:.3g}")),
-            ("  seconds per step: waiting", cell(lambda speed: f"{speed.waiting:.2g}")),
-            ("  images/s", cell(lambda speed: f"{speed.images_per_second:,.0f}")),
-            ("  days", cell(lambda speed: f"{forecast.days(speed):.3g}")),
-            ("  GPU-hours", cell(lambda speed: f"{forecast.gpu_hours(speed):,.0f}")),
-        ]
-    return rows
+        speeds = [way.speed(seconds) for way in ways]
+        row(f"{source}:", ())
+        row("  seconds per step: computing", (f"{speed.seconds_computing:.3g}" for speed in speeds))
+        row("  seconds per step: waiting", (f"{speed.seconds_waiting:.2g}" for speed in speeds))
+        row("  images/s", (f"{speed.images_per_second:,.0f}" for speed in speeds))
+        row("  days", (f"{speed.days:.3g}" for speed in speeds))
+        row("  GPU-hours", (f"{speed.gpu_hours:,.0f}" for speed in speeds))
 
 
 def _yes(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-def _giga(value: float) -> str:
-    return f"{value / 1e9:.2f}"
-
-
-# ------------------------------------------------------------------------------------------------------ data and disk
-
-
-def _data(forecast: Forecast) -> Lines:
-    """Rate at which storage and workers have to deliver images, at the highest speed of the table."""
+def _data_and_disk(forecast: Forecast) -> Lines:
+    """Rate at which storage and workers have to deliver images at the highest speed of the table, and files."""
+    config, count, disk = forecast.config, len(forecast.dataset), disk_forecast(forecast.config)
     size, speed = stored_bytes(forecast.dataset), forecast.fastest.images_per_second
     kind = "latents" if forecast.dataset.kind == "moments" else "pixels before compression"
     per_node = with_unit(size * speed / forecast.cluster.nodes, "B/s")
-    visits = forecast.config.duration / len(forecast.dataset)
+    final, peak, checkpoint = (with_unit(size, "B") for size in (disk.final, disk.peak, disk.sizes.checkpoint))
     return [
         ("data", f"up to {speed:,.0f} images/s of {with_unit(size, 'B')} ({kind}): {with_unit(size * speed, 'B/s')}, "
                  f"{per_node} per machine"),
-        ("dataset", f"{len(forecast.dataset):,} images, {with_unit(size * len(forecast.dataset), 'B')}, each visited "
-                    f"{visits:,.0f} times"),
-    ]  # fmt: skip
-
-
-def _disk(forecast: Forecast) -> Lines:
-    config, disk = forecast.config, disk_forecast(forecast.config)
-    final, peak, checkpoint = (with_unit(size, "B") for size in (disk.final, disk.peak, disk.sizes.checkpoint))
-    return [
+        ("dataset", f"{count:,} images, {with_unit(size * count, 'B')}, each visited {config.duration / count:,.0f} "
+                    "times"),
         ("disk", f"{final}: snapshots of {len(disk.kept_times)} times in {config.snapshot_precision}, "
                  f"{config.keep_checkpoints} checkpoints of {checkpoint}; up to {peak} on the way"),
     ]  # fmt: skip
 
 
-# --------------------------------------------------------------------------------------------------------- for programs
-
-
 def write_forecast(forecast: Forecast, path: Path) -> None:
     """Write the forecast as JSON, in bytes, seconds and images."""
-    with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(forecast_to_json(forecast), indent=1) + "\n", encoding="utf-8")
-
-
-def forecast_to_json(forecast: Forecast) -> dict[str, Any]:
-    """Forecast as plain values for JSON."""
     config, cluster, disk = forecast.config, forecast.cluster, disk_forecast(forecast.config)
-    return {
+    values = {
         "config": config.to_json(),
         "gpu": asdict(cluster.gpu),
         "gpus": cluster.gpus,
@@ -190,10 +138,11 @@ def forecast_to_json(forecast: Forecast) -> dict[str, Any]:
         "variants": [_variant_to_json(forecast, variant) for variant in forecast.variants],
         "how_sure": dict(HOW_SURE),
     }
+    with atomic_output(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _variant_to_json(forecast: Forecast, variant: TrainingVariant) -> dict[str, Any]:
-    speeds = {source: variant.speed(seconds) for source, seconds in forecast.seconds_per_image.items()}
     return {
         "shard": variant.config.shard,
         "recompute": variant.config.recompute,
@@ -204,14 +153,5 @@ def _variant_to_json(forecast: Forecast, variant: TrainingVariant) -> dict[str, 
         "memory": asdict(variant.memory) | {"total": variant.memory.total},
         "host_memory_per_machine": variant.checkpoint_copies,
         "sent": asdict(variant.traffic) | {"total": variant.traffic.total, "seconds": variant.communicating},
-        "speeds": {
-            source: {
-                "seconds_computing": speed.computing,
-                "seconds_waiting": speed.waiting,
-                "images_per_second": speed.images_per_second,
-                "days": forecast.days(speed),
-                "gpu_hours": forecast.gpu_hours(speed),
-            }
-            for source, speed in speeds.items()
-        },
+        "speeds": {source: asdict(variant.speed(s)) for source, s in forecast.seconds_per_image.items()},
     }

@@ -27,17 +27,25 @@ def describe_plan(config: TrainingConfig, dataset: Dataset, processes: int = 1) 
     """Describe a run of so many processes before it starts."""
     height, width = config.own_network.size
     parameters = count_parameters(config.network)
+    held_out = f", {config.holdout:,} of them held out" if config.holdout else ""
+    visits = config.duration / (len(dataset) - config.holdout)
+    visited = f", each visited {visits:,.0f} times" if visits >= 1.5 else ""
+    evaluation = count_flops(config.network)  # in the paper's unit: a multiply-accumulate is one
+    costs = (evaluation, TRAINING_FLOPS * evaluation, TRAINING_FLOPS * evaluation * config.duration)
+    once, step, run = (with_unit(flops, "FLOPs") for flops in costs)
+    several = f"{processes} x " if processes > 1 else ""
+    images = min(config.images_per_forward, config.images_per_rank(processes))
     return [
-        ("data", f"{config.data}: {len(dataset):,} images{_held_out(config)}, {_classes(config, dataset)}"),
+        ("data", f"{config.data}: {len(dataset):,} images{held_out}, {_classes(config, dataset)}"),
         *_scaling(config, dataset),
         ("preset", config.preset or "none"),
         ("network", f"config {config.own_network.config}, {parameters:,} parameters, {height}x{width}"),
-        ("training", f"{config.duration:,} images in steps of {config.batch_size}{_visits(config, dataset)}"),
+        ("training", f"{config.duration:,} images in steps of {config.batch_size}{visited}"),
         ("learning rate", _schedule(config)),
         ("noise levels", _noise_levels(config)),
         ("weighting", _weighting(config)),
-        ("device", _device(config, processes)),
-        ("compute", _compute(config)),
+        ("device", f"{several}{config.device}, {config.precision}, {images} images per forward pass"),
+        ("compute", f"{once} to evaluate an image, {step} to train on it, {run} in all"),
         *_memory(config, processes),
         *_files(config),
     ]
@@ -61,15 +69,10 @@ def _files(config: TrainingConfig) -> Lines:
     ]
     free, missing = free_space(config.out), forecast.peak - used_space(config.out)
     if free is not None and missing > free:
-        lines.append(
-            ("WARNING", f"{_size(missing)} more are to be written and {_size(free)} are free; {_disk_advice(config)}")
-        )
+        halved = "" if config.snapshot_precision != "fp32" else " or --snapshot-precision bf16"
+        remedy = f"make room meanwhile, or try --keep-snapshots 64{halved}"
+        lines.append(("WARNING", f"{_size(missing)} more are to be written and {_size(free)} are free; {remedy}"))
     return lines
-
-
-def _disk_advice(config: TrainingConfig) -> str:
-    halved = "" if config.snapshot_precision != "fp32" else " or --snapshot-precision bf16"
-    return f"make room meanwhile, or try --keep-snapshots 64{halved}"
 
 
 WANTED = (0.02, 0.03, 0.05, 0.075, 0.1, 0.13, 0.16, 0.2, 0.25)
@@ -100,20 +103,11 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"
 
 
-def _held_out(config: TrainingConfig) -> str:
-    return f", {config.holdout:,} of them held out" if config.holdout else ""
-
-
 def _classes(config: TrainingConfig, dataset: Dataset) -> str:
     if config.own_network.label_dim:
         dropped = f", {config.label_dropout:.0%} of labels dropped" if config.label_dropout else ""
         return f"{config.own_network.label_dim} classes{dropped}"
     return "labels not used" if dataset.num_classes else "no labels"
-
-
-def _visits(config: TrainingConfig, dataset: Dataset) -> str:
-    visits = config.duration / (len(dataset) - config.holdout)
-    return f", each visited {visits:,.0f} times" if visits >= 1.5 else ""
 
 
 def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
@@ -131,13 +125,8 @@ def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
     as_in_paper = preset is not None and preset.training.get("standardize") is False
     lines = [("scaling", "pixels onto [-1, 1]" + (", as in the paper" if as_in_paper else ""))]
     if stats and abs(stats["sigma_data"] / sigma_data - 1) > FAR_OFF:
-        lines.append(
-            (
-                "WARNING",
-                f"the pixels' standard deviation is {stats['sigma_data']:.2f} on [-1, 1], but the network expects "
-                f"{sigma_data:g}; --standardize scales them",
-            )
-        )
+        deviation = f"the pixels' standard deviation is {stats['sigma_data']:.2f} on [-1, 1]"
+        lines.append(("WARNING", f"{deviation}, but the network expects {sigma_data:g}; --standardize scales them"))
     return lines
 
 
@@ -162,20 +151,6 @@ def _weighting(config: TrainingConfig) -> str:
     if config.relative_weighting:
         words.append("on top of uncertainty")
     return " ".join(words)
-
-
-def _compute(config: TrainingConfig) -> str:
-    """FLOPs in the paper's unit: a multiply-accumulate is one."""
-    evaluation = count_flops(config.network)
-    training = TRAINING_FLOPS * evaluation
-    once, step, run = (with_unit(n, "FLOPs") for n in (evaluation, training, training * config.duration))
-    return f"{once} to evaluate an image, {step} to train on it, {run} in all"
-
-
-def _device(config: TrainingConfig, processes: int) -> str:
-    several = f"{processes} x " if processes > 1 else ""
-    images = min(config.images_per_forward, config.images_per_rank(processes))
-    return f"{several}{config.device}, {config.precision}, {images} images per forward pass"
 
 
 def _memory(config: TrainingConfig, processes: int) -> Lines:

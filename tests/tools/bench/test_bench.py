@@ -194,7 +194,7 @@ def test_a_reconstruction_that_the_disk_cannot_hold_is_skipped(monkeypatch):
         (("--only", "train"), 2, "--only train is unknown; there are training, sampling, vae, ema"),
         (("--only", ","), 2, "nothing to measure; there are training, sampling, vae, ema"),
         (("--against", "plain,speed"), 2, "--against speed is unknown; there are plain, karras-unet"),
-        (("--only", "ema", "--against", "plain"), 2, "--against compares training and sampling"),
+        (("--only", "vae,ema", "--against", "plain"), 2, "--against compares training and sampling"),
         (("--preset", "edm3"), 2, "'edm3' is not one of"),
         (("--batch", "0"), 2, "--batch"),
     ],

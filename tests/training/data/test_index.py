@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from edm2.datasets.parts import member
 from edm2.training.data import archive, index, zip_files
 from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.data.loader import data_loader
@@ -222,11 +224,26 @@ def test_workers_list_nothing_either(data: Path, monkeypatch: pytest.MonkeyPatch
 # ImageNet
 
 
+def write_sparse_latents(path: Path, entries: int) -> None:
+    """Moments of 512x512 images of 1000 classes; all but every 1,024th member are holes in the file."""
+    contents, names = npy(np.ones((8, 64, 64), dtype=np.float32)), [f"img-mean-std-{i:08}.npy" for i in range(entries)]
+    labels, checksum = [[name, i % 1000] for i, name in enumerate(names)], zlib.crc32(contents)
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(names):
+            info = member(name)
+            if i % 1024 == 0:
+                archive.writestr(info, contents)
+                continue
+            info.header_offset, info.CRC = archive.start_dir, checksum
+            info.file_size = info.compress_size = len(contents)
+            archive.filelist.append(info)
+            archive.start_dir += zipfile.sizeFileHeader + len(name) + len(contents)  # where the next member goes
+        archive.writestr(member("dataset.json"), json.dumps({"labels": labels}))
+
+
 @pytest.mark.slow
 def test_a_million_entries_open_in_no_time_from_the_second_time_on(tmp_path: Path):
     """The number of ImageNet's training images, in a sparse file; in 2 s, and a tenth of that on an idle machine."""
-    from edm2.tools.bench.studies.loading import write_sparse_latents
-
     path = tmp_path / "large.zip"
     write_sparse_latents(path, 1_281_167)
     first = open_dataset(path)

@@ -13,9 +13,7 @@ import click
 import torch
 
 from edm2.io.model import load
-from edm2.study.diagnostics import unevenness
-from edm2.tools.bench.studies.common import write_csv
-from edm2.tools.options.parsing import FILE, FOLDER
+from edm2.tools.options.parsing import FOLDER
 from edm2.training import RunFolder, open_dataset, read_run_config
 from edm2.training.data.batches import BatchStream
 from edm2.training.diagnostics.batches import by_bin, spaced_images
@@ -26,18 +24,13 @@ from edm2.training.randomness import PositionRandom
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=FOLDER)
 @click.option("--images", default=512, show_default=True, help="In each bin, of the training set.")
-@click.option("--out", type=FILE, help="CSV file for the table.")
-def main(runs: Sequence[Path], images: int, out: Path | None) -> None:
+def main(runs: Sequence[Path], images: int) -> None:
     """Print the norm of the gradient at each noise level of finished RUNs."""
-    rows: list[tuple[object, ...]] = [("run", "sigma", "gradient_norm")]
     for run in runs:
         curve = gradients(run, images)
         norms = "".join(f"{norm:>9.3g}" for norm in curve.values())
-        click.echo(f"{run.name:<24}{norms}   largest / smallest {unevenness(curve):.3g}")
+        click.echo(f"{run.name:<24}{norms}   largest / smallest {max(curve.values()) / min(curve.values()):.3g}")
         click.echo(f"{'  at σ =':<24}" + "".join(f"{float(sigma):>9.3g}" for sigma in curve))
-        rows += [(run.name, sigma, norm) for sigma, norm in curve.items()]
-    if out is not None:
-        write_csv(out, rows)
 
 
 def gradients(run: Path, images: int) -> Mapping[str, float]:
