@@ -15,7 +15,7 @@ from edm2.metrics.features import BATCH, ReportProgress, displayed, features_of_
 from edm2.metrics.frechet import frechet_deviation
 from edm2.metrics.reference import Collection
 from edm2.metrics.scores import Metric
-from edm2.networks import Precond
+from edm2.sampling.external import SampledNetwork
 from edm2.sampling.generation import generate, require_finite
 from edm2.sampling.guidance import EVERYWHERE, Interval
 from edm2.sampling.samplers import HEUN, Sampler
@@ -153,7 +153,7 @@ class SampleSettings:
         return range(set_number * self.count, (set_number + 1) * self.count)
 
     def images(
-        self, net: Precond, codec: Codec, guide: Denoiser | None, guidance: float, parts: Sequence[Sequence[int]]
+        self, net: SampledNetwork, codec: Codec, guide: Denoiser | None, guidance: float, parts: Sequence[Sequence[int]]
     ) -> Iterator[Tensor]:
         """Draw the images of the seeds of each part: uint8 [N, C, H, W] in 0..255.
 
@@ -191,7 +191,7 @@ class SampleSettings:
 
 
 def score_network(
-    net: Precond,
+    net: SampledNetwork,
     codec: Codec,
     evaluator: Evaluator | MetricEvaluator,
     sampling: SampleSettings,

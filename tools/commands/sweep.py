@@ -1,7 +1,7 @@
 """`edm2 sweep`: score many EMA lengths, times and guidance weights of a run, draw the curves, name the best."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,19 @@ import click
 from edm2.metrics.registry import DETECTOR_NAMES, METRICS
 from edm2.sampling.samplers import HEUN, Sampler
 from edm2.tools.options.groups import GroupedCommand, option_group
+from edm2.tools.options.networks import (
+    NET_FROM_HELP,
+    check_external,
+    check_own_precision,
+    chosen_precision,
+    network_maker,
+)
 from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, INTERVAL, PRECISION, SIGMA_RELS, TIMES, WEIGHTS
 from edm2.tools.options.sampling import sampler_option
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edm2.sweep.averages import Averages
     from edm2.sweep.evaluator import SampleSettings
     from edm2.sweep.guides import Guide
@@ -62,6 +71,7 @@ _what, _guidance, _score, _where, _machine = map(
     show_default=True,
     help="EMA lengths.",
 )
+@_what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP)
 @_what("--at", "times", type=TIMES, help="Images seen, times with snapshots; default: the last.")
 @_what("--search", "budget", type=click.IntRange(1), help="Close in on the best with at most so many points per time.")
 @_guidance("--guidance", "guidances", type=WEIGHTS, help="Weights; default: 1, which is none.")
@@ -93,6 +103,7 @@ _what, _guidance, _score, _where, _machine = map(
 def sweep(
     run: Path,
     sigma_rels: list[float],
+    net_from: str | None,
     times: list[int] | None,
     budget: int | None,
     guidances: list[float] | None,
@@ -124,6 +135,7 @@ def sweep(
     in the plot are two standard deviations, from halves of the images.
     """
     _check_guidance(guide, unlabelled_guide, guidances, guide_at, guide_sigma_rels)
+    check_own_precision(precision, net_from)
     if metric not in (None, *METRICS):
         raise click.UsageError(f"--metric {metric}: there are {', '.join(METRICS)}; default: the Frechet distance")
     if metric is not None and ref is None:
@@ -142,7 +154,9 @@ def sweep(
     from edm2.training.distributed.processes import joined_processes
 
     compared = {title: read_sweep(folder / "sweep.csv") for title, folder in _titles(others).items()}
-    averages = Averages(run)
+    make_net = network_maker(net_from)
+    averages = Averages(run, make_net=make_net)
+    check_external(run, averages.metadata, net_from)
     dataset = None if ref else _dataset(run, data)
     if dataset is not None:
         _check_shape(averages, dataset, data)
@@ -152,7 +166,7 @@ def sweep(
     if budget is not None:
         check_budget(area.axes(), budget)
     codec = codec_of(run, averages.metadata, vae)
-    guides = _guide(averages, guide, unlabelled_guide, guide_at)
+    guides = _guide(averages, guide, unlabelled_guide, guide_at, make_net)
     out = out or run
 
     with joined_processes() as processes:
@@ -164,7 +178,7 @@ def sweep(
             evaluator = load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
         else:
             evaluator = load_metric_evaluator(metric, name, weights, ref, on)
-        dtype = DTYPES[precision or ("fp16" if on.type == "cuda" else "fp32")]
+        dtype = DTYPES[chosen_precision(precision, on, net_from)]
         sampling = SampleSettings(count, num_steps, interval or EVERYWHERE, dtype, sampler)
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
@@ -182,7 +196,7 @@ def sweep(
         click.echo(f"\nThe curve: {out / 'sweep.png'}, the numbers: {out / 'sweep.csv'}.")
         _warn_of_edges(area, result.best)
         click.echo("The best network, and images of it:")
-        for line in _commands(run, averages, result.best.point, guides, guide, interval, sampling):
+        for line in _commands(run, averages, result.best.point, guides, guide, interval, sampling, net_from):
             click.echo(f"  {line}")
 
 
@@ -251,7 +265,13 @@ def _check_shape(averages: "Averages", dataset: "Dataset", data: str | None) -> 
         )
 
 
-def _guide(averages: "Averages", guide: str | None, unlabelled: bool, guide_at: int | None) -> "Guide | None":
+def _guide(
+    averages: "Averages",
+    guide: str | None,
+    unlabelled: bool,
+    guide_at: int | None,
+    make_net: "Callable[[], nn.Module] | None",
+) -> "Guide | None":
     from edm2.sweep.averages import Averages
     from edm2.sweep.guides import FixedGuide, GuideRun, UnlabelledGuide
     from edm2.tools.options.networks import check_label_dropout
@@ -262,8 +282,8 @@ def _guide(averages: "Averages", guide: str | None, unlabelled: bool, guide_at: 
     if guide is None:
         return None
     if not _is_run(guide):
-        return FixedGuide(guide)
-    run = Averages(guide)
+        return FixedGuide(guide, make_net)
+    run = Averages(guide, make_net=make_net)
     time = guide_at or run.last
     run.check(time, [0.1])  # refuses a time without snapshots
     return GuideRun(run, time)
@@ -319,6 +339,7 @@ def _commands(
     guide: str | None,
     interval: tuple[float, float] | None,
     sampling: "SampleSettings",
+    net_from: str | None,
 ) -> list[str]:
     """Command lines that make the best network and draw its images."""
     from edm2.sweep.guides import GuideRun
@@ -326,6 +347,7 @@ def _commands(
     lines = [_reconstruct(run, point.sigma_rel, point.images_seen, averages.last)]
     draw = ["edm2", "generate", str(_reconstructed(run, point.images_seen, point.sigma_rel))]
     draw += ["--seeds", "0-63", "--balanced"] if averages.config.label_dim else ["--seeds", "0-63"]
+    draw += [] if net_from is None else ["--net-from", net_from]
     draw += ["--steps", str(sampling.num_steps)]
     draw += [] if sampling.sampler == HEUN else ["--solver", sampling.sampler.name]
     draw += ["--out", "samples"]

@@ -43,9 +43,9 @@ def codec_of(name: str | Path, metadata: dict[str, Any], vae: str | None) -> "Co
 
 def default_detector(metadata: dict[str, Any]) -> str:
     """Name of the default detector: pixels for small images, a network for others."""
-    from edm2.networks import NetworkConfig
+    from edm2.io.model import drawn_images
 
-    config = NetworkConfig.from_json(metadata["network"])
+    config = drawn_images(metadata)
     small = prod((config.img_channels, *config.size)) <= SMALL
     return (
         "pixels"

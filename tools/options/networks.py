@@ -1,5 +1,6 @@
 """Networks that `edm2 generate` samples from: the main one, the guide, and the guidance weight."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,12 @@ from edm2.sampling.presets import GenerationPreset
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from edm2.networks import Precond
+    from edm2.sampling.external import SampledNetwork
     from edm2.sampling.samplers.heun import Denoiser
+
+NET_FROM_HELP = "MODULE:CALLABLE that makes a network of your own, for snapshots that hold its tensors."
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class NetworkChoice:
     """Guidance weight."""
     interval: tuple[float, float] | None
     """Noise levels with guidance."""
+    net_from: str | None = None
+    """What makes a network of the user's own, as `network_maker` takes it."""
 
     @property
     def weight(self) -> float:
@@ -78,25 +84,26 @@ class NetworkChoice:
 
     def load(
         self, device: "torch.device", dtype: "torch.dtype", warn: bool = True
-    ) -> "tuple[Precond, Denoiser | None]":
+    ) -> "tuple[SampledNetwork, Denoiser | None]":
         """Load the network and its guide, folded; with `warn`, print a warning about a guide of other data.
 
         Raises:
             OSError, ValueError: a file is no network, or one that cannot guide the other.
         """
-        from edm2.io.model import load, read_metadata
-        from edm2.networks import fold
+        from edm2.io.model import load_to_sample, read_metadata
         from edm2.sampling.generation import check_guide
         from edm2.sampling.guidance import without_labels
 
         assert self.network is not None  # see `check`
-        net = fold(load(self.network, device), dtype)
+        check_external(self.network, read_metadata(self.network), self.net_from)
+        make_net = network_maker(self.net_from)
+        net = load_to_sample(self.network, device, dtype, make_net)
         if self.unlabelled_guide:
             check_label_dropout(self.network, read_metadata(self.network), warn)
             return net, without_labels(net)
         if self.guide is None:
             return net, None
-        guide = fold(load(self.guide, device), dtype)
+        guide = load_to_sample(self.guide, device, dtype, make_net)
         check_guide(net, guide, self.network, self.guide)
         if warn:
             self._warn_of_other_data(self.network, self.guide)
@@ -109,13 +116,57 @@ class NetworkChoice:
             _warn(f"{guide} was trained on data scaled differently from {network}: guidance mixes the two")
 
 
+def network_maker(net_from: str | None) -> "Callable[[], nn.Module] | None":
+    """Import what --net-from names, to be called for every network that is loaded; None if it is not given.
+
+    Raises:
+        ValueError: it cannot be imported, or is no function.
+    """
+    if net_from is None:
+        return None
+    from torch import nn
+
+    from edm2.metrics.detectors import import_callable
+
+    make = import_callable(net_from, "a network")
+
+    def make_net() -> nn.Module:
+        net = make()
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"{net_from}: makes a {type(net).__name__}, not a torch.nn.Module")
+        return net
+
+    return make_net
+
+
+def check_external(name: str | Path, metadata: dict[str, Any], net_from: str | None) -> None:
+    """Raise click.UsageError if --net-from is given for a network that needs none."""
+    from edm2.io.model import is_external
+
+    if net_from is not None and not is_external(metadata):
+        raise click.UsageError(f"{name}: describes its network itself; leave out --net-from")
+
+
+def check_own_precision(precision: str | None, net_from: str | None) -> None:
+    """Raise click.UsageError if a network of the user's own is to compute in half precision."""
+    if net_from is not None and precision not in (None, "fp32"):
+        raise click.UsageError(f"--precision {precision} is for networks that edm2 builds; --net-from needs none")
+
+
+def chosen_precision(precision: str | None, device: "torch.device", net_from: str | None) -> str:
+    """Precision of activations: as asked for, else half where that is fast; a network of the user's own has its own."""
+    return precision or ("fp16" if device.type == "cuda" and net_from is None else "fp32")
+
+
 def check_label_dropout(name: str, metadata: dict[str, Any], warn: bool = True) -> None:
     """Refuse a network as its own guide if it was never trained without labels.
 
     Raises:
         ValueError: it was not, or has no classes at all.
     """
-    if metadata["network"]["label_dim"] == 0:
+    from edm2.io.model import drawn_images
+
+    if drawn_images(metadata).label_dim == 0:
         raise ValueError(f"{name}: has no classes that --unlabelled-guide could leave out")
     label_dropout = (metadata.get("training") or {}).get("label_dropout")
     if label_dropout == 0:

@@ -11,14 +11,14 @@ import click
 from edm2.sampling.presets import GENERATION_PRESETS, describe_presets
 from edm2.sampling.samplers import HEUN, SAMPLERS, Sampler
 from edm2.tools.options.groups import option_group, with_options
-from edm2.tools.options.networks import NetworkChoice
+from edm2.tools.options.networks import NET_FROM_HELP, NetworkChoice, check_own_precision, chosen_precision
 from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, NUMBER, PRECISION, SEEDS
 
 if TYPE_CHECKING:
     import torch
 
-    from edm2.networks import Precond
     from edm2.sampling.drawing import Decoder
+    from edm2.sampling.external import SampledNetwork
     from edm2.sampling.generation import SampleBatch
     from edm2.sampling.samplers.heun import Denoiser
     from edm2.training.distributed.processes import Processes
@@ -71,6 +71,7 @@ SAMPLE_OPTIONS = (
         metavar="NAME",
         help="Settings of a published result (see --list-presets).",
     ),
+    _what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP),
     _what("--networks", type=FOLDER, default=".", help="Folder with the networks of --preset; default: here."),
     _what(
         "--list-presets",
@@ -122,6 +123,7 @@ class SamplingOptions:
     class_name: str | None
     balanced: bool
     preset: str | None
+    net_from: str | None
     networks: Path
     guide: str | None
     unlabelled_guide: bool
@@ -149,7 +151,8 @@ class SamplingOptions:
             raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
         if self.S_churn and not self.sampler.churns:
             raise click.UsageError(f"--churn needs --solver {HEUN.name}: {self.sampler.name} adds no fresh noise")
-        choice = NetworkChoice(network, self.guide, self.unlabelled_guide, self.guidance, self.interval)
+        check_own_precision(self.precision, self.net_from)
+        choice = NetworkChoice(network, self.guide, self.unlabelled_guide, self.guidance, self.interval, self.net_from)
         if self.preset is not None:
             choice = choice.completed_by(GENERATION_PRESETS[self.preset], self.networks)
         choice.check()
@@ -176,8 +179,8 @@ class SampleGenerator:
         self.options = options
         self.choice = choice
         self.device: torch.device = use_device(processes, options.device)
-        self.precision: str = options.precision or ("fp16" if self.device.type == "cuda" else "fp32")
-        self.net: Precond
+        self.precision = chosen_precision(options.precision, self.device, options.net_from)
+        self.net: SampledNetwork
         self.guide: Denoiser | None
         self.net, self.guide = choice.load(self.device, self._dtype(self.precision), warn=processes.is_first)
         if options.compile:
@@ -253,8 +256,8 @@ class SampleGenerator:
 
 def _compile(*denoisers: "Denoiser | None") -> None:
     """Compile the denoisers that are networks; each batch size is compiled on its own."""
-    from edm2.networks import Precond
+    from torch import nn
 
     for denoiser in denoisers:
-        if isinstance(denoiser, Precond):
+        if isinstance(denoiser, nn.Module):
             denoiser.compile(dynamic=False)
