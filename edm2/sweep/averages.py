@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edm2.io.model import filled, is_external, load_to_sample, network_from_state, read_metadata
 from edm2.io.snapshots import AnySnapshot, open_run, read_weights, refuse_different_runs
-from edm2.networks import NetworkConfig, build_network
+from edm2.networks import NetworkConfig
 from edm2.post_hoc_ema import reconstruct, reconstruct_tensors, reconstruction_error, select_snapshots
 from edm2.sampling.external import DrawnImages, ExternalNetwork
 from edm2.training import RunFolder
@@ -66,11 +66,8 @@ class Averages:
     @property
     def network_bytes(self) -> int:
         """Memory of one network in float32."""
-        net: nn.Module | None = self._external
-        if net is None:
-            with torch.device("meta"):
-                net = build_network(NetworkConfig.from_json(self.metadata["network"]))
-        return sum(4 * tensor.numel() for tensor in net.state_dict().values())
+        last = self.snapshots[-1]
+        return sum(4 * last.layout(name).numel for name in last.names)
 
     @property
     def at_once(self) -> int:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,18 +92,19 @@ def load_evaluator(
     from edm2.sweep.evaluator import Evaluator, evaluator_by
     from edm2.sweep.reference_cache import cached_reference
 
-    statistics = {} if ref is None else read_reference(ref)
-    if ref is not None and detector not in statistics:
-        raise ValueError(
-            f"{ref}: holds no statistics of {detector}, only of {', '.join(statistics)}; choose --detector"
-        )
-    found = load_detector(detector, weights, device)
     if ref is not None:
-        return Evaluator(found, statistics[detector])
+        known = read_reference(ref)
+        if detector not in known:
+            raise ValueError(f"{ref}: holds no statistics of {detector}, only of {', '.join(known)}; choose --detector")
+        return Evaluator(load_detector(detector, weights, device), known[detector])
     assert dataset is not None  # real images come from there or from `ref`
-    statistics_of = reference_of if kept_in is None else partial(cached_reference, kept_in, weights=weights)
+    found = load_detector(detector, weights, device)
     with bar(len(dataset)) as progress:
-        return evaluator_by(dataset, found, partial(statistics_of, processes=processes, report=progress.update))
+        if kept_in is None:
+            statistics = reference_of(dataset, found, processes, progress.update)
+        else:
+            statistics = cached_reference(kept_in, dataset, found, weights, processes, progress.update)
+        return evaluator_by(dataset, found, statistics)
 
 
 def load_metric_evaluator(

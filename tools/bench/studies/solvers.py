@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 import edm2
-from edm2.metrics import load_detector, reference_of
+from edm2.metrics import load_detector
 from edm2.networks import fold
 from edm2.sampling.generation import SeedRandom
 from edm2.sampling.guidance import EVERYWHERE, Interval
@@ -213,7 +213,7 @@ def plot_errors(path: Path, budgets: Sequence[int], errors: dict[str, Errors]) -
 def print_distances(count: int) -> None:
     """Print scores of digits8, as `edm2 sweep` does, drawn with fewer and fewer evaluations."""
     net, codec = fold(edm2.load("digits8")), codec_of("digits8", edm2.read_metadata("digits8"), None)
-    evaluator = evaluator_by(open_dataset("digits"), load_detector("pixels"), reference_of)
+    evaluator = evaluator_by(open_dataset("digits"), load_detector("pixels"))
     tried = [(HEUN, 63), (HEUN, 31), (HEUN, 15)]
     tried += [(sampler, n) for sampler in SAMPLERS.values() if sampler != HEUN for n in (63, 32, 24, 16, 12, 8)]
     click.echo("\n| evaluations | Frechet distance | recognized |\n|---|---|---|")
