@@ -177,15 +177,15 @@ def gen(network: str | None, **given: Any) -> None:
 
     Several processes, started by torchrun, share the work; the numbers are the same.
     """
-    scoring, options = ScoringOptions.pop_from(given), SamplingOptions(**given)
-    choice = options.choice(network)
+    scoring = ScoringOptions.pop_from(given)
+    options = SamplingOptions.from_given(network, given)
     wanted = scoring.metrics()
     from edm2.sampling.drawing import batches_of
     from edm2.training.distributed.processes import joined_processes
 
     parts = batches_of(options.seeds, options.batch_size)
     with joined_processes() as processes:
-        generator = SampleGenerator(options, choice, processes)
+        generator = SampleGenerator(options, processes)
         generator.try_out(generator.decode)
         mine = [seed for part in processes.shard(parts) for seed in part]
         pixels = (generator.decode(batch.samples) for batch in generator.batches(mine))

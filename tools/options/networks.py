@@ -1,7 +1,6 @@
 """Networks that `edm2 generate` samples from: the main one, the guide, and the guidance weight."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,105 +14,69 @@ if TYPE_CHECKING:
 
     from edm2.sampling.external import SampledNetwork
     from edm2.sampling.samplers.heun import Denoiser
+    from edm2.tools.options.sampling import SamplingOptions
 
 NET_FROM_HELP = "MODULE:CALLABLE that makes a network of your own, for snapshots that hold its tensors."
 
 
-@dataclass(frozen=True)
-class NetworkChoice:
-    """Networks and guidance that a user asks for; None where an option is not given."""
+def complete_by_preset(given: dict[str, Any], preset: GenerationPreset) -> None:
+    """Take networks and guidance that are not given from a preset, whose networks are files in `given["networks"]`.
 
-    network: str | None
-    """Network to sample from."""
-    guide: str | None
-    """Network to guide away from."""
-    unlabelled_guide: bool
-    """True to guide away from `network` itself without labels."""
-    guidance: float | None
-    """Guidance weight."""
-    interval: tuple[float, float] | None
-    """Noise levels with guidance."""
-    net_from: str | None = None
-    """What makes a network of the user's own, as `network_maker` takes it."""
+    Raises:
+        FileNotFoundError: a file that is needed is missing.
+    """
+    folder = given["networks"]
+    if given["network"] is None:
+        given["network"] = str(preset.network.find(folder))
+    if preset.guide is None or given["guidance"] == 1:
+        return
+    if given["guidance"] is None:
+        given["guidance"] = preset.guidance
+    if given["guide"] is None and not given["unlabelled_guide"]:
+        given["guide"] = str(preset.guide.find(folder))
+    if given["interval"] is None and preset.interval_steps is not None:
+        from edm2.sampling.guidance import interval_of_steps
 
-    @property
-    def weight(self) -> float:
-        """Guidance weight; 1 is none."""
-        return 1.0 if self.guidance is None else self.guidance
+        given["interval"] = interval_of_steps(*preset.interval_steps)
 
-    def completed_by(self, preset: GenerationPreset, folder: Path) -> "NetworkChoice":
-        """Take everything that is not given from a preset, whose networks are files in `folder`.
 
-        Raises:
-            FileNotFoundError: a file that is needed is missing.
-        """
-        completed = self
-        if self.network is None:
-            completed = replace(completed, network=str(preset.network.find(folder)))
-        if preset.guide is None or self.guidance == 1:
-            return completed
-        if self.guidance is None:
-            completed = replace(completed, guidance=preset.guidance)
-        if self.guide is None and not self.unlabelled_guide:
-            completed = replace(completed, guide=str(preset.guide.find(folder)))
-        if self.interval is None and preset.interval_steps is not None:
-            from edm2.sampling.guidance import interval_of_steps
+def check_guidance(guide: str | None, unlabelled_guide: bool, weights: Sequence[float] | None) -> None:
+    """Raise click.UsageError for options that exclude or need each other; `weights` are those of --guidance."""
+    if guide is not None and unlabelled_guide:
+        raise click.UsageError("--guide and --unlabelled-guide are two guides: give one of them")
+    has_guide = guide is not None or unlabelled_guide
+    if has_guide and weights is None:
+        raise click.UsageError("a guide needs a weight: give --guidance, such as 1.5")
+    if not has_guide and any(weight != 1 for weight in weights or ()):
+        raise click.UsageError("--guidance needs a network to guide away from: give --guide or --unlabelled-guide")
 
-            completed = replace(completed, interval=interval_of_steps(*preset.interval_steps))
-        return completed
 
-    def check(self) -> None:
-        """Refuse contradictory options.
+def load_networks(
+    options: "SamplingOptions", device: "torch.device", dtype: "torch.dtype", warn: bool = True
+) -> "tuple[SampledNetwork, Denoiser | None]":
+    """Load a network and its guide, folded; with `warn`, print a warning about a guide of other data.
 
-        Raises:
-            click.UsageError: no network, or options that exclude or need each other.
-        """
-        if self.network is None:
-            raise click.UsageError("which NETWORK? Give a snapshot, an included network (digits8), or --preset NAME")
-        if self.guide is not None and self.unlabelled_guide:
-            raise click.UsageError("--guide and --unlabelled-guide are two guides: give one of them")
-        has_guide = self.guide is not None or self.unlabelled_guide
-        if has_guide and self.guidance is None:
-            raise click.UsageError("a guide needs a weight: give --guidance, such as 1.5")
-        if self.weight != 1 and not has_guide:
-            raise click.UsageError(
-                f"--guidance {self.weight:g} needs a network to guide away from: --guide SNAPSHOT or --unlabelled-guide"
-            )
-        if self.interval is not None and self.weight == 1:
-            raise click.UsageError("--interval limits guidance, and there is none: give --guide and --guidance")
+    Raises:
+        OSError, ValueError: a file is no network, or one that cannot guide the other.
+    """
+    from edm2.io.model import load_to_sample, read_metadata
+    from edm2.sampling.generation import check_guide
+    from edm2.sampling.guidance import without_labels
 
-    def load(
-        self, device: "torch.device", dtype: "torch.dtype", warn: bool = True
-    ) -> "tuple[SampledNetwork, Denoiser | None]":
-        """Load the network and its guide, folded; with `warn`, print a warning about a guide of other data.
-
-        Raises:
-            OSError, ValueError: a file is no network, or one that cannot guide the other.
-        """
-        from edm2.io.model import load_to_sample, read_metadata
-        from edm2.sampling.generation import check_guide
-        from edm2.sampling.guidance import without_labels
-
-        assert self.network is not None  # see `check`
-        check_external(self.network, read_metadata(self.network), self.net_from)
-        make_net = network_maker(self.net_from)
-        net = load_to_sample(self.network, device, dtype, make_net)
-        if self.unlabelled_guide:
-            check_label_dropout(self.network, read_metadata(self.network), warn)
-            return net, without_labels(net)
-        if self.guide is None:
-            return net, None
-        guide = load_to_sample(self.guide, device, dtype, make_net)
-        check_guide(net, guide, self.network, self.guide)
-        if warn:
-            self._warn_of_other_data(self.network, self.guide)
-        return net, guide
-
-    def _warn_of_other_data(self, network: str, guide: str) -> None:
-        from edm2.io.model import read_metadata
-
-        if read_metadata(network).get("codec") != read_metadata(guide).get("codec"):
-            _warn(f"{guide} was trained on data scaled differently from {network}: guidance mixes the two")
+    metadata = read_metadata(options.network)
+    check_external(options.network, metadata, options.net_from)
+    make_net = network_maker(options.net_from)
+    net = load_to_sample(options.network, device, dtype, make_net)
+    if options.unlabelled_guide:
+        check_label_dropout(options.network, metadata, warn)
+        return net, without_labels(net)
+    if options.guide is None:
+        return net, None
+    guide = load_to_sample(options.guide, device, dtype, make_net)
+    check_guide(net, guide, options.network, options.guide)
+    if warn and metadata.get("codec") != read_metadata(options.guide).get("codec"):
+        _warn(f"{options.guide} was trained on data scaled differently from {options.network}: guidance mixes the two")
+    return net, guide
 
 
 def network_maker(net_from: str | None) -> "Callable[[], nn.Module] | None":
