@@ -59,6 +59,11 @@ class Averages:
         return NetworkConfig.from_json(self.metadata["network"]) if self._external is None else self._external.config
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the network draws."""
+        return (self.config.img_channels, *self.config.size)
+
+    @property
     def last(self) -> int:
         """Last stored time, in images seen."""
         return self.snapshots[-1].images_seen

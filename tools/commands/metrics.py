@@ -9,13 +9,10 @@ from edm2.metrics.registry import DETECTOR_NAMES
 from edm2.tools.options.groups import GroupedCommand, with_options
 from edm2.tools.options.parsing import DEVICE, FILE, PNG_FILE
 from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampling_options
-from edm2.tools.options.scoring import SCORES, WEIGHTS, ScoringOptions, images_bar, load_detectors
+from edm2.tools.options.scoring import SCORES, WEIGHTS, ScoringOptions, load_detectors
 
 if TYPE_CHECKING:
     from edm2.metrics.neighbours import Neighbours
-
-SMALL = 1024
-"""Values per image up to which training images are looked for pixel by pixel by default."""
 
 EPILOG = """\b
 Examples:
@@ -126,13 +123,13 @@ def ref(
         raise click.BadParameter(f"{out}: a reference file's name ends in .npz", param_hint="OUT")
     from edm2.metrics.image_source import open_images
     from edm2.metrics.reference import collect, write_reference
-    from edm2.tools.run import use_device
+    from edm2.tools.run import image_bar, use_device
     from edm2.training.distributed.processes import joined_processes
 
     dataset = open_images(data)
     with joined_processes() as processes:
         detectors = load_detectors(names, weights, use_device(processes, device))
-        with images_bar(len(dataset), processes) as bar:
+        with image_bar(len(dataset), hidden=not processes.is_first) as bar:
             found = collect(dataset, list(detectors.values()), keep, processes, bar.update)
         if processes.is_first:
             collections = dict(zip(detectors, found, strict=True))
@@ -200,7 +197,7 @@ def gen(network: str | None, **given: Any) -> None:
     "--out", type=PNG_FILE, required=True, help="PNG file: on each row a sample, then its closest training images."
 )
 @click.option("--detector", "name", metavar="NAME",
-              help=f"{DETECTOR_NAMES}; default: pixels up to {SMALL} values, else efficientnet-lite0.")  # fmt: skip
+              help=f"{DETECTOR_NAMES}; default: pixels of small images, else efficientnet-lite0.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(1, 256), default=16, show_default=True, help="Samples to show.")
 @click.option("--neighbours", "k", type=click.IntRange(1, 32), default=5, show_default=True, help="Images for each.")
 @with_options(*WEIGHTS)
@@ -219,20 +216,19 @@ def neighbours(
 
     A sample is suspicious if it is nearer to a training image than that image's own nearest neighbour.
     """
-    from math import prod
-
     from edm2.io.images import save_png
     from edm2.metrics.image_source import open_images
     from edm2.metrics.neighbours import find_neighbours, neighbours_picture
     from edm2.metrics.reference import collect
-    from edm2.tools.run import use_device
+    from edm2.tools.options.evaluators import default_detector
+    from edm2.tools.run import image_bar, use_device
     from edm2.training.distributed.processes import joined_processes
 
     samples, training = open_images(images), open_images(data)
-    name = name or ("pixels" if prod(training.shape) <= SMALL else "efficientnet-lite0")
+    name = name or default_detector(training.shape, are_pixels=True)
     with joined_processes() as processes:
         [detector] = load_detectors([name], weights, use_device(processes, device)).values()
-        with images_bar(len(samples) + len(training), processes) as bar:
+        with image_bar(len(samples) + len(training), hidden=not processes.is_first) as bar:
             [drawn], [real] = (
                 collect(dataset, [detector], len(dataset), processes, bar.update) for dataset in (samples, training)
             )

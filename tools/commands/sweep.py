@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edm2.sweep.averages import Averages
     from edm2.sweep.guides import Guide
     from edm2.sweep.sweep import Point, Range, ScoredPoint, Sweep, Sweeper
-    from edm2.training import Dataset
+    from edm2.training import Codec, Dataset
 
 EPILOG = """\b
 Examples:
@@ -150,6 +150,7 @@ def sweep(
     from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator, load_metric_evaluator
     from edm2.tools.reports.tables import read_sweep
     from edm2.tools.run import image_bar, use_device
+    from edm2.training import PixelCodec
     from edm2.training.config import DTYPES
     from edm2.training.distributed.processes import joined_processes
 
@@ -157,20 +158,20 @@ def sweep(
     make_net = network_maker(net_from)
     averages = Averages(run, make_net=make_net)
     check_external(run, averages.metadata, net_from)
-    dataset = None if ref else _real_images(averages, data)
+    codec = codec_of(run, averages.metadata, vae)
+    dataset = None if ref else _real_images(averages, codec, data)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
     for time in area.times:
         averages.check(time, area.sigma_rels)
     if budget is not None:
         check_budget(area.axes(), budget)
-    codec = codec_of(run, averages.metadata, vae)
     guides = _guide(averages, guide, unlabelled_guide, guide_at, make_net)
     out = out or run
 
     with joined_processes() as processes:
         bar = partial(image_bar, hidden=not processes.is_first)
         on = use_device(processes, device)
-        name = detector or default_detector(averages.metadata)
+        name = detector or default_detector(averages.shape, isinstance(codec, PixelCodec))
         evaluator: Any
         if metric is None:
             evaluator = load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
@@ -204,23 +205,19 @@ def _is_run(guide: str) -> bool:
     return Path(guide).is_dir() and not is_pipeline_folder(Path(guide))
 
 
-def _real_images(averages: "Averages", data: str | None) -> "Dataset":
+def _real_images(averages: "Averages", codec: "Codec", data: str | None) -> "Dataset":
     """Open the real images: those named, else those of the run.
 
     Raises:
-        ValueError: they are no pixels, or not of the shape that a network of pixels draws.
+        ValueError: they are not of the shape that a network of pixels draws.
     """
-    from edm2.tools.options.evaluators import check_pixels
-    from edm2.training import open_dataset, read_run_config
+    from edm2.training import PixelCodec, open_dataset, read_run_config
 
     dataset = open_dataset(data or read_run_config(averages.folder).data)
-    check_pixels(dataset)
-    drawn = (averages.config.img_channels, *averages.config.size)
-    of_pixels = (averages.metadata.get("codec") or {"kind": "pixels"})["kind"] == "pixels"
-    if of_pixels and dataset.shape != drawn:
+    if isinstance(codec, PixelCodec) and dataset.shape != averages.shape:
         raise ValueError(
-            f"{data or dataset.name}: images are {dataset.shape}, but {averages.folder} draws {drawn} (channels, "
-            "height, width)"
+            f"{data or dataset.name}: images are {dataset.shape}, but {averages.folder} draws {averages.shape} "
+            "(channels, height, width)"
         )
     return dataset
 

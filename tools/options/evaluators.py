@@ -1,7 +1,7 @@
 """Evaluators from command-line options: which detector, and which real images, samples are compared by."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -40,26 +40,9 @@ def codec_of(name: str | Path, metadata: dict[str, Any], vae: str | None) -> "Co
     return replace(codec, vae=vae)
 
 
-def default_detector(metadata: dict[str, Any]) -> str:
-    """Name of the default detector: pixels for small images, a network for others."""
-    from edm2.io.model import drawn_images
-
-    config = drawn_images(metadata)
-    small = prod((config.img_channels, *config.size)) <= SMALL
-    return (
-        "pixels"
-        if small and (metadata.get("codec") or {"kind": "pixels"})["kind"] == "pixels"
-        else "efficientnet-lite0"
-    )
-
-
-def check_pixels(dataset: "Dataset") -> None:
-    """Raise ValueError unless these are images."""
-    if dataset.kind != "pixels":
-        raise ValueError(
-            f"{dataset.name}: holds {dataset.kind}, which no images can be compared with; give the images that they "
-            "were made of, or statistics of them"
-        )
+def default_detector(shape: Sequence[int], are_pixels: bool) -> str:
+    """Name of the default detector for images [C, H, W]: their pixels if they are small, else a network."""
+    return "pixels" if are_pixels and prod(shape) <= SMALL else "efficientnet-lite0"
 
 
 def load_evaluator(

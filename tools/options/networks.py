@@ -48,7 +48,8 @@ def check_guidance(guide: str | None, unlabelled_guide: bool, weights: Sequence[
     if has_guide and weights is None:
         raise click.UsageError("a guide needs a weight: give --guidance, such as 1.5")
     if not has_guide and any(weight != 1 for weight in weights or ()):
-        raise click.UsageError("--guidance needs a network to guide away from: give --guide or --unlabelled-guide")
+        given = ",".join(f"{weight:g}" for weight in weights or ())
+        raise click.UsageError(f"--guidance {given} needs a network to guide away from: --guide or --unlabelled-guide")
 
 
 def load_networks(
