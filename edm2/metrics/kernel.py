@@ -11,11 +11,7 @@ SUBSETS, SUBSET_SIZE = 100, 1000
 
 
 def kernel_distance(
-    generated: npt.ArrayLike,
-    real: npt.ArrayLike,
-    subsets: int = SUBSETS,
-    subset_size: int = SUBSET_SIZE,
-    seed: int = 0,
+    generated: npt.ArrayLike, real: npt.ArrayLike, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 0
 ) -> tuple[float, float]:
     """Squared maximum mean discrepancy with the polynomial kernel k(x, y) = (x·y / D + 1)³.
 

@@ -122,11 +122,7 @@ class MetricEvaluator:
         return Score(first.value, first.deviation, None)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "detector": self.detector.name,
-            "reference": self.reference_digest,
-            "metric": self.name,
-        }
+        return {"detector": self.detector.name, "reference": self.reference_digest, "metric": self.name}
 
 
 @dataclass(frozen=True)

@@ -106,14 +106,7 @@ def metrics() -> None:
 )
 @with_options(*WEIGHTS)
 @_device
-def ref(
-    data: str,
-    out: Path,
-    names: tuple[str, ...],
-    keep: int,
-    device: str | None,
-    **weights: Path | None,
-) -> None:
+def ref(data: str, out: Path, names: tuple[str, ...], keep: int, device: str | None, **weights: Path | None) -> None:
     """Compute statistics of the images in DATA, for all detectors that samples are to be compared by, into OUT (.npz).
 
     DATA is a folder, a ZIP or an NPZ file of images, or the word "digits". Several processes, started by torchrun,
@@ -203,14 +196,7 @@ def gen(network: str | None, **given: Any) -> None:
 @with_options(*WEIGHTS)
 @_device
 def neighbours(
-    images: str,
-    data: str,
-    out: Path,
-    name: str | None,
-    rows: int,
-    k: int,
-    device: str | None,
-    **weights: Path | None,
+    images: str, data: str, out: Path, name: str | None, rows: int, k: int, device: str | None, **weights: Path | None
 ) -> None:
     """Find the training images closest to each of IMAGES, and draw the most suspicious samples beside them.
 

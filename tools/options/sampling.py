@@ -67,11 +67,7 @@ _what, _guidance, _sampling, _machine = map(option_group, ("What is drawn", "Gui
 
 SAMPLE_OPTIONS = (
     _what("--class", "class_name", help="Class of all images, by number or name; default: a random one for each seed."),
-    _what(
-        "--balanced",
-        is_flag=True,
-        help="As many images of each class: seed modulo number of classes.",
-    ),
+    _what("--balanced", is_flag=True, help="As many images of each class: seed modulo number of classes."),
     _what(
         "--preset",
         type=click.Choice(list(GENERATION_PRESETS)),
