@@ -11,7 +11,7 @@ from edm2.sweep.averages import Averages
 from edm2.sweep.evaluator import SampleSettings
 from edm2.sweep.score_cache import ScoreCache
 from edm2.sweep.sweep import Range, ScoredPoint, Sweeper
-from edm2.tools.options.evaluators import check_pixels, codec_of, default_detector, load_evaluator
+from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator
 from edm2.tools.run import image_bar
 from edm2.training import Dataset, RunFolder, Trainer, TrainingConfig, open_dataset
 from edm2.training.callbacks import Callback
@@ -58,12 +58,8 @@ class Evaluation(Callback):
         real = None
         if ref is None:
             real = trained_on if data is None else open_dataset(data)
-            check_pixels(real)
-        kind = "pixels" if trained_on.kind == "pixels" else "latents"
-        about = {"network": config.own_network.to_json(), "codec": {"kind": kind}}
-        self.evaluator = load_evaluator(
-            detector or default_detector(about), None, real, ref, config.device, ONE_PROCESS, image_bar
-        )
+        detector = detector or default_detector(trained_on.shape, trained_on.kind == "pixels")
+        self.evaluator = load_evaluator(detector, None, real, ref, config.device, ONE_PROCESS, image_bar)
 
     def on_snapshot(self, trainer: Trainer) -> dict[str, float]:
         """Score the averages of this time, at every n-th snapshot; a failure is printed and must not end the run."""

@@ -1,6 +1,6 @@
 """Networks from and to files. A snapshot describes itself: `load` needs nothing but the file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -14,6 +14,7 @@ from edm2.io.snapshots import AnySnapshot
 from edm2.networks import NetworkConfig, Precond, build_network, is_folded
 from edm2.pipeline.folder import is_pipeline_folder
 from edm2.post_hoc_ema import SnapshotError, write_snapshot
+from edm2.sampling.external import DrawnImages, ExternalNetwork, SampledNetwork, ready_to_sample
 from edm2.training.field_types import mistyped_fields
 from edm2.training.run.output import EXTERNAL
 
@@ -96,7 +97,9 @@ def load(
     tensors = {key: tensor.to(device or "cpu", dtypes.get(key, dtype)) for key, tensor in weights}
     try:
         if net is not None:
-            return _filled(net, metadata, tensors)
+            if not is_external(metadata):
+                raise SnapshotError("describes its network itself; leave out net")
+            return filled(net, tensors)
         loaded = network_from_state(metadata, tensors)
     except SnapshotError as error:
         raise SnapshotError(f"{path}: {error}") from None
@@ -104,10 +107,55 @@ def load(
     return loaded
 
 
-def _filled(net: Network, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Network:
-    """Overwrite the tensors of a network of the user's own, for inference."""
-    if metadata.get("architecture") != EXTERNAL:
-        raise SnapshotError("describes its network itself; leave out net")
+def load_to_sample(
+    name: str | Path,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    make_net: Callable[[], nn.Module] | None = None,
+) -> SampledNetwork:
+    """Load a network that `generate` takes: ours folded, to compute in `dtype`, or one of the user's own.
+
+    Args:
+        name: As of `load`.
+        device: Device of the parameters; default: the CPU.
+        dtype: dtype that ours computes in; None for float32.
+        make_net: Makes the network for snapshots that hold the tensors of one of the user's own.
+
+    Raises:
+        OSError, SnapshotError: as `load`.
+    """
+    metadata = read_metadata(name)
+    if not is_external(metadata) or make_net is None:
+        return ready_to_sample(load(name, device), dtype)
+    net = load(name, device, net=make_net())
+    try:
+        return ExternalNetwork(net, DrawnImages.from_metadata(metadata))
+    except ValueError as error:
+        raise SnapshotError(f"{name}: {error}") from None
+
+
+def is_external(metadata: Mapping[str, Any]) -> bool:
+    """True if a snapshot holds tensors of a network of the user's own, which it does not describe."""
+    return metadata.get("architecture") == EXTERNAL
+
+
+def drawn_images(metadata: Mapping[str, Any]) -> NetworkConfig | DrawnImages:
+    """Shape and classes of the images of the network that a snapshot's metadata describes.
+
+    Raises:
+        ValueError: they do not describe any.
+    """
+    if is_external(metadata):
+        return DrawnImages.from_metadata(metadata)
+    return NetworkConfig.from_json(metadata["network"])
+
+
+def filled(net: Network, tensors: Mapping[str, Tensor]) -> Network:
+    """Overwrite the tensors of a network of the user's own, for inference.
+
+    Raises:
+        SnapshotError: it has others.
+    """
     if (own := net.state_dict().keys()) != tensors.keys():
         different = sorted(own ^ tensors.keys())[:3]
         raise SnapshotError(f"holds tensors of another network than net: {', '.join(different)}")
@@ -125,8 +173,11 @@ def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> 
     Raises:
         SnapshotError: an unknown kind of network, or tensors of another one.
     """
-    if metadata.get("architecture") == EXTERNAL:
-        raise SnapshotError("holds tensors of a network of the user's own; make it, and edm2.load(path, net=net)")
+    if is_external(metadata):
+        raise SnapshotError(
+            "holds tensors of a network of the user's own; name what makes that (--net-from module:callable), or make "
+            "it and edm2.load(path, net=net)"
+        )
     try:
         config = NetworkConfig.from_json(metadata["network"])
         if wrong := mistyped_fields(config):

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,12 +64,7 @@ class UserDetector:
         self.name = name
         self.title = f"FD-{name.rpartition(':')[2]}"
         self._device = torch.device(device)
-        try:
-            found = import_target(name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"{name}: cannot be imported ({error}); a detector is given as module:callable") from error
-        if not callable(found):
-            raise ValueError(f"{name}: is no function that could be called with images")
+        found = import_callable(name, "a detector")
         self._call = found() if isinstance(found, type) else found
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -89,6 +85,21 @@ def import_target(target: str) -> Any:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     return getattr(importlib.import_module(module_name), attribute)
+
+
+def import_callable(target: str, what: str) -> Callable[..., Any]:
+    """Import what a user names on the command line to make or to be `what`, such as "a detector".
+
+    Raises:
+        ValueError: there is no such module, or nothing callable of this name in it.
+    """
+    try:
+        found = import_target(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{target}: cannot be imported ({error}); {what} is given as module:callable") from error
+    if not callable(found):
+        raise ValueError(f"{target}: is no function that could be called; {what} is given as module:callable")
+    return found
 
 
 def load_detector(name: str, weights: str | Path | None = None, device: torch.device | str = "cpu") -> Detector:

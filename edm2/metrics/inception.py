@@ -5,7 +5,6 @@ imported, since the others want torchvision. The weights are one TorchScript fil
 """
 
 import importlib
-import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,17 +102,9 @@ def _load(weights: str | Path | None, device: torch.device | str, resize_inside:
     if not hasattr(script, "layers"):
         raise ValueError(f"{path}: is TorchScript, but not of clean-fid's Inception ({FILE_NAME})")
     with TemporaryDirectory() as folder:
-        _link(path, Path(folder) / FILE_NAME)
+        shutil.copyfile(path, Path(folder) / FILE_NAME)
         net = clean_fid.InceptionV3W(folder, download=False, resize_inside=resize_inside)
     return net.to(device).eval()
-
-
-def _link(path: Path, name: Path) -> None:
-    """Make the same file available under another name."""
-    try:
-        os.symlink(path.resolve(), name)
-    except OSError:  # Windows allows it to few
-        shutil.copyfile(path, name)
 
 
 def _module(name: str) -> ModuleType:

@@ -14,20 +14,15 @@ SPLITS = 10
 """Parts of the samples, as in the literature."""
 
 
-@dataclass(frozen=True)
-class InceptionScore:
-    """Inception score: mean and standard deviation over parts of the samples."""
-
-    mean: float
-    std: float
-
-
-def inception_score(probabilities: npt.ArrayLike, splits: int = SPLITS) -> InceptionScore:
+def inception_score(probabilities: npt.ArrayLike, splits: int = SPLITS) -> tuple[float, float]:
     """Compute exp E KL(p(y|x) || p(y)), between 1 and the number of classes.
 
     Args:
         probabilities: Class probabilities of every sample, [N, classes].
         splits: Parts, in the order of the samples.
+
+    Returns:
+        Mean and standard deviation over the parts.
 
     Raises:
         ValueError: fewer samples than parts.
@@ -36,7 +31,7 @@ def inception_score(probabilities: npt.ArrayLike, splits: int = SPLITS) -> Incep
     if len(p) < splits:
         raise ValueError(f"the Inception score of {splits} parts takes at least as many images, not {len(p)}")
     scores = [_score(part) for part in np.array_split(p, splits)]
-    return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
+    return float(np.mean(scores)), float(np.std(scores))
 
 
 def _score(p: npt.NDArray[np.float64]) -> float:
@@ -60,5 +55,4 @@ class InceptionScoreMetric:
         return cls()
 
     def __call__(self, samples: Collection, title: str) -> list[MetricValue]:
-        found = inception_score(samples.features)
-        return [MetricValue("inception_score", title, self.detector, found.mean, found.std)]
+        return [MetricValue("inception_score", title, self.detector, *inception_score(samples.features))]

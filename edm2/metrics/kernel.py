@@ -1,7 +1,5 @@
 """Kernel distance between two sets of features: KID where the features are Inception's (arXiv 1801.01401)."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
@@ -12,23 +10,9 @@ SUBSETS, SUBSET_SIZE = 100, 1000
 """Mean over a hundred pairs of random subsets of a thousand images, as in the literature."""
 
 
-@dataclass(frozen=True)
-class KernelDistance:
-    """Kernel distance: mean over pairs of subsets, and its standard error."""
-
-    mean: float
-    """Squared maximum mean discrepancy, without bias: around 0, also below, for sets from one distribution."""
-    error: float
-    """Standard deviation over subsets, divided by the root of their number."""
-
-
 def kernel_distance(
-    generated: npt.ArrayLike,
-    real: npt.ArrayLike,
-    subsets: int = SUBSETS,
-    subset_size: int = SUBSET_SIZE,
-    seed: int = 0,
-) -> KernelDistance:
+    generated: npt.ArrayLike, real: npt.ArrayLike, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 0
+) -> tuple[float, float]:
     """Squared maximum mean discrepancy with the polynomial kernel k(x, y) = (x·y / D + 1)³.
 
     Unlike the Frechet distance it has no bias, so sets of different sizes can be compared.
@@ -39,6 +23,10 @@ def kernel_distance(
         subsets: Pairs of random subsets.
         subset_size: Images in each; all, if there are fewer.
         seed: Seed of the choice of subsets.
+
+    Returns:
+        Mean over pairs of subsets, which is around 0, also below, for sets from one distribution; and its standard
+        error.
 
     Raises:
         ValueError: features of different lengths, or fewer than two images.
@@ -54,7 +42,7 @@ def kernel_distance(
         _discrepancy(random.choice(x, size, replace=False), random.choice(y, size, replace=False))
         for _ in range(subsets)
     ]
-    return KernelDistance(float(np.mean(distances)), float(np.std(distances) / np.sqrt(subsets)))
+    return float(np.mean(distances)), float(np.std(distances) / np.sqrt(subsets))
 
 
 def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
@@ -72,6 +60,6 @@ class KernelMetric(FeaturesMetric):
     """Kernel distance to features of real images, titled KID for those of Inception."""
 
     def __call__(self, samples: Collection, title: str) -> list[MetricValue]:
-        found = kernel_distance(samples.features, self.real)
+        mean, error = kernel_distance(samples.features, self.real)
         title = "KID" if title.startswith("FID") else title.replace("FD", "KD")
-        return [MetricValue("kernel", title, self.detector, found.mean, found.error)]
+        return [MetricValue("kernel", title, self.detector, mean, error)]

@@ -3,8 +3,6 @@
 A set of images is modelled by balls around its features, each reaching to the k-th nearest neighbour.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
@@ -16,17 +14,7 @@ K = 3
 """Neighbours, as in the paper."""
 
 
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """Precision and recall, both in [0, 1]."""
-
-    precision: float
-    """Fraction of samples within a ball of a real image."""
-    recall: float
-    """Fraction of real images within a ball of a sample."""
-
-
-def precision_recall(generated: npt.NDArray, real: npt.NDArray, k: int = K) -> PrecisionRecall:
+def precision_recall(generated: npt.NDArray, real: npt.NDArray, k: int = K) -> tuple[float, float]:
     """Compute precision and recall; both depend on the number of images, so compare only scores of as many.
 
     Args:
@@ -34,12 +22,15 @@ def precision_recall(generated: npt.NDArray, real: npt.NDArray, k: int = K) -> P
         real: Features [M, D].
         k: Neighbours.
 
+    Returns:
+        Fraction of samples within a ball of a real image, and of real images within a ball of a sample.
+
     Raises:
         ValueError: fewer than k + 1 images, or features of different lengths.
     """
     if min(len(generated), len(real)) <= k:
         raise ValueError(f"precision and recall with k = {k} neighbours take at least {k + 1} images of each kind")
-    return PrecisionRecall(_fraction_within(generated, real, k), _fraction_within(real, generated, k))
+    return _fraction_within(generated, real, k), _fraction_within(real, generated, k)
 
 
 def _fraction_within(points: npt.NDArray, centers: npt.NDArray, k: int) -> float:
@@ -56,5 +47,6 @@ class PrecisionRecallMetric(FeaturesMetric):
 
     def __call__(self, samples: Collection, title: str) -> list[MetricValue]:
         n = min(len(samples.features), len(self.real))
-        found = precision_recall(evenly(samples.features, n), evenly(self.real, n))
-        return [MetricValue(name, name, self.detector, getattr(found, name)) for name in ("precision", "recall")]
+        precision, recall = precision_recall(evenly(samples.features, n), evenly(self.real, n))
+        numbers = {"precision": precision, "recall": recall}
+        return [MetricValue(name, name, self.detector, value) for name, value in numbers.items()]

@@ -4,6 +4,7 @@ Everything random about an image comes from one generator of its own, seeded by 
 first for the noise that sampling starts from, then for its class, then for the noise of churn.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -11,7 +12,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from edm2.networks import Precond
+from edm2.networks import NetworkConfig, Precond
+from edm2.sampling.external import DrawnImages, ExternalNetwork, SampledNetwork
 from edm2.sampling.guidance import EVERYWHERE, Interval, guided
 from edm2.sampling.samplers.heun import Denoiser, sample_heun
 
@@ -59,7 +61,7 @@ class SeedRandom:
 
 
 def generate(
-    net: Precond,
+    net: SampledNetwork,
     seeds: Sequence[int],
     classes: int | Sequence[int] | None = None,
     guide: Denoiser | None = None,
@@ -74,7 +76,7 @@ def generate(
     """Draw one sample per seed, batch by batch.
 
     Args:
-        net: Denoiser; faster when folded.
+        net: Denoiser; faster when folded. One of the user's own in an `ExternalNetwork`.
         seeds: One per image.
         classes: One class for all images, one per image, or None: drawn from the seed.
         guide: Denoiser to guide away from: another network, or `edm2.without_labels(net)` (see `edm2.guided`).
@@ -94,7 +96,7 @@ def generate(
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     if guide is None and guidance != 1:
         raise ValueError(f"guidance={guidance} needs a network to guide away from: give guide")
-    if isinstance(guide, Precond):
+    if isinstance(guide, Precond | ExternalNetwork):
         check_guide(net, guide)
     seeds = list(seeds)
     for name, values in (conditions or {}).items():
@@ -102,7 +104,7 @@ def generate(
             raise ValueError(f"condition {name}: {len(values)} rows for {len(seeds)} seeds; give one row per seed")
     chosen = _chosen_classes(classes, len(seeds), net.config.label_dim)
     denoise = net if guide is None else guided(net, guide, guidance, interval)
-    device = next(net.buffers()).device if device is None else torch.device(device)
+    device = next(itertools.chain(net.buffers(), net.parameters())).device if device is None else torch.device(device)
 
     def batches() -> Iterator[SampleBatch]:
         for start in range(0, len(seeds), batch_size):
@@ -143,7 +145,7 @@ def require_finite(batches: Iterable[SampleBatch], network: str = "the network")
 
 
 def classes_of_seeds(
-    net: Precond, seeds: Sequence[int], classes: int | Sequence[int] | None = None, batch_size: int = 64
+    net: SampledNetwork, seeds: Sequence[int], classes: int | Sequence[int] | None = None, batch_size: int = 64
 ) -> Tensor | None:
     """Classes of the images that `generate` draws for the same arguments, without drawing them.
 
@@ -163,17 +165,24 @@ def classes_of_seeds(
     return torch.cat([torch.zeros(0, dtype=torch.int64), *(labels for labels in drawn if labels is not None)])
 
 
-def check_guide(net: Precond, guide: Precond, net_name: str = "this network", guide_name: str = "the guide") -> None:
+def check_guide(
+    net: SampledNetwork, guide: SampledNetwork, net_name: str = "this network", guide_name: str = "the guide"
+) -> None:
     """Raise ValueError unless both draw images of one shape and have equally many classes, or one of them none."""
-    a, b = net.unet.config, guide.unet.config  # networks of a pipeline have a `config` in diffusers' form
+    a, b = _config(net), _config(guide)
     same_classes = a.label_dim == b.label_dim or 0 in (a.label_dim, b.label_dim)
     if not same_classes or (a.img_channels, a.size) != (b.img_channels, b.size):
         raise ValueError(f"{guide_name} cannot guide {net_name}: it draws {_kind(guide)}, not {_kind(net)}")
 
 
-def _kind(net: Precond) -> str:
+def _config(net: SampledNetwork) -> NetworkConfig | DrawnImages:
+    """Configuration of a network; the attribute `config` of those of a pipeline is in diffusers' form."""
+    return net.config if isinstance(net, ExternalNetwork) else net.unet.config
+
+
+def _kind(net: SampledNetwork) -> str:
     """Shape and number of classes of a network's images, as text."""
-    config = net.unet.config
+    config = _config(net)
     height, width = config.size
     return f"{config.img_channels}x{height}x{width} of {config.label_dim or 'no'} classes"
 
@@ -194,7 +203,7 @@ def class_index(label: int | str, names: Sequence[str]) -> int:
 
 
 def _draw_inputs(
-    net: Precond, seeds: Sequence[int], chosen: Sequence[int] | None
+    net: SampledNetwork, seeds: Sequence[int], chosen: Sequence[int] | None
 ) -> tuple[SeedRandom, Tensor, Tensor | None]:
     """Generators of a batch, its noise [N, C, H, W] and its classes [N], drawn in this order."""
     random = SeedRandom(seeds)

@@ -1,18 +1,20 @@
 """Networks averaged from a run's snapshots, with any EMA length at any stored time; nothing is written."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from edm2.io.model import network_from_state, read_metadata
+from edm2.io.model import filled, is_external, load_to_sample, network_from_state, read_metadata
 from edm2.io.snapshots import AnySnapshot, open_run, read_weights, refuse_different_runs
-from edm2.networks import NetworkConfig, Precond, build_network
+from edm2.networks import NetworkConfig
 from edm2.post_hoc_ema import reconstruct, reconstruct_tensors, reconstruction_error, select_snapshots
+from edm2.sampling.external import DrawnImages, ExternalNetwork
 from edm2.training import RunFolder
 
 RAW = 0.0
@@ -28,17 +30,23 @@ class Averages:
     Args:
         folder: A folder that `open_run` takes: a run folder, or a folder of snapshots, ours or published.
         max_bytes: Memory for networks of one pass over the snapshots.
+        make_net: Makes a network of the user's own for snapshots that hold the tensors of one.
 
     Raises:
         OSError: there are no snapshots.
-        SnapshotError: a file is damaged, or two of them are of different runs.
+        SnapshotError: a file is damaged, two of them are of different runs, or `make_net` is needed.
     """
 
-    def __init__(self, folder: str | Path, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, folder: str | Path, max_bytes: int = MAX_BYTES, make_net: Callable[[], nn.Module] | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.snapshots = open_run(folder)
         refuse_different_runs(self.snapshots)
         self.max_bytes = max_bytes
+        self._external: Any = None
+        if is_external(self.metadata):
+            self._external = load_to_sample(self.snapshots[-1].path, make_net=make_net)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -46,9 +54,14 @@ class Averages:
         return self.snapshots[-1].metadata
 
     @property
-    def config(self) -> NetworkConfig:
-        """Configuration of the network."""
-        return NetworkConfig.from_json(self.metadata["network"])
+    def config(self) -> NetworkConfig | DrawnImages:
+        """Configuration of the network; of one of the user's own, the images that it draws."""
+        return NetworkConfig.from_json(self.metadata["network"]) if self._external is None else self._external.config
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the network draws."""
+        return (self.config.img_channels, *self.config.size)
 
     @property
     def last(self) -> int:
@@ -58,9 +71,8 @@ class Averages:
     @property
     def network_bytes(self) -> int:
         """Memory of one network in float32."""
-        with torch.device("meta"):
-            net = build_network(self.config)
-        return sum(4 * tensor.numel() for tensor in net.state_dict().values())
+        last = self.snapshots[-1]
+        return sum(4 * last.layout(name).numel for name in last.names)
 
     @property
     def at_once(self) -> int:
@@ -100,10 +112,13 @@ class Averages:
         path = RunFolder(self.folder).raw_weights
         return path.is_file() and read_metadata(path).get("images_seen") == at
 
-    def networks(self, at: int, sigma_rels: Sequence[float]) -> list[Precond]:
+    def networks(self, at: int, sigma_rels: Sequence[float]) -> list[Any]:
         """Average networks of several EMA lengths in one pass over the snapshots; float32, on the CPU.
 
         An average that is stored at this time is read from its snapshot, which reconstruction would return too.
+
+        Returns:
+            `Precond`s, or `ExternalNetwork`s.
 
         Raises:
             ValueError: as `check`.
@@ -111,7 +126,12 @@ class Averages:
         self.check(at, sigma_rels)
         rest = [s for s in sigma_rels if s != RAW and self._stored(at, s) is None]
         states = dict(zip(rest, reconstruct(self.snapshots, rest, at) if rest else [], strict=True))
-        return [network_from_state(self.metadata, states.get(s) or self._read(at, s)) for s in sigma_rels]
+        return [self._network(states.get(s) or self._read(at, s)) for s in sigma_rels]
+
+    def _network(self, state: dict[str, Tensor]) -> Any:
+        if self._external is None:
+            return network_from_state(self.metadata, state)
+        return ExternalNetwork(filled(copy.deepcopy(self._external.net), state), self._external.config)
 
     def fingerprint(self, at: int) -> str:
         """Hash that tells runs apart: of the metadata and a tensor of the last snapshot used, and of all times used."""

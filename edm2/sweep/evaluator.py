@@ -1,7 +1,7 @@
 """The score of a network: the distance of its samples to real images, drawn in memory."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edm2.metrics import Detector, FeatureStatistics, feature_statistics, frechet_distance
+from edm2.metrics import Detector, FeatureStatistics, feature_statistics, frechet_distance, reference_of
 from edm2.metrics.features import BATCH, ReportProgress, displayed, features_of_batches, read_ahead
 from edm2.metrics.frechet import frechet_deviation
 from edm2.metrics.reference import Collection
 from edm2.metrics.scores import Metric
-from edm2.networks import Precond
+from edm2.sampling.external import SampledNetwork
 from edm2.sampling.generation import generate, require_finite
 from edm2.sampling.guidance import EVERYWHERE, Interval
 from edm2.sampling.samplers import HEUN, Sampler
@@ -122,11 +122,7 @@ class MetricEvaluator:
         return Score(first.value, first.deviation, None)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "detector": self.detector.name,
-            "reference": self.reference_digest,
-            "metric": self.name,
-        }
+        return {"detector": self.detector.name, "reference": self.reference_digest, "metric": self.name}
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,7 @@ class SampleSettings:
         return range(set_number * self.count, (set_number + 1) * self.count)
 
     def images(
-        self, net: Precond, codec: Codec, guide: Denoiser | None, guidance: float, parts: Sequence[Sequence[int]]
+        self, net: SampledNetwork, codec: Codec, guide: Denoiser | None, guidance: float, parts: Sequence[Sequence[int]]
     ) -> Iterator[Tensor]:
         """Draw the images of the seeds of each part: uint8 [N, C, H, W] in 0..255.
 
@@ -191,7 +187,7 @@ class SampleSettings:
 
 
 def score_network(
-    net: Precond,
+    net: SampledNetwork,
     codec: Codec,
     evaluator: Evaluator | MetricEvaluator,
     sampling: SampleSettings,
@@ -223,20 +219,18 @@ def score_network(
     return evaluator.score(torch.cat(features), sampling.classes(net.config.label_dim, seeds))
 
 
-def evaluator_by(
-    dataset: Dataset, detector: Detector, reference: Callable[[Dataset, Detector], FeatureStatistics]
-) -> Evaluator:
+def evaluator_by(dataset: Dataset, detector: Detector, statistics: FeatureStatistics | None = None) -> Evaluator:
     """Make an evaluator that compares with all images of a dataset, and recognizes classes where pixels are features.
 
     Args:
         dataset: Real images.
         detector: Function from images to features.
-        reference: `edm2.metrics.reference_of`, or a cached form of it.
+        statistics: Statistics of the dataset's features, if they are known.
 
     Raises:
         ValueError: the data are not pixels, or do not suit the detector.
     """
-    statistics = reference(dataset, detector)
+    statistics = statistics or reference_of(dataset, detector)
     if detector.name != "pixels" or dataset.num_classes < 2:
         return Evaluator(detector, statistics)
     indices = range(len(dataset))

@@ -4,14 +4,15 @@
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from edm2.io.model import load, read_metadata, resolve
-from edm2.networks import Precond, fold
+from edm2.io.model import load_to_sample, read_metadata, resolve
+from edm2.sampling.external import SampledNetwork, ready_to_sample
 from edm2.sampling.generation import check_guide
 from edm2.sampling.guidance import without_labels
 from edm2.sampling.samplers.heun import Denoiser
@@ -27,7 +28,7 @@ class Guide(Protocol):
     def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
         """Prepare the guides of these EMA lengths, and drop those loaded before."""
 
-    def of(self, net: Precond, sigma_rel: float) -> Denoiser:
+    def of(self, net: SampledNetwork, sigma_rel: float) -> Denoiser:
         """Return the guide of a (folded) network with this EMA length of the guide."""
 
     def to_json(self) -> Any:
@@ -42,7 +43,7 @@ class UnlabelledGuide:
     def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
         """Do nothing: every network is its own guide."""
 
-    def of(self, net: Precond, sigma_rel: float) -> Denoiser:
+    def of(self, net: SampledNetwork, sigma_rel: float) -> Denoiser:
         return without_labels(net)
 
     def to_json(self) -> Any:
@@ -54,19 +55,21 @@ class FixedGuide:
 
     Args:
         name: A file, or another name that `edm2.load` takes.
+        make_net: Makes the network if the file holds the tensors of one of the user's own.
     """
 
     at_once = 1 << 20
 
-    def __init__(self, name: str | Path) -> None:
+    def __init__(self, name: str | Path, make_net: Callable[[], nn.Module] | None = None) -> None:
         self.name = str(name)
-        self._net: Precond | None = None
+        self.make_net = make_net
+        self._net: SampledNetwork | None = None
 
     def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
         if self._net is None:
-            self._net = fold(load(self.name, device), dtype)
+            self._net = load_to_sample(self.name, device, dtype, self.make_net)
 
-    def of(self, net: Precond, sigma_rel: float) -> Denoiser:
+    def of(self, net: SampledNetwork, sigma_rel: float) -> Denoiser:
         assert self._net is not None  # `load` comes first
         check_guide(net, self._net, guide_name=self.name)
         return self._net
@@ -95,15 +98,15 @@ class GuideRun:
         self.averages = averages
         self.at = at
         self.at_once = averages.at_once
-        self._nets: dict[float, Precond] = {}
+        self._nets: dict[float, SampledNetwork] = {}
 
     def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
         if set(sigma_rels) != set(self._nets):
             self._nets = {}  # freed first: old and new guides together may not fit
             nets = self.averages.networks(self.at, sigma_rels)
-            self._nets = {s: fold(net.to(device), dtype) for s, net in zip(sigma_rels, nets, strict=True)}
+            self._nets = {s: ready_to_sample(net.to(device), dtype) for s, net in zip(sigma_rels, nets, strict=True)}
 
-    def of(self, net: Precond, sigma_rel: float) -> Denoiser:
+    def of(self, net: SampledNetwork, sigma_rel: float) -> Denoiser:
         guide = self._nets[sigma_rel]
         check_guide(net, guide, guide_name=str(self.averages.folder))
         return guide

@@ -38,12 +38,12 @@ def cached_reference(
         report: Called with a number of finished images.
 
     Raises:
-        OSError: the file cannot be written.
-        ValueError: as `reference_of`.
+        OSError: the file cannot be read or written.
+        ValueError: as `reference_of`, or the file is damaged.
     """
     path = _path(Path(folder), dataset, detector, weights) if processes.is_first else None
-    known = processes.broadcast(None if path is None else _read(path, detector.name))
-    if known is not None:
+    known = read_reference(path)[detector.name] if path is not None and path.exists() else None
+    if known := processes.broadcast(known):
         return known
     found = reference_of(dataset, detector, processes, report)
     if path is not None:
@@ -58,21 +58,9 @@ def _path(folder: Path, dataset: Dataset, detector: Detector, weights: Path | No
     facts: dict[str, Any] = {
         "images": [images, len(dataset), dataset.shape, dataset.levels],
         "detector": detector.name,
-        "weights": None if weights is None else _stamp(weights),
+        "weights": None,
         "version": edm2.__version__,
     }
+    if weights is not None:  # facts that change when the file does, without reading it
+        facts["weights"] = [str(weights.resolve()), weights.stat().st_size, weights.stat().st_mtime_ns]
     return folder / f"reference-{detector.name}-{key_of(facts)[:12]}.npz"
-
-
-def _stamp(path: Path) -> list[Any]:
-    """Facts that change when a file does, without reading it."""
-    stat = path.stat()
-    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
-
-
-def _read(path: Path, detector: str) -> FeatureStatistics | None:
-    """Read statistics; None if there is no such file, or a damaged one."""
-    try:
-        return read_reference(path).get(detector)
-    except (FileNotFoundError, ValueError):
-        return None

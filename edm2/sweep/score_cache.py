@@ -2,12 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
-from edm2.post_hoc_ema.files import parse_json
 from edm2.sweep.evaluator import Score
 from edm2.training.run.files import append_json_line
 
@@ -28,8 +28,7 @@ class ScoreCache:
         self.path = Path(path)
         self._scores: dict[str, Score] = {}
         if self.path.exists():
-            for line in self.path.read_bytes().split(b"\n"):
-                self._keep(line)
+            self._scores = dict(_read_lines(self.path))
 
     def get(self, facts: dict[str, Any]) -> Score | None:
         """Return the score of these facts, or None."""
@@ -47,14 +46,13 @@ class ScoreCache:
         self._scores[key] = score
         append_json_line(self.path, {"key": key, **shown, **asdict(score)})
 
-    def _keep(self, line: bytes) -> None:
-        try:
-            values = parse_json(line)
-            key, *numbers = (values[name] for name in ("key", "distance", "deviation", "accuracy"))
-        except (ValueError, KeyError, TypeError):
-            return  # half a line: that score is computed again
-        if isinstance(key, str) and all(type(number) in (int, float, NoneType) for number in numbers):
-            self._scores[key] = Score(*numbers)
+
+def _read_lines(path: Path) -> Iterator[tuple[str, Score]]:
+    """Yield keys and scores; half a line is passed over, so that its score is computed again."""
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError):
+            values = json.loads(line)
+            yield values["key"], Score(values["distance"], values["deviation"], values["accuracy"])
 
 
 def key_of(facts: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from edm2.networks import Precond, fold
+from edm2.sampling.external import SampledNetwork, ready_to_sample
 from edm2.sampling.samplers.heun import Denoiser
 from edm2.sweep.averages import RAW, Averages
 from edm2.sweep.evaluator import Evaluator, MetricEvaluator, SampleSettings, Score, score_network
@@ -205,11 +205,13 @@ class Sweeper:
             self.known.add(facts, shown, score)
         return score
 
-    def ready(self, net: Precond) -> Precond:
-        """Fold a network and move it to the device, as it draws samples."""
-        return fold(net, self.sampling.dtype).to(self.device)
+    def ready(self, net: SampledNetwork) -> Any:
+        """Fold a network of ours and move it to the device, as it draws samples."""
+        return ready_to_sample(net, self.sampling.dtype).to(self.device)
 
-    def score(self, net: Precond, guide: Denoiser | None = None, guidance: float = 1.0, set_number: int = 0) -> Score:
+    def score(
+        self, net: SampledNetwork, guide: Denoiser | None = None, guidance: float = 1.0, set_number: int = 0
+    ) -> Score:
         """Score a network that is `ready`, whether its score is known or not."""
         return score_network(
             net, self.codec, self.evaluator, self.sampling, guide, guidance, set_number, self.processes, self.report
@@ -273,7 +275,7 @@ class Sweeper:
                 shown = {**asdict(point), "set": number, "detector": self.evaluator.detector.name}
                 yield point, self._kept(self._facts(point, number), shown, score)
 
-    def _networks(self, points: Sequence[Point]) -> Iterator[tuple[Point, Precond, Any]]:
+    def _networks(self, points: Sequence[Point]) -> Iterator[tuple[Point, Any, Any]]:
         """Yield points with their networks, as many as memory allows from one pass over the snapshots."""
         for time, group in _by_time(points):
             sigma_rels = sorted({point.sigma_rel for point in group})
@@ -281,7 +283,7 @@ class Sweeper:
                 nets = dict(zip(some, self.averages.networks(time, some), strict=True))
                 yield from self._guided([point for point in group if point.sigma_rel in nets], nets)
 
-    def _guided(self, points: Sequence[Point], nets: dict[float, Precond]) -> Iterator[tuple[Point, Precond, Any]]:
+    def _guided(self, points: Sequence[Point], nets: dict[float, SampledNetwork]) -> Iterator[tuple[Point, Any, Any]]:
         """Yield points without guidance first, then the others by their guides."""
         for sigma_rel, net in nets.items():
             for point in points:

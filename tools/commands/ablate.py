@@ -150,15 +150,13 @@ def _scoring(
     """Make the scoring of all trials; statistics of the data are kept in the study's folder."""
     from edm2.study.study import Scoring
     from edm2.sweep.evaluator import SampleSettings
-    from edm2.tools.options.evaluators import check_pixels, default_detector, load_evaluator
+    from edm2.tools.options.evaluators import default_detector, load_evaluator
     from edm2.tools.run import image_bar
     from edm2.training.config import DTYPES
     from edm2.training.distributed.processes import ONE_PROCESS
 
-    if ref is None:
-        check_pixels(dataset)
-    device, metadata = trial.config.device, {"network": trial.config.own_network.to_json()}
-    name = detector or default_detector(metadata | {"codec": {"kind": dataset.kind}})
+    device = trial.config.device
+    name = detector or default_detector(dataset.shape, dataset.kind == "pixels")
     evaluator = load_evaluator(name, weights, dataset, ref, device, ONE_PROCESS, image_bar, out)
     dtype = DTYPES[precision or ("fp16" if device.startswith("cuda") else "fp32")]
     sampling = SampleSettings(count, num_steps, dtype=dtype)

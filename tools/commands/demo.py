@@ -28,7 +28,7 @@ def demo(out: Path, seed: int) -> None:
     import torch
 
     from edm2.io.model import reconstructed_metadata, save
-    from edm2.metrics import load_detector, reference_of
+    from edm2.metrics import load_detector
     from edm2.planning.plan import plan_run
     from edm2.sweep.averages import Averages
     from edm2.sweep.evaluator import SampleSettings, evaluator_by
@@ -53,7 +53,7 @@ def demo(out: Path, seed: int) -> None:
     click.echo(f"   edm2 sweep {run} --std {SIGMA_RELS} --samples {SAMPLES} --steps {STEPS} --out {out}")
     averages = Averages(run)
     codec = codec_from_json(averages.metadata["codec"])
-    evaluator = evaluator_by(dataset, load_detector("pixels"), reference_of)
+    evaluator = evaluator_by(dataset, load_detector("pixels"))
     sweeper = Sweeper(averages, codec, evaluator, SampleSettings(SAMPLES, STEPS), known=ScoreCache(out / "sweep.jsonl"))
     sweep = sweeper.sweep(Range([averages.last], parse_sigma_rels(SIGMA_RELS)), dataset, progress=image_bar)
     write_sweep(out / "sweep.csv", sweep)

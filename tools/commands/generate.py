@@ -77,9 +77,8 @@ def generate(
     An image depends on its seed and class alone, whatever the batch. Images that exist already are not drawn again:
     if interrupted, run the same command again. Several processes, started by torchrun, divide the seeds among them.
     """
-    options = SamplingOptions(**options_given)
-    _check_targets(out, npz, grid, latents, len(options.seeds))
-    choice = options.choice(network)
+    _check_targets(out, npz, grid, latents, len(options_given["seeds"]))
+    options = SamplingOptions.from_given(network, options_given)
     from edm2.sampling.drawing import batches_of, store_images, undecoded, unfinished
     from edm2.sampling.generation import classes_of_seeds
     from edm2.tools.options.targets import Targets
@@ -88,7 +87,7 @@ def generate(
 
     targets = Targets(out, npz, grid, subdirs, latents)
     with joined_processes() as processes:
-        generator = SampleGenerator(options, choice, processes)
+        generator = SampleGenerator(options, processes)
         store = targets.store(generator.settings | {"latents": latents}, processes.count)
         pending = unfinished(processes.shard(batches_of(options.seeds, options.batch_size)), store)
         batches = generator.batches(pending)

@@ -9,13 +9,10 @@ from edm2.metrics.registry import DETECTOR_NAMES
 from edm2.tools.options.groups import GroupedCommand, with_options
 from edm2.tools.options.parsing import DEVICE, FILE, PNG_FILE
 from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampling_options
-from edm2.tools.options.scoring import SCORES, WEIGHTS, ScoringOptions, images_bar, load_detectors
+from edm2.tools.options.scoring import SCORES, WEIGHTS, ScoringOptions, load_detectors
 
 if TYPE_CHECKING:
     from edm2.metrics.neighbours import Neighbours
-
-SMALL = 1024
-"""Values per image up to which training images are looked for pixel by pixel by default."""
 
 EPILOG = """\b
 Examples:
@@ -109,14 +106,7 @@ def metrics() -> None:
 )
 @with_options(*WEIGHTS)
 @_device
-def ref(
-    data: str,
-    out: Path,
-    names: tuple[str, ...],
-    keep: int,
-    device: str | None,
-    **weights: Path | None,
-) -> None:
+def ref(data: str, out: Path, names: tuple[str, ...], keep: int, device: str | None, **weights: Path | None) -> None:
     """Compute statistics of the images in DATA, for all detectors that samples are to be compared by, into OUT (.npz).
 
     DATA is a folder, a ZIP or an NPZ file of images, or the word "digits". Several processes, started by torchrun,
@@ -126,13 +116,13 @@ def ref(
         raise click.BadParameter(f"{out}: a reference file's name ends in .npz", param_hint="OUT")
     from edm2.metrics.image_source import open_images
     from edm2.metrics.reference import collect, write_reference
-    from edm2.tools.run import use_device
+    from edm2.tools.run import image_bar, use_device
     from edm2.training.distributed.processes import joined_processes
 
     dataset = open_images(data)
     with joined_processes() as processes:
         detectors = load_detectors(names, weights, use_device(processes, device))
-        with images_bar(len(dataset), processes) as bar:
+        with image_bar(len(dataset), hidden=not processes.is_first) as bar:
             found = collect(dataset, list(detectors.values()), keep, processes, bar.update)
         if processes.is_first:
             collections = dict(zip(detectors, found, strict=True))
@@ -177,15 +167,15 @@ def gen(network: str | None, **given: Any) -> None:
 
     Several processes, started by torchrun, share the work; the numbers are the same.
     """
-    scoring, options = ScoringOptions.pop_from(given), SamplingOptions(**given)
-    choice = options.choice(network)
+    scoring = ScoringOptions.pop_from(given)
+    options = SamplingOptions.from_given(network, given)
     wanted = scoring.metrics()
     from edm2.sampling.drawing import batches_of
     from edm2.training.distributed.processes import joined_processes
 
     parts = batches_of(options.seeds, options.batch_size)
     with joined_processes() as processes:
-        generator = SampleGenerator(options, choice, processes)
+        generator = SampleGenerator(options, processes)
         generator.try_out(generator.decode)
         mine = [seed for part in processes.shard(parts) for seed in part]
         pixels = (generator.decode(batch.samples) for batch in generator.batches(mine))
@@ -200,39 +190,31 @@ def gen(network: str | None, **given: Any) -> None:
     "--out", type=PNG_FILE, required=True, help="PNG file: on each row a sample, then its closest training images."
 )
 @click.option("--detector", "name", metavar="NAME",
-              help=f"{DETECTOR_NAMES}; default: pixels up to {SMALL} values, else efficientnet-lite0.")  # fmt: skip
+              help=f"{DETECTOR_NAMES}; default: pixels of small images, else efficientnet-lite0.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(1, 256), default=16, show_default=True, help="Samples to show.")
 @click.option("--neighbours", "k", type=click.IntRange(1, 32), default=5, show_default=True, help="Images for each.")
 @with_options(*WEIGHTS)
 @_device
 def neighbours(
-    images: str,
-    data: str,
-    out: Path,
-    name: str | None,
-    rows: int,
-    k: int,
-    device: str | None,
-    **weights: Path | None,
+    images: str, data: str, out: Path, name: str | None, rows: int, k: int, device: str | None, **weights: Path | None
 ) -> None:
     """Find the training images closest to each of IMAGES, and draw the most suspicious samples beside them.
 
     A sample is suspicious if it is nearer to a training image than that image's own nearest neighbour.
     """
-    from math import prod
-
     from edm2.io.images import save_png
     from edm2.metrics.image_source import open_images
     from edm2.metrics.neighbours import find_neighbours, neighbours_picture
     from edm2.metrics.reference import collect
-    from edm2.tools.run import use_device
+    from edm2.tools.options.evaluators import default_detector
+    from edm2.tools.run import image_bar, use_device
     from edm2.training.distributed.processes import joined_processes
 
     samples, training = open_images(images), open_images(data)
-    name = name or ("pixels" if prod(training.shape) <= SMALL else "efficientnet-lite0")
+    name = name or default_detector(training.shape, are_pixels=True)
     with joined_processes() as processes:
         [detector] = load_detectors([name], weights, use_device(processes, device)).values()
-        with images_bar(len(samples) + len(training), processes) as bar:
+        with image_bar(len(samples) + len(training), hidden=not processes.is_first) as bar:
             [drawn], [real] = (
                 collect(dataset, [detector], len(dataset), processes, bar.update) for dataset in (samples, training)
             )

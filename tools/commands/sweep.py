@@ -1,7 +1,7 @@
 """`edm2 sweep`: score many EMA lengths, times and guidance weights of a run, draw the curves, name the best."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +11,24 @@ import click
 from edm2.metrics.registry import DETECTOR_NAMES, METRICS
 from edm2.sampling.samplers import HEUN, Sampler
 from edm2.tools.options.groups import GroupedCommand, option_group
+from edm2.tools.options.networks import (
+    NET_FROM_HELP,
+    check_external,
+    check_guidance,
+    check_own_precision,
+    chosen_precision,
+    network_maker,
+)
 from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, INTERVAL, PRECISION, SIGMA_RELS, TIMES, WEIGHTS
 from edm2.tools.options.sampling import sampler_option
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edm2.sweep.averages import Averages
-    from edm2.sweep.evaluator import SampleSettings
     from edm2.sweep.guides import Guide
     from edm2.sweep.sweep import Point, Range, ScoredPoint, Sweep, Sweeper
-    from edm2.training import Dataset
+    from edm2.training import Codec, Dataset
 
 EPILOG = """\b
 Examples:
@@ -62,6 +71,7 @@ _what, _guidance, _score, _where, _machine = map(
     show_default=True,
     help="EMA lengths.",
 )
+@_what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP)
 @_what("--at", "times", type=TIMES, help="Images seen, times with snapshots; default: the last.")
 @_what("--search", "budget", type=click.IntRange(1), help="Close in on the best with at most so many points per time.")
 @_guidance("--guidance", "guidances", type=WEIGHTS, help="Weights; default: 1, which is none.")
@@ -82,17 +92,14 @@ _what, _guidance, _score, _where, _machine = map(
 @_score("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps.")
 @sampler_option(_score)
 @_score("--vae", help="VAE to decode with, folder or hub id; default: the one that the run names.")
-@_where(
-    "--out",
-    type=FOLDER,
-    help="Folder for scores, plot and statistics of real images.  [default: RUN]",
-)
+@_where("--out", type=FOLDER, help="Folder for scores, plot and statistics of real images.  [default: RUN]")
 @_where("--compare", "others", type=FOLDER, multiple=True, help="Another sweep's folder, to draw too; may be repeated.")
 @_machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32.")
 @_machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
 def sweep(
     run: Path,
     sigma_rels: list[float],
+    net_from: str | None,
     times: list[int] | None,
     budget: int | None,
     guidances: list[float] | None,
@@ -123,7 +130,13 @@ def sweep(
     of it is written. Small images are compared pixel by pixel, others by the features of a network (--detector). Bands
     in the plot are two standard deviations, from halves of the images.
     """
-    _check_guidance(guide, unlabelled_guide, guidances, guide_at, guide_sigma_rels)
+    check_guidance(guide, unlabelled_guide, guidances)
+    is_guide_run = guide is not None and _is_run(guide)
+    if not is_guide_run and (guide_at is not None or guide_sigma_rels is not None):
+        raise click.UsageError(
+            "--guide-at and --guide-std choose an average of a guide's run: give its folder as --guide"
+        )
+    check_own_precision(precision, net_from)
     if metric not in (None, *METRICS):
         raise click.UsageError(f"--metric {metric}: there are {', '.join(METRICS)}; default: the Frechet distance")
     if metric is not None and ref is None:
@@ -134,37 +147,37 @@ def sweep(
     from edm2.sweep.score_cache import ScoreCache
     from edm2.sweep.search import check_budget
     from edm2.sweep.sweep import Range, Sweeper
-    from edm2.tools.figures.sweep import plot_sweep
     from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator, load_metric_evaluator
-    from edm2.tools.reports.tables import print_sweep, read_sweep, write_sweep
+    from edm2.tools.reports.tables import read_sweep
     from edm2.tools.run import image_bar, use_device
+    from edm2.training import PixelCodec
     from edm2.training.config import DTYPES
     from edm2.training.distributed.processes import joined_processes
 
     compared = {title: read_sweep(folder / "sweep.csv") for title, folder in _titles(others).items()}
-    averages = Averages(run)
-    dataset = None if ref else _dataset(run, data)
-    if dataset is not None:
-        _check_shape(averages, dataset, data)
+    make_net = network_maker(net_from)
+    averages = Averages(run, make_net=make_net)
+    check_external(run, averages.metadata, net_from)
+    codec = codec_of(run, averages.metadata, vae)
+    dataset = None if ref else _real_images(averages, codec, data)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
     for time in area.times:
         averages.check(time, area.sigma_rels)
     if budget is not None:
         check_budget(area.axes(), budget)
-    codec = codec_of(run, averages.metadata, vae)
-    guides = _guide(averages, guide, unlabelled_guide, guide_at)
+    guides = _guide(averages, guide, unlabelled_guide, guide_at, make_net)
     out = out or run
 
     with joined_processes() as processes:
         bar = partial(image_bar, hidden=not processes.is_first)
         on = use_device(processes, device)
-        name = detector or default_detector(averages.metadata)
+        name = detector or default_detector(averages.shape, isinstance(codec, PixelCodec))
         evaluator: Any
         if metric is None:
             evaluator = load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
         else:
             evaluator = load_metric_evaluator(metric, name, weights, ref, on)
-        dtype = DTYPES[precision or ("fp16" if on.type == "cuda" else "fp32")]
+        dtype = DTYPES[chosen_precision(precision, on, net_from)]
         sampling = SampleSettings(count, num_steps, interval or EVERYWHERE, dtype, sampler)
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
@@ -173,38 +186,11 @@ def sweep(
             _warn_of_snapshots(averages, area)
             _announce(area, budget, sweeper)
         result = sweeper.sweep(area, dataset, budget, bar)
-        if not processes.is_first:
-            return
-        write_sweep(out / "sweep.csv", result)
-        _warn_of_other_scores(result, compared)
-        plot_sweep(out / "sweep.png", result, {title: sweep.averages for title, sweep in compared.items()})
-        print_sweep(result)
-        click.echo(f"\nThe curve: {out / 'sweep.png'}, the numbers: {out / 'sweep.csv'}.")
-        _warn_of_edges(area, result.best)
-        click.echo("The best network, and images of it:")
-        for line in _commands(run, averages, result.best.point, guides, guide, interval, sampling):
-            click.echo(f"  {line}")
-
-
-def _check_guidance(
-    guide: str | None,
-    unlabelled_guide: bool,
-    guidances: list[float] | None,
-    guide_at: int | None,
-    guide_sigma_rels: list[float] | None,
-) -> None:
-    if guide is not None and unlabelled_guide:
-        raise click.UsageError("--guide and --unlabelled-guide are two guides: give one of them")
-    has_guide = guide is not None or unlabelled_guide
-    if has_guide and guidances is None:
-        raise click.UsageError("a guide needs weights: give --guidance, such as 1,1.5,2")
-    if not has_guide and any(weight != 1 for weight in guidances or ()):
-        raise click.UsageError("--guidance needs a network to guide away from: --guide RUN or --unlabelled-guide")
-    is_run = guide is not None and _is_run(guide)
-    if not is_run and (guide_at is not None or guide_sigma_rels is not None):
-        raise click.UsageError(
-            "--guide-at and --guide-std choose an average of a guide's run: give its folder as --guide"
-        )
+        if processes.is_first:
+            _report(result, area, out, compared)
+            click.echo("The best network, and images of it:")
+            for line in _commands(sweeper, result.best.point, guide, net_from):
+                click.echo(f"  {line}")
 
 
 def _titles(folders: Sequence[Path]) -> dict[str, Path]:
@@ -213,46 +199,37 @@ def _titles(folders: Sequence[Path]) -> dict[str, Path]:
     return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
 
 
-def _warn_of_other_scores(sweep: "Sweep", compared: "dict[str, Sweep]") -> None:
-    """Warn of sweeps whose distances are of another kind or number of samples, and do not compare."""
-    from edm2.post_hoc_ema.files import plain_line
-
-    here = f"{sweep.title} of {sweep.samples:,} samples"
-    for name, other in compared.items():
-        there = here if other.samples is None else f"{plain_line(other.title)} of {other.samples:,} samples"
-        if there != here:
-            click.echo(f"Warning: {name} has {there}, this sweep {here}: their heights do not compare", err=True)
-
-
 def _is_run(guide: str) -> bool:
     from edm2.pipeline.folder import is_pipeline_folder
 
     return Path(guide).is_dir() and not is_pipeline_folder(Path(guide))
 
 
-def _dataset(run: Path, data: str | None) -> "Dataset":
-    """Open the real images: those named, else those of the run."""
-    from edm2.tools.options.evaluators import check_pixels
-    from edm2.training import open_dataset
+def _real_images(averages: "Averages", codec: "Codec", data: str | None) -> "Dataset":
+    """Open the real images: those named, else those of the run.
+
+    Raises:
+        ValueError: they are not of the shape that a network of pixels draws.
+    """
+    from edm2.training import PixelCodec, open_dataset
     from edm2.training.run.run_folder import open_run_data
 
-    dataset = open_run_data(run) if data is None else open_dataset(data)
-    check_pixels(dataset)
+    dataset = open_run_data(averages.folder) if data is None else open_dataset(data)
+    if isinstance(codec, PixelCodec) and dataset.shape != averages.shape:
+        raise ValueError(
+            f"{data or dataset.name}: images are {dataset.shape}, but {averages.folder} draws {averages.shape} "
+            "(channels, height, width)"
+        )
     return dataset
 
 
-def _check_shape(averages: "Averages", dataset: "Dataset", data: str | None) -> None:
-    """Raise ValueError unless the images have the shape that a network of pixels draws."""
-    drawn = (averages.config.img_channels, *averages.config.size)
-    of_pixels = (averages.metadata.get("codec") or {"kind": "pixels"})["kind"] == "pixels"
-    if of_pixels and dataset.shape != drawn:
-        raise ValueError(
-            f"{data or dataset.name}: images are {dataset.shape}, but {averages.folder} draws {drawn} (channels, "
-            "height, width)"
-        )
-
-
-def _guide(averages: "Averages", guide: str | None, unlabelled: bool, guide_at: int | None) -> "Guide | None":
+def _guide(
+    averages: "Averages",
+    guide: str | None,
+    unlabelled: bool,
+    guide_at: int | None,
+    make_net: "Callable[[], nn.Module] | None",
+) -> "Guide | None":
     from edm2.sweep.averages import Averages
     from edm2.sweep.guides import FixedGuide, GuideRun, UnlabelledGuide
     from edm2.tools.options.networks import check_label_dropout
@@ -263,11 +240,29 @@ def _guide(averages: "Averages", guide: str | None, unlabelled: bool, guide_at: 
     if guide is None:
         return None
     if not _is_run(guide):
-        return FixedGuide(guide)
-    run = Averages(guide)
+        return FixedGuide(guide, make_net)
+    run = Averages(guide, make_net=make_net)
     time = guide_at or run.last
     run.check(time, [0.1])  # refuses a time without snapshots
     return GuideRun(run, time)
+
+
+def _report(result: "Sweep", area: "Range", out: Path, compared: "dict[str, Sweep]") -> None:
+    """Write and print the table, and draw the curves."""
+    from edm2.post_hoc_ema.files import plain_line
+    from edm2.tools.figures.sweep import plot_sweep
+    from edm2.tools.reports.tables import print_sweep, write_sweep
+
+    here = f"{result.title} of {result.samples:,} samples"
+    for name, other in compared.items():
+        there = here if other.samples is None else f"{plain_line(other.title)} of {other.samples:,} samples"
+        if there != here:
+            click.echo(f"Warning: {name} has {there}, this sweep {here}: their heights do not compare", err=True)
+    write_sweep(out / "sweep.csv", result)
+    plot_sweep(out / "sweep.png", result, {title: sweep.averages for title, sweep in compared.items()})
+    print_sweep(result)
+    click.echo(f"\nThe curve: {out / 'sweep.png'}, the numbers: {out / 'sweep.csv'}.")
+    _warn_of_edges(area, result.best)
 
 
 def _warn_of_snapshots(averages: "Averages", area: "Range") -> None:
@@ -312,41 +307,34 @@ def _warn_of_edges(area: "Range", best: "ScoredPoint") -> None:
             click.echo(f"The best value of {option}, {value:g}, is the end of its list: the minimum may lie beyond.")
 
 
-def _commands(
-    run: Path,
-    averages: "Averages",
-    point: "Point",
-    guides: "Guide | None",
-    guide: str | None,
-    interval: tuple[float, float] | None,
-    sampling: "SampleSettings",
-) -> list[str]:
+def _commands(sweeper: "Sweeper", point: "Point", guide: str | None, net_from: str | None) -> list[str]:
     """Command lines that make the best network and draw its images."""
+    from edm2.sampling.guidance import EVERYWHERE
     from edm2.sweep.guides import GuideRun
 
-    lines = [_reconstruct(run, point.sigma_rel, point.images_seen, averages.last)]
-    draw = ["edm2", "generate", str(_reconstructed(run, point.images_seen, point.sigma_rel))]
-    draw += ["--seeds", "0-63", "--balanced"] if averages.config.label_dim else ["--seeds", "0-63"]
+    sampling, guides = sweeper.sampling, sweeper.guide
+    reconstruct, network = _reconstruct(sweeper.averages, point.images_seen, point.sigma_rel)
+    lines = [reconstruct]
+    draw = ["edm2", "generate", network, "--seeds", "0-63"]
+    draw += ["--balanced"] if sweeper.averages.config.label_dim else []
+    draw += [] if net_from is None else ["--net-from", net_from]
     draw += ["--steps", str(sampling.num_steps)]
     draw += [] if sampling.sampler == HEUN else ["--solver", sampling.sampler.name]
     draw += ["--out", "samples"]
     if point.guidance != 1:
         if isinstance(guides, GuideRun):
-            assert guide is not None  # the run's folder
-            lines.append(_reconstruct(Path(guide), point.used_guide_sigma_rel, guides.at, guides.averages.last))
-            guide = str(_reconstructed(Path(guide), guides.at, point.used_guide_sigma_rel))
+            reconstruct, guide = _reconstruct(guides.averages, guides.at, point.used_guide_sigma_rel)
+            lines.append(reconstruct)
         draw += ["--unlabelled-guide"] if guide is None else ["--guide", guide]
         draw += ["--guidance", f"{point.guidance:g}"]
-        draw += [] if interval is None else ["--interval", "{:g},{:g}".format(*interval)]
+        draw += [] if sampling.interval == EVERYWHERE else ["--interval", "{:g},{:g}".format(*sampling.interval)]
     return [*lines, shlex.join(draw)]
 
 
-def _reconstruct(run: Path, sigma_rel: float, at: int, last: int) -> str:
-    command = ["edm2", "reconstruct", str(run), "--std", f"{sigma_rel:g}"]
-    return shlex.join(command if at == last else [*command, "--at", str(at)])
-
-
-def _reconstructed(run: Path, at: int, sigma_rel: float) -> Path:
+def _reconstruct(averages: "Averages", at: int, sigma_rel: float) -> tuple[str, str]:
+    """Command line that makes an average, and the file that it writes."""
     from edm2.tools.reports.reconstruction import reconstructed_name
 
-    return run / "reconstructed" / reconstructed_name(at, sigma_rel)
+    command = ["edm2", "reconstruct", str(averages.folder), "--std", f"{sigma_rel:g}"]
+    command += [] if at == averages.last else ["--at", str(at)]
+    return shlex.join(command), str(averages.folder / "reconstructed" / reconstructed_name(at, sigma_rel))

@@ -1,7 +1,7 @@
 """`edm2 train`: train a network."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,26 +77,15 @@ Distributions of noise levels:
 )
 
 
-def _choices(heading: str) -> Callable[..., Callable]:
-    """Options under one heading: on/off, or of the given type. Not given, they are None: the preset decides."""
-
-    def option(name: str, field: str, help: str, type: Any = NUMBER, **attributes: Any) -> Callable:
-        if "/" in name:  # on/off
-            type = None
-        return option_group(heading)(name, field, type=type, default=None, help=help, **attributes)
-
-    return option
-
-
 _what = option_group("The run")
 _eval = option_group("Scores during training")
-_data = _choices("Data")
-_network = _choices("Network")
-_schedule = _choices("Schedule")
-_noise = _choices("Noise levels")
-_loss = _choices("Weighting of noise levels")
-_output = _choices("What is written, and when")
-_machine = _choices("Machine")
+_data = option_group("Data")
+_network = option_group("Network")
+_schedule = option_group("Schedule")
+_noise = option_group("Noise levels")
+_loss = option_group("Weighting of noise levels")
+_output = option_group("What is written, and when")
+_machine = option_group("Machine")
 
 
 @click.command(cls=GroupedCommand, epilog=EPILOG)
@@ -110,93 +99,83 @@ _machine = _choices("Machine")
 )
 @_what("-n", "--dry-run", is_flag=True, help="Describe the run and stop.")
 @_what("--measure", is_flag=True, help="With --dry-run: train a few steps and print speed, time and memory.")
-@_data("--cond/--uncond", "conditional", "Train with labels; default: if the data have any.")
-@_data("--label-dropout", "label_dropout", "Fraction of images trained without their label, for guidance.")
-@_data("--xflip/--no-xflip", "xflip", "Mirror half of the images.")
+@_data("--cond/--uncond", "conditional", default=None, help="Train with labels; default: if the data have any.")
+@_data("--label-dropout", type=NUMBER, help="Fraction of images trained without their label, for guidance.")
+@_data("--xflip/--no-xflip", default=None, help="Mirror half of the images.")
 @_data(
     "--standardize/--no-standardize",
-    "standardize",
-    "Scale pixels to the standard deviation that the network expects, or only onto [-1, 1].",
+    default=None,
+    help="Scale pixels to the standard deviation that the network expects, or only onto [-1, 1].",
 )
-@_data("--skip-broken", "skip_broken", "Without effect, and gone in the next version: see edm2 dataset check.", int)
-@_data("--holdout", "holdout", "Images to keep out of training, to measure the loss on.", int)
+@_data("--skip-broken", type=int, help="Without effect, and gone in the next version: see edm2 dataset check.")
+@_data("--holdout", type=int, help="Images to keep out of training, to measure the loss on.")
 @_network(
     "--config",
     "architecture",
-    "Step of the paper's ladder, A to G, with its training settings; default: G.",
-    ARCHITECTURE,
+    type=ARCHITECTURE,
     metavar="LETTER",
+    help="Step of the paper's ladder, A to G, with its training settings; default: G.",
 )
-@_network("--channels", "model_channels", "Base width of the network.", int)
-@_network("--dropout", "dropout", "Dropout probability; against overfitting.")
+@_network("--channels", "model_channels", type=int, help="Base width of the network.")
+@_network("--dropout", type=NUMBER, help="Dropout probability; against overfitting.")
 @_network(
     "--init",
-    "init",
-    "Snapshot or included network (digits8) to start from; the number of classes may differ.",
-    str,
     metavar="SNAPSHOT",
+    help="Snapshot or included network (digits8) to start from; the number of classes may differ.",
 )
-@_schedule("--duration", "duration", "Images to train on.", IMAGES)
-@_schedule("--batch", "batch_size", "Images per step.", IMAGES)
-@_schedule("--lr", "ref_lr", "Learning rate between ramp-up and decay.")
-@_schedule("--decay", "ref_batches", "Steps after which the learning rate decays; 0 for never.")
-@_schedule("--rampup", "rampup_images", "Images over which the learning rate rises.", IMAGES)
-@_schedule("--seed", "seed", "Seed of all random numbers.", SEED)
+@_schedule("--duration", type=IMAGES, help="Images to train on.")
+@_schedule("--batch", "batch_size", type=IMAGES, help="Images per step.")
+@_schedule("--lr", "ref_lr", type=NUMBER, help="Learning rate between ramp-up and decay.")
+@_schedule("--decay", "ref_batches", type=NUMBER, help="Steps after which the learning rate decays; 0 for never.")
+@_schedule("--rampup", "rampup_images", type=IMAGES, help="Images over which the learning rate rises.")
+@_schedule("--seed", type=SEED, help="Seed of all random numbers.")
 @_noise(
     "--noise",
-    "noise",
-    "Distribution in training (see below); default: ln-normal.",
-    click.Choice(list(NOISE_DISTRIBUTIONS)),
+    type=click.Choice(list(NOISE_DISTRIBUTIONS)),
     metavar="NAME",
+    help="Distribution in training (see below); default: ln-normal.",
 )
-@_noise("--p-mean", "P_mean", "Mean of ln sigma in training.")
-@_noise("--p-std", "P_std", "Standard deviation of ln sigma in training.")
+@_noise("--p-mean", "P_mean", type=NUMBER, help="Mean of ln sigma in training.")
+@_noise("--p-std", "P_std", type=NUMBER, help="Standard deviation of ln sigma in training.")
 @_noise(
     "--stratified-noise/--no-stratified-noise",
     "stratified_sigma",
-    "Spread the noise levels of every step evenly over their distribution; for small batches.",
+    default=None,
+    help="Spread the noise levels of every step evenly over their distribution; for small batches.",
 )
 @_loss(
     "--weighting",
-    "weighting",
-    "Name (see below); default: uncertainty; for config A edm.",
-    click.Choice(list(WEIGHTINGS)),
+    type=click.Choice(list(WEIGHTINGS)),
     metavar="NAME",
+    help="Name (see below); default: uncertainty; for config A edm.",
 )
-@_loss("--gamma", "weighting_gamma", "Parameter of max-snr, min-snr, soft-min-snr and p2.")
-@_loss("--k", "weighting_k", "Parameter of p2.")
+@_loss("--gamma", "weighting_gamma", type=NUMBER, help="Parameter of max-snr, min-snr, soft-min-snr and p2.")
+@_loss("--k", "weighting_k", type=NUMBER, help="Parameter of p2.")
+@_loss("--snr-convention", type=click.Choice(SNR_CONVENTIONS), help="SNR as (sigma_data/sigma)² or 1/sigma².")
 @_loss(
-    "--snr-convention",
-    "snr_convention",
-    "SNR as (sigma_data/sigma)² or 1/sigma².",
-    click.Choice(SNR_CONVENTIONS),
-)
-@_loss(
-    "--normalize-weighting/--no-normalize-weighting",
-    "normalize_weighting",
-    "Scale the weighting to mean 1; on by default.",
+    "--normalize-weighting/--no-normalize-weighting", default=None, help="Scale the weighting to mean 1; on by default."
 )
 @_loss(
     "--relative-weighting",
-    "relative_weighting",
-    "Multiply the weighting onto the loss that learned uncertainty evens out, instead of replacing it.",
-    None,
     is_flag=True,
+    default=None,
+    help="Multiply the weighting onto the loss that learned uncertainty evens out, instead of replacing it.",
 )
-@_output("--ema", "sigma_rels", "EMA lengths to store.  [default: 0.05,0.10]", SIGMA_RELS)
-@_output("--snapshot", "snapshot_every", "Images between EMA snapshots.", IMAGES)
-@_output("--snapshot-precision", "snapshot_precision", "Precision of snapshots.", PRECISION)
+@_output("--ema", "sigma_rels", type=SIGMA_RELS, help="EMA lengths to store.  [default: 0.05,0.10]")
+@_output("--snapshot", "snapshot_every", type=IMAGES, help="Images between EMA snapshots.")
+@_output("--snapshot-precision", type=PRECISION, help="Precision of snapshots.")
 @_output(
     "--keep-snapshots",
-    "keep_snapshots",
-    "Keep snapshots of this many times, spread over the run; the others are deleted on the way. With 64, errors of "
-    "reconstruction stay below 2 %.  [default: all]",
-    click.IntRange(2),
+    type=click.IntRange(2),
+    help="Keep snapshots of this many times, spread over the run; the others are deleted on the way. With 64, errors "
+    "of reconstruction stay below 2 %.  [default: all]",
 )
-@_output("--status", "status_every", "Images between status lines.", IMAGES)
-@_output("--sample", "sample_every", "Images between sample grids.", IMAGES)
-@_output("--diagnostics", "diagnostics_every", "Images between the measurements that edm2 plot draws.", IMAGES)
-@_output("--checkpoint", "checkpoint_every", "Images between checkpoints.", IMAGES)
+@_output("--status", "status_every", type=IMAGES, help="Images between status lines.")
+@_output("--sample", "sample_every", type=IMAGES, help="Images between sample grids.")
+@_output(
+    "--diagnostics", "diagnostics_every", type=IMAGES, help="Images between the measurements that edm2 plot draws."
+)
+@_output("--checkpoint", "checkpoint_every", type=IMAGES, help="Images between checkpoints.")
 @_eval("--eval", "lengths", type=SIGMA_RELS, help="EMA lengths to score during training: 0.05,0.10.")
 @_eval("--eval-every", "eval_every", type=click.IntRange(1), default=1, help="Score every so many snapshots.")
 @_eval("--eval-samples", "eval_samples", type=click.IntRange(2), default=500, help="Images per score; default: 500.")
@@ -205,32 +184,20 @@ _machine = _choices("Machine")
     "--eval-data", "eval_data", help="Images to compare with; default: those of the run, unless it trains on latents."
 )
 @_eval("--eval-ref", "eval_ref", type=FILE, help="Statistics of real images, in place of --eval-data.")
-@_machine("--device", "device", "cpu, cuda or mps; default: the fastest here.", DEVICE)
-@_machine("--micro-batch", "micro_batch", "Images per forward pass; lower it if memory runs out.", IMAGES)
+@_machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
+@_machine("--micro-batch", type=IMAGES, help="Images per forward pass; lower it if memory runs out.")
+@_machine("--precision", type=PRECISION, help="Precision of activations; default: bf16 if supported, else fp32.")
+@_machine("--compile/--no-compile", default=None, help="Compile the network: faster, after a minute or more.")
+@_machine("--workers", type=int, help="Processes that read data; 0: the training process reads them.")
+@_machine("--shard/--no-shard", default=None, help="Divide weights among the processes (FSDP2) to save memory.")
+@_machine("--patience", type=TIME, help="Time after which a process that does not answer ends the run; default: 30m.")
+@_machine("--recompute/--no-recompute", default=None, help="Save memory by computing activations twice.")
 @_machine(
-    "--precision",
-    "precision",
-    "Precision of activations; default: bf16 if supported, else fp32.",
-    PRECISION,
+    "--detect-anomaly", is_flag=True, default=None, help="Stop at the first NaN or infinity and name the layer; slow."
 )
-@_machine("--compile/--no-compile", "compile", "Compile the network: faster, after a minute or more.")
-@_machine("--workers", "workers", "Processes that read data; 0: the training process reads them.", int)
-@_machine("--shard/--no-shard", "shard", "Divide weights among the processes (FSDP2) to save memory.")
 @_machine(
-    "--patience",
-    "patience",
-    "Time after which a process that does not answer ends the run; default: 30m.",
-    TIME,
+    "--max-time", "max_seconds", type=TIME, help="Save and stop after this time (90s, 30m, 11.5h), with exit code 124."
 )
-@_machine("--recompute/--no-recompute", "recompute", "Save memory by computing activations twice.")
-@_machine(
-    "--detect-anomaly",
-    "detect_anomaly",
-    "Stop at the first NaN or infinity and name the layer; slow.",
-    None,
-    is_flag=True,
-)
-@_machine("--max-time", "max_seconds", "Save and stop after this time (90s, 30m, 11.5h), with exit code 124.", TIME)
 def train(
     data: str,
     out: str,

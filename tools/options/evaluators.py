@@ -1,9 +1,8 @@
 """Evaluators from command-line options: which detector, and which real images, samples are compared by."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,26 +40,9 @@ def codec_of(name: str | Path, metadata: dict[str, Any], vae: str | None) -> "Co
     return replace(codec, vae=vae)
 
 
-def default_detector(metadata: dict[str, Any]) -> str:
-    """Name of the default detector: pixels for small images, a network for others."""
-    from edm2.networks import NetworkConfig
-
-    config = NetworkConfig.from_json(metadata["network"])
-    small = prod((config.img_channels, *config.size)) <= SMALL
-    return (
-        "pixels"
-        if small and (metadata.get("codec") or {"kind": "pixels"})["kind"] == "pixels"
-        else "efficientnet-lite0"
-    )
-
-
-def check_pixels(dataset: "Dataset") -> None:
-    """Raise ValueError unless these are images."""
-    if dataset.kind != "pixels":
-        raise ValueError(
-            f"{dataset.name}: holds {dataset.kind}, which no images can be compared with; give the images that they "
-            "were made of, or statistics of them"
-        )
+def default_detector(shape: Sequence[int], are_pixels: bool) -> str:
+    """Name of the default detector for images [C, H, W]: their pixels if they are small, else a network."""
+    return "pixels" if are_pixels and prod(shape) <= SMALL else "efficientnet-lite0"
 
 
 def load_evaluator(
@@ -93,18 +75,19 @@ def load_evaluator(
     from edm2.sweep.evaluator import Evaluator, evaluator_by
     from edm2.sweep.reference_cache import cached_reference
 
-    statistics = {} if ref is None else read_reference(ref)
-    if ref is not None and detector not in statistics:
-        raise ValueError(
-            f"{ref}: holds no statistics of {detector}, only of {', '.join(statistics)}; choose --detector"
-        )
-    found = load_detector(detector, weights, device)
     if ref is not None:
-        return Evaluator(found, statistics[detector])
+        known = read_reference(ref)
+        if detector not in known:
+            raise ValueError(f"{ref}: holds no statistics of {detector}, only of {', '.join(known)}; choose --detector")
+        return Evaluator(load_detector(detector, weights, device), known[detector])
     assert dataset is not None  # real images come from there or from `ref`
-    statistics_of = reference_of if kept_in is None else partial(cached_reference, kept_in, weights=weights)
+    found = load_detector(detector, weights, device)
     with bar(len(dataset)) as progress:
-        return evaluator_by(dataset, found, partial(statistics_of, processes=processes, report=progress.update))
+        if kept_in is None:
+            statistics = reference_of(dataset, found, processes, progress.update)
+        else:
+            statistics = cached_reference(kept_in, dataset, found, weights, processes, progress.update)
+        return evaluator_by(dataset, found, statistics)
 
 
 def load_metric_evaluator(

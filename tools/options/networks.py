@@ -1,6 +1,6 @@
 """Networks that `edm2 generate` samples from: the main one, the guide, and the guidance weight."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,103 +10,116 @@ from edm2.sampling.presets import GenerationPreset
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from edm2.networks import Precond
+    from edm2.sampling.external import SampledNetwork
     from edm2.sampling.samplers.heun import Denoiser
+    from edm2.tools.options.sampling import SamplingOptions
+
+NET_FROM_HELP = "MODULE:CALLABLE that makes a network of your own, for snapshots that hold its tensors."
 
 
-@dataclass(frozen=True)
-class NetworkChoice:
-    """Networks and guidance that a user asks for; None where an option is not given."""
+def complete_by_preset(given: dict[str, Any], preset: GenerationPreset) -> None:
+    """Take networks and guidance that are not given from a preset, whose networks are files in `given["networks"]`.
 
-    network: str | None
-    """Network to sample from."""
-    guide: str | None
-    """Network to guide away from."""
-    unlabelled_guide: bool
-    """True to guide away from `network` itself without labels."""
-    guidance: float | None
-    """Guidance weight."""
-    interval: tuple[float, float] | None
-    """Noise levels with guidance."""
+    Raises:
+        FileNotFoundError: a file that is needed is missing.
+    """
+    folder = given["networks"]
+    if given["network"] is None:
+        given["network"] = str(preset.network.find(folder))
+    if preset.guide is None or given["guidance"] == 1:
+        return
+    if given["guidance"] is None:
+        given["guidance"] = preset.guidance
+    if given["guide"] is None and not given["unlabelled_guide"]:
+        given["guide"] = str(preset.guide.find(folder))
+    if given["interval"] is None and preset.interval_steps is not None:
+        from edm2.sampling.guidance import interval_of_steps
 
-    @property
-    def weight(self) -> float:
-        """Guidance weight; 1 is none."""
-        return 1.0 if self.guidance is None else self.guidance
+        given["interval"] = interval_of_steps(*preset.interval_steps)
 
-    def completed_by(self, preset: GenerationPreset, folder: Path) -> "NetworkChoice":
-        """Take everything that is not given from a preset, whose networks are files in `folder`.
 
-        Raises:
-            FileNotFoundError: a file that is needed is missing.
-        """
-        completed = self
-        if self.network is None:
-            completed = replace(completed, network=str(preset.network.find(folder)))
-        if preset.guide is None or self.guidance == 1:
-            return completed
-        if self.guidance is None:
-            completed = replace(completed, guidance=preset.guidance)
-        if self.guide is None and not self.unlabelled_guide:
-            completed = replace(completed, guide=str(preset.guide.find(folder)))
-        if self.interval is None and preset.interval_steps is not None:
-            from edm2.sampling.guidance import interval_of_steps
+def check_guidance(guide: str | None, unlabelled_guide: bool, weights: Sequence[float] | None) -> None:
+    """Raise click.UsageError for options that exclude or need each other; `weights` are those of --guidance."""
+    if guide is not None and unlabelled_guide:
+        raise click.UsageError("--guide and --unlabelled-guide are two guides: give one of them")
+    has_guide = guide is not None or unlabelled_guide
+    if has_guide and weights is None:
+        raise click.UsageError("a guide needs a weight: give --guidance, such as 1.5")
+    if not has_guide and any(weight != 1 for weight in weights or ()):
+        given = ",".join(f"{weight:g}" for weight in weights or ())
+        raise click.UsageError(f"--guidance {given} needs a network to guide away from: --guide or --unlabelled-guide")
 
-            completed = replace(completed, interval=interval_of_steps(*preset.interval_steps))
-        return completed
 
-    def check(self) -> None:
-        """Refuse contradictory options.
+def load_networks(
+    options: "SamplingOptions", device: "torch.device", dtype: "torch.dtype", warn: bool = True
+) -> "tuple[SampledNetwork, Denoiser | None]":
+    """Load a network and its guide, folded; with `warn`, print a warning about a guide of other data.
 
-        Raises:
-            click.UsageError: no network, or options that exclude or need each other.
-        """
-        if self.network is None:
-            raise click.UsageError("which NETWORK? Give a snapshot, an included network (digits8), or --preset NAME")
-        if self.guide is not None and self.unlabelled_guide:
-            raise click.UsageError("--guide and --unlabelled-guide are two guides: give one of them")
-        has_guide = self.guide is not None or self.unlabelled_guide
-        if has_guide and self.guidance is None:
-            raise click.UsageError("a guide needs a weight: give --guidance, such as 1.5")
-        if self.weight != 1 and not has_guide:
-            raise click.UsageError(
-                f"--guidance {self.weight:g} needs a network to guide away from: --guide SNAPSHOT or --unlabelled-guide"
-            )
-        if self.interval is not None and self.weight == 1:
-            raise click.UsageError("--interval limits guidance, and there is none: give --guide and --guidance")
+    Raises:
+        OSError, ValueError: a file is no network, or one that cannot guide the other.
+    """
+    from edm2.io.model import load_to_sample, read_metadata
+    from edm2.sampling.generation import check_guide
+    from edm2.sampling.guidance import without_labels
 
-    def load(
-        self, device: "torch.device", dtype: "torch.dtype", warn: bool = True
-    ) -> "tuple[Precond, Denoiser | None]":
-        """Load the network and its guide, folded; with `warn`, print a warning about a guide of other data.
+    metadata = read_metadata(options.network)
+    check_external(options.network, metadata, options.net_from)
+    make_net = network_maker(options.net_from)
+    net = load_to_sample(options.network, device, dtype, make_net)
+    if options.unlabelled_guide:
+        check_label_dropout(options.network, metadata, warn)
+        return net, without_labels(net)
+    if options.guide is None:
+        return net, None
+    guide = load_to_sample(options.guide, device, dtype, make_net)
+    check_guide(net, guide, options.network, options.guide)
+    if warn and metadata.get("codec") != read_metadata(options.guide).get("codec"):
+        _warn(f"{options.guide} was trained on data scaled differently from {options.network}: guidance mixes the two")
+    return net, guide
 
-        Raises:
-            OSError, ValueError: a file is no network, or one that cannot guide the other.
-        """
-        from edm2.io.model import load, read_metadata
-        from edm2.networks import fold
-        from edm2.sampling.generation import check_guide
-        from edm2.sampling.guidance import without_labels
 
-        assert self.network is not None  # see `check`
-        net = fold(load(self.network, device), dtype)
-        if self.unlabelled_guide:
-            check_label_dropout(self.network, read_metadata(self.network), warn)
-            return net, without_labels(net)
-        if self.guide is None:
-            return net, None
-        guide = fold(load(self.guide, device), dtype)
-        check_guide(net, guide, self.network, self.guide)
-        if warn:
-            self._warn_of_other_data(self.network, self.guide)
-        return net, guide
+def network_maker(net_from: str | None) -> "Callable[[], nn.Module] | None":
+    """Import what --net-from names, to be called for every network that is loaded; None if it is not given.
 
-    def _warn_of_other_data(self, network: str, guide: str) -> None:
-        from edm2.io.model import read_metadata
+    Raises:
+        ValueError: it cannot be imported, or is no function.
+    """
+    if net_from is None:
+        return None
+    from torch import nn
 
-        if read_metadata(network).get("codec") != read_metadata(guide).get("codec"):
-            _warn(f"{guide} was trained on data scaled differently from {network}: guidance mixes the two")
+    from edm2.metrics.detectors import import_callable
+
+    make = import_callable(net_from, "a network")
+
+    def make_net() -> nn.Module:
+        net = make()
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"{net_from}: makes a {type(net).__name__}, not a torch.nn.Module")
+        return net
+
+    return make_net
+
+
+def check_external(name: str | Path, metadata: dict[str, Any], net_from: str | None) -> None:
+    """Raise click.UsageError if --net-from is given for a network that needs none."""
+    from edm2.io.model import is_external
+
+    if net_from is not None and not is_external(metadata):
+        raise click.UsageError(f"{name}: describes its network itself; leave out --net-from")
+
+
+def check_own_precision(precision: str | None, net_from: str | None) -> None:
+    """Raise click.UsageError if a network of the user's own is to compute in half precision."""
+    if net_from is not None and precision not in (None, "fp32"):
+        raise click.UsageError(f"--precision {precision} is for networks that edm2 builds; --net-from needs none")
+
+
+def chosen_precision(precision: str | None, device: "torch.device", net_from: str | None) -> str:
+    """Precision of activations: as asked for, else half where that is fast; a network of the user's own has its own."""
+    return precision or ("fp16" if device.type == "cuda" and net_from is None else "fp32")
 
 
 def check_label_dropout(name: str, metadata: dict[str, Any], warn: bool = True) -> None:
@@ -115,7 +128,9 @@ def check_label_dropout(name: str, metadata: dict[str, Any], warn: bool = True) 
     Raises:
         ValueError: it was not, or has no classes at all.
     """
-    if metadata["network"]["label_dim"] == 0:
+    from edm2.io.model import drawn_images
+
+    if drawn_images(metadata).label_dim == 0:
         raise ValueError(f"{name}: has no classes that --unlabelled-guide could leave out")
     label_dropout = (metadata.get("training") or {}).get("label_dropout")
     if label_dropout == 0:

@@ -12,9 +12,6 @@ from typing import Any
 
 import click
 
-ARCHITECTURES = tuple("ABCDEFG")
-"""Configs of the paper's ladder."""
-
 
 def parse_image_count(text: str) -> int:
     """Parse a number of images: "1000", "128Ki", "8Mi", "2Gi" (1024, 1024², 1024³)."""
@@ -142,14 +139,6 @@ def parse_interval(text: str) -> tuple[float, float]:
     return interval
 
 
-def parse_architecture(text: str) -> str:
-    """Parse a config of the paper's ladder, "A" to "G", in upper or lower case."""
-    architecture = text.strip().upper()
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"{text!r} is not one of {', '.join(ARCHITECTURES)}")
-    return architecture
-
-
 def parse_initial_network(text: str) -> str:
     """Path of the network that training starts from: a file, or an included network, such as "digits8"."""
     if Path(text).exists():
@@ -259,7 +248,7 @@ SEEDS = _Parsed("seeds", parse_seeds)
 INTERVAL = _Parsed("low,high", parse_interval)
 TIME = _Parsed("time", parse_time)
 SHARD = _Parsed("k/n", parse_shard)
-ARCHITECTURE = _Parsed("letter", parse_architecture)
+ARCHITECTURE = click.Choice(list("ABCDEFG"), case_sensitive=False)
 BYTES = _Parsed("bytes", parse_bytes)
 PARAMETER_COUNT = _Parsed("count", parse_parameter_count)
 GROUP = _Parsed("pattern=length", parse_group)

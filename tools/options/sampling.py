@@ -11,14 +11,21 @@ import click
 from edm2.sampling.presets import GENERATION_PRESETS, describe_presets
 from edm2.sampling.samplers import HEUN, SAMPLERS, Sampler
 from edm2.tools.options.groups import option_group, with_options
-from edm2.tools.options.networks import NetworkChoice
+from edm2.tools.options.networks import (
+    NET_FROM_HELP,
+    check_guidance,
+    check_own_precision,
+    chosen_precision,
+    complete_by_preset,
+    load_networks,
+)
 from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, NUMBER, PRECISION, SEEDS
 
 if TYPE_CHECKING:
     import torch
 
-    from edm2.networks import Precond
     from edm2.sampling.drawing import Decoder
+    from edm2.sampling.external import SampledNetwork
     from edm2.sampling.generation import SampleBatch
     from edm2.sampling.samplers.heun import Denoiser
     from edm2.training.distributed.processes import Processes
@@ -60,17 +67,14 @@ _what, _guidance, _sampling, _machine = map(option_group, ("What is drawn", "Gui
 
 SAMPLE_OPTIONS = (
     _what("--class", "class_name", help="Class of all images, by number or name; default: a random one for each seed."),
-    _what(
-        "--balanced",
-        is_flag=True,
-        help="As many images of each class: seed modulo number of classes.",
-    ),
+    _what("--balanced", is_flag=True, help="As many images of each class: seed modulo number of classes."),
     _what(
         "--preset",
         type=click.Choice(list(GENERATION_PRESETS)),
         metavar="NAME",
         help="Settings of a published result (see --list-presets).",
     ),
+    _what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP),
     _what("--networks", type=FOLDER, default=".", help="Folder with the networks of --preset; default: here."),
     _what(
         "--list-presets",
@@ -116,16 +120,18 @@ sampling_options = with_options(*SAMPLING_OPTIONS)
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """Values of --seeds, `SAMPLE_OPTIONS` and `SAMPLING_OPTIONS`, by parameter name."""
+    """Values of --seeds, `SAMPLE_OPTIONS` and `SAMPLING_OPTIONS`, by parameter name, completed by --preset."""
 
+    network: str
     seeds: list[int]
     class_name: str | None
     balanced: bool
     preset: str | None
+    net_from: str | None
     networks: Path
     guide: str | None
     unlabelled_guide: bool
-    guidance: float | None
+    guidance: float
     interval: tuple[float, float] | None
     num_steps: int
     sampler: Sampler
@@ -138,22 +144,30 @@ class SamplingOptions:
     vae_precision: str
     device: str | None
 
-    def choice(self, network: str | None) -> NetworkChoice:
-        """Decide on the networks, before anything is loaded.
+    @classmethod
+    def from_given(cls, network: str | None, given: dict[str, Any]) -> "SamplingOptions":
+        """Decide on the networks and all else, before anything is loaded.
 
         Raises:
-            click.UsageError: options that exclude each other, or no network.
+            click.UsageError: options that exclude or need each other, or no network.
             FileNotFoundError: a preset's file is missing.
         """
-        if self.class_name is not None and self.balanced:
+        given = {"network": network, **given}
+        sampler: Sampler = given["sampler"]
+        if given["class_name"] is not None and given["balanced"]:
             raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
-        if self.S_churn and not self.sampler.churns:
-            raise click.UsageError(f"--churn needs --solver {HEUN.name}: {self.sampler.name} adds no fresh noise")
-        choice = NetworkChoice(network, self.guide, self.unlabelled_guide, self.guidance, self.interval)
-        if self.preset is not None:
-            choice = choice.completed_by(GENERATION_PRESETS[self.preset], self.networks)
-        choice.check()
-        return choice
+        if given["S_churn"] and not sampler.churns:
+            raise click.UsageError(f"--churn needs --solver {HEUN.name}: {sampler.name} adds no fresh noise")
+        check_own_precision(given["precision"], given["net_from"])
+        if given["preset"] is not None:
+            complete_by_preset(given, GENERATION_PRESETS[given["preset"]])
+        if given["network"] is None:
+            raise click.UsageError("which NETWORK? Give a snapshot, an included network (digits8), or --preset NAME")
+        weight = given["guidance"]
+        check_guidance(given["guide"], given["unlabelled_guide"], None if weight is None else [weight])
+        if given["interval"] is not None and weight in (None, 1):
+            raise click.UsageError("--interval limits guidance, and there is none: give --guide and --guidance")
+        return cls(**given | {"guidance": 1.0 if weight is None else weight})
 
 
 class SampleGenerator:
@@ -161,30 +175,26 @@ class SampleGenerator:
 
     Args:
         options: Options of the command.
-        choice: Networks to load.
         processes: Processes that divide the seeds among them.
 
     Raises:
         OSError, ValueError: a file is no network, or options do not suit it.
     """
 
-    def __init__(self, options: SamplingOptions, choice: NetworkChoice, processes: "Processes") -> None:
+    def __init__(self, options: SamplingOptions, processes: "Processes") -> None:
         from edm2.io.model import read_metadata
         from edm2.sampling.generation import class_index
         from edm2.tools.run import use_device
 
         self.options = options
-        self.choice = choice
         self.device: torch.device = use_device(processes, options.device)
-        self.precision: str = options.precision or ("fp16" if self.device.type == "cuda" else "fp32")
-        self.net: Precond
+        self.precision = chosen_precision(options.precision, self.device, options.net_from)
+        self.net: SampledNetwork
         self.guide: Denoiser | None
-        self.net, self.guide = choice.load(self.device, self._dtype(self.precision), warn=processes.is_first)
+        self.net, self.guide = load_networks(options, self.device, self._dtype(self.precision), processes.is_first)
         if options.compile:
             _compile(self.net, self.guide)
-        assert choice.network is not None  # it is loaded
-        self.network = choice.network
-        self.metadata: dict[str, Any] = read_metadata(self.network)
+        self.metadata: dict[str, Any] = read_metadata(options.network)
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
         class_names = (self.metadata.get("data") or {}).get("class_names", ())
@@ -206,15 +216,15 @@ class SampleGenerator:
             seeds,
             self.classes(seeds),
             self.guide,
-            self.choice.weight,
-            self.choice.interval or EVERYWHERE,
+            self.options.guidance,
+            self.options.interval or EVERYWHERE,
             self.options.batch_size,
             self.options.sampler.sample,
             num_steps=self.options.num_steps,
             **churn,
         )
-        guided_by = f", guided by {self.choice.guide}" if self.choice.guide else ""
-        return require_finite(batches, f"{self.choice.network}{guided_by}")
+        guided_by = f", guided by {self.options.guide}" if self.options.guide else ""
+        return require_finite(batches, f"{self.options.network}{guided_by}")
 
     @cached_property
     def decode(self) -> "Decoder":
@@ -222,7 +232,7 @@ class SampleGenerator:
         from edm2.sampling.drawing import decoder
         from edm2.tools.options.evaluators import codec_of
 
-        codec = codec_of(self.network, self.metadata, self.options.vae)
+        codec = codec_of(self.options.network, self.metadata, self.options.vae)
         return decoder(codec, self.options.decode_batch, self._dtype(self.options.vae_precision))
 
     def try_out(self, decode: "Decoder") -> None:
@@ -234,13 +244,13 @@ class SampleGenerator:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that the images depend on besides their seeds, as JSON."""
-        options, choice = self.options, self.choice
+        options = self.options
         return {
-            "network": choice.network, "images_seen": self.metadata.get("images_seen"),
+            "network": options.network, "images_seen": self.metadata.get("images_seen"),
             "sigma_rel": self.metadata.get("sigma_rel"), "class": "balanced" if options.balanced else self.class_index,
-            "steps": options.num_steps, "solver": options.sampler.name, "churn": options.S_churn, "guide": choice.guide,
-            "unlabelled_guide": choice.unlabelled_guide, "guidance": choice.weight,
-            "interval": choice.interval and list(choice.interval), "precision": self.precision, "vae": options.vae,
+            "steps": options.num_steps, "solver": options.sampler.name, "churn": options.S_churn,
+            "guide": options.guide, "unlabelled_guide": options.unlabelled_guide, "guidance": options.guidance,
+            "interval": options.interval and list(options.interval), "precision": self.precision, "vae": options.vae,
             "vae_precision": options.vae_precision,
         }  # fmt: skip
 
@@ -253,8 +263,8 @@ class SampleGenerator:
 
 def _compile(*denoisers: "Denoiser | None") -> None:
     """Compile the denoisers that are networks; each batch size is compiled on its own."""
-    from edm2.networks import Precond
+    from torch import nn
 
     for denoiser in denoisers:
-        if isinstance(denoiser, Precond):
+        if isinstance(denoiser, nn.Module):
             denoiser.compile(dynamic=False)

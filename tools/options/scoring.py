@@ -1,8 +1,7 @@
 """Options of the commands that score images, and the metrics, detectors and tables that they ask for."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from edm2.tools.options.parsing import FILE
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from tqdm import tqdm
 
     from edm2.metrics import Detector
     from edm2.metrics.scores import Metric, MetricValue
@@ -106,27 +104,19 @@ class ScoringOptions:
             settings: JSON to write into the file beside the numbers.
         """
         from edm2.metrics.scores import score
+        from edm2.tools.run import image_bar
 
         total = sum(sizes)
         if processes.is_first:
             _warn_of_few(total, metrics)
         detectors = load_detectors((m.detector for m in metrics), self.weights, device)
-        with images_bar(total, processes) as bar:
+        with image_bar(total, hidden=not processes.is_first) as bar:
             values = score(batches, len(sizes), total, metrics, detectors, processes, bar.update)
         if processes.is_first:
             _print(values, total)
             if self.out is not None:
                 reference = None if self.reference is None else str(self.reference)
                 _write(self.out, settings | {"ref": reference, "num_images": total}, values)
-
-
-@contextmanager
-def images_bar(total: int, processes: "Processes") -> "Iterator[tqdm]":
-    """Yield a progress bar of the first process, if there is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="img", leave=False, disable=None if processes.is_first else True) as bar:
-        yield bar
 
 
 def _warn_of_few(count: int, metrics: "Sequence[Metric]") -> None:

@@ -101,7 +101,8 @@ def describe_run(name: str) -> Lines:
     ]
     if records:
         lines.append(("loss", f"{records[-1]['loss']:.4g}"))
-    return [*lines, ("snapshots", _times_and_lengths(snapshots)), ("network", _compact(config.own_network.to_json()))]
+    network = "the user's own" if config.network is None else _compact(config.network.to_json())
+    return [*lines, ("snapshots", _times_and_lengths(snapshots)), ("network", network)]
 
 
 def describe_published_run(name: str) -> Lines:
@@ -113,7 +114,7 @@ def describe_published_run(name: str) -> Lines:
 
 
 def _origin(metadata: Mapping[str, Any]) -> Lines:
-    shown = ("preset", "data", "network", "codec", "license")
+    shown = ("preset", "data", "network", "images", "codec", "license")
     return [(name, _compact(metadata[name])) for name in shown if name in metadata]
 
 

@@ -20,7 +20,8 @@ from edm2.training.run.logging import Monitor, Record
 from edm2.training.run.run_folder import RunFolder
 
 EXTERNAL = "external"
-"""Architecture in the metadata of snapshots of a network that was handed to the trainer: nothing describes it."""
+"""Architecture in the metadata of snapshots of a network that was handed to the trainer, which say no more of it than
+what images it draws."""
 
 
 class Output:
@@ -159,7 +160,7 @@ class Output:
         config = self.config.to_json()
         network = config.pop("network")
         return {
-            **({"architecture": EXTERNAL} if network is None else {"network": network}),
+            **({"architecture": EXTERNAL, "images": self._drawn_images()} if network is None else {"network": network}),
             "codec": self.stream.codec.to_json(),
             "images_seen": images_seen,
             "preset": config["preset"],
@@ -171,6 +172,15 @@ class Output:
             "training": config,
             "buffers": self.buffers,
             "edm2_version": __version__,
+        }
+
+    def _drawn_images(self) -> dict[str, Any]:
+        """Shape and classes of the images of an external network, which sampling must know."""
+        stream = self.stream
+        return {
+            "img_resolution": list(stream.dataset.shape[1:]),
+            "img_channels": stream.channels,
+            "label_dim": len(stream.dataset.class_names) if stream.has_labels else 0,
         }
 
 

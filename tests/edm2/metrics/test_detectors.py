@@ -207,11 +207,9 @@ def test_fetched_weights_are_kept(tmp_path, monkeypatch, inception):
     assert (tmp_path / "checkpoints/inception-2015-12-05.pt").is_file()
 
 
-@pytest.mark.parametrize("name", ["fid", "fid-clean", "is", "fd_dinov2", "efficientnet-lite0"])
+@pytest.mark.parametrize("name", ["fid", "fid-clean", "is", "fd_dinov2"])
 def test_weights_that_are_something_else(name, tmp_path):
-    if name == "efficientnet-lite0":
-        pytest.importorskip("efficientnet_lite_pytorch")
-    elif name != "fd_dinov2":
+    if name != "fd_dinov2":
         pytest.importorskip("cleanfid.inception_torchscript", exc_type=ImportError)
     missing, other = tmp_path / "missing.pt", tmp_path / "other.pt"
     other.write_bytes(b"\x80\x04]\x94." * 100)
@@ -249,6 +247,8 @@ def test_efficientnet_comes_with_its_weights():
     assert features.shape == (3, 1280)
     torch.testing.assert_close(features[1:2], detector(x[1:2]), rtol=1e-3, atol=1e-4)  # another batch, other rounding
     assert torch.equal(features, detector(x))
+    with pytest.raises(ValueError, match=r"other.pt: .* leave out --weights"):
+        load_detector("efficientnet-lite0", "other.pt")
 
 
 # ------------------------------------------------------------------------------------------------ the user's own

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edm2.metrics import feature_statistics, frechet_distance, load_detector, reference_of
+from edm2.metrics import feature_statistics, frechet_distance, load_detector
 from edm2.metrics.features import displayed
 from edm2.networks import fold
 from edm2.sampling.generation import SamplingError
@@ -24,7 +24,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def evaluator(digits) -> Evaluator:
-    return evaluator_by(digits, load_detector("pixels"), reference_of)
+    return evaluator_by(digits, load_detector("pixels"))
 
 
 def features_of(evaluator: Evaluator, dataset, indices) -> torch.Tensor:
@@ -111,12 +111,12 @@ def test_a_drawing_by_heun_has_the_key_that_it_had_before_there_were_others():
 def test_networks_and_data_without_classes_have_no_accuracy(digits, evaluator, make_net):
     assert score_network(fold(make_net(img_channels=1, label_dim=0)), CODEC, evaluator, SETTINGS).accuracy is None
     unlabelled = ArrayDataset(digits.images(range(50)), levels=17)
-    assert evaluator_by(unlabelled, load_detector("pixels"), reference_of).accuracy is None
+    assert evaluator_by(unlabelled, load_detector("pixels")).accuracy is None
 
 
 def test_latents_are_not_pixels():
     with pytest.raises(ValueError, match="moments"):
-        evaluator_by(ArrayDataset(torch.zeros(4, 8, 4, 4)), load_detector("pixels"), reference_of)
+        evaluator_by(ArrayDataset(torch.zeros(4, 8, 4, 4)), load_detector("pixels"))
 
 
 # ------------------------------------------------------------------------------------------------------- the cache

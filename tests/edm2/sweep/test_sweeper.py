@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edm2.io.model import load, network_from_state
-from edm2.metrics import load_detector, reference_of
+from edm2.metrics import load_detector
 from edm2.networks import fold
 from edm2.planning.plan import plan_run
 from edm2.post_hoc_ema import find_snapshots, reconstruct
@@ -53,7 +53,7 @@ def other_run(digits, tmp_path_factory) -> Path:
 @pytest.fixture
 def sweeper(run, digits) -> Sweeper:
     averages = Averages(run)
-    evaluator = evaluator_by(digits, load_detector("pixels"), reference_of)
+    evaluator = evaluator_by(digits, load_detector("pixels"))
     return Sweeper(averages, codec_from_json(averages.metadata["codec"]), evaluator, SampleSettings(12, 2))
 
 
@@ -205,7 +205,7 @@ def test_whatever_decides_a_score_is_part_of_its_key(sweeper, run, other_run, tm
         "steps": {"sampling": SampleSettings(12, 3)},
         "dtype": {"sampling": SampleSettings(12, 2, dtype=torch.bfloat16)},
         "solver": {"sampling": SampleSettings(12, 2, sampler=SAMPLERS["euler"])},
-        "reference": {"evaluator": evaluator_by(part, load_detector("pixels"), reference_of)},
+        "reference": {"evaluator": evaluator_by(part, load_detector("pixels"))},
     }
     for name, changed in others.items():
         other = replace(sweeper, known=ScoreCache(path), **changed)

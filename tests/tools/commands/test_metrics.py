@@ -186,7 +186,7 @@ def test_two_processes_make_the_reference_of_one(reference, tmp_path):
         ("ref digits out.npz --detector fid --inception nothing.pt", 1, ("nothing.pt", "no such file")),
         ("gen --ref REF", 2, ("NETWORK", "--preset")),
         ("gen digits8", 2, ("--ref",)),
-        ("gen digits8 --ref REF --guidance 2", 2, ("--guide SNAPSHOT",)),
+        ("gen digits8 --ref REF --guidance 2", 2, ("--guide or --unlabelled-guide",)),
         ("neighbours digits --data nowhere --out n.png", 1, ("nowhere",)),
         ("neighbours digits --data digits --out n.jpg", 2, ("--out", "n.jpg", "write n.png")),
     ],

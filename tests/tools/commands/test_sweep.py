@@ -196,8 +196,8 @@ def test_lengths_that_the_snapshots_give_only_roughly_are_reported(tiny_run: Pat
 
 MISTAKES = {
     "two guides": ("--unlabelled-guide --guide RUN --guidance 2", "give one of them"),
-    "no weight": ("--unlabelled-guide", "1,1.5,2"),
-    "no guide": ("--guidance 1,2", "--guide RUN or --unlabelled-guide"),
+    "no weight": ("--unlabelled-guide", "give --guidance"),
+    "no guide": ("--guidance 1,2", "--guide or --unlabelled-guide"),
     "length of no run": ("--unlabelled-guide --guidance 2 --guide-std 0.1", "give its folder"),
     "never missed a label": ("--unlabelled-guide --guidance 2", "label-dropout"),
     "a guide's time": ("--guide RUN --guide-at 100 --guidance 2", "nearest times are 128"),

@@ -11,7 +11,6 @@ from edm2.io.model import ASSETS
 from edm2.tools.options.parsing import (
     IMAGES,
     PNG_FILE,
-    parse_architecture,
     parse_device,
     parse_image_count,
     parse_initial_network,
@@ -139,13 +138,6 @@ def test_errors_of_parsing_are_errors_of_usage():
         option.type_cast_value(click.Context(click.Command("x")), "many")
     assert error.value.param is option
     assert error.value.exit_code == 2
-
-
-def test_architectures_are_those_of_the_ladder():
-    assert [parse_architecture(text) for text in ("A", "g", " c ")] == ["A", "G", "C"]
-    for text in ("H", "", "AB"):
-        with pytest.raises(ValueError, match="is not one of A, B, C, D, E, F, G"):
-            parse_architecture(text)
 
 
 def test_training_starts_from_a_file_or_an_included_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

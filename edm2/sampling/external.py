@@ -1,0 +1,72 @@
+"""Networks of the user's own (`Trainer(config, net=...)`), to be sampled like ours."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from edm2.networks import Precond, fold
+
+
+@dataclass(frozen=True)
+class DrawnImages:
+    """What a network draws: the fields of `NetworkConfig` that any network has."""
+
+    img_resolution: tuple[int, int]
+    """Height and width."""
+    img_channels: int
+    """Channels."""
+    label_dim: int
+    """Number of classes; 0 for an unconditional network."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), as `NetworkConfig.size`."""
+        return self.img_resolution
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> "DrawnImages":
+        """Read the entry `images` of a snapshot.
+
+        Raises:
+            ValueError: there is none, which training wrote, or it makes no sense.
+        """
+        match metadata.get("images"):
+            case {
+                "img_resolution": [int(height), int(width)],
+                "img_channels": int(channels),
+                "label_dim": int(classes),
+            }:
+                if min(height, width, channels) > 0 and classes >= 0:
+                    return cls((height, width), channels, classes)
+        raise ValueError("does not say which images its network draws, as snapshots of this version do; train it anew")
+
+
+class ExternalNetwork(nn.Module):
+    """A network of the user's own with the attribute `config` by which ours are sampled.
+
+    Args:
+        net: Called as net(noisy, sigma, labels), with sigma [N], and `conditions=` if given.
+        config: What it draws.
+    """
+
+    def __init__(self, net: nn.Module, config: DrawnImages) -> None:
+        super().__init__()
+        self.net = net
+        self.config = config
+
+    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, **conditions: Any) -> Tensor:
+        """D(x; sigma) of images [N, C, H, W], at one noise level for all of them."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
+        return self.net(x, sigma.expand(len(x)), labels, **conditions)  # sigma: [N]
+
+
+SampledNetwork: TypeAlias = Precond | ExternalNetwork
+
+
+def ready_to_sample(net: SampledNetwork, dtype: torch.dtype | None = None) -> Any:
+    """Copy a network for inference: ours folded, to compute in `dtype`; another as it is, in the dtype it chooses."""
+    return copy.deepcopy(net) if isinstance(net, ExternalNetwork) else fold(net, dtype)
