@@ -39,7 +39,9 @@ class Callback:
 
 
 class SampleGrids(Callback):
-    """Draws samples of an averaged network at the intervals of `config.sample_every`.
+    """Draws samples of an averaged network, at the intervals of `config.sample_every` and early in the run.
+
+    The first grid comes after 1/64 of the run, and then one at each doubling.
 
     Args:
         draw: Called as draw(net, codec, path), in the first process; writes samples of `net` to a file.
@@ -50,7 +52,9 @@ class SampleGrids(Callback):
 
     def on_step(self, trainer: "Trainer", result: StepResult) -> None:
         """Draw if due."""
-        if not trainer.is_due(trainer.config.sample_every):
+        config = trainer.config
+        early = any(trainer.crossed(config.duration >> k) for k in range(1, 7))
+        if config.sample_every is None or not (early or trainer.is_due(config.sample_every)):
             return
         net = trainer.averaged(max(trainer.config.sigma_rels))  # all ranks gather its weights
         if net is not None:

@@ -19,6 +19,7 @@ CONCERNS = (DataConfig, ObjectiveConfig, ScheduleConfig, OutputConfig, MachineCo
 CHANGEABLE = frozenset(
     {
         "checkpoint_every",
+        "checkpoint_seconds",
         "compile",
         "data",
         "detect_anomaly",
@@ -39,6 +40,7 @@ CHANGEABLE = frozenset(
         "shard",
         "snapshot_every",
         "status_every",
+        "status_seconds",
         "workers",
     }
 )

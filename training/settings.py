@@ -148,6 +148,10 @@ class OutputConfig:
     """Times to keep snapshots of; see `edm2.post_hoc_ema.planning`. None: all."""
     checkpoint_every: int = 128 << 20
     """Images between checkpoints."""
+    checkpoint_seconds: float = 600.0
+    """Time after which there is a checkpoint all the same: that much is lost at most when a run is killed."""
+    status_seconds: float = 30.0
+    """Time after which a status line is printed all the same; only those at intervals of images are stored."""
     keep_checkpoints: int = 2
     """Checkpoints to keep; older ones are removed."""
     sample_every: int | None = None
@@ -160,6 +164,7 @@ class OutputConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma_rels", tuple(self.sigma_rels))  # JSON has no tuples
         _check_at_least(1, self, "status_every", "snapshot_every", "checkpoint_every", "sample_every", "holdout_every")
+        _check_positive(self, "checkpoint_seconds", "status_seconds")
         _check_at_least(1, self, "diagnostics_every", "keep_checkpoints", "keep_snapshots", "traditional_ema")
         _check_precision(self, "snapshot_precision")
         if not self.sigma_rels or len(set(self.sigma_rels)) < len(self.sigma_rels):

@@ -1,6 +1,8 @@
 """The training loop. The clock is images seen."""
 
 import copy
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -36,6 +38,10 @@ from edm2.training.schedule import is_due
 from edm2.training.step import TrainStep
 
 __all__ = ["OwnTrainingError", "Trainer", "TrainingError"]
+
+
+CHECKPOINT = 1 << 16
+"""Added to the reason to stop, which is an exit code, by the process that wants a checkpoint."""
 
 
 class Trainer:
@@ -95,6 +101,9 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder.checkpoints, config.keep_checkpoints, processes)
         self.failures = Failures(config, self.folder, self.checkpoints, processes)
         self._before = 0
+        self._checkpoint_due = math.inf
+        self._checkpoint_agreed = False
+        self._interim: set[int] = set()
 
     @property
     def images_seen(self) -> int:
@@ -146,6 +155,7 @@ class Trainer:
 
     def _train(self) -> None:
         batches = self.stream.steps(self.images_seen)
+        self._checkpoint_due = time.monotonic() + self.config.checkpoint_seconds
         while self.images_seen < self.config.duration and not self._must_stop():
             self._before = self.images_seen
             result = self.train_step(next(batches))
@@ -154,13 +164,16 @@ class Trainer:
             if result.error is not None:
                 self.divergence.add(result.error)
             self.output.advance()
+            if self.output.is_silent():
+                self.output.show(self.images_seen, {**self.totals.averages(), "lr": self.step.learning_rate()})
             self._end_if_failing()
             self._write_what_is_due()
             self._call("on_step", result)
-            if self.is_due(self.config.checkpoint_every):
+            if self._checkpoint_agreed or self.is_due(self.config.checkpoint_every):
                 self.save_checkpoint()
         if self.stop_requested and self.images_seen < self.config.duration:
             self.save_checkpoint()
+            self.save_interim_snapshots()
         self.checkpoints.wait()
         self.stop_signal.close()
         self._call("on_end")
@@ -175,6 +188,10 @@ class Trainer:
         """True if the last step crossed a multiple of `interval` images, or ended the run; None is never due."""
         done = self.images_seen >= self.config.duration
         return interval is not None and (done or is_due(interval, self._before, self.images_seen))
+
+    def crossed(self, images: int) -> bool:
+        """True if the last step reached this number of images."""
+        return self._before < images <= self.images_seen
 
     def measure(self) -> SpeedMeasurement:
         """Train for some steps, which leave nothing behind but this trainer's changed weights.
@@ -203,9 +220,17 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ watching
 
     def _must_stop(self) -> bool:
-        """True if any process is to stop. Raises CheckpointError if the last checkpoint could not be written."""
+        """True if any process is to stop. Raises CheckpointError if the last checkpoint could not be written.
+
+        The first process's clock also decides here that a checkpoint is due by time.
+        """
         self.checkpoints.check()
-        reason = self.stop_signal.exchange(self.stop_requested)
+        wish = self.stop_requested
+        if self.processes.is_first and time.monotonic() > self._checkpoint_due:
+            wish += CHECKPOINT
+            self._checkpoint_due = math.inf  # asked once; `save_checkpoint` sets it anew
+        agreed = self.stop_signal.exchange(wish)
+        self._checkpoint_agreed, reason = agreed >= CHECKPOINT, agreed % CHECKPOINT
         self.stop_requested = max(reason, self.stop_requested)
         return reason > 0
 
@@ -284,6 +309,7 @@ class Trainer:
             if self._template is not None and net is not None:
                 net = LevelDenoiser(net, self.config.sigma_data)
             numbers |= self.output.measured_losses(net, self.distribution, self.step.images_per_forward)
+        self.totals.restart()
         record = self.output.report(self.images_seen, numbers)
         if self.processes.is_first:
             self._call("on_report", record)
@@ -320,10 +346,25 @@ class Trainer:
             if self.step.traditional_ema is not None:
                 self.output.save_traditional(now, self.step.traditional_ema)
         self.snapshot_times = sorted({*self.snapshot_times, now})
+        self.output.remove_snapshots(self._interim - set(self.snapshot_times))
+        self._interim = set()
         self._thin_snapshots()
         if self.output.monitor is not None:  # of the first process
             for numbers in self._call("on_snapshot"):
                 self.output.monitor.tensorboard.append({"images_seen": now, **(numbers or {})})
+
+    def save_interim_snapshots(self) -> None:
+        """Write snapshots of a run that stops before the next ones are due, if there is room: something to draw from.
+
+        They go with the next regular snapshots, so that a run that goes on ends like one that never stopped.
+        """
+        now = self.images_seen
+        if not now or now in self.snapshot_times or not self.failures.has_space(self.sizes.snapshots):
+            return
+        self.output.remove_snapshots(self._interim - set(self.snapshot_times))
+        with self.failures.writing("snapshots"):
+            for sigma_rel in self.config.sigma_rels:
+                self.output.save_snapshot(now, sigma_rel, self.step.ema.average(sigma_rel), interim=True)
 
     def _thin_snapshots(self) -> None:
         """Keep snapshots of as many times as `config.keep_snapshots` says."""
@@ -351,6 +392,7 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write everything that a resumed run needs, while training goes on."""
+        self._checkpoint_due = time.monotonic() + self.config.checkpoint_seconds
         self.failures.require_space(self.sizes.checkpoint, "a checkpoint")
         self.totals.average_over_ranks(self._mean_over_ranks)
         state = {
@@ -379,6 +421,7 @@ class Trainer:
             self.diagnostics.load_state(state.get("diagnostics"))
             self.divergence.load_state(state.get("explosion"))
         self.snapshot_times = state.get("snapshot_times", self.folder.snapshot_times(self.images_seen))
+        self._interim = self.folder.interim_times()
         if "loss" in tensors:
             self.step.loss.load_state_dict(tensors["loss"])
         for name, average in self.step.averages().items():

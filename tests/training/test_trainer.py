@@ -187,7 +187,8 @@ def test_run_folder_holds_what_was_promised(tmp_path):
     drawn = []
     config = tiny_config(tmp_path, sample_every=48)
     run(config, callbacks=[SampleGrids(lambda net, codec, path: drawn.append((path.name, net.training)))])
-    assert drawn == [("samples-000000000048.png", False), ("samples-000000000096.png", False)]
+    early = (8, 16, 24)  # after 1/64 of the run, and at each doubling
+    assert drawn == [(f"samples-{images:012d}.png", False) for images in (*early, 48, 96)]
     assert [s.path.name for s in find_snapshots(tmp_path)] == [
         f"snapshot-{images:012d}-{s:.4f}.safetensors" for images in (24, 48, 72, 96) for s in (0.05, 0.10)
     ]

@@ -35,6 +35,9 @@ STATE_FILE = "state.json"
 FILE_BYTES = 1 << 30
 """Tensors per file, about: a file is put together in memory before it is written."""
 
+NEWER = {"totals.error"}
+"""Tensors that checkpoints of earlier versions do not have."""
+
 TIMEOUT = timedelta(hours=1)
 """Time that a process waits for another one to write."""
 
@@ -255,7 +258,10 @@ def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ONE_PRO
         state = _read_state(path)
         is_old = any(path.glob("*.distcp"))
         reader = SafeFileSystemReader(path) if is_old else HuggingFaceStorageReader(str(path))
-        _check(reader.read_metadata(), path, flat)  # now: if dcp fails, torch prints tracebacks before it raises
+        stored = reader.read_metadata()
+        _check(stored, path, flat)  # now: if dcp fails, torch prints tracebacks before it raises
+        for name in NEWER - set(stored.state_dict_metadata):
+            flat.pop(name, None)
         dcp.load(flat, storage_reader=reader, no_dist=processes.count == 1)
     return state
 

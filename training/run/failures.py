@@ -84,6 +84,11 @@ class Failures:
             f"run, which may --init from a snapshot of before; {remains}"
         )
 
+    def has_space(self, needed: int) -> bool:
+        """True if the first process finds room for so many bytes; the same in all processes."""
+        free = free_space(self.folder.path) if self.processes.is_first else None
+        return self.processes.broadcast(free is None or free >= needed)
+
     def require_space(self, needed: int, what: str) -> None:
         """End the run before a file is begun that the disk has no room for. The first process looks, others follow."""
         free = free_space(self.folder.path)

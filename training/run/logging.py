@@ -25,6 +25,7 @@ class StatusLine:
 
     def __init__(self, duration: int, images_seen: int) -> None:
         self.duration = duration
+        self.held_out: float | None = None
         self.bar = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=duration, initial=images_seen, unit="img", unit_scale=True, dynamic_ncols=True)
@@ -36,7 +37,7 @@ class StatusLine:
 
     def report(self, record: Record) -> None:
         """Show a record's headline."""
-        headline = f"loss {record['loss']:.4g}  lr {record['lr']:.2e}  grad {record['grad_norm']:.3g}"
+        headline = f"{self._errors(record)}  lr {record['lr']:.2e}  grad {record['grad_norm']:.3g}"
         if self.bar is not None:
             self.bar.set_postfix_str(headline)
             return
@@ -44,6 +45,12 @@ class StatusLine:
         left = f"{time_text((self.duration - seen) / rate) if rate else '?'} left" if seen < self.duration else "done"
         percent = f"{100 * seen / self.duration:5.1f}%"
         self.print(f"{percent}  {seen:>10,} images  {headline}  {rate:,.0f} img/s  {left}")
+
+    def _errors(self, record: Record) -> str:
+        """Error in training and, where it was last measured, on held-out images: 1 untrained, 0 perfect."""
+        self.held_out = record.get("holdout_loss", self.held_out)
+        shown = f"error {record['error']:.4f}" if "error" in record else f"loss {record['loss']:.4g}"
+        return shown if self.held_out is None else f"{shown}  held out {self.held_out:.4f}"
 
     def print(self, text: str) -> None:
         """Print a line without disturbing the bar."""

@@ -17,7 +17,7 @@ from edm2.training.diagnostics.holdout import evenly_spaced, measure_loss
 from edm2.training.distributed.strategies import Strategy
 from edm2.training.loss.noise import NoiseDistribution
 from edm2.training.run.logging import Monitor, Record
-from edm2.training.run.run_folder import RunFolder
+from edm2.training.run.run_folder import INTERIM, RunFolder
 
 EXTERNAL = "external"
 """Architecture in the metadata of snapshots of a network that was handed to the trainer, which say no more of it than
@@ -64,13 +64,24 @@ class Output:
 
     def _start_clock(self, images_seen: int) -> None:
         """Measure speed from here to the next report."""
-        self._clock = time.perf_counter()
+        self._clock = self._shown = time.perf_counter()
         self._reported_at = images_seen
 
     def advance(self) -> None:
         """Move the bar by a step."""
         if self.monitor is not None:
             self.monitor.status.advance(self.config.batch_size)
+
+    def is_silent(self) -> bool:
+        """True if no status line has been shown for a while; only in the first process, and without looking at it."""
+        return self.writes and time.perf_counter() - self._shown > self.config.status_seconds
+
+    def show(self, images_seen: int, numbers: Mapping[str, Any]) -> None:
+        """Show numbers since the last report on the status line, and store nothing."""
+        self._shown = now = time.perf_counter()
+        images_per_second = (images_seen - self._reported_at) / (now - self._clock)
+        if self.monitor is not None:
+            self.monitor.status.report({"images_seen": images_seen, "images_per_second": images_per_second, **numbers})
 
     def report(self, images_seen: int, numbers: Mapping[str, Any]) -> Record:
         """Write numbers since the last report to the status line, stats.jsonl and TensorBoard; return the record."""
@@ -120,10 +131,19 @@ class Output:
 
     # ------------------------------------------------------------------------------------------------ weights
 
-    def save_snapshot(self, images_seen: int, sigma_rel: float, average: Mapping[str, Tensor]) -> None:
-        """Write the average over one profile: a file that is complete or not there."""
+    def save_snapshot(
+        self, images_seen: int, sigma_rel: float, average: Mapping[str, Tensor], interim: bool = False
+    ) -> None:
+        """Write the average over one profile: a file that is complete or not there.
+
+        Args:
+            images_seen: The clock.
+            sigma_rel: EMA length.
+            average: Averaged tensors by name.
+            interim: The run has stopped between two regular snapshots, and this one goes with the next of them.
+        """
         path = self.folder.snapshots / snapshot_name(images_seen, sigma_rel)
-        metadata = self._metadata(images_seen) | {"sigma_rel": sigma_rel}
+        metadata = self._metadata(images_seen) | {"sigma_rel": sigma_rel, **({INTERIM: True} if interim else {})}
         self._write(path, average, metadata, DTYPES[self.config.snapshot_precision])
 
     def remove_snapshots(self, times: Collection[int]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from edm2.post_hoc_ema import SafetensorsSnapshot
 from edm2.post_hoc_ema.files import parse_json, plain_line
 from edm2.training.config import TrainingConfig
 from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
@@ -19,6 +20,9 @@ from edm2.training.field_types import mistyped_fields
 from edm2.training.run.checkpoint import find_checkpoints
 from edm2.training.run.files import is_free, write_json
 from edm2.training.run.inputs import change_of_data, describe_data, describe_file, read_inputs, write_inputs
+
+INTERIM = "interim"
+"""Entry in the metadata of snapshots that a run left because it stopped."""
 
 
 class RunFolderError(ValueError):
@@ -106,6 +110,13 @@ class RunFolder:
         """Images seen at the snapshots up to `until`, by the names of their files."""
         names = (re.fullmatch(r"snapshot-(\d+)-[\d.]+", path.stem) for path in self.snapshots.glob("*.safetensors"))
         return sorted({time for name in names if name and 0 < (time := int(name[1])) <= until})
+
+    def interim_times(self) -> set[int]:
+        """Images seen at snapshots that were written because the run stopped."""
+        if not self.snapshots.is_dir():
+            return set()
+        snapshots = (SafetensorsSnapshot(path) for path in self.snapshots.glob("snapshot-*.safetensors"))
+        return {snapshot.images_seen for snapshot in snapshots if snapshot.metadata.get(INTERIM)}
 
     def images_seen(self) -> int:
         """Images seen at the last checkpoint, where a run would go on."""

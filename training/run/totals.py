@@ -32,6 +32,7 @@ class Totals:
 
     def __init__(self, device: torch.device, reports: Sequence[str] = ()) -> None:
         self.loss = torch.zeros((), device=device)
+        self.error = torch.zeros((), device=device)
         self.grad_norm = torch.zeros((), device=device)
         self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=device)
         self.nonfinite_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
@@ -41,6 +42,8 @@ class Totals:
     def add(self, step: StepResult) -> None:
         """Add the numbers of a step."""
         self.loss += step.loss
+        if step.error is not None:
+            self.error += step.error
         self.grad_norm += step.grad_norm
         self.nonfinite_steps += step.nonfinite
         self.nonfinite_in_a_row.add_(1).mul_(step.nonfinite)
@@ -52,21 +55,26 @@ class Totals:
 
     def average_over_ranks(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Replace what ranks saw of their own images by the mean over them; the rest is the same in all anyway."""
-        for total in (self.loss, *self.reported.values()):
+        for total in (self.loss, self.error, *self.reported.values()):
             total.copy_(mean(total))
 
     def averages(self) -> dict[str, float | int]:
-        """Averages since the last report, which start anew. Waits for the device."""
+        """Averages since the last report; the error is left out where the loss has none. Waits for the device."""
         steps = max(int(self.steps), 1)
-        values = {
+        error = float(self.error) / steps
+        return {
             "loss": float(self.loss) / steps,
+            **({"error": error} if error else {}),
             "grad_norm": float(self.grad_norm) / steps,
             "nonfinite_steps": int(self.nonfinite_steps),
             **{name: float(total) / steps for name, total in self.reported.items()},
         }
-        for total in (self.loss, self.grad_norm, self.nonfinite_steps, self.steps, *self.reported.values()):
-            total.zero_()
-        return values
+
+    def restart(self) -> None:
+        """Begin anew, after a report."""
+        for name, total in self.state_dict().items():
+            if name != "nonfinite_in_a_row":
+                total.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The sums themselves, to be stored or filled in place."""

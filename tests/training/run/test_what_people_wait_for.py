@@ -1,0 +1,85 @@
+"""Status lines and checkpoints come by the clock, and whatever stops a run leaves something to draw from."""
+
+import pytest
+import torch
+from tiny_run import assert_same_bits, final_state, run, stats, tiny_config, tiny_data
+
+import edm2
+from edm2.post_hoc_ema import find_snapshots
+from edm2.training import Trainer
+from edm2.training.callbacks import Callback
+from edm2.training.run import failures
+from edm2.training.run.checkpoint import find_checkpoints
+
+
+class StopAt(Callback):
+    """Stops a run when it has seen some images."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def on_step(self, trainer, result) -> None:
+        if trainer.images_seen == self.images:
+            trainer.stop_requested = 130
+
+
+def times(folder) -> list[int]:
+    return sorted({snapshot.images_seen for snapshot in find_snapshots(folder)})
+
+
+def test_a_stopped_run_leaves_snapshots_that_go_with_the_next_regular_ones(tmp_path):
+    whole = run(tiny_config(tmp_path / "whole"))
+    config = tiny_config(tmp_path / "parts")
+    run(config, callbacks=[StopAt(16)])
+    assert times(tmp_path / "parts") == [16]
+    assert all(snapshot.metadata["interim"] for snapshot in find_snapshots(tmp_path / "parts"))
+    net = edm2.load(find_snapshots(tmp_path / "parts")[0].path)
+    assert net(torch.zeros(1, 1, 8, 8), 1.0, torch.tensor([0])).isfinite().all()
+    run(config, callbacks=[StopAt(32)])
+    assert times(tmp_path / "parts") == [24, 32]
+    run(config, callbacks=[StopAt(40)])
+    assert times(tmp_path / "parts") == [24, 40]
+    run(config, callbacks=[StopAt(72)])  # when snapshots are due anyway
+    assert times(tmp_path / "parts") == [24, 48, 72]
+    assert_same_bits(final_state(run(config)), final_state(whole))
+    assert stats(tmp_path / "parts") == stats(tmp_path / "whole")
+    for ours, theirs in zip(find_snapshots(tmp_path / "parts"), find_snapshots(tmp_path / "whole"), strict=True):
+        assert ours.path.name == theirs.path.name
+        assert "interim" not in ours.metadata
+
+
+def test_a_full_disk_gets_no_snapshots_of_a_stopped_run(tmp_path, monkeypatch):
+    class FillsTheDisk(StopAt):
+        def on_step(self, trainer, result) -> None:
+            super().on_step(trainer, result)
+            monkeypatch.setattr(trainer.failures, "has_space", lambda needed: False)
+
+    run(tiny_config(tmp_path), callbacks=[FillsTheDisk(16)])
+    assert not times(tmp_path)
+    assert [path.name for path in find_checkpoints(tmp_path / "checkpoints")] == ["000000000016"]
+    assert failures.free_space(tmp_path) > 0
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 600])
+def test_checkpoints_come_by_the_clock_too(tmp_path, seconds):
+    config = tiny_config(tmp_path, duration=32, checkpoint_every=1000, checkpoint_seconds=seconds, keep_checkpoints=9)
+    run(config)
+    found = [int(path.name) for path in find_checkpoints(tmp_path / "checkpoints")]
+    assert found == ([8, 16, 24, 32] if seconds < 1 else [32])
+
+
+def test_a_line_is_shown_by_the_clock_and_stored_by_images(tmp_path, capsys):
+    trainer = Trainer(tiny_config(tmp_path / "often", status_seconds=1e-9), dataset=tiny_data())
+    trainer.run()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12 + 6  # after every step, and every second one is stored
+    run(tiny_config(tmp_path / "seldom"))
+    assert stats(tmp_path / "often") == stats(tmp_path / "seldom")
+    assert all(line.split()[3] == "error" for line in lines)
+
+
+def test_the_error_is_one_for_a_network_that_knows_nothing(tmp_path, capsys):
+    trainer = run(tiny_config(tmp_path, ref_lr=1e-9, holdout=8))
+    assert [record["error"] for record in stats(tmp_path)] == pytest.approx([1] * 7, abs=1e-4)
+    assert "held out" in capsys.readouterr().out.splitlines()[-1]
+    assert trainer.images_seen == 96
