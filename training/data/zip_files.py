@@ -97,14 +97,6 @@ class Members:
         return row
 
 
-def opened_zip(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises DatasetError if it cannot be opened."""
-    try:
-        return retry_from(path, lambda: open(path, "rb"))
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be opened: {error.strerror or error}") from error
-
-
 def read_members(path: Path) -> Members:
     """Read the directory of a ZIP; a million entries take some ten seconds.
 
@@ -140,7 +132,7 @@ def read_members(path: Path) -> Members:
 
 
 def _list_members(path: Path) -> list[ZipInfo]:
-    with opened_zip(path) as file, ZipFile(file) as archive:
+    with ZipFile(path) as archive:
         return sorted(archive.infolist(), key=lambda info: info.filename)
 
 
