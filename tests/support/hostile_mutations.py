@@ -167,7 +167,7 @@ TEXTS = (
 # ------------------------------------------------------------------------------------------------ safetensors
 
 
-def changed_safetensors(data: bytes, random: Random, key: str = "edm2") -> bytes:
+def changed_safetensors(data: bytes, random: Random) -> bytes:
     """Its header, the metadata inside it, or any bytes."""
     choice = random.random()
     if choice < 0.3:
@@ -175,8 +175,8 @@ def changed_safetensors(data: bytes, random: Random, key: str = "edm2") -> bytes
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     if choice < 0.8:
-        metadata = json.loads(header["__metadata__"][key])
-        header["__metadata__"][key] = json_text(metadata, random).decode("utf-8", "replace")
+        metadata = json.loads(header["__metadata__"]["edm2"])
+        header["__metadata__"]["edm2"] = json_text(metadata, random).decode("utf-8", "replace")
     else:
         header = changed_json(header, random)
     return _with_header(dumped(header), data[8 + length :], random)
