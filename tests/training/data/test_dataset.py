@@ -329,6 +329,20 @@ def test_what_is_no_zip_is_named(tmp_path):
         assert_unusable(path, "not a ZIP file, or cut short")
 
 
+def test_a_size_beyond_64_bits_with_a_sign_is_named(tmp_path, monkeypatch):
+    """As the directory of a large ZIP can hold it."""
+    read = zipfile.ZipFile.infolist
+
+    def enormous(self: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+        infos = read(self)
+        infos[0].file_size = (1 << 64) - 1
+        return infos
+
+    path = write_zip(tmp_path / "data.zip", ONE)
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", enormous)
+    assert_unusable(path, "not a ZIP file, or cut short")
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_name_twice_in_a_zip_is_named(tmp_path):
     path = write_zip(tmp_path / "data.zip", ONE)
