@@ -199,12 +199,13 @@ class Trainer:
         Raises:
             DatasetError: as `run` does.
         """
-        self.stream, speedometer = self._open_stream(), self.speedometer()
-        for batches in self.stream.steps(start=0):
-            self.totals.add(self.step(batches))
-            if (speed := self.processes.broadcast(speedometer.step_done())) is not None:
-                return SpeedMeasurement(speed, peak_memory(self.step.device))
-        raise RuntimeError("a stream without an end has ended")
+        self.stream, speedometer, speed = self._open_stream(), self.speedometer(), None
+        with deaths_of_workers(self.config.data):
+            batches = self.stream.steps(start=0)
+            while speed is None:
+                self.totals.add(self.step(next(batches)))
+                speed = self.processes.broadcast(speedometer.step_done())
+        return SpeedMeasurement(speed, peak_memory(self.step.device))
 
     def speedometer(self) -> Speedometer:
         """A measurement of speed that begins now."""

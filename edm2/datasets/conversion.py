@@ -73,6 +73,7 @@ class Transform(ABC):
     def __call__(self, image: Image.Image) -> Image.Image | None: ...
 
 
+@dataclass(frozen=True)
 class _Square(Transform):
     def __post_init__(self) -> None:
         if self.height != self.width:
@@ -82,6 +83,7 @@ class _Square(Transform):
             )
 
 
+@dataclass(frozen=True)
 class Resize(Transform):
     """Stretch the whole image (Lanczos)."""
 
@@ -89,6 +91,7 @@ class Resize(Transform):
         return image.resize((self.width, self.height), Resampling.LANCZOS)
 
 
+@dataclass(frozen=True)
 class CenterCrop(_Square):
     """Resize the largest square in the middle (Lanczos).
 
@@ -101,6 +104,7 @@ class CenterCrop(_Square):
         return _middle(image, side, side).resize((self.width, self.height), Resampling.LANCZOS)
 
 
+@dataclass(frozen=True)
 class CenterCropDhariwal(_Square):
     """Halve, resize (bicubic), then crop, as ImageNet is usually prepared (Dhariwal and Nichol 2021, arXiv 2105.05233).
 
@@ -119,6 +123,7 @@ class CenterCropDhariwal(_Square):
         return _middle(image.resize(size, Resampling.BICUBIC), self.width, self.height)
 
 
+@dataclass(frozen=True)
 class CenterCropWide(Transform):
     """Resize a wide band from the middle (Lanczos), between black bars that make it a square of `width` x `width`.
 

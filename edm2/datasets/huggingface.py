@@ -5,8 +5,6 @@
 Needs the package `datasets` (extra "datasets"). Images are taken as they are stored, and decoded as those in a folder.
 """
 
-import os
-import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +26,6 @@ SAVED = ("state.json", "dataset_dict.json")
 class HuggingFaceFiles:
     """Stored bytes of one column of images; names are row numbers.
 
-    Every process opens the dataset for itself, from a few hundred pickled bytes that say in which files the rows are.
-
     Args:
         where: Name of the dataset in messages.
         dataset: The rows.
@@ -38,32 +34,22 @@ class HuggingFaceFiles:
 
     def __init__(self, where: str, dataset: "Dataset", column: str) -> None:
         self.path = Path(where)
-        self._count = len(dataset)
         self._fingerprint = dataset._fingerprint  # changes with the contents, and is the same in every process
         self._column = column
-        self._pickled = pickle.dumps(dataset.select_columns([column]).with_format("arrow"))
-        self._opened: tuple[int, Any] | None = None
+        self._rows: Any = dataset.select_columns([column]).with_format("arrow")
 
     def names(self) -> list[str]:
-        return [f"{row:08}" for row in range(self._count)]
+        return [f"{row:08}" for row in range(len(self._rows))]
 
     def stamps(self, names: Sequence[str]) -> list[tuple[str, int]]:
         """Fingerprint of the dataset with each row number: all change when any row does."""
         return [(self._fingerprint, int(name)) for name in names]
 
     def read(self, name: str) -> bytes:
-        image = self._rows()[int(name)].column(self._column)[0].as_py()
+        image = self._rows[int(name)].column(self._column)[0].as_py()
         if image is None:
             raise ValueError("no image in this row")
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-
-    def _rows(self) -> "Dataset":
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), pickle.loads(self._pickled)
-        return self._opened[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
 
 
 def open_huggingface(

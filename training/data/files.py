@@ -109,10 +109,9 @@ def check_size(size: int) -> None:
 
 
 def retry_from(path: Path, read: Callable[[], Result]) -> Result:
-    """Return what `read` returns, with `retry`. Raises StorageError if the storage gives no answer."""
+    """Return what `read` returns, with `retry`. Raises StorageError without an answer, DatasetError otherwise."""
     try:
         return retry(read, str(path))
     except OSError as error:
-        if not is_transient(error):
-            raise
-        raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error
+        kind = StorageError if is_transient(error) else DatasetError
+        raise kind(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error

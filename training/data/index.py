@@ -23,7 +23,7 @@ from edm2.post_hoc_ema import atomic_output
 from edm2.post_hoc_ema.files import parse_json
 from edm2.training.data.archive import Catalog, open_files, read_catalog
 from edm2.training.data.files import Files, retry_from
-from edm2.training.data.zip_files import Members, Names, ZipFiles, opened_zip
+from edm2.training.data.zip_files import Members, Names, ZipFiles
 
 LARGE = 10_000
 """Number of members above which an index pays: a smaller ZIP is listed in a tenth of a second."""
@@ -60,14 +60,14 @@ def open_archive(path: Path) -> tuple[Files, Catalog]:
 
 def _stamp(path: Path) -> str:
     """Text that changes with the ZIP: its size, time, and a checksum of the end of the directory."""
-    return retry_from(path, lambda: _read_stamp(path))
 
+    def read() -> str:
+        with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
+            file.seek(max(0, stat.st_size - TAIL))
+            return json.dumps([VERSION, stat.st_size, stat.st_mtime_ns, zlib.crc32(file.read(TAIL))])
 
-def _read_stamp(path: Path) -> str:
-    with opened_zip(path) as file:
-        stat = os.fstat(file.fileno())
-        file.seek(max(0, stat.st_size - TAIL))
-        return json.dumps([VERSION, stat.st_size, stat.st_mtime_ns, zlib.crc32(file.read(TAIL))])
+    return retry_from(path, read)
 
 
 def _paths(path: Path) -> Iterator[Path]:

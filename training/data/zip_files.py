@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 
@@ -97,14 +97,6 @@ class Members:
         return row
 
 
-def opened_zip(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises DatasetError if it cannot be opened."""
-    try:
-        return retry_from(path, lambda: open(path, "rb"))
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be opened: {error.strerror or error}") from error
-
-
 def read_members(path: Path) -> Members:
     """Read the directory of a ZIP; a million entries take some ten seconds.
 
@@ -112,18 +104,24 @@ def read_members(path: Path) -> Members:
         DatasetError: Not a ZIP, damaged, or a name occurs twice.
     """
     try:
-        infos = retry_from(path, lambda: _list_members(path))
+        members = retry_from(path, lambda: _list_members(path))
     except DatasetError:
         raise
     except Exception as error:  # mostly BadZipFile, but a damaged directory can raise almost anything
         raise DatasetError(
             f"{path}: not a ZIP file, or cut short ({first_line(error)}); copy or write it anew"
         ) from error
-    repeated = sorted({a.filename for a, b in pairwise(infos) if a.filename == b.filename})
+    repeated = sorted({name for name, following in pairwise(members.names) if name == following})
     if repeated:
         raise DatasetError(
             f"{path}: holds {len(repeated)} names more than once, the first is {repeated[0]}; write it anew"
         )
+    return members
+
+
+def _list_members(path: Path) -> Members:
+    with ZipFile(path) as archive:
+        infos = sorted(archive.infolist(), key=lambda info: info.filename)
 
     def column(attribute: str, dtype: type[np.generic]) -> np.ndarray:
         return np.array([getattr(info, attribute) for info in infos], dtype=dtype)
@@ -137,11 +135,6 @@ def read_members(path: Path) -> Members:
         column("compress_type", np.uint16),
         column("flag_bits", np.uint16),
     )
-
-
-def _list_members(path: Path) -> list[ZipInfo]:
-    with opened_zip(path) as file, ZipFile(file) as archive:
-        return sorted(archive.infolist(), key=lambda info: info.filename)
 
 
 class ZipFiles:

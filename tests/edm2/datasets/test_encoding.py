@@ -15,6 +15,7 @@ import torch
 from dataset_files import Stopped, stop_at_rename
 from golden_data import arrays, max_rel, table
 from PIL import Image
+from tiny_vae import save_tiny_vae
 from torch import Tensor, nn
 
 from edm2.datasets import encoding, moments
@@ -76,21 +77,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 @pytest.fixture(scope="module")
 def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real AutoencoderKL of diffusers with the shape of SD-VAE (four blocks, factor 8), untrained."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[16, 16, 32, 32],
-        layers_per_block=1,
-        norm_num_groups=8,
-        latent_channels=4,
-    )
-    folder = tmp_path_factory.mktemp("vae")
-    vae.save_pretrained(folder)
-    return folder
+    return save_tiny_vae(tmp_path_factory.mktemp("vae"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -137,21 +137,16 @@ def test_common_image_files_are_accepted(write, kind):
 
 
 def test_npy_holds_pixels_or_moments(write):
+    """Moments keep their precision: what draws latents from them decides where to calculate in float32."""
     pixels = RNG.integers(0, 256, (4, 3, 5), dtype=np.uint8)
     moments = RNG.random((8, 3, 5), dtype=np.float32)
-    for array, kind, levels in ((pixels, "pixels", 256), (moments, "moments", 0)):
+    half = moments.astype(np.float16)
+    for array, kind, levels in ((pixels, "pixels", 256), (moments, "moments", 0), (half, "moments", 0)):
         dataset = open_dataset(write({"1.npy": npy(array)}))
         assert (dataset.kind, dataset.levels, dataset.shape) == (kind, levels, array.shape)
-        assert np.array_equal(dataset.images([0])[0], array)
-
-
-def test_moments_keep_their_precision(write):
-    """Half of float32's size on disk; what draws latents from them decides where to calculate in float32."""
-    stored = RNG.random((8, 3, 5)).astype(np.float16)
-    dataset = open_dataset(write({"1.npy": npy(stored)}))
-    assert dataset.kind == "moments"
-    assert dataset.images([0]).dtype == torch.float16
-    assert np.array_equal(dataset.images([0])[0], stored)
+        image = dataset.images([0])[0].numpy()
+        assert image.dtype == array.dtype
+        assert np.array_equal(image, array)
 
 
 STATS = {"mean": [120.5, 0, 3], "std": [60.25, 1, 2.5], "sigma_data": 0.5}
@@ -332,6 +327,20 @@ def test_what_is_no_zip_is_named(tmp_path):
         path = tmp_path / f"{name}.zip"
         path.write_bytes(data)
         assert_unusable(path, "not a ZIP file, or cut short")
+
+
+def test_a_size_beyond_64_bits_with_a_sign_is_named(tmp_path, monkeypatch):
+    """As the directory of a large ZIP can hold it."""
+    read = zipfile.ZipFile.infolist
+
+    def enormous(self: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+        infos = read(self)
+        infos[0].file_size = (1 << 64) - 1
+        return infos
+
+    path = write_zip(tmp_path / "data.zip", ONE)
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", enormous)
+    assert_unusable(path, "not a ZIP file, or cut short")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

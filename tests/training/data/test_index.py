@@ -1,6 +1,5 @@
 """A large ZIP is listed once. The index is a copy of what is in it: never needed, never trusted, never in the way."""
 
-import io
 import json
 import os
 import pickle
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dataset_files import npy
 
 from edm2.datasets.parts import member
 from edm2.training.data import archive, index, zip_files
@@ -25,12 +25,6 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five members are many, and the user's cache is in the test's own folder."""
     monkeypatch.setattr(index, "LARGE", 5)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def write(path: Path, count: int = 12, value: float = 0, deflated: bool = True, **entries: object) -> Path:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edm2.training.run.speed import Speedometer, time_text
+from edm2.training.run.speed import Speedometer, time_text, with_unit
 
 
 class Machine:
@@ -75,3 +75,10 @@ def test_a_run_of_a_few_steps_is_not_measured():
 )
 def test_times_are_readable(seconds, text):
     assert time_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_520_000_000, "1.52 GB"), (3e23, "300 ZB")]
+)
+def test_numbers_of_any_size_are_readable(value, text):
+    assert with_unit(value, "B") == text
