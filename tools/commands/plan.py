@@ -132,7 +132,7 @@ def _cluster(gpus: int, kind: str | None, per_node: int | None, **numbers: float
     Raises:
         ValueError: numbers are missing, not positive, or do not fit together.
     """
-    given = {name: value for name, value in numbers.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     if kind is None and not {"memory", "peak"} <= given.keys():
         raise ValueError(f"which GPU? Give --gpu ({', '.join(GPUS)}), or --memory and --peak")
     for name, value in given.items():
