@@ -46,12 +46,7 @@ _data = option_group("The data, where the preset does not say")
 @click.command(cls=GroupedCommand, epilog=EPILOG)
 @_run("--preset", type=click.Choice(list(PRESETS)), metavar="NAME", required=True, help="Preset, as in edm2 train.")
 @_run(
-    "--config",
-    "architecture",
-    type=ARCHITECTURE,
-    metavar="LETTER",
-    default="G",
-    help="Step of the paper's ladder, A to G; default: G.",
+    "--config", "architecture", type=ARCHITECTURE, metavar="LETTER", default="G", help="Step of the ladder; default: G."
 )
 @_run("--channels", "model_channels", type=int, help="Base width of the network.")
 @_run("--batch", "batch_size", type=IMAGES, help="Images per step, over all GPUs.")
@@ -69,12 +64,7 @@ _data = option_group("The data, where the preset does not say")
 @_machine("--link", type=NUMBER, help="GB/s from a GPU to others of its machine (one direction).")
 @_machine("--network", type=NUMBER, help="Gbit/s from a machine to others.")
 @_data("--data", help="Dataset to take size, classes and number of images from.")
-@_data(
-    "--shape",
-    type=SHAPE,
-    metavar="CxHxW",
-    help="Shape of an image; four channels or more are latents.",
-)
+@_data("--shape", type=SHAPE, metavar="CxHxW", help="Shape of an image; four channels or more are latents.")
 @_data("--classes", type=click.IntRange(0), help="Number of classes; default: 1000 for the paper's presets, else 0.")
 @_data("--images", type=IMAGES, help="Number of images; default: ImageNet's 1,281,167.")
 @click.option("--json", "json_file", type=FILE, help="JSON file to write the forecast to.")
