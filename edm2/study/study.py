@@ -188,10 +188,6 @@ class Scoring:
     def outcome(self, trial: Trial, progress: Callable[[int], AbstractContextManager[Any]] = nullcontext) -> Outcome:
         """Score a finished run; scores are kept in its sweep.jsonl, and known ones are not computed again.
 
-        Args:
-            trial: The run.
-            progress: Makes a progress bar for a number of images, such as tqdm's.
-
         Raises:
             TrainingError: the network's output is not finite.
             ValueError: an EMA length cannot be reconstructed.

@@ -48,9 +48,7 @@ class Settings:
     channels: int | None = None
     """Base width in place of the preset's."""
     sections: tuple[str, ...] = ("training", "sampling", "vae", "ema")
-    """Sections to measure."""
     against: tuple[str, ...] = ()
-    """Other implementations to compare with."""
     against_precision: str = "fp32"
     """Precision of the others."""
     repeats: int = 9

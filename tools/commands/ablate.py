@@ -31,15 +31,11 @@ Examples:
   # Options of edm2 train for all runs stand after --
   edm2 ablate --data photos/ --configs A,D,G --out study --detector efficientnet-lite0 -- --duration 2Mi --xflip
 \b
-  # Eight GPUs, no scheduler: a share for each, then the tables
+  # Eight GPUs, no scheduler: a share for each, then the tables; on CPU cores, put OMP_NUM_THREADS=1 before each command
   for i in 1 2 3 4 5 6 7 8; do
     CUDA_VISIBLE_DEVICES=$((i - 1)) edm2 ablate --data photos/ --configs A,B,...,G --out study --share $i/8 &
   done; wait
   edm2 ablate --data photos/ --configs A,B,...,G --out study
-
-\b
-On CPU cores, put this before each command of a share:
-  OMP_NUM_THREADS=1
 
 Interrupted? Run the same command again: finished runs and known scores are not computed again, failed runs not tried
 again until their folders are removed. Variants and seeds may be added. OUT/runs/LABEL-seedK is an ordinary run: plot,
@@ -56,14 +52,7 @@ _what, _score, _where = map(option_group, ("What is compared", "How it is scored
 @_what("--vary", "varied", metavar="OPTION=V,...", multiple=True, help="Values of any option; may be repeated.")
 @_what("--config", "letter", metavar="LETTER", help="Configuration under --weightings and --vary; default: G.")
 @_what("--seeds", type=SEEDS, default="0", show_default=True, help="Seeds of each variant: 0-2.")
-@_score(
-    "--std",
-    "sigma_rels",
-    type=SIGMA_RELS,
-    default="0.02,0.04,...,0.24",
-    show_default=True,
-    help="EMA lengths.",
-)
+@_score("--std", "sigma_rels", type=SIGMA_RELS, default="0.02,0.04,...,0.24", show_default=True, help="EMA lengths.")
 @_score("--fixed", type=float, help="The one length to compare all at, too; default: what suits all best.")
 @_score("--detector", help="As --detector of edm2 sweep.")
 @_score("--weights", type=FILE, help="File with the detector's weights; default: fetched once.")

@@ -71,26 +71,16 @@ _where = option_group("Where it goes")
     "--preset",
     type=click.Choice(list(PRESETS)),
     metavar="NAME",
-    help="Network, as in edm2 train; default: digits8, on a GPU edm2-img512-s.",
+    help="As in edm2 train; default: digits8, on a GPU edm2-img512-s.",
 )
 @_what("--batch", type=click.IntRange(1), metavar="N", help="Images per batch; default: 64, of 64x64 on a CPU 2.")
 @_what("--channels", type=click.IntRange(1), metavar="N", help="Base width of the network in place of the preset's.")
-@_what(
-    "--only",
-    "sections",
-    callback=_names,
-    metavar="NAMES",
-    help="Sections to measure (see below); default: all.",
-)
+@_what("--only", "sections", callback=_names, metavar="NAMES", help="Sections to measure (see below); default: all.")
 @_what("--against", callback=_names, metavar="NAMES", default="", help="Implementations to compare with (see below).")
 @_what("--vae", metavar="NAME", help="VAE to measure, folder or hub id.")
 @_how("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
 @_how("--precision", type=PRECISION, help="Precision of our activations; default: as in edm2 train.")
-@_how(
-    "--against-precision",
-    type=PRECISION,
-    help="Precision of the others; default: fp32 on a CPU; on a GPU fp16, as published, if ours is not fp32.",
-)
+@_how("--against-precision", type=PRECISION, help="Of the others; default: fp32, on a GPU fp16 if ours is not fp32.")
 @_how("--compile/--no-compile", "compile", default=False, help="Compile our network.")
 @_how("--repeats", type=click.IntRange(1), metavar="N", help="Measurements to take the median of; default: 9.")
 @_how("--steps", type=click.IntRange(1), metavar="N", help="Steps of Heun's method; default: 4, on a GPU 32.")

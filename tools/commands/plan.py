@@ -46,12 +46,7 @@ _data = option_group("The data, where the preset does not say")
 @click.command(cls=GroupedCommand, epilog=EPILOG)
 @_run("--preset", type=click.Choice(list(PRESETS)), metavar="NAME", required=True, help="Preset, as in edm2 train.")
 @_run(
-    "--config",
-    "architecture",
-    type=ARCHITECTURE,
-    metavar="LETTER",
-    default="G",
-    help="Step of the paper's ladder, A to G; default: G.",
+    "--config", "architecture", type=ARCHITECTURE, metavar="LETTER", default="G", help="Step of the ladder; default: G."
 )
 @_run("--channels", "model_channels", type=int, help="Base width of the network.")
 @_run("--batch", "batch_size", type=IMAGES, help="Images per step, over all GPUs.")
@@ -69,12 +64,7 @@ _data = option_group("The data, where the preset does not say")
 @_machine("--link", type=NUMBER, help="GB/s from a GPU to others of its machine (one direction).")
 @_machine("--network", type=NUMBER, help="Gbit/s from a machine to others.")
 @_data("--data", help="Dataset to take size, classes and number of images from.")
-@_data(
-    "--shape",
-    type=SHAPE,
-    metavar="CxHxW",
-    help="Shape of an image; four channels or more are latents.",
-)
+@_data("--shape", type=SHAPE, metavar="CxHxW", help="Shape of an image; four channels or more are latents.")
 @_data("--classes", type=click.IntRange(0), help="Number of classes; default: 1000 for the paper's presets, else 0.")
 @_data("--images", type=IMAGES, help="Number of images; default: ImageNet's 1,281,167.")
 @click.option("--json", "json_file", type=FILE, help="JSON file to write the forecast to.")
@@ -132,7 +122,7 @@ def _cluster(gpus: int, kind: str | None, per_node: int | None, **numbers: float
     Raises:
         ValueError: numbers are missing, not positive, or do not fit together.
     """
-    given = {name: value for name, value in numbers.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     if kind is None and not {"memory", "peak"} <= given.keys():
         raise ValueError(f"which GPU? Give --gpu ({', '.join(GPUS)}), or --memory and --peak")
     for name, value in given.items():

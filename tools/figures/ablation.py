@@ -17,12 +17,8 @@ WIDE = 4.0
 def draw_distances(summaries: Sequence[Summary], title: str, real_data_fd: float | None = None) -> Figure:
     """Draw one curve per variant: the mean over seeds, with a band from the lowest to the highest, its minimum marked.
 
-    Crosses at 0 are the weights without averaging, stars the traditional EMA of variants that keep one.
-
-    Args:
-        summaries: Variants with at least one finished run.
-        title: Name of the distance.
-        real_data_fd: Distance of as many real images.
+    Crosses at 0 are the weights without averaging, stars the traditional EMA of variants that keep one, the dotted line
+    is the distance of as many real images. All variants have a finished run.
     """
     figure, axes = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
     styled(axes)
@@ -49,11 +45,7 @@ def draw_distances(summaries: Sequence[Summary], title: str, real_data_fd: float
 
 
 def draw_losses(summaries: Sequence[Summary]) -> Figure:
-    """Draw loss per noise level with EDM's weight, and its ratio to the first variant with the same seed.
-
-    Args:
-        summaries: Variants with at least one finished run, the reference first.
-    """
+    """Draw loss per noise level with EDM's weight, and its ratio to the first variant with the same seed."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
     for summary, color in zip(summaries, colors(len(summaries)), strict=True):
         _draw_curve(left, SIGMAS, summary.losses, color, summary.label)

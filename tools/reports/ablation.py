@@ -8,9 +8,16 @@ from pathlib import Path
 from statistics import fmean
 
 from edm2.post_hoc_ema import atomic_output
-from edm2.study import summary as over_seeds
 from edm2.study.study import Failure, Outcome, Scoring, Trial
-from edm2.study.summary import Summary, mean_and_deviation
+from edm2.study.summary import (
+    Summary,
+    best_common_sigma_rel,
+    differing_settings,
+    geometric_means,
+    mean_and_deviation,
+    read_diagnostics,
+    summarize,
+)
 from edm2.tools.figures.ablation import draw_distances, draw_losses
 from edm2.tools.figures.style import save_figure
 
@@ -41,7 +48,7 @@ class StudyReport:
     @cached_property
     def summaries(self) -> list[Summary]:
         """Variants in the order asked for."""
-        return over_seeds.summarize((trial.label for trial in self.trials), self.results)
+        return summarize((trial.label for trial in self.trials), self.results)
 
     @cached_property
     def scored(self) -> list[Summary]:
@@ -51,7 +58,7 @@ class StudyReport:
     @cached_property
     def settings(self) -> dict[str, dict[str, object]]:
         """Settings that differ, by variant."""
-        return over_seeds.differing_settings(self.trials)
+        return differing_settings(self.trials)
 
     def write(self, folder: Path) -> None:
         """Write all tables and figures; those of distances only if there are any."""
@@ -108,7 +115,7 @@ class StudyReport:
             f"images.{so_far}"
         )
         if self.scored:
-            common = over_seeds.best_common_sigma_rel(self.scored) if self.fixed is None else self.fixed
+            common = best_common_sigma_rel(self.scored) if self.fixed is None else self.fixed
             yield self._table(self._columns(common))
             yield "\n".join(f"- {line}" for line in self._how_to_read(common))
         if diagnostics := self._diagnostics():
@@ -151,25 +158,25 @@ class StudyReport:
 
     def _diagnostics(self) -> dict[str, Column]:
         """Columns of what the instruments of scored runs recorded; none if they recorded nothing."""
-        recorded: dict[str, list[over_seeds.Diagnostics]] = {summary.label: [] for summary in self.summaries}
-        for trial in self.trials:
-            is_scored = any((o.label, o.seed) == (trial.label, trial.config.seed) for o in self.results)
-            if is_scored and (found := over_seeds.read_diagnostics(trial.folder.path)):
-                recorded[trial.label].append(found)
-        names = next((found[0].numbers for found in recorded.values() if found), {})
+        folders = {(trial.label, trial.config.seed): trial.folder.path for trial in self.trials}
+        recorded = {
+            summary.label: [d for o in summary.outcomes if (d := read_diagnostics(folders[o.label, o.seed]))]
+            for summary in self.summaries
+        }
+        names = next((found[0].numbers for found in recorded.values() if found), None)
+        if names is None:
+            return {}
 
         def cell(name: str) -> Column:
-            return lambda s: mean_and_deviation([found.numbers[name] for found in recorded[s.label]], ".3g")
+            return lambda summary: mean_and_deviation([d.numbers[name] for d in recorded[summary.label]], ".3g")
 
         def unevenness(summary: Summary) -> str:
             if not recorded[summary.label]:
                 return ""
-            norms = over_seeds.geometric_means([found.gradients for found in recorded[summary.label]]).values()
+            norms = geometric_means([d.gradients for d in recorded[summary.label]]).values()
             return f"{max(norms) / min(norms):.3g}"
 
-        return (
-            {**{name: cell(name) for name in names}, "gradient, strongest to weakest bin": unevenness} if names else {}
-        )
+        return {name: cell(name) for name in names} | {"gradient, strongest to weakest bin": unevenness}
 
     def _how_to_read(self, common: float) -> Iterable[str]:
         sampling, floor = self.scoring.sampling, self.scored[0].outcomes[0].floor

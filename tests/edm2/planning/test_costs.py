@@ -26,7 +26,8 @@ def run_of(network: NetworkConfig, **settings) -> TrainingConfig:
 
 def test_flops_are_the_published_ones(golden):
     """Convolutions, linear layers and attention to the last one. What differs: resampling, which is pooling and
-    repetition here, a convolution of 2x2 taps per channel there (its cost is that of the finer side)."""
+    repetition here, a convolution of 2x2 taps per channel there (its cost is that of the finer side). Elementwise
+    operations, which are left out of our count, are less than 2 % of everything."""
     for name, values in table(golden, "tables/presets.json")["presets"].items():
         operations = values["flops"]["cond"]["by_op"]
         w = values["channels"]
@@ -35,17 +36,7 @@ def test_flops_are_the_published_ones(golden):
         up = sum(4 * w * (k + 1) * (side >> (k - 1)) ** 2 for k in (1, 2, 3))
         published = operations["aten::_convolution"]["flops"] + operations["aten::matmul"]["flops"]
         assert count_flops(network_of(values)) == published - down - up, name
-
-
-def test_elementwise_operations_are_a_small_rest(golden):
-    """Left out of our count: less than 2 % of everything, for all of the paper's sizes."""
-    for name, values in table(golden, "tables/presets.json")["presets"].items():
         assert count_flops(network_of(values)) == pytest.approx(values["flops"]["cond"]["total"], rel=0.02), name
-
-
-def test_parameters_are_counted_without_making_them(golden):
-    for name, values in table(golden, "tables/presets.json")["presets"].items():
-        assert count_parameters(network_of(values)) == values["num_params"], name
 
 
 def test_living_tensors_are_counted_once_and_until_they_die():

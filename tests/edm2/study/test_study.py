@@ -15,7 +15,6 @@ from edm2.study.summary import (
     Summary,
     best_common_sigma_rel,
     differing_settings,
-    mean_and_deviation,
     read_diagnostics,
 )
 from edm2.sweep.evaluator import Evaluator, SampleSettings
@@ -62,12 +61,6 @@ def trial(label: str, seed: int, folder: Path, **choices: object) -> Trial:
 
 
 # ----------------------------------------------------------------------------------------------------- over seeds
-
-
-def test_mean_and_deviation_of_several_seeds():
-    assert mean_and_deviation([]) == ""
-    assert mean_and_deviation([2.0]) == "2"
-    assert mean_and_deviation([1.0, 3.0]) == "2 ± 1.4"
 
 
 def test_the_best_length_of_a_variant_is_that_of_its_mean_curve_and_each_run_has_its_own():
@@ -233,6 +226,11 @@ def test_results_are_known_to_those_who_ask_the_same(tmp_path: Path, scoring: Sc
     assert trial("A", 0, tmp_path, status_every=64).result(scoring) == known
     (tmp_path / "A-seed0/ablation.json").write_text('{"trial": ')
     assert run.result(scoring) is None
+    failure, other = Failure("A", 0, "diverged"), dataclasses.replace(scoring, sampling=SampleSettings(200, 8))
+    run.keep(failure, scoring)
+    assert (run.result(scoring), run.result(other)) == (failure, None)
+    run.keep(failure, None)  # what cannot be trained has failed however it would be scored
+    assert (run.result(scoring), run.result(other)) == (failure, failure)
 
 
 def test_outcomes_keep_their_names_in_files(tmp_path: Path, scoring: Scoring):
@@ -249,16 +247,6 @@ def test_outcomes_keep_their_names_in_files(tmp_path: Path, scoring: Scoring):
     assert run.result(scoring) == known
     run.keep(known, scoring)
     assert json.loads(path.read_text())["outcome"] == written
-
-
-def test_what_cannot_be_trained_is_so_however_it_would_be_scored(tmp_path: Path, scoring: Scoring):
-    run, failure = trial("A", 0, tmp_path), Failure("A", 0, "diverged")
-    other = dataclasses.replace(scoring, sampling=SampleSettings(200, 8))
-    run.keep(failure, None)
-    assert run.result(other) == failure
-    run.keep(failure, scoring)
-    assert run.result(scoring) == failure
-    assert run.result(other) is None
 
 
 def test_a_folder_is_one_study(tmp_path: Path):

@@ -13,9 +13,11 @@ from edm2.networks import NetworkConfig
 from edm2.planning.costs import count_flops, count_parameters
 from edm2.tools.bench import karras
 from edm2.tools.bench.measuring import convolutions
-from edm2.tools.bench.sections import Bench
+from edm2.tools.bench.rivals import RIVALS
+from edm2.tools.bench.sections import SECTIONS, Bench
 from edm2.tools.bench.timing import Clock, Duration, Timing
 from edm2.tools.bench.workload import Workload, settings_for
+from edm2.tools.commands.bench import KNOWN
 
 TINY = ("bench", "--quick", "--preset", "digits8", "--channels", 8, "--batch", 4, "--device", "cpu")
 LATENTS = ("bench", "--quick", "--preset", "edm2-img512-xs", "--channels", 8, "--batch", 1, "--device", "cpu")
@@ -106,27 +108,16 @@ def test_everything_is_measured(measured):
 def test_it_says_what_where_and_how(measured):
     """Enough to repeat it."""
     _, found, _ = measured
+    assert {"sections": tuple(SECTIONS), "against": tuple(RIVALS)} == KNOWN
     assert found["settings"]["preset"] == "digits8"
     assert found["settings"]["batch"] == 4
     assert found["settings"]["clock"] in ("processor time", "wall time")
     assert found["machine"]["torch"] == torch.__version__
     assert found["machine"]["threads"] == torch.get_num_threads()
     assert {"date", "processor", "cores", "device", "edm2"} <= found["machine"].keys()
-    network = NetworkConfig(
-        8, 1, 10, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), channels_per_head=32,
-        logvar_channels=32,
-    )  # fmt: skip
+    network = Workload(settings_for("cpu", {"channels": 8})).network
     assert found["network"]["parameters"] == count_parameters(network)
     assert found["network"]["flops_per_image"] == 2 * count_flops(network)
-
-
-def test_what_needs_no_decoder_is_skipped_in_words(measured):
-    said, found, markdown = measured
-    assert found["skipped"] == [
-        {"section": "vae", "why": "networks of preset digits8 draw pixels, which need none"}
-    ]  # fmt: skip
-    assert "vae: skipped, networks of preset digits8 draw pixels" in said
-    assert "vae was skipped" in markdown
 
 
 def test_the_markdown_is_tables_of_the_same_numbers(measured):
@@ -141,6 +132,10 @@ def test_the_markdown_is_tables_of_the_same_numbers(measured):
     assert all(title in said for title in titles)
     for row, comparison in zip(rows[2 + len(measurements) :], comparisons, strict=True):
         assert row[4] == f"{comparison['ratio']:.2f}"
+    why = "networks of preset digits8 draw pixels, which need none"
+    assert found["skipped"] == [{"section": "vae", "why": why}]
+    assert f"vae: skipped, {why}" in said
+    assert f"vae was skipped: {why}" in markdown
 
 
 def test_the_plain_form_is_compared_in_all_that_it_has(measured):
@@ -365,9 +360,3 @@ def test_the_largest_convolution_is_the_networks():
     assert x_shape[0] == 3
     assert w_shape[2:] == (3, 3)
     assert w_shape[1] == x_shape[1]
-
-
-def test_gains_are_open():
-    """A fresh network's are zero; it would compute zeros, which may be quicker."""
-    net = Workload(settings_for("cpu", {"channels": 8}, quick=True)).net()
-    assert all(p.item() == 1 for p in net.parameters() if p.ndim == 0)
