@@ -40,7 +40,7 @@ class Inception:
     title = "FID"
 
     def __init__(self, weights: str | Path | None = None, device: torch.device | str = "cpu") -> None:
-        self._net = _load(weights, device, resize_inside=True)
+        self._net: Any = _load(weights, device, resize_inside=True)
         self._device = torch.device(device)
 
     @torch.inference_mode()
@@ -59,8 +59,7 @@ class CleanInception:
     title = "FID-clean"
 
     def __init__(self, weights: str | Path | None = None, device: torch.device | str = "cpu") -> None:
-        from_clean_fid = _module("resize")
-        self._resize = from_clean_fid.build_resizer("clean")
+        self._resize = _module("resize").build_resizer("clean")
         self._net = _load(weights, device, resize_inside=False)
         self._device = torch.device(device)
 
@@ -72,25 +71,19 @@ class CleanInception:
         return self._net(resized.to(self._device)).float()
 
 
-class InceptionProbabilities:
+class InceptionProbabilities(Inception):
     """Probabilities of Inception's 1008 classes.
 
     The bias of the last layer is left out, as in the original implementation of the Inception score.
-
-    Args and errors as of `Inception`.
     """
 
     name = "is"
     title = "Inception score"
 
-    def __init__(self, weights: str | Path | None = None, device: torch.device | str = "cpu") -> None:
-        self._net: Any = _load(weights, device, resize_inside=True).base
-        self._device = torch.device(device)
-
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] -> float32 [N, 1008]."""
-        return self._net(as_rgb(images.to(self._device)).float(), no_output_bias=True).float()
+        return self._net.base(as_rgb(images.to(self._device)).float(), no_output_bias=True).float()
 
 
 def _load(weights: str | Path | None, device: torch.device | str, resize_inside: bool) -> torch.nn.Module:

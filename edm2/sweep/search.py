@@ -27,14 +27,10 @@ class Axis:
     """Resolution: refined values are multiples of it."""
 
 
-def coarse_evaluations(axes: Sequence[Axis]) -> int:
-    """Largest number of evaluations that the lists take, before anything is refined."""
-    return 1 + sum(len(axis.values) - 1 for axis in axes)
-
-
 def check_budget(axes: Sequence[Axis], budget: int) -> None:
     """Raise ValueError if the budget does not even cover the lists."""
-    if budget < (least := coarse_evaluations(axes)):
+    least = 1 + sum(len(axis.values) - 1 for axis in axes)  # the lists share their first point
+    if budget < least:
         raise ValueError(f"{budget} evaluations are too few: the lists alone take {least}; allow more, or shorten them")
 
 

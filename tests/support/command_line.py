@@ -1,7 +1,9 @@
 """Running and reading the command line from tests."""
 
 import io
+import os
 import shlex
+import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from edm2.tools.cli import cli, main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TINY = (
     *("--preset", "digits8", "--batch", "64", "--channels", "8", "--holdout", "0", "--device", "cpu"),
@@ -48,6 +52,18 @@ def succeed(*arguments: object) -> str:
     result = edm2(*arguments)
     assert result.code == 0, result.err
     return result.out
+
+
+def torchrun(count: int, *arguments: object) -> str:
+    """Standard output of `edm2 ARGUMENTS` in a job of `count` processes, which must succeed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, "-m", "edm2", *map(str, arguments)],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def complaint(text: str) -> str:

@@ -10,6 +10,7 @@ sweep        curves of `edm2 sweep`; ablation: those of `edm2 ablate`
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.figure import Figure
 
@@ -21,7 +22,7 @@ from edm2.tools.figures.diagnostics import (
     draw_updates,
     draw_weights,
 )
-from edm2.tools.figures.progress import draw_holdout, draw_learning_rate, draw_loss, draw_speed
+from edm2.tools.figures.progress import draw_holdout, draw_number
 from edm2.tools.figures.runs import PlottedRun
 from edm2.training.run.logging import Record
 
@@ -46,10 +47,11 @@ DIAGNOSTICS = Source(lambda run: run.diagnostics, "no diagnostics recorded; trai
 Draw = Callable[[Sequence[PlottedRun]], Figure]
 
 FIGURES: dict[str, tuple[Source, Draw]] = {
-    "loss": (REPORTS, draw_loss),
+    # The objective that is minimized: comparable between runs of the same weighting only.
+    "loss": (REPORTS, partial(draw_number, key="loss", title="Training loss", label="training loss per image")),
     "holdout": (HOLDOUT, draw_holdout),
-    "lr": (REPORTS, draw_learning_rate),
-    "speed": (REPORTS, draw_speed),
+    "lr": (REPORTS, partial(draw_number, key="lr", title="Learning rate", label="learning rate")),
+    "speed": (REPORTS, partial(draw_number, key="images_per_second", title="Speed", label="images per second")),
     "activations": (DIAGNOSTICS, draw_activations),
     "weights": (DIAGNOSTICS, draw_weights),
     "updates": (DIAGNOSTICS, draw_updates),

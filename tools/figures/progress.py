@@ -9,22 +9,8 @@ from edm2.tools.figures.runs import PlottedRun
 from edm2.tools.figures.style import BLUE, ORANGE
 
 
-def draw_loss(runs: Sequence[PlottedRun]) -> Figure:
-    """Draw the objective that training minimizes; comparable between runs of the same weighting only."""
-    return _one_quantity(runs, "loss", "Training loss", "training loss per image")
-
-
-def draw_learning_rate(runs: Sequence[PlottedRun]) -> Figure:
-    """Draw the learning rate (Eq. 67)."""
-    return _one_quantity(runs, "lr", "Learning rate", "learning rate")
-
-
-def draw_speed(runs: Sequence[PlottedRun]) -> Figure:
-    """Draw images per second between reports, pauses for snapshots and the like included."""
-    return _one_quantity(runs, "images_per_second", "Speed", "images per second")
-
-
-def _one_quantity(runs: Sequence[PlottedRun], key: str, title: str, label: str) -> Figure:
+def draw_number(runs: Sequence[PlottedRun], *, key: str, title: str, label: str) -> Figure:
+    """Draw one number of each report."""
     figure, [axes] = panels([title])
     unit = time_axis(axes, runs)
     for run in runs:

@@ -127,8 +127,8 @@ def _times_and_lengths(snapshots: list[AnySnapshot]) -> str:
 def describe_dataset(source: str) -> Lines:
     """Describe a dataset; reads its first image."""
     dataset = open_dataset(source)
-    labels = f"{dataset.num_classes}: {', '.join(dataset.class_names[:12])}" if dataset.num_classes else "none"
-    return [*_images(source, dataset), ("classes", labels + (", ..." if dataset.num_classes > 12 else ""))]
+    names = ", ".join(dataset.class_names[:12]) + (", ..." if dataset.num_classes > 12 else "")
+    return [*_images(source, dataset), ("classes", f"{dataset.num_classes}: {names}" if names else "none")]
 
 
 def describe_classes(source: str) -> Lines:

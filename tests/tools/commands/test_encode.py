@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import check_refusal, edm2, succeed, write_images
+from command_line import check_refusal, edm2, succeed, torchrun, write_images
 from dataset_files import Stopped
 from PIL import Image
 from tiny_vae import save_tiny_vae
@@ -18,7 +16,6 @@ from edm2.tools.commands import dataset
 from edm2.training import LatentCodec, open_dataset
 from edm2.training.data.vae import SD_VAE
 
-ROOT = Path(__file__).resolve().parents[3]
 USAGE, FAILURE = 2, 1
 
 
@@ -111,11 +108,7 @@ def test_two_processes_take_up_the_parts_of_one_and_give_the_same_bytes(
     with pytest.raises(Stopped):
         edm2("dataset", "encode", photos, out, *options)
     assert [part.path.exists() for part in finished] == [True, True]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*torchrun, "-m", "edm2", "dataset", "encode", photos, out, *map(str, options)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("300 images in") == 1
+    assert torchrun(2, "dataset", "encode", photos, out, *options).count("300 images in") == 1
     assert out.read_bytes() == (tmp_path / "reference.zip").read_bytes()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import Result, complaint, edm2, half_written, succeed
+from command_line import Result, complaint, edm2, half_written, succeed, torchrun
 from PIL import Image
 from tiny_vae import save_tiny_vae
 
@@ -24,7 +24,6 @@ from edm2.sampling.presets import GENERATION_PRESETS
 from edm2.training import LatentCodec
 from edm2.training.data import vae as latents_module
 
-ROOT = Path(__file__).resolve().parents[3]
 QUICK = ("--steps", 3, "--device", "cpu")
 
 
@@ -329,16 +328,6 @@ def test_a_vae_in_half_precision(latent_network, tmp_path):
 # ------------------------------------------------------------------------------------------------ several processes
 
 
-def torchrun(count: int, *arguments: object) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += ["-m", "edm2", "generate", *map(str, (*arguments, *QUICK))]
-    result = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -351,7 +340,7 @@ def test_two_processes_fill_the_gaps_that_one_left(outspoken_network, tmp_path):
     whole = contents(tmp_path / "out")
     for seed in (0, 5, 9):
         (tmp_path / f"out/{seed:06}.png").unlink()
-    assert torchrun(2, *options).count("10 images in") == 1, "one process speaks"
+    assert torchrun(2, "generate", *options, *QUICK).count("10 images in") == 1, "one process speaks"
     assert contents(tmp_path / "out") == whole
 
 
@@ -361,7 +350,7 @@ def test_two_processes_make_the_files_that_one_makes(outspoken_network, tmp_path
     options = (outspoken_network, "--seeds", "0-9", "--batch", 3)
     one, two = (("--npz", tmp_path / f"{name}.npz", "--grid", tmp_path / f"{name}.png") for name in ("one", "two"))
     assert run(*options, *one).code == 0
-    torchrun(2, *options, *two)
+    torchrun(2, "generate", *options, *two, *QUICK)
     found = contents(tmp_path)
     assert sorted(found) == ["one.npz", "one.png", "two.npz", "two.png"]
     assert not half_written(tmp_path)

@@ -1,15 +1,12 @@
 """`edm2 metrics`: references, scores, scores of samples never written, neighbours; several processes; mistakes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_line import complaint, edm2, half_written, succeed, write_images
+from command_line import complaint, edm2, half_written, succeed, torchrun, write_images
 from PIL import Image
 from published_references import published_reference
 
@@ -17,7 +14,6 @@ from edm2.io.npz import write_npz
 from edm2.metrics import FeatureStatistics, read_reference
 from edm2.metrics.reference import read_features, write_reference
 
-ROOT = Path(__file__).resolve().parents[3]
 CPU = ("--device", "cpu")
 QUICK = ("--steps", 3, *CPU)
 
@@ -127,32 +123,18 @@ def test_a_sample_that_repeats_a_training_image_is_shown_first(tmp_path):
 # ------------------------------------------------------------------------------------------------ several processes
 
 
-def torchrun(count: int, *arguments: object) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    result = subprocess.run(
-        [*command, "-m", "edm2", "metrics", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 @pytest.mark.slow
 def test_two_processes_compute_the_numbers_of_one(reference, outspoken_network, tmp_path):
     """To the bit: three batches, so that one process has one more than the other."""
     shared = ("gen", outspoken_network, "--seeds", "0-139", "--ref", reference, "--metrics", "pixels,kid,pr", *QUICK)
     one = succeed("metrics", *shared, "--out", tmp_path / "one.json")
-    assert torchrun(2, *shared, "--out", tmp_path / "two.json") == one, "one process speaks"
+    assert torchrun(2, "metrics", *shared, "--out", tmp_path / "two.json") == one, "one process speaks"
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_reference_of_one(reference, tmp_path):
-    torchrun(2, "ref", "digits", tmp_path / "two.npz", "--detector", "pixels", "--keep", 500, *CPU)
+    torchrun(2, "metrics", "ref", "digits", tmp_path / "two.npz", "--detector", "pixels", "--keep", 500, *CPU)
     with np.load(reference) as one, np.load(tmp_path / "two.npz") as two:
         assert sorted(one.files) == sorted(two.files)
         assert all(np.array_equal(one[name], two[name]) for name in one.files)

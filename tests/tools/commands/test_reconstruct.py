@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from edm2.io.model import read_metadata
 from edm2.post_hoc_ema import find_snapshots, reconstruct, sigma_rel_to_half_life, write_snapshot
-from edm2.tools.options.parsing import parse_bytes, parse_group, parse_parameter_count
 
 
 @pytest.fixture
@@ -143,23 +142,3 @@ def test_wrong_options(tiny_run: Path, tmp_path: Path):
         assert not (tmp_path / "out").exists()
         assert not result.out, "no table of files that are not made"
     assert "From 8 snapshots" in succeed("reconstruct", tiny_run, "--std", "0.1", "--plan", "--memory", "1K")
-
-
-def test_parsing():
-    assert [parse_bytes(text) for text in ("512M", "4G", "1000", "2GiB", "1KB")] == [
-        512 << 20,
-        4 << 30,
-        1000,
-        2 << 30,
-        1024,
-    ]
-    assert [parse_parameter_count(text) for text in ("125M", "1.5B", "722443")] == [125_000_000, 1_500_000_000, 722_443]
-    assert parse_group("a=b=0.1") == ("a=b", 0.1)
-    for parse, text in [
-        (parse_bytes, "0"),
-        (parse_bytes, "4X"),
-        (parse_parameter_count, "M"),
-        (parse_group, "a=0.1,0.2"),
-    ]:
-        with pytest.raises(ValueError, match=r"write|one length"):
-            parse(text)

@@ -9,17 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import TINY, complaint, edm2, succeed
+from command_line import TINY, complaint, edm2, succeed, torchrun
 from safetensors.torch import load_file
 
 from edm2.io.model import load, read_metadata
 from edm2.post_hoc_ema import find_snapshots, write_snapshot
-from edm2.tools.options.parsing import parse_times, parse_weights
 
 FAST = ("--samples", 70, "--steps", 1, "--device", "cpu")
 """Two batches, of 64 and of 6."""
@@ -52,7 +50,10 @@ def test_times_and_lengths_in_one_table(tiny_run: Path, tmp_path: Path):
     assert "12 points, 840 images (1 evaluation each, heun), compared by FD-pixels" in shown
     table = rows(tmp_path)
     assert [row["images_seen"] for row in table] == [str(t) for t in (128, 256, 384, 512) for _ in range(3)] + ["512"]
-    assert shown.count("<- best") == 1
+    best = min(table[:-1], key=lambda row: float(row["frechet_distance"]))["sigma_rel"]
+    assert [line.split()[1] for line in shown.splitlines() if "<- best" in line] == [best]
+    assert table[-1]["sigma_rel"] == "raw"
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in table)
     assert len(known(tmp_path)) == 14  # with the raw weights, and real images
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
     left = {path.name.partition("-")[0] for path in tmp_path.iterdir()}
@@ -135,54 +136,19 @@ def test_real_images_are_looked_at_once(tiny_run: Path, tmp_path: Path, monkeypa
     assert len(list((tmp_path / "out").glob("reference-pixels-*.npz"))) == 1
 
 
-def harmed(tiny_run: Path, tmp_path: Path, harm: Callable[[list[Path]], object]) -> Path:
-    """A copy of the run, and something done to its snapshots."""
+def test_snapshots_are_checked_as_by_reconstruct(tiny_run: Path, tmp_path: Path):
+    """Those of another run are refused; those of an earlier version, which knew fewer settings, and gaps are not."""
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    harm(sorted((run / "snapshots").iterdir()))
-    return run
-
-
-def of_another_run(snapshots: list[Path]) -> None:
-    """Another seed; names and shapes are the same."""
-    metadata = read_metadata(snapshots[0])
-    metadata["training"]["seed"] = 7
-    write_snapshot(snapshots[0], load_file(snapshots[0]), metadata)
-
-
-def truncated(snapshots: list[Path]) -> None:
-    snapshots[2].write_bytes(snapshots[2].read_bytes()[:-100])
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (of_another_run, "different runs: training.seed is 7 in one and 0 in the other"),
-        (truncated, "truncated or another format; copy or write it again"),
-    ],
-)
-def test_snapshots_that_do_not_belong_together_are_refused(harm, message: str, tiny_run: Path, tmp_path: Path):
-    run = harmed(tiny_run, tmp_path, harm)
-    result = edm2("sweep", run, "--std", "0.05,0.08", *FAST, "--out", tmp_path / "out")
-    assert result.code != 0
-    assert message in result.err.splitlines()[-1]
+    first, _, third, *_ = sorted((run / "snapshots").iterdir())
+    sweep = ("sweep", run, "--std", "0.05,0.08", *FAST, "--out", tmp_path / "out")
+    metadata = read_metadata(first)
+    write_snapshot(first, load_file(first), metadata | {"training": metadata["training"] | {"seed": 7}})
+    assert "different runs: training.seed is 7 in one and 0 in the other" in complaint(edm2(*sweep).err)
     assert not known(tmp_path / "out")
-
-
-def of_an_earlier_version(snapshots: list[Path]) -> None:
-    """It had no such setting yet."""
-    metadata = read_metadata(snapshots[0])
     del metadata["training"]["relative_weighting"], metadata["network"]["attn_balance"]
-    write_snapshot(snapshots[0], load_file(snapshots[0]), metadata)
-
-
-def test_a_run_may_go_on_with_a_later_version(tiny_run: Path, tmp_path: Path):
-    run = harmed(tiny_run, tmp_path, of_an_earlier_version)
-    succeed("sweep", run, "--std", "0.05,0.08", *FAST, "--out", tmp_path / "out")
-
-
-def test_a_snapshot_missing_in_the_middle_is_reported(tiny_run: Path, tmp_path: Path):
-    run = harmed(tiny_run, tmp_path, lambda snapshots: snapshots[2].unlink())
-    result = edm2("sweep", run, "--std", "0.05,0.08", *FAST, "--out", tmp_path / "out")
+    write_snapshot(first, load_file(first), metadata)
+    third.unlink()
+    result = edm2(*sweep)
     assert result.code == 0
     assert "no snapshot of 256 images at length 0.05; averages are made without" in result.err
 
@@ -216,27 +182,16 @@ def test_mistakes(name: str, tiny_run: Path, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_lists():
-    assert parse_weights("1,1.2,...,2") == [1, 1.2, 1.4, 1.6, 1.8, 2]
-    assert parse_times("2Ki,4Ki,...,8Ki") == [2048, 4096, 6144, 8192]
-    with pytest.raises(ValueError, match="128Ki"):
-        parse_times("2e3")
-
-
 # ---------------------------------------------------------------------------------- processes that are killed, or two
-
-
-def command(run: Path, out: Path, *options: object) -> list[str]:
-    return ["edm2", "sweep", *map(str, (run, "--std", "0.05,0.12,0.2", *FAST, *options, "--out", out))]
 
 
 @pytest.mark.slow
 def test_killed_and_continued_it_is_the_same_sweep(tiny_run: Path, tmp_path: Path):
-    slow = ("--repeats", 2, "--steps", 10)
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([sys.executable, "-m", *command(tiny_run, whole, *slow)], env=env, check=True, capture_output=True)
-    process = subprocess.Popen([sys.executable, "-m", *command(tiny_run, killed, *slow)], env=env)
+    options = ("sweep", tiny_run, "--std", "0.05,0.12,0.2", *FAST, "--repeats", 2, "--steps", 10, "--out")
+    torchrun(1, *options, whole)
+    command = [sys.executable, "-m", "edm2", *map(str, options), str(killed)]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         deadline = time.monotonic() + 100
         while not known(killed) and time.monotonic() < deadline:
@@ -246,7 +201,7 @@ def test_killed_and_continued_it_is_the_same_sweep(tiny_run: Path, tmp_path: Pat
         process.wait()
     before = known(killed)
     assert 0 < len(before) < len(known(whole)), "killed too early or too late to tell"
-    subprocess.run([sys.executable, "-m", *command(tiny_run, killed, *slow)], env=env, check=True, capture_output=True)
+    torchrun(1, *options, killed)
     assert known(killed)[: len(before)] == before
     assert (killed / "sweep.csv").read_bytes() == (whole / "sweep.csv").read_bytes()
 
@@ -254,13 +209,9 @@ def test_killed_and_continued_it_is_the_same_sweep(tiny_run: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tiny_run: Path, tmp_path: Path):
     """Bit by bit: batches are the same, and features are summed up in order."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    for out, start in ((tmp_path / "one", [sys.executable, "-m"]), (tmp_path / "two", torchrun)):
-        line = [*start, *command(tiny_run, out, "--samples", 150, "--search", 5)]
-        result = subprocess.run(line, env=env, capture_output=True, text=True, timeout=200)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count("<- best") == 1
+    options = ("sweep", tiny_run, "--std", "0.05,0.12,0.2", *FAST, "--samples", 150, "--search", 5, "--out")
+    for count, out in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        assert torchrun(count, *options, out).count("<- best") == 1
     assert (tmp_path / "two/sweep.csv").read_bytes() == (tmp_path / "one/sweep.csv").read_bytes()
     assert known(tmp_path / "two") == known(tmp_path / "one")
 
