@@ -401,6 +401,7 @@ class Trainer:
             "diagnostics": self.diagnostics.state(),
             "explosion": self.divergence.state(),
             "snapshot_times": self.snapshot_times,
+            "snapshot": self.output.metadata(self.images_seen),
         }
         self.checkpoints.save(self.images_seen, self.tensors(), state)
 

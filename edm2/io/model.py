@@ -1,5 +1,6 @@
 """Networks from and to files. A snapshot describes itself: `load` needs nothing but the file."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -16,6 +17,7 @@ from edm2.pipeline.folder import is_pipeline_folder
 from edm2.post_hoc_ema import SnapshotError, write_snapshot
 from edm2.sampling.external import DrawnImages, ExternalNetwork, SampledNetwork, ready_to_sample
 from edm2.training.field_types import mistyped_fields
+from edm2.training.run.inputs import describe_file
 from edm2.training.run.output import EXTERNAL
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -46,6 +48,19 @@ def resolve(name: str | Path) -> Path:
     names = ", ".join(sorted(file.stem for file in ASSETS.glob("*.safetensors"))) or "there are none"
     what = "a folder, not a file or a pipeline of diffusers" if path.is_dir() else "no such file"
     raise FileNotFoundError(f"{name}: {what}, and not the name of an included network ({names})")
+
+
+def digest_of(name: str | Path) -> str | None:
+    """SHA-256 of a network's or a VAE's files, which their paths do not enter; None for a repository of the hub."""
+    path = Path(name)
+    if not path.is_dir():
+        try:
+            path = resolve(name)
+        except OSError:
+            return None
+    files_of_it = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    digests = [(file.relative_to(path).as_posix(), describe_file(file)) for file in files_of_it]
+    return hashlib.sha256(repr(digests).encode()).hexdigest()
 
 
 def read_metadata(name: str | Path) -> dict[str, Any]:

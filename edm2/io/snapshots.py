@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from edm2.io.checkpoint_snapshots import CheckpointSnapshot, snapshots_in_checkpoint
 from edm2.io.published import PublishedSnapshot, is_reconstruction
 from edm2.networks import NetworkConfig
 from edm2.pipeline.folder import is_pipeline_folder, read_pipeline_metadata, read_pipeline_tensors, read_safetensors
@@ -22,7 +23,7 @@ from edm2.post_hoc_ema import (
 )
 from edm2.training.config import CHANGEABLE, TrainingConfig
 
-AnySnapshot: TypeAlias = SafetensorsSnapshot | PublishedSnapshot
+AnySnapshot: TypeAlias = SafetensorsSnapshot | PublishedSnapshot | CheckpointSnapshot
 
 
 def is_published(path: str | Path) -> bool:
@@ -85,6 +86,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, 
 def open_run(folder: str | Path) -> list[AnySnapshot]:
     """Open all snapshots of a run, sorted by images seen, then EMA length; reconstructed weights are left out.
 
+    Those of a run that was killed before its first snapshot are the averages in its last checkpoint.
+
     Args:
         folder: A run folder, or a folder of snapshots of one kind: .safetensors, or pickles whose names give images
             seen and EMA length. Where there are `network-snapshot-*.pkl`, as the published program names them, only
@@ -98,6 +101,9 @@ def open_run(folder: str | Path) -> list[AnySnapshot]:
         raise FileNotFoundError(f"{folder}: no such folder; give a run folder, or a folder of snapshots")
     pickles = _pickles(Path(folder))
     if not pickles:
+        in_checkpoint = snapshots_in_checkpoint(Path(folder) / "checkpoints")
+        if in_checkpoint and not any((Path(folder) / "snapshots").glob("*.safetensors")):
+            return [*in_checkpoint]
         snapshots = find_snapshots(folder)
         for snapshot in snapshots:
             _checked(snapshot.path, snapshot.metadata)

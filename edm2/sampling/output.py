@@ -147,6 +147,10 @@ def _differences(description: Path, settings: dict[str, Any]) -> str:
     """Names of the settings that differ from a folder's description; empty if none does."""
     try:
         found = json.loads(description.read_text(encoding="utf-8"))
-        return ", ".join(name for name in found | settings if found.get(name) != settings.get(name))
+        known, contents = found.pop("contents", {}), settings.get("contents", {})
+        renamed = set(known) & set(contents)  # files are known by what is in them; version 0.1 noted their paths only
+        names = [name for name in found | settings if name != "contents" and name not in renamed]
+        differing = [name for name in names if found.get(name) != settings.get(name)]
+        return ", ".join([*(name for name in renamed if known[name] != contents[name]), *differing])
     except (AttributeError, TypeError, ValueError):
         return "unreadable"

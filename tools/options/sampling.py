@@ -1,7 +1,7 @@
 """Options of the commands that draw samples, and the generator of samples that they configure."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,7 @@ _what, _guidance, _sampling, _machine = map(option_group, ("What is drawn", "Gui
 SAMPLE_OPTIONS = (
     _what("--class", "class_name", help="Class of all images, by number or name; default: a random one for each seed."),
     _what("--balanced", is_flag=True, help="As many images of each class: seed modulo number of classes."),
+    _what("--ema", type=NUMBER, help="EMA length, where NETWORK is a run; default: the best that a sweep found."),
     _what(
         "--preset",
         type=click.Choice(list(GENERATION_PRESETS)),
@@ -137,6 +138,7 @@ class SamplingOptions:
     sampler: Sampler
     S_churn: float
     vae: str | None
+    ema: float | None
     batch_size: int
     decode_batch: int
     precision: str | None
@@ -184,9 +186,15 @@ class SampleGenerator:
     def __init__(self, options: SamplingOptions, processes: "Processes") -> None:
         from edm2.io.model import read_metadata
         from edm2.sampling.generation import class_index
+        from edm2.tools.options.run_network import is_run, network_of_run
         from edm2.tools.run import use_device
 
+        if is_run(options.network):
+            options = replace(options, network=network_of_run(Path(options.network), options.ema, processes))
+        elif options.ema is not None:
+            raise click.UsageError(f"--ema chooses an average of a run, and {options.network} is a network already")
         self.options = options
+        self.contents = processes.broadcast(self._contents() if processes.is_first else None)
         self.device: torch.device = use_device(processes, options.device)
         self.precision = chosen_precision(options.precision, self.device, options.net_from)
         self.net: SampledNetwork
@@ -226,6 +234,13 @@ class SampleGenerator:
         guided_by = f", guided by {self.options.guide}" if self.options.guide else ""
         return require_finite(batches, f"{self.options.network}{guided_by}")
 
+    def _contents(self) -> dict[str, str]:
+        """Digests of the files that decide the images, whatever their paths are."""
+        from edm2.io.model import digest_of
+
+        names = {"network": self.options.network, "guide": self.options.guide, "vae": self.options.vae}
+        return {kind: digest for kind, name in names.items() if name is not None and (digest := digest_of(name))}
+
     @cached_property
     def decode(self) -> "Decoder":
         """Function that turns samples into pixels; raises for --vae if the network draws pixels already."""
@@ -251,7 +266,7 @@ class SampleGenerator:
             "steps": options.num_steps, "solver": options.sampler.name, "churn": options.S_churn,
             "guide": options.guide, "unlabelled_guide": options.unlabelled_guide, "guidance": options.guidance,
             "interval": options.interval and list(options.interval), "precision": self.precision, "vae": options.vae,
-            "vae_precision": options.vae_precision,
+            "vae_precision": options.vae_precision, "contents": self.contents,
         }  # fmt: skip
 
     @staticmethod

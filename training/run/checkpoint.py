@@ -214,12 +214,12 @@ def last_good_checkpoint(folder: Path) -> Path | None:
 def _is_good(checkpoint: Path) -> bool:
     """True if the loss was as low as usual, or in checkpoints of earlier versions, which do not say."""
     try:
-        return (_read_state(checkpoint).get("explosion") or {}).get("good", True)
+        return (read_state(checkpoint).get("explosion") or {}).get("good", True)
     except (AttributeError, OSError, ValueError):
         return False
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
     """State beside the tensors. Raises ValueError if it is none."""
     state = parse_json((path / STATE_FILE).read_text(encoding="utf-8"))
     if not isinstance(state, dict) or type(state.get("images_seen")) is not int or state["images_seen"] < 0:
@@ -255,7 +255,7 @@ def load_checkpoint(path: Path, tensors: Tensors, processes: Processes = ONE_PRO
     """
     flat = _flat(tensors)
     with reading(path):
-        state = _read_state(path)
+        state = read_state(path)
         is_old = any(path.glob("*.distcp"))
         reader = SafeFileSystemReader(path) if is_old else HuggingFaceStorageReader(str(path))
         stored = reader.read_metadata()

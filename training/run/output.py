@@ -143,7 +143,7 @@ class Output:
             interim: The run has stopped between two regular snapshots, and this one goes with the next of them.
         """
         path = self.folder.snapshots / snapshot_name(images_seen, sigma_rel)
-        metadata = self._metadata(images_seen) | {"sigma_rel": sigma_rel, **({INTERIM: True} if interim else {})}
+        metadata = self.metadata(images_seen) | {"sigma_rel": sigma_rel, **({INTERIM: True} if interim else {})}
         self._write(path, average, metadata, DTYPES[self.config.snapshot_precision])
 
     def remove_snapshots(self, times: Collection[int]) -> None:
@@ -154,13 +154,13 @@ class Output:
 
     def save_traditional(self, images_seen: int, ema: TraditionalEMA) -> None:
         """Write the average of a fixed half-life."""
-        metadata = self._metadata(images_seen) | {"sigma_rel": ema.sigma_rel}
+        metadata = self.metadata(images_seen) | {"sigma_rel": ema.sigma_rel}
         metadata |= {"half_life": self.config.traditional_ema, "reconstructed_from": []}
         self._write(self.folder.traditional_ema, ema.average(), metadata)
 
     def save_raw_weights(self, images_seen: int, weights: Mapping[str, Tensor]) -> None:
         """Write the weights as the optimizer left them, without any averaging: an EMA length of zero."""
-        self._write(self.folder.raw_weights, weights, self._metadata(images_seen) | {"sigma_rel": 0.0})
+        self._write(self.folder.raw_weights, weights, self.metadata(images_seen) | {"sigma_rel": 0.0})
 
     def _write(
         self, path: Path, weights: Mapping[str, Tensor], metadata: dict[str, Any], dtype: torch.dtype | None = None
@@ -175,7 +175,7 @@ class Output:
             if self.writes:
                 yield name, tensor
 
-    def _metadata(self, images_seen: int) -> dict[str, Any]:
+    def metadata(self, images_seen: int) -> dict[str, Any]:
         """Metadata of a snapshot, which describes itself."""
         config = self.config.to_json()
         network = config.pop("network")

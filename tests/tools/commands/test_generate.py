@@ -16,14 +16,15 @@ from command_line import Result, complaint, edm2, half_written, succeed, torchru
 from PIL import Image
 from tiny_vae import save_tiny_vae
 
-from edm2.io.model import load, read_metadata, save
+from edm2.io.model import ASSETS, load, read_metadata, save
 from edm2.networks import NetworkConfig, Precond, build_network
-from edm2.post_hoc_ema import snapshot_name
+from edm2.post_hoc_ema import find_snapshots, snapshot_name
 from edm2.sampling.output import NpyFiles
 from edm2.sampling.presets import GENERATION_PRESETS
 from edm2.training import LatentCodec
 from edm2.training.data import vae as latents_module
 
+FEW = ("--seeds", "0-1", "--steps", 3, "--device", "cpu")
 QUICK = ("--steps", 3, "--device", "cpu")
 
 
@@ -437,3 +438,46 @@ def test_networks_without_classes(outspoken_network, tmp_path):
         assert "classes" in complaint(result.err)
     assert run(path, "--npz", tmp_path / "a.npz").code == 0
     assert list(np.load(tmp_path / "a.npz")) == ["arr_0"]
+
+
+# ------------------------------------------------------------------------------------------------ networks of runs
+
+
+def test_a_run_is_drawn_from_at_the_best_length_that_is_known(tiny_run, tmp_path):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("sweep.*", "reconstructed")))
+    said = succeed("generate", run, *FEW, "--out", tmp_path / "a")
+    assert "EMA length 0.1 (not swept yet)" in said
+    (run / "sweep.csv").write_text(
+        "images_seen,sigma_rel,guidance,guide_sigma_rel,frechet_distance,deviation,accuracy,distances,metric,samples\n"
+        "512,0.07,1,,3,,,3,FD,8\n512,0.2,1,,5,,,5,FD,8\n512,0.15,2,0.1,1,,,1,FD,8\n"
+    )
+    said = succeed("generate", run, *FEW, "--out", tmp_path / "b")
+    assert "EMA length 0.07 (best in" in said
+    said = succeed("generate", run, *FEW, "--ema", "0.12", "--out", tmp_path / "c")
+    assert "EMA length 0.12 (as asked for)" in said
+    wrong = edm2("generate", "digits8", *FEW, "--ema", "0.1", "--out", tmp_path / "d")
+    assert "--ema chooses an average of a run" in complaint(wrong.err)
+
+
+def test_a_run_that_was_killed_before_its_first_snapshot_is_drawn_from(tiny_run, tmp_path):
+    """From the averages in its last checkpoint, which are those of the snapshots."""
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    [*_, last] = find_snapshots(tiny_run)
+    shutil.rmtree(run / "snapshots")
+    (run / "snapshots").mkdir()
+    succeed("generate", run, *FEW, "--ema", last.sigma_rel, "--out", tmp_path / "killed")
+    succeed("generate", last.path, *FEW, "--out", tmp_path / "whole")
+    for image in sorted((tmp_path / "whole").glob("*.png")):
+        assert image.read_bytes() == (tmp_path / "killed" / image.name).read_bytes()
+
+
+def test_images_belong_to_a_network_whatever_it_is_called(tmp_path):
+    other = tmp_path / "copy.safetensors"
+    shutil.copy(ASSETS / "digits8.safetensors", other)
+    succeed("generate", "digits8", *FEW, "--out", tmp_path / "drawn")
+    succeed("generate", other, *FEW, "--out", tmp_path / "drawn")
+    net = load(other)
+    net.unet.out_gain.mul_(0.5)
+    save(net, other, read_metadata(other))
+    refused = edm2("generate", other, *FEW, "--out", tmp_path / "drawn")
+    assert "made with other settings (network in" in complaint(refused.err)

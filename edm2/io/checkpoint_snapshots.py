@@ -1,0 +1,48 @@
+"""Averages in the last checkpoint of a run that was killed before it could write a snapshot."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+from edm2.training.run.checkpoint import find_checkpoints, read_state
+
+
+class CheckpointSnapshot:
+    """A snapshot that lies in a checkpoint, among all that a run needs to go on.
+
+    Args:
+        path: Folder of the checkpoint.
+        sigma_rel: EMA length.
+        metadata: Metadata of a snapshot at that time.
+    """
+
+    def __init__(self, path: Path, sigma_rel: float, metadata: dict[str, Any]) -> None:
+        self.path = path
+        self.sigma_rel = sigma_rel
+        self.images_seen: int = metadata["images_seen"]
+        self.metadata = {**metadata, "sigma_rel": sigma_rel}
+        self.buffers = frozenset(metadata["buffers"])
+        entries = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+        self._entries: dict[str, Any] = entries
+        self.names = tuple(name.removeprefix("net.") for name in entries if name.startswith("net."))
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU: its average, or a copy of a buffer."""
+        averaged = f"ema.{self.sigma_rel!r}/{name}"
+        key = averaged if averaged in self._entries else f"net.{name}"
+        entry = self._entries[key]
+        tensors = {key: torch.empty(entry.size, dtype=entry.properties.dtype)}
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(self.path)), no_dist=True)
+        return tensors[key]
+
+
+def snapshots_in_checkpoint(checkpoints: Path) -> list[CheckpointSnapshot]:
+    """The averages in the newest checkpoint, by EMA length; none without a checkpoint, or in those of version 0.1."""
+    for path in find_checkpoints(checkpoints)[-1:]:
+        if metadata := read_state(path).get("snapshot"):
+            return [CheckpointSnapshot(path, length, metadata) for length in sorted(metadata["training"]["sigma_rels"])]
+    return []
