@@ -86,10 +86,12 @@ def print_whatever_happens() -> None:
     """Let nothing that is printed end the process: neither characters that the terminal lacks, nor a closed pipe."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if stream is None:  # closed, or without a console on Windows
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, for the life of the process
+            continue
         try:
             descriptor = stream.fileno()
-        except (AttributeError, OSError, ValueError):  # none, as without a console on Windows, or closed
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, for the life of the process
+        except (OSError, ValueError):  # in memory
             continue
         raw = io.BufferedWriter(_Droppable(descriptor))
         safe = io.TextIOWrapper(raw, stream.encoding, errors="replace", line_buffering=name == "stderr" or raw.isatty())
