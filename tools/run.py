@@ -148,6 +148,16 @@ def report_speed(images_per_second: float, images_left: int) -> None:
     tqdm.write(f"speed: {images_per_second:,.3g} images/s; the remaining {images_left:,} images will take about {left}")
 
 
+def measure_speed(config: TrainingConfig, dataset: Dataset, processes: Processes = ONE_PROCESS) -> float:
+    """Images per second of a run, measured on some steps that are thrown away."""
+    if processes.is_first:
+        click.echo("Measuring speed for --budget ...")
+    convolve_in_float32()
+    trainer = Trainer(config, dataset=dataset, processes=processes)
+    with memory_advice(trainer):
+        return trainer.measure().images_per_second
+
+
 def measure_run(config: TrainingConfig, dataset: Dataset, processes: Processes = ONE_PROCESS) -> list[tuple[str, str]]:
     """Measure speed, time and memory of a run in some of its steps; nothing is written. Memory is one process's."""
     convolve_in_float32()

@@ -113,6 +113,8 @@ class ScheduleConfig:
     """Images over which the learning rate rises from zero; 0 for none."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of Adam's moments."""
+    budget: float | None = None
+    """Seconds that the duration was made for, on the machine where the run began; None: it was chosen."""
     max_nonfinite_steps: int = 64
     """Consecutive steps with non-finite gradients after which a run gives up."""
 

@@ -1,7 +1,8 @@
 """`edm2 train`: train a network."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,7 @@ _machine = option_group("Machine")
     help="Snapshot or included network (digits8) to start from; the number of classes may differ.",
 )
 @_schedule("--duration", type=IMAGES, help="Images to train on.")
+@_schedule("--budget", type=TIME, help="Time to train (15m, 2h, 3d); speed is measured, and the schedule made for it.")
 @_schedule("--batch", "batch_size", type=IMAGES, help="Images per step.")
 @_schedule("--lr", "ref_lr", type=NUMBER, help="Learning rate between ramp-up and decay.")
 @_schedule("--decay", "ref_batches", type=NUMBER, help="Steps after which the learning rate decays; 0 for never.")
@@ -227,7 +229,8 @@ def train(
         raise click.UsageError("which EMA lengths are to be scored? Give --eval, such as 0.05,0.10")
     from edm2.tools.reports.description import print_lines
     from edm2.tools.reports.run_plan import describe_plan
-    from edm2.tools.run import measure_run, reported_once, run_training
+    from edm2.tools.run import measure_run, measure_speed, reported_once, run_training
+    from edm2.training import RunFolder
     from edm2.training.distributed.processes import joined_processes
 
     with joined_processes() as processes:
@@ -237,13 +240,18 @@ def train(
             )
         dataset = _open_in_turn(data, processes)
         with reported_once(processes):
-            config = configure_run(dataset, data, out, preset, architecture, conditional, choices, processes.count)
+            RunFolder(out).check_free()
+            measured = partial(measure_speed, dataset=dataset, processes=processes)
+            about = dataset, data, out, preset, architecture, conditional, choices
+            config = configure_run(*about, processes.count, measured)
             _check_folder(config, dataset, processes)
-        speed = [("speed", "printed after the first steps, with the time left")]
-        if measure:
-            speed = measure_run(config, dataset, processes)
         if processes.is_first:
-            print_lines([*describe_plan(config, dataset, processes.count), *speed])
+            print_lines(describe_plan(config, dataset, processes.count))
+        if measure:
+            measurements = measure_run(config, dataset, processes)
+            if processes.is_first:
+                print_lines(measurements)
+        if processes.is_first:
             click.echo("Dry run: nothing was written." if dry_run else "")
         if dry_run:
             return
@@ -292,13 +300,23 @@ def configure_run(
     conditional: bool | None,
     choices: Mapping[str, Any],
     processes: int = 1,
+    measure: "Callable[[TrainingConfig], float] | None" = None,
 ) -> "TrainingConfig":
     """Configure the run that parameters of `edm2 train` describe; data and machine decide the rest.
+
+    A preset that the data choose is made for the duration or budget; what follows from them is decided once, when the
+    run begins, and a later --duration or --budget moves the end only.
+
+    Args:
+        dataset, data, out, preset, architecture, conditional, choices: The command's parameters.
+        processes: Number of processes.
+        measure: Measures images per second of a run.
 
     Raises:
         click.UsageError: they do not fit together, not the data, or not the number of processes.
     """
     from edm2.planning.plan import default_preset, plan_run
+    from edm2.planning.relative import FOLLOWING, duration_within
     from edm2.tools.run import default_device, default_precision
     from edm2.training.config import REMOVED
 
@@ -306,14 +324,35 @@ def configure_run(
     chosen.setdefault("device", default_device())
     if "init" in chosen:
         chosen["init"] = _initial_network(chosen["init"], out)
-    preset = preset or default_preset(dataset, data)
+    begun = _begun_run(out)
+    fitted = preset is None and data != "digits"
+    preset = preset or default_preset(dataset, data, chosen["device"])
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))
+    relative = fitted and "duration" in chosen
     try:
-        config = plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G")
+        if "budget" in chosen:
+            if "duration" in chosen or measure is None:
+                raise click.UsageError("--budget decides the duration of one run: leave out --duration; not for ablate")
+            if begun is not None and begun.budget == chosen["budget"]:
+                chosen["duration"] = begun.duration
+            else:
+                config = plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G", relative=True)
+                chosen["duration"] = duration_within(chosen["budget"], measure(config), config.batch_size)
+            relative = True
+        if relative and begun is not None and begun.preset == preset:
+            chosen = {name: getattr(begun, name) for name in FOLLOWING} | chosen
+        config = plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G", relative)
         config.images_per_rank(processes)
     except ValueError as error:
         raise click.UsageError(_in_options(str(error))) from None
     return config
+
+
+def _begun_run(out: str) -> "TrainingConfig | None":
+    """Configuration of the run that goes on in a folder; None if none has begun there."""
+    from edm2.training import RunFolder, read_run_config
+
+    return read_run_config(out) if RunFolder(out).has_begun() else None
 
 
 def _initial_network(text: str, out: str) -> str:

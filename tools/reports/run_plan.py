@@ -12,12 +12,14 @@ from edm2.planning.costs import (
     largest_micro_batch,
 )
 from edm2.planning.presets import PRESETS
+from edm2.planning.probe import guessed_speed
+from edm2.planning.relative import advice
 from edm2.post_hoc_ema import reconstruction_error
 from edm2.post_hoc_ema.planning import MOST_SNAPSHOTS
 from edm2.tools.reports.description import Lines
 from edm2.training import Dataset, TrainingConfig
 from edm2.training.run.disk import DiskForecast, free_space, used_space
-from edm2.training.run.speed import with_unit
+from edm2.training.run.speed import time_text, with_unit
 
 FAR_OFF = 0.2
 """Relative difference between the data's standard deviation and the network's sigma_data that deserves a warning."""
@@ -48,6 +50,8 @@ def describe_plan(config: TrainingConfig, dataset: Dataset, processes: int = 1) 
         ("compute", f"{once} to evaluate an image, {step} to train on it, {run} in all"),
         *_memory(config, processes),
         *_files(config),
+        *_time(config, processes),
+        *(("WARNING", line) for line in advice(config, len(dataset))),
     ]
 
 
@@ -101,6 +105,17 @@ def _worst_error(times: list[int], stored: tuple[float, ...]) -> float | None:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"
+
+
+def _time(config: TrainingConfig, processes: int) -> Lines:
+    """Time of the run: what it was made for, or a guess."""
+    if config.budget is not None:
+        return [("time", f"{time_text(config.budget)}, as --budget says, by the speed that was measured when it began")]
+    speed = guessed_speed(config, processes)
+    guess = time_text(config.duration / speed)
+    return [
+        ("time", f"about {guess} on this machine, by a guess of {speed:,.3g} images/s; the first steps tell better")
+    ]
 
 
 def _classes(config: TrainingConfig, dataset: Dataset) -> str:

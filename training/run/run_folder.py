@@ -65,11 +65,16 @@ class RunFolder:
         """
         if self.config.exists():
             other = read_run_config(self.path)  # also of a run that left nothing: the file may be somebody else's
-            if self._has_begun():
+            if self.has_begun():
                 self._refuse_another(config, other, names or {})
                 self._refuse_to_go_back(config)
                 self._refuse_other_inputs(config, other, data)
-        elif not is_free(self.path):
+        else:
+            self.check_free()
+
+    def check_free(self) -> None:
+        """Raise RunFolderError if there is something else than a run here."""
+        if not self.config.exists() and not is_free(self.path):
             what = "is not empty and holds no run" if self.path.is_dir() else "is a file"
             raise RunFolderError(f"{self.path}: {what}; choose another --out")
 
@@ -123,7 +128,8 @@ class RunFolder:
         checkpoints = find_checkpoints(self.checkpoints)
         return int(checkpoints[-1].name) if checkpoints else 0
 
-    def _has_begun(self) -> bool:
+    def has_begun(self) -> bool:
+        """True if a run has left a checkpoint or a snapshot here."""
         return self.images_seen() > 0 or any(self.snapshots.glob("*.safetensors"))
 
     def _refuse_another(self, config: TrainingConfig, other: TrainingConfig, names: Mapping[str, str]) -> None:
