@@ -23,7 +23,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from edm2.io.npz import read_member
-from edm2.io.published.arrays import NUMPY_MAKERS, NumpyArray
+from edm2.io.published.arrays import locate_array
 from edm2.io.published.inert_pickle import PickleFile, PickleRefused, read_pickle
 from edm2.metrics.detectors import Detector
 from edm2.metrics.features import ReportProgress, features_of
@@ -205,9 +205,8 @@ def _read_pickle(path: Path) -> dict[str, FeatureStatistics]:
 
 
 def _statistics_in(file: BinaryIO) -> dict[str, FeatureStatistics]:
-    """Read {num_images, <detector>: {mu, sigma}, ...}, by an interpreter that can make nothing but arrays."""
-    content = read_pickle(PickleFile(file), NUMPY_MAKERS)
-    match content:
+    """Read {num_images, <detector>: {mu, sigma}, ...}; nothing in the pickle is executed."""
+    match read_pickle(PickleFile(file)):
         case {"num_images": int(number), **detectors} if detectors:
             return {str(name): _detector_statistics(file, entry, number) for name, entry in detectors.items()}
     raise PickleRefused("is no dict of num_images and statistics by detector")
@@ -215,12 +214,14 @@ def _statistics_in(file: BinaryIO) -> dict[str, FeatureStatistics]:
 
 def _detector_statistics(file: BinaryIO, entry: Any, num_images: int) -> FeatureStatistics:
     match entry:
-        case {"mu": NumpyArray(numbers=mu), "sigma": NumpyArray(numbers=sigma), **others} if not others:
-            if mu is not None and sigma is not None:
-                try:
-                    return _checked(mu.read(file).numpy(), sigma.read(file).numpy(), num_images)
-                except ValueError as error:
-                    raise PickleRefused(f"holds {error}") from None
+        case {"mu": mu, "sigma": sigma, **others} if not others:
+            try:
+                mean, covariance = (locate_array(array).read(file).numpy() for array in (mu, sigma))
+                return _checked(mean, covariance, num_images)
+            except PickleRefused:
+                raise
+            except ValueError as error:
+                raise PickleRefused(f"holds {error}") from None
     raise PickleRefused("holds something else than mu and sigma of a detector")
 
 

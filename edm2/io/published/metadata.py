@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
-from torch import Tensor
+import numpy.typing as npt
 
-from edm2.io.published.arrays import NumpyArray
+from edm2.io.published.arrays import locate_array
 from edm2.io.published.inert_pickle import PickleRefused, shown
-from edm2.io.published.objects import Recorded
+from edm2.io.published.objects import recorded
 from edm2.networks import NetworkConfig
 from edm2.planning.presets import PRESETS
 from edm2.training import Codec, PixelCodec
@@ -31,7 +31,7 @@ def describe(contents: dict[str, Any], file: BinaryIO) -> dict[str, Any]:
     config = network_config(contents["ema"])
     dataset, loss = contents.get("dataset_kwargs"), contents.get("loss_fn")
     dataset_options = plain(dataset) if isinstance(dataset, dict) else {}
-    loss_options = plain(loss.state) if isinstance(loss, Recorded) else {}
+    loss_options = plain(recorded(loss)[1]) if loss is not None else {}
     loss_options.pop("_init_args", None)
     return {
         "network": config.to_json(),
@@ -45,11 +45,12 @@ def describe(contents: dict[str, Any], file: BinaryIO) -> dict[str, Any]:
 
 def network_config(net: Any) -> NetworkConfig:
     """Configuration of the network, from the arguments that it was constructed with."""
-    if not isinstance(net, Recorded) or net.class_name != "Precond" or net.state.get("_init_args") != ():
-        raise PickleRefused("is damaged: its network is not recorded as a Precond made of named arguments")
-    arguments = net.state.get("_init_kwargs")
-    known = plain(arguments) if isinstance(arguments, dict) else None
-    if not isinstance(arguments, dict) or known is None or len(known) < len(arguments):
+    match recorded(net):
+        case ("Precond", {"_init_args": (), "_init_kwargs": dict(arguments)}):
+            known = plain(arguments)
+        case _:
+            raise PickleRefused("is damaged: its network is not recorded as a Precond made of named arguments")
+    if len(known) < len(arguments):
         raise PickleRefused("is damaged: its network was constructed with something else than numbers")
     known.pop("use_fp16", None)  # a setting of the program, not of the network
     try:
@@ -105,29 +106,27 @@ def _is_plain(value: Any) -> bool:
 
 def codec_of(encoder: Any, file: BinaryIO) -> Codec:
     """Codec that encodes as the recorded encoder does."""
-    match encoder:
-        case Recorded("StandardRGBEncoder"):
+    match recorded(encoder):
+        case "StandardRGBEncoder", _:
             return PixelCodec()  # its defaults are the published encoder
-        case Recorded(
-            "StabilityVAEEncoder", {"vae_name": str(vae), "scale": NumpyArray() as scale, "bias": NumpyArray() as bias}
-        ) if len(vae) <= MAX_TEXT:
+        case "StabilityVAEEncoder", {"vae_name": str(vae), "scale": scale, "bias": bias} if len(vae) <= MAX_TEXT:
             return _latent_codec(vae, _per_channel(scale, file), _per_channel(bias, file))
     raise PickleRefused("is damaged: its encoder is neither of the two published ones")
 
 
-def _per_channel(array: NumpyArray, file: BinaryIO) -> Tensor:
+def _per_channel(value: Any, file: BinaryIO) -> npt.NDArray[np.float32]:
     """One number per channel of a latent, [C]."""
-    if array.numbers is None or len(array.numbers.shape) != 1 or not 0 < array.numbers.numel <= MAX_ENTRIES:
+    array = locate_array(value)
+    if len(array.shape) != 1 or not 0 < array.numel <= MAX_ENTRIES:
         raise PickleRefused("is damaged: its encoder has no number per channel")
-    return array.numbers.read(file)
+    return array.read(file).float().numpy()
 
 
-def _latent_codec(vae: str, scale: Tensor, bias: Tensor) -> LatentCodec:
+def _latent_codec(vae: str, scale: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> LatentCodec:
     """Codec of x = z scale + bias, with scale = sigma_data / std and bias = -mean scale, each float32 [C]."""
-    sensible = len(scale) == len(bias) and ((scale > 1e-6) & (scale < 1e6) & (bias.abs() < 1e6)).all()
-    if not sensible:
+    if len(scale) != len(bias) or not ((scale > 1e-6) & (scale < 1e6) & (abs(bias) < 1e6)).all():
         raise PickleRefused("is damaged: its encoder scales latents by impossible numbers")
-    mean, std = zip(*map(_mean_and_std, scale.numpy(), bias.numpy()), strict=True)
+    mean, std = zip(*map(_mean_and_std, scale, bias), strict=True)
     return LatentCodec(vae, mean, std)
 
 
@@ -139,10 +138,7 @@ def _mean_and_std(scale: np.float32, bias: np.float32) -> tuple[float, float]:
     return mean, std
 
 
-def _simplest(value: float, fits: Callable[[float], bool]) -> float:
-    """Decimal with the fewest digits that rounds to the stored number, as in the original source."""
-    for digits in range(1, 10):
-        short = float(f"{value:.{digits}g}")
-        if fits(short):
-            return short
-    return float(value)
+def _simplest(value: np.float32, fits: Callable[[float], bool]) -> float:
+    """Decimal with the fewest digits that rounds to the stored number."""
+    shorter = (float(f"{value:.{digits}g}") for digits in range(1, 10))
+    return next((decimal for decimal in shorter if fits(decimal)), float(value))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from edm2.io.published.inert_pickle import PickleRefused
+from edm2.io.published.inert_pickle import PickleFile, PickleRefused
 from edm2.io.published.metadata import clock, describe
 from edm2.io.published.objects import collect_tensors, read_contents
 from edm2.post_hoc_ema import PartialSnapshot, SnapshotError, TensorLayout
@@ -31,8 +31,9 @@ class PublishedSnapshot(PartialSnapshot):
         """
         self.path = Path(path)
         with _refusals_named(self.path), self.path.open("rb") as file:
-            contents = read_contents(file)
-            self._tensors, self.buffers = collect_tensors(contents["ema"], self.path.stat().st_size)
+            pickles = PickleFile(file)
+            contents = read_contents(pickles)
+            self._tensors, self.buffers = collect_tensors(contents["ema"], pickles)
             self.metadata = describe(contents, file) | clock(self.path.name) | {"buffers": self.buffers}
         self.names = tuple(self._tensors)
 
