@@ -44,21 +44,21 @@ def fuzz(count: int, first: int, seed: int, chosen: tuple[str, ...], keep: Path,
         sandbox = Sandbox(Path(root))
         build(sandbox)
         sandbox.limit_memory()
-        kinds = [kind for kind in KINDS if not chosen or kind.name in chosen]
+        kinds = {make.__name__: make for make in KINDS if not chosen or make.__name__ in chosen}
         counts: Counter[tuple[str, str]] = Counter()
         before = peak_memory()
         for number in tqdm(range(first, first + count), desc="inputs", leave=False, disable=None):
             random = Random(f"{seed} {number}")
-            [kind] = random.choices(kinds, [kind.weight for kind in kinds])
+            [kind] = random.choices([*kinds], [KINDS[make] for make in kinds.values()])
             try:
-                for attempt in kind.make(sandbox, random):
-                    counts[kind.name, _tried(sandbox, attempt)] += 1
+                for attempt in kinds[kind](sandbox, random):
+                    counts[kind, _tried(sandbox, attempt)] += 1
             except Surprise as surprise:
-                counts[kind.name, "surprise"] += 1
-                _keep(keep / f"{seed}-{number}-{kind.name}", sandbox, f"{kind.name}: {surprise}")
+                counts[kind, "surprise"] += 1
+                _keep(keep / f"{seed}-{number}-{kind}", sandbox, f"{kind}: {surprise}")
                 if not go_on:
                     break
-            counts[kind.name, "inputs"] += 1
+            counts[kind, "inputs"] += 1
             sandbox.clear()
         os.chdir(ROOT)
         _print(counts, time.monotonic() - start, peak_memory() - before)

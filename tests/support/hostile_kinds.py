@@ -8,17 +8,13 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
-import torch
-import torch.distributed.checkpoint as dcp
 from command_line import TINY, edm2, succeed, write_images
 from hostile_mutations import (
     changed_image,
-    changed_json,
     changed_npy,
     changed_pickle,
     changed_safetensors,
@@ -32,9 +28,6 @@ from published_lookalike import contents_of, dump
 
 import edm2 as project
 from edm2.metrics.reference import read_features, read_reference
-from edm2.sweep.score_cache import ScoreCache
-from edm2.training.data.index import _checksum, _stamp, open_archive
-from edm2.training.run.checkpoint import load_checkpoint, write_checkpoint
 
 STEPS = ("--seeds", "0-1", "--steps", "1", "--device", "cpu")
 PUBLISHED = "network-snapshot-0000001-0.050.pkl"
@@ -61,13 +54,13 @@ def command(*words: object, named: str | tuple[str, ...]) -> Attempt:
     return Attempt(f"edm2 {' '.join(map(str, words))}", run, (named,) if isinstance(named, str) else named)
 
 
-def library(words: str, do: Callable[[], object], named: str) -> Attempt:
-    """A call of a function."""
+def library(read: Callable[[Path], object], path: Path) -> Attempt:
+    """A call of a function that takes a path."""
 
     def run() -> None:
-        do()
+        read(path)
 
-    return Attempt(words, run, (named,))
+    return Attempt(f"{read.__name__}({str(path)!r})", run, (path.name,))
 
 
 # ------------------------------------------------------------------------------------------------ intact files
@@ -86,19 +79,9 @@ def build(sandbox: Sandbox) -> None:
     statistics = read_reference(base / "ref.npz")["pixels"]
     content = {"num_images": 6, "pixels": {"mu": statistics.mu, "sigma": statistics.sigma}}
     (base / "ref.pkl").write_bytes(pickle.dumps(content))
-    succeed("generate", base / "network.safetensors", "--out", base / "drawn", *STEPS)
     np.savez(base / "samples.npz", np.zeros((6, 8, 8, 1), dtype=np.uint8), np.zeros(6, dtype=np.int64))
-    write_checkpoint(base / "checkpoints", 64, checkpoint_tensors(), {"codec": {"kind": "pixels"}}, keep=1)
-    old = base / "checkpoints" / "0.1"  # as version 0.1 wrote it, with a pickle
-    dcp.save(checkpoint_tensors(), storage_writer=dcp.FileSystemWriter(old), no_dist=True)
-    (old / "state.json").write_text('{"images_seen": 64, "codec": {"kind": "pixels"}}')
     _build_pipeline(base)
     _build_members(base)
-
-
-def checkpoint_tensors() -> dict[str, dict[str, torch.Tensor]]:
-    """Contents of the intact checkpoint."""
-    return {"net": {"w": torch.ones(2, 3), "b": torch.zeros(4)}, "ema": {"w": torch.ones(3)}}
 
 
 def _build_pipeline(base: Path) -> None:
@@ -149,20 +132,17 @@ def published(box: Sandbox, random: Random) -> list[Attempt]:
 def pipeline(box: Sandbox, random: Random) -> list[Attempt]:
     path = shutil.copytree(box.base / "pipeline", box.given / "pipeline")
     name = random.choice(("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"))
-    changed = changed_safetensors if name.endswith("safetensors") else _changed_json_file
-    (path / name).write_bytes(changed((path / name).read_bytes(), random))
+    data = (path / name).read_bytes()
+    is_weights = name.endswith("safetensors")
+    (path / name).write_bytes(changed_safetensors(data, random) if is_weights else json_text(json.loads(data), random))
     return _uses_of_a_network(box, path, random)
-
-
-def _changed_json_file(data: bytes, random: Random) -> bytes:
-    return json_text(json.loads(data), random)
 
 
 def _uses_of_a_network(box: Sandbox, path: Path, random: Random) -> list[Attempt]:
     uses = [
         command("info", path, named=path.name),
-        library(f"edm2.load({str(path)!r})", lambda: project.load(path), path.name),
-        library(f"edm2.read_metadata({str(path)!r})", lambda: project.read_metadata(path), path.name),
+        library(project.load, path),
+        library(project.read_metadata, path),
     ]
     if random.random() < 0.3:
         uses.append(command("generate", path, *STEPS, "--grid", box.out / "grid.png", named=path.name))
@@ -173,101 +153,16 @@ def _uses_of_a_network(box: Sandbox, path: Path, random: Random) -> list[Attempt
     return uses
 
 
-# ------------------------------------------------------------------------------------------------ runs
-
-
 def run_snapshots(box: Sandbox, random: Random) -> list[Attempt]:
-    run = _copied_run(box, ("snapshots", "config.json", "stats.jsonl"))
+    """Snapshots of a run, of which one is damaged; the run's own other files are trusted."""
+    run = shutil.copytree(box.base / "run", box.given / "run", ignore=shutil.ignore_patterns("checkpoints"))
     chosen = random.choice(sorted((run / "snapshots").iterdir()))
     chosen.write_bytes(changed_safetensors(chosen.read_bytes(), random))
-    out = box.out / "reconstructed"
     return [
-        command("reconstruct", run, "--std", "0.07,0.1", "--out", out, named=str(run)),
+        command("reconstruct", run, "--std", "0.07,0.1", "--out", box.out / "reconstructed", named=str(run)),
         command("reconstruct", run, "--std", "0.12", "--plan", named=str(run)),
         command("info", run, named=str(run)),
     ]
-
-
-def run_folder(box: Sandbox, random: Random) -> list[Attempt]:
-    run = _copied_run(box, ("snapshots", "config.json", "stats.jsonl"))
-    name = random.choice(("config.json", "stats.jsonl"))
-    (run / name).write_bytes(
-        _changed_config(run / name, random) if name == "config.json" else _lines(run / name, random)
-    )
-    attempts = [command("info", run, named=str(run))]
-    if random.random() < 0.1:
-        words = ("--data", "digits", "--duration", 256, *TINY, "--dry-run")
-        attempts.append(command("train", *words, "--out", run, named=str(run)))
-    if random.random() < 0.1:
-        attempts.append(command("plot", run, "--out", box.out / "plots", named=""))
-    return attempts
-
-
-def _copied_run(box: Sandbox, parts: tuple[str, ...]) -> Path:
-    run = box.given / "run"
-    run.mkdir()
-    for part in parts:
-        source = box.base / "run" / part
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, run / part)
-    return run
-
-
-def _changed_config(path: Path, random: Random) -> bytes:
-    return json_text(json.loads(path.read_bytes()), random)
-
-
-def _lines(path: Path, random: Random) -> bytes:
-    """JSON lines, of which one is another."""
-    lines = path.read_bytes().splitlines()
-    index = random.randrange(len(lines))
-    lines[index] = json_text(json.loads(lines[index]), random)
-    return b"\n".join(lines) + random.choice((b"\n", b"\n", b"", b"\n{", b"\n\n"))
-
-
-def resumed(box: Sandbox, random: Random) -> list[Attempt]:
-    """A run that is resumed; it is its own output folder."""
-    run = shutil.copytree(box.base / "run", box.out / "run")
-    files = [
-        "config.json",
-        "stats.jsonl",
-        *(str(p.relative_to(run)) for p in (run / "checkpoints").rglob("*") if p.is_file()),
-    ]
-    name = random.choice(sorted(files))
-    data = (run / name).read_bytes()
-    match Path(name).suffix:
-        case ".json":
-            data = json_text(json.loads(data), random)
-        case ".jsonl":
-            data = _lines(run / name, random)
-        case _:
-            data = changed_safetensors(data, random, key="DCP_SHARDING_INFO")
-    (run / name).write_bytes(data)
-    words = ("--data", "digits", "--duration", 320, *TINY, "--workers", 0)
-    return [command("train", *words, "--out", run, named=str(run))]
-
-
-def checkpoint(box: Sandbox, random: Random) -> list[Attempt]:
-    version = random.choice(("0.1", "0.1", "000000000064"))
-    path = shutil.copytree(box.base / "checkpoints" / version, box.given / "checkpoint")
-    name = random.choice(sorted(file.name for file in path.iterdir()))
-    data = (path / name).read_bytes()
-    match Path(name).suffix:
-        case ".json":
-            data = json_text(json.loads(data), random)
-        case ".safetensors":
-            data = changed_safetensors(data, random, key="DCP_SHARDING_INFO")
-        case _:
-            data = changed_pickle(data, random)
-    (path / name).write_bytes(data)
-    return [library(f"load_checkpoint({str(path)!r})", lambda: load_checkpoint(path, checkpoint_tensors()), str(path))]
-
-
-def score_cache(box: Sandbox, random: Random) -> list[Attempt]:
-    """Scores that a sweep has kept; whatever is not one is computed again."""
-    path = box.given / "sweep.jsonl"
-    line = {"key": "a" * 24, "distance": 1.0, "deviation": None, "accuracy": 0.5}
-    path.write_bytes(b"\n".join([json.dumps(line).encode(), json_text(line, random), b""]))
-    return [library(f"ScoreCache({str(path)!r})", lambda: ScoreCache(path).get({}), path.name)]
 
 
 # ------------------------------------------------------------------------------------------------ datasets
@@ -277,7 +172,7 @@ def _uses_of_a_dataset(box: Sandbox, path: Path, random: Random) -> list[Attempt
     uses = [
         command("dataset", "info", path, named=path.name),
         command("info", path, named=path.name),
-        library(f"open_dataset({str(path)!r})", lambda: _read_all(path), path.name),
+        library(_read_all, path),
     ]
     if random.random() < 0.3:
         uses.append(command("dataset", "check", path, "--workers", 1, named=path.name))
@@ -342,29 +237,6 @@ def dataset_folder(box: Sandbox, random: Random) -> list[Attempt]:
     return _uses_of_a_dataset(box, path, random)
 
 
-def dataset_index(box: Sandbox, random: Random) -> list[Attempt]:
-    """The file beside a ZIP that says what is in it, with checksums that fit."""
-    from safetensors.numpy import save_file
-
-    path = box.given / "data.zip"
-    path.write_bytes(hostile_zip(_members(box, Random(0)), Random(4)))
-    files, catalog = open_archive(path)
-    from edm2.training.data.index import _to_arrays
-
-    arrays = _to_arrays(files.members, catalog)
-    facts = {"class_names": catalog.class_names, "latents": catalog.latents, "pixels": catalog.pixels}
-    if random.random() < 0.3:
-        facts = changed_json(facts | {"class_names": list(catalog.class_names)}, random)
-    else:
-        name = random.choice(sorted(arrays))
-        array = np.frombuffer(bytearray(mangled(arrays[name].tobytes(), random)), dtype=np.uint8)
-        arrays[name] = array[: len(array) // arrays[name].itemsize * arrays[name].itemsize].view(arrays[name].dtype)
-    text = json.dumps(facts)
-    metadata = {"stamp": _stamp(path), "facts": text, "checksum": _checksum(arrays, text)}
-    save_file(arrays, box.given / ".data.zip.index", metadata)
-    return _uses_of_a_dataset(box, path, random)
-
-
 # ------------------------------------------------------------------------------------------------ metrics
 
 
@@ -382,8 +254,8 @@ def reference_pickle(box: Sandbox, random: Random) -> list[Attempt]:
 
 def _uses_of_a_reference(box: Sandbox, path: Path, random: Random) -> list[Attempt]:
     uses = [
-        library(f"read_reference({str(path)!r})", lambda: read_reference(path), path.name),
-        library(f"read_features({str(path)!r})", lambda: read_features(path, "pixels"), path.name),
+        library(read_reference, path),
+        library(_read_features, path),
     ]
     if random.random() < 0.5:
         metrics = random.choice((("--metrics", "pixels"), ("--metrics", "pixels,kid,pr"), ()))
@@ -391,6 +263,10 @@ def _uses_of_a_reference(box: Sandbox, path: Path, random: Random) -> list[Attem
         words = ("--ref", path, *metrics, "--device", "cpu")
         uses.append(command("metrics", "calc", box.base / "images", *words, named=named))
     return uses
+
+
+def _read_features(path: Path) -> object:
+    return read_features(path, "pixels")
 
 
 def samples_npz(box: Sandbox, random: Random) -> list[Attempt]:
@@ -422,36 +298,8 @@ def _changed_npz(data: bytes, random: Random) -> bytes:
     return mangled(data, random)
 
 
-def drawn_images(box: Sandbox, random: Random) -> list[Attempt]:
-    """A partly filled folder of images that is completed; it is its own output folder."""
-    folder = shutil.copytree(box.base / "drawn", box.out / "drawn")
-    if random.random() < 0.6:
-        path = folder / "generation.json"
-        path.write_bytes(json_text(json.loads(path.read_bytes()), random))
-    else:
-        path = folder / "000000.png"
-        path.write_bytes(changed_image(path.read_bytes(), random))
-    words = ("generate", box.base / "network.safetensors", *STEPS, "--out", folder)
-    grid = ("--grid", box.out / "grid.png") if random.random() < 0.5 else ()
-    return [command(*words, *grid, named="drawn")]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Maker of hostile files of one kind, and its frequency."""
-
-    make: Callable[[Sandbox, Random], list[Attempt]]
-    weight: int
-
-    @property
-    def name(self) -> str:
-        """Name of the kind."""
-        return self.make.__name__
-
-
-KINDS = (
-    *(Kind(snapshot, 12), Kind(published, 8), Kind(pipeline, 6), Kind(run_snapshots, 6), Kind(run_folder, 8)),
-    *(Kind(resumed, 1), Kind(checkpoint, 8), Kind(score_cache, 2), Kind(dataset_zip, 14), Kind(dataset_folder, 16)),
-    *(Kind(dataset_index, 4), Kind(reference_npz, 6), Kind(reference_pickle, 6), Kind(samples_npz, 6)),
-    Kind(drawn_images, 3),
-)
+KINDS: dict[Callable[[Sandbox, Random], list[Attempt]], int] = {
+    snapshot: 12, published: 8, pipeline: 6, run_snapshots: 6, dataset_zip: 14, dataset_folder: 16, reference_npz: 6,
+    reference_pickle: 6, samples_npz: 6,
+}  # fmt: skip
+"""Makers of hostile files of each kind, and their frequency."""

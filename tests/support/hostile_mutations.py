@@ -12,7 +12,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -41,58 +41,37 @@ def mangled(data: bytes, random: Random) -> bytes:
     """Some bytes changed, lost, added, moved or replaced."""
     changed = bytearray(data)
     for _ in range(random.choice((1, 1, 1, 2, 3, 8))):
-        random.choice(BYTE_CHANGES)(changed, random)
+        start = _offset(changed, random)
+        match random.choice(("flip", "flip", "flip", "cut", "lose", "add", "overwrite", "number", "number", "all")):
+            case "flip" if changed:
+                for _ in range(random.choice((1, 1, 4, 32))):
+                    changed[_offset(changed, random)] ^= 1 << random.randrange(8)
+            case "cut":
+                del changed[start:]
+            case "lose":
+                del changed[start : start + random.choice((1, 2, 7, 64, 1000))]
+            case "add":
+                repeated = bytes(changed[start : start + 50])
+                changed[start:start] = random.choice((b"\0" * 40, random.randbytes(16), b"\xff" * 9, repeated))
+            case "overwrite":
+                piece = random.choice((b"\0" * 8, b"\xff" * 8, random.randbytes(4), bytes(changed[:8])))
+                changed[start : start + len(piece)] = piece
+            case "number":  # a length, an offset or a count, perhaps
+                form = random.choice(("<I", ">I", "<Q", ">Q", "<H", ">H"))
+                size = struct.calcsize(form)
+                value = random.choice((*NUMBERS, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)) % (1 << (8 * size))
+                changed[start : start + size] = struct.pack(form, value)
+            case "all":
+                changed[:] = random.choice((b"", b"\0" * len(changed), b"PK\3\4", b"{}", b"\x80\x04N.", b"\n"))
     return bytes(changed)
 
 
 def _offset(data: bytearray, random: Random) -> int:
     """Anywhere, but often where headers are: near the start, or the end."""
     size = max(1, len(data))
-    return random.choice(
-        (random.randrange(size), random.randrange(min(size, 64)), size - 1 - random.randrange(min(size, 64)))
-    )
+    near = random.randrange(min(size, 64))
+    return random.choice((random.randrange(size), near, size - 1 - near))
 
-
-def _flip_bits(data: bytearray, random: Random) -> None:
-    for _ in range(random.choice((1, 1, 4, 32))):
-        if data:
-            data[_offset(data, random)] ^= 1 << random.randrange(8)
-
-
-def _cut(data: bytearray, random: Random) -> None:
-    del data[_offset(data, random) :]
-
-
-def _lose(data: bytearray, random: Random) -> None:
-    start = _offset(data, random)
-    del data[start : start + random.choice((1, 2, 7, 64, 1000))]
-
-
-def _add(data: bytearray, random: Random) -> None:
-    start = _offset(data, random)
-    data[start:start] = random.choice((b"\0" * 40, random.randbytes(16), b"\xff" * 9, bytes(data[start : start + 50])))
-
-
-def _overwrite(data: bytearray, random: Random) -> None:
-    start = _offset(data, random)
-    piece = random.choice((b"\0" * 8, b"\xff" * 8, random.randbytes(4), bytes(data[:8])))
-    data[start : start + len(piece)] = piece
-
-
-def _number(data: bytearray, random: Random) -> None:
-    """A length, an offset or a count, perhaps: an extreme value in place of four or eight bytes."""
-    start, form = _offset(data, random), random.choice(("<I", ">I", "<Q", ">Q", "<H", ">H"))
-    value = random.choice((*NUMBERS, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)) % (1 << (8 * struct.calcsize(form)))
-    data[start : start + struct.calcsize(form)] = struct.pack(form, value)
-
-
-def _replace_all(data: bytearray, random: Random) -> None:
-    data[:] = random.choice((b"", b"\0" * len(data), b"PK\3\4", b"{}", b"\x80\x04N.", random.randbytes(200), b"\n"))
-
-
-BYTE_CHANGES: tuple[Callable[[bytearray, Random], None], ...] = (
-    *(_flip_bits, _flip_bits, _flip_bits, _cut, _lose, _add, _overwrite, _number, _number, _replace_all),
-)
 
 # ------------------------------------------------------------------------------------------------ JSON
 
@@ -167,7 +146,7 @@ TEXTS = (
 # ------------------------------------------------------------------------------------------------ safetensors
 
 
-def changed_safetensors(data: bytes, random: Random, key: str = "edm2") -> bytes:
+def changed_safetensors(data: bytes, random: Random) -> bytes:
     """Its header, the metadata inside it, or any bytes."""
     choice = random.random()
     if choice < 0.3:
@@ -175,16 +154,13 @@ def changed_safetensors(data: bytes, random: Random, key: str = "edm2") -> bytes
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     if choice < 0.8:
-        metadata = json.loads(header["__metadata__"][key])
-        header["__metadata__"][key] = json_text(metadata, random).decode("utf-8", "replace")
+        metadata = json.loads(header["__metadata__"]["edm2"])
+        header["__metadata__"]["edm2"] = json_text(metadata, random).decode("utf-8", "replace")
     else:
         header = changed_json(header, random)
-    return _with_header(dumped(header), data[8 + length :], random)
-
-
-def _with_header(text: bytes, numbers: bytes, random: Random) -> bytes:
-    length = len(text) if random.random() < 0.95 else random.choice((*NUMBERS, 1 << 63, len(text) - 1))
-    return struct.pack("<Q", length) + text + numbers
+    text = dumped(header)
+    announced = len(text) if random.random() < 0.95 else random.choice((*NUMBERS, 1 << 63, len(text) - 1))
+    return struct.pack("<Q", announced) + text + data[8 + length :]
 
 
 # ------------------------------------------------------------------------------------------------ images and arrays
@@ -287,20 +263,21 @@ def hostile_zip(members: Mapping[str, bytes], random: Random) -> bytes:
     for _ in range(random.choice((0, 1, 1, 2))):
         named.insert(random.randrange(len(named) + 1), (random.choice(EVIL_NAMES), random.choice(named)[1]))
     if random.random() < 0.1:
-        named.append(
-            (random.choice(("bomb.png", "dataset.json", "bomb.npy")), bytes(random.choice((10**6, 2 * 10**7))))
-        )
+        bomb = bytes(random.choice((10**6, 2 * 10**7)))
+        named.append((random.choice(("bomb.png", "dataset.json", "bomb.npy")), bomb))
     data = bytearray(_zipped(named, random))
+    entries = _entries(data)
     match random.choice(("nothing", "directory", "directory", "end", "bytes", "overlap", "before", "after")):
-        case "directory":
+        case "directory" if entries:
             for _ in range(random.choice((1, 1, 3))):
-                _change_entry(data, random)
+                _put_number(data, random.choice(entries), ENTRY_FIELDS, random)
         case "end":
-            _change_end(data, random)
+            _put_number(data, data.rfind(b"PK\5\6"), END_FIELDS, random)
         case "bytes":
             return mangled(bytes(data), random)
         case "overlap":
-            _overlap(data)
+            for entry in entries:  # all members at the offset of the first
+                data[entry + 42 : entry + 46] = data[entries[0] + 42 : entries[0] + 46]
         case "before":
             return random.randbytes(random.choice((1, 100))) + bytes(data)
         case "after":
@@ -323,48 +300,23 @@ def _zipped(named: Sequence[tuple[str, bytes]], random: Random) -> bytes:
     return buffer.getvalue()
 
 
-ENTRY_FIELDS = (
-    (4, "H"),
-    (6, "H"),
-    (8, "H"),
-    (10, "H"),
-    (16, "I"),
-    (20, "I"),
-    (24, "I"),
-    (28, "H"),
-    (30, "H"),
-    (32, "H"),
-    (42, "I"),
-)
-"""Fields of an entry: versions, flags (such as encryption), method, checksum, sizes, lengths of texts, offset."""
+ENTRY_FIELDS = {4: "H", 6: "H", 8: "H", 10: "H", 16: "I", 20: "I", 24: "I", 28: "H", 30: "H", 32: "H", 42: "I"}
+"""Fields of an entry by offset: versions, flags (such as encryption), method, checksum, sizes, text lengths, offset."""
+
+END_FIELDS = {4: "H", 8: "H", 10: "H", 12: "I", 16: "I", 20: "H"}
+"""Fields of the end: numbers of disks and entries, size and offset of the directory, length of the comment."""
 
 
-def _change_entry(data: bytearray, random: Random) -> None:
-    starts = [offset for offset in range(len(data) - 46) if data[offset : offset + 4] == b"PK\1\2"]
-    if starts:
-        _put_number(data, random.choice(starts), random.choice(ENTRY_FIELDS), random)
+def _entries(data: bytearray) -> list[int]:
+    return [offset for offset in range(len(data) - 46) if data[offset : offset + 4] == b"PK\1\2"]
 
 
-def _change_end(data: bytearray, random: Random) -> None:
-    end = data.rfind(b"PK\5\6")
-    if end >= 0:
-        _put_number(data, end, random.choice(((4, "H"), (8, "H"), (10, "H"), (12, "I"), (16, "I"), (20, "H"))), random)
-
-
-def _put_number(data: bytearray, start: int, field: tuple[int, str], random: Random) -> None:
-    offset, form = field
+def _put_number(data: bytearray, start: int, fields: Mapping[int, str], random: Random) -> None:
+    """Overwrite one of the fields of a record."""
+    offset, form = random.choice([*fields.items()])
     (before,) = struct.unpack_from(f"<{form}", data, start + offset)
     value = random.choice((*NUMBERS, before + 1, before - 1, before ^ 1)) % (1 << 8 * struct.calcsize(form))
     struct.pack_into(f"<{form}", data, start + offset, value)
-
-
-def _overlap(data: bytearray) -> None:
-    """Give all members the offset of the first."""
-    first = None
-    for offset in range(len(data) - 46):
-        if data[offset : offset + 4] == b"PK\1\2":
-            first = data[offset + 42 : offset + 46] if first is None else first
-            data[offset + 42 : offset + 46] = first
 
 
 # ------------------------------------------------------------------------------------------------ pickles
