@@ -84,82 +84,56 @@ def model_card(
         parameters: Number of parameters.
         name: Folder or hub id to load it by.
     """
-    return TEMPLATE.format(
-        header=_header(metadata),
-        title=_one_line(metadata.get("preset") or "EDM2"),
-        what=_describe(network, codec),
-        name=name,
-        call=_call(network, metadata),
-        facts="\n".join(
-            f"| {fact} | {_one_line(value)} |" for fact, value in _facts(network, codec, metadata, parameters)
-        ),
-        licence=_licence(metadata),
-        citation=CITATION,
-    )
-
-
-def _header(metadata: dict[str, Any]) -> str:
-    """YAML header, which the hub reads."""
-    name = licence_on_the_hub(str(metadata.get("license") or ""))
-    return ModelCardData(
-        license=name,
+    licence = str(metadata.get("license") or "")
+    header = ModelCardData(
+        license=licence_on_the_hub(licence),
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=["edm2", "diffusion", "arxiv:2312.02696"],
-    ).to_yaml()
+    )
+    names = class_names(metadata)
+    example = repr(names[-1]) if names else network.label_dim - 1
+    facts = _facts(network, codec, metadata, parameters)
+    return TEMPLATE.format(
+        header=header.to_yaml(),
+        title=_one_line(metadata.get("preset") or "EDM2"),
+        what=_describe(network, codec),
+        name=name,
+        call=(f"class_labels={example}, " if network.label_dim else "") + "seeds=[0, 1, 2, 3]",
+        facts="\n".join(f"| {fact} | {_one_line(value)} |" for fact, value in facts.items() if value is not None),
+        licence=f"The weights are under {_one_line(licence)}. Software that loads them may be under another licence."
+        if licence
+        else "Not stated by the file that the weights are from. Whoever publishes them: say it here and in the header.",
+        citation=CITATION,
+    )
 
 
 def _describe(network: NetworkConfig, codec: dict[str, Any]) -> str:
     height, width = network.size
     shape = f"{network.img_channels}x{height}x{width}"
-    kind = "latents" if codec["kind"] == "latents" else "images"
     classes = f"of {network.label_dim} classes" if network.label_dim else "without classes"
-    return f"{shape} {kind} {classes}" + (f", decoded by the VAE `{codec['vae']}`" if kind == "latents" else "")
+    if codec["kind"] == "latents":
+        return f"{shape} latents {classes}, decoded by the VAE `{codec['vae']}`"
+    return f"{shape} images {classes}"
 
 
-def _call(network: NetworkConfig, metadata: dict[str, Any]) -> str:
-    if network.label_dim == 0:
-        return "seeds=[0, 1, 2, 3]"
-    names = class_names(metadata)
-    example = repr(names[-1]) if names else str(network.label_dim - 1)
-    return f"class_labels={example}, seeds=[0, 1, 2, 3]"
-
-
-def _facts(
-    network: NetworkConfig, codec: dict[str, Any], metadata: dict[str, Any], parameters: int
-) -> list[tuple[str, Any]]:
-    names = class_names(metadata)
-    facts = [
-        ("Preset", metadata.get("preset")),
-        ("Parameters", f"{parameters:,}"),
-        ("Trained on", _data_name(metadata)),
-        ("Images seen", _number(metadata.get("images_seen"))),
-        ("EMA length sigma_rel", metadata.get("sigma_rel")),
-        ("Standard deviation of the data (sigma_data)", network.sigma_data),
-        ("VAE", codec.get("vae")),
-        ("Classes", ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else network.label_dim),
-        ("Guide", _guide(metadata.get("guide"))),
-        ("Saved by", f"edm2 {__version__}"),
-    ]
-    return [(fact, value) for fact, value in facts if value is not None]
-
-
-def _data_name(metadata: dict[str, Any]) -> str | None:
-    """Name of the data, without the folders of the user who trained on them."""
-    name = (metadata.get("data") or {}).get("name")
-    return None if name is None else re.split(r"[/\\]", str(name).rstrip("/\\"))[-1]
-
-
-def _guide(guide: dict[str, Any] | None) -> str | None:
-    if guide is None:
-        return None
-    return ", ".join(f"{key} {value}" for key, value in guide.items()) or "included"
-
-
-def _licence(metadata: dict[str, Any]) -> str:
-    if licence := metadata.get("license"):
-        return f"The weights are under {_one_line(licence)}. Software that loads them may be under another licence."
-    return "Not stated by the file that the weights are from. Whoever publishes them: say it here and in the header."
+def _facts(network: NetworkConfig, codec: dict[str, Any], metadata: dict[str, Any], parameters: int) -> dict[str, Any]:
+    """Rows of the table; None for what is not known."""
+    names, images_seen, guide = class_names(metadata), metadata.get("images_seen"), metadata.get("guide")
+    data = (metadata.get("data") or {}).get("name")
+    return {
+        "Preset": metadata.get("preset"),
+        "Parameters": f"{parameters:,}",
+        # without the folders of the user who trained on them
+        "Trained on": None if data is None else re.split(r"[/\\]", str(data).rstrip("/\\"))[-1],
+        "Images seen": f"{images_seen:,}" if isinstance(images_seen, int) else None,
+        "EMA length sigma_rel": metadata.get("sigma_rel"),
+        "Standard deviation of the data (sigma_data)": network.sigma_data,
+        "VAE": codec.get("vae"),
+        "Classes": ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else network.label_dim,
+        "Guide": None if guide is None else ", ".join(f"{key} {value}" for key, value in guide.items()) or "included",
+        "Saved by": f"edm2 {__version__}",
+    }
 
 
 def licence_on_the_hub(text: str) -> str:
@@ -171,10 +145,6 @@ def licence_on_the_hub(text: str) -> str:
 def class_names(metadata: dict[str, Any]) -> list[str]:
     """Names of the classes, by index; empty if they have none."""
     return [str(name) for name in (metadata.get("data") or {}).get("class_names") or ()]
-
-
-def _number(value: Any) -> str | None:
-    return f"{value:,}" if isinstance(value, int) else None
 
 
 def _one_line(value: Any) -> str:

@@ -84,7 +84,8 @@ class EDM2Pipeline(StoredPipeline):
         codec = metadata.get("codec") or PIXELS
         about = {key: value for key, value in metadata.items() if key not in ("network", "codec")}
         if guide is not None:
-            about["guide"] = _brief(read_metadata(guide))
+            of_guide = read_metadata(guide)
+            about["guide"] = {key: of_guide[key] for key in ("preset", "images_seen", "sigma_rel") if key in of_guide}
         return cls(
             EDM2Denoiser.from_network(load(name)),
             EDM2HeunScheduler(),
@@ -208,35 +209,26 @@ class EDM2Pipeline(StoredPipeline):
         drawn = random_integers(label_dim, count, generator)
         if labels is None:
             return drawn.to(self._execution_device)
-        chosen = [self._class_index(label) for label in labels]
+        chosen = [class_index(label, self.class_names) for label in labels]
+        for index in chosen:
+            if not -1 <= index < label_dim:
+                raise ValueError(f"class {index} does not exist: this network knows classes 0 to {label_dim - 1}")
         return torch.tensor(chosen * count if len(chosen) == 1 else chosen, device=self._execution_device)
-
-    def _class_index(self, label: int | str) -> int:
-        index, label_dim = class_index(label, self.class_names), self.unet.description.label_dim
-        if not -1 <= index < label_dim:
-            raise ValueError(f"class {index} does not exist: this network knows classes 0 to {label_dim - 1}")
-        return index
 
     def _denoiser(self, weight: float, interval: Interval) -> GuidedDenoiser:
         if weight == 1:
             return guided(self.unet, self.unet, 1, interval)
-        if self.guide is None:
-            self._check_knows_no_label(weight)
-            return guided(self.unet, without_labels(self.unet), weight, interval)
-        check_guide(self.unet, self.guide, "its network", "the pipeline's guide")
-        return guided(self.unet, self.guide, weight, interval)
-
-    def _check_knows_no_label(self, weight: float) -> None:
-        """Raise ValueError if the network cannot guide itself."""
-        if self.unet.description.label_dim == 0:
-            why = "this network has no classes to drop"
-        elif (self.config.metadata.get("training") or {}).get("label_dropout") == 0:
-            why = "this network was trained with the class of every image"
-        else:
-            return
-        raise ValueError(
-            f"guidance_scale={weight:g} needs a network to guide away from, as {why}: give the pipeline a guide"
-        )
+        if self.guide is not None:
+            check_guide(self.unet, self.guide, "its network", "the pipeline's guide")
+            return guided(self.unet, self.guide, weight, interval)
+        no_classes = self.unet.description.label_dim == 0
+        if no_classes or (self.config.metadata.get("training") or {}).get("label_dropout") == 0:
+            why = "has no classes to drop" if no_classes else "was trained with the class of every image"
+            raise ValueError(
+                f"guidance_scale={weight:g} needs a network to guide away from, as this network {why}: give the "
+                "pipeline a guide"
+            )
+        return guided(self.unet, without_labels(self.unet), weight, interval)
 
     def _sample(
         self,
@@ -295,11 +287,6 @@ def _as_model_output(scheduler: SchedulerMixin, denoised: Tensor, x: Tensor, sig
     skipped = scheduler.precondition_outputs(x, torch.zeros_like(x), sigma)
     c_out = scheduler.precondition_outputs(torch.zeros_like(sigma), torch.ones_like(sigma), sigma)
     return (denoised - skipped) / c_out
-
-
-def _brief(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Entries of a guide's metadata for the model card."""
-    return {key: metadata[key] for key in ("preset", "images_seen", "sigma_rel") if key in metadata}
 
 
 def _vae_of(codec: Codec) -> AutoencoderKL | None:

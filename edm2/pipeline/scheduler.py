@@ -1,22 +1,12 @@
 """Heun's method in the steps of diffusers."""
 
-from dataclasses import dataclass
-
 import torch
 from diffusers import ConfigMixin, SchedulerMixin  # diffusers looks for SchedulerMixin here when it loads a folder
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from edm2.sampling.samplers.heun import sigma_steps
-
-
-@dataclass
-class EDM2HeunSchedulerOutput(BaseOutput):
-    """Result of `EDM2HeunScheduler.step`."""
-
-    prev_sample: Tensor
-    """Next input of the denoiser, or the sample at the end; [N, C, H, W]."""
 
 
 class EDM2HeunScheduler(SchedulerMixin, ConfigMixin):
@@ -71,7 +61,7 @@ class EDM2HeunScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
-    ) -> EDM2HeunSchedulerOutput | tuple[Tensor]:
+    ) -> SchedulerOutput | tuple[Tensor]:
         """Advance by one evaluation.
 
         Args:
@@ -79,7 +69,7 @@ class EDM2HeunScheduler(SchedulerMixin, ConfigMixin):
             timestep: Not used: evaluations follow one another.
             sample: Input of the denoiser.
             generator: Not used: the method is deterministic.
-            return_dict: Return an `EDM2HeunSchedulerOutput` in place of a tuple.
+            return_dict: Return a `SchedulerOutput` in place of a tuple.
 
         Raises:
             ValueError: `set_timesteps` has not been called.
@@ -90,7 +80,7 @@ class EDM2HeunScheduler(SchedulerMixin, ConfigMixin):
         advance = self._correction if index % 2 else self._euler_step
         x_next = advance(sample, model_output, index)
         self.step_index = index + 1
-        return EDM2HeunSchedulerOutput(x_next) if return_dict else (x_next,)
+        return SchedulerOutput(x_next) if return_dict else (x_next,)
 
     def _euler_step(self, x: Tensor, denoised: Tensor, index: int) -> Tensor:
         t, t_next = self.sigmas[index : index + 2]

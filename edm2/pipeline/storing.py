@@ -1,7 +1,6 @@
 """Pipelines to and from folders and the hub: complete, without pickles, and with a model card."""
 
 import os
-import shutil
 from abc import abstractmethod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,8 +60,7 @@ class StoredPipeline(DiffusionPipeline):
     ) -> None:
         """Write a folder that `from_pretrained` and `edm2.load` read, with a model card.
 
-        A new folder appears when it is complete. In an existing one files are replaced; the file that makes it a
-        pipeline is removed first and written last.
+        The file that makes a folder a pipeline is removed first, if there is one, and written last.
 
         Args:
             save_directory: The folder.
@@ -77,18 +75,24 @@ class StoredPipeline(DiffusionPipeline):
             ValueError: a network is folded, or pickles are asked for.
             OSError: the folder cannot be written.
         """
-        self._check_saveable(safe_serialization)
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False would write a pickle; leave it out to write .safetensors")
+        for name, component in self.components.items():
+            if isinstance(component, torch.nn.Module) and is_folded(component):
+                raise ValueError(f"{name}: a folded network cannot be saved; save the one it was folded from")
         folder = Path(save_directory)
         repo_id = repo_id or folder.name
         if folder.is_file():
             raise FileExistsError(f"{folder}: a file is here already; give the name of a folder")
-        if folder.is_dir() and any(folder.iterdir()):
-            (folder / INDEX).unlink(missing_ok=True)
-            self._write(folder, repo_id, variant, max_shard_size)
-        else:
-            self._write_new(folder, repo_id, variant, max_shard_size)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / INDEX).unlink(missing_ok=True)
+        card = folder / "README.md"
+        card.write_text(self.card(repo_id), encoding="utf-8")
+        super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+        for path in folder.rglob("*.safetensors"):
+            path.chmod(card.stat().st_mode)  # safetensors lets only the owner read them
         if push_to_hub:
-            self._upload(folder, repo_id, **hub_options)
+            upload(folder, repo_id, **hub_options)
 
     def push_to_hub(
         self,
@@ -114,61 +118,26 @@ class StoredPipeline(DiffusionPipeline):
         Returns:
             The address of the commit.
         """
-        self._check_saveable(safe_serialization)
         with TemporaryDirectory() as folder:
-            self._write(Path(folder), repo_id, variant, None)
-            return self._upload(Path(folder), repo_id, commit_message, private, token, create_pr)
-
-    def _check_saveable(self, safe_serialization: bool) -> None:
-        if not safe_serialization:
-            raise ValueError("safe_serialization=False would write a pickle; leave it out to write .safetensors")
-        for name, component in self.components.items():
-            if isinstance(component, torch.nn.Module) and is_folded(component):
-                raise ValueError(f"{name}: a folded network cannot be saved; save the one it was folded from")
-
-    def _write_new(self, folder: Path, *options: Any) -> None:
-        """Write a new folder under another name, and rename it when it is complete."""
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        temporary.mkdir(parents=True)
-        try:
-            self._write(temporary, *options)
-            temporary.replace(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-
-    def _write(self, folder: Path, name: str, variant: str | None, max_shard_size: int | str | None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "README.md").write_text(self.card(name), encoding="utf-8")
-        super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
-        _settle(folder)
-
-    @staticmethod
-    def _upload(
-        folder: Path,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
-        """Upload as diffusers does, which would replace our card by an empty one."""
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message or "Upload EDM2Pipeline",
-            create_pr=create_pr,
-            ignore_patterns=["README.md"] if api.file_exists(repo_id, "README.md") else None,
-        )
+            self.save_pretrained(folder, safe_serialization, variant, repo_id=repo_id)
+            return upload(Path(folder), repo_id, commit_message, private, token, create_pr)
 
 
-def _settle(folder: Path) -> None:
-    """Give all files the same permissions (safetensors would let only the owner read them), and fsync them."""
-    mode = (folder / "README.md").stat().st_mode
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
+def upload(
+    folder: Path,
+    repo_id: str,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Upload as diffusers does, which would replace our card by an empty one; return the address of the commit."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        commit_message=commit_message or "Upload EDM2Pipeline",
+        create_pr=create_pr,
+        ignore_patterns=["README.md"] if api.file_exists(repo_id, "README.md") else None,
+    )
