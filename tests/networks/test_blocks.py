@@ -90,15 +90,6 @@ def test_a_new_block_ignores_its_embedding(kind):
     assert not torch.equal(block(x, torch.randn(2, 10)), block(x, torch.randn(2, 10)))
 
 
-@pytest.mark.parametrize("kind", [EncoderBlock, DecoderBlock])
-def test_dropout_acts_in_training_only(kind):
-    block = a_block(kind, dropout=0.5)
-    x, emb = torch.randn(2, 12, 8, 8), torch.randn(2, 10)
-    assert torch.equal(block(x, emb), block(x, emb))
-    block.train()
-    assert not torch.equal(block(x, emb), block(x, emb))
-
-
 def test_a_block_narrower_than_a_head_has_no_attention():
     names = dict(EncoderBlock(12, 12, 10, attention=True, channels_per_head=13).named_parameters())
     assert not any(name.startswith("attn") for name in names)

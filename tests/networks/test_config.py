@@ -11,7 +11,8 @@ SMALL = {"img_resolution": 8, "img_channels": 3, "label_dim": 0, "channel_mult":
 
 def test_there_and_back_through_json():
     config = NetworkConfig(**SMALL | {"img_resolution": (8, 16), "resample_filter": (1, 3, 3, 1), "clip_act": None})
-    assert NetworkConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    again = NetworkConfig.from_json(json.loads(json.dumps(config.to_json())))
+    assert (again, hash(again)) == (config, hash(config))
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,7 @@ def test_there_and_back_through_json():
         ({"channel_mult_emb": -2}, "channel_mult_emb=-2"),
         ({"img_resolution": (8, 8, 8)}, "img_resolution"),
         ({"img_resolution": 9}, "9x9"),
+        ({"img_resolution": 2, "channel_mult": (1, 1, 1)}, "2x2"),
         ({"img_resolution": (8, 10), "channel_mult": (1, 1, 1)}, "8x10"),
         ({"resample_filter": ()}, "resample_filter"),
         ({"resample_filter": (1, 2, 1)}, "resample_filter"),

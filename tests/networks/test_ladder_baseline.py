@@ -152,9 +152,9 @@ def test_channels_that_do_not_split_are_refused_in_one_line(changes, named):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("letter", "AB")
+@pytest.mark.parametrize("letter", "ABG")
 def test_a_new_network_outputs_c_skip_x(letter):
-    """The output convolution starts at zero, weights and bias."""
+    """D(x; sigma) = sd² / (sigma² + sd²) x: the output convolution starts at zero, weights and bias; in G, its gain."""
     net = new_network(letter)
     x, sigma, labels = an_input(net)
     c_skip = (0.25 / (sigma**2 + 0.25))[:, None, None, None]

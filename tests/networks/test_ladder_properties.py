@@ -34,8 +34,9 @@ def test_images_of_a_batch_do_not_see_each_other(letter):
     """To 1e-5: convolutions may sum in another order for another batch size. Group norms are per image."""
     net = a_network(letter)
     x, sigma, labels = an_input(net)
-    together = raw_output(net, x, sigma, labels)
+    together, u = raw_output(net, x, sigma, labels), net(x, sigma, labels, True)[1]
     for i in range(len(x)):
+        assert max_rel(net(x[i : i + 1], sigma[i : i + 1], return_logvar=True)[1][0], u[i]) <= 1e-5
         assert max_rel(raw_output(net, x[i : i + 1], sigma[i : i + 1], labels[i : i + 1])[0], together[i]) <= 1e-5
 
 
@@ -93,7 +94,9 @@ def test_every_parameter_is_trained(letter):
 @every_letter
 def test_fold_computes_the_same_function(letter):
     net = a_network(letter)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     folded = fold(net)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     for ours, expected in zip(folded(*an_input(net), True), net(*an_input(net), True), strict=True):
         assert max_rel(ours, expected) <= 5e-6
     assert is_folded(folded)
