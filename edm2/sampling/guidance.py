@@ -8,8 +8,10 @@ are this formula with different guides, and different noise levels at which it i
     guided(net, smaller_or_earlier_net, 2.1)   autoguidance
 """
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -70,19 +72,23 @@ def interval_of_steps(first: int, end: int, num_steps: int = 32) -> Interval:
     return levels[end].item(), levels[first].item()
 
 
-class WithoutLabels:
-    """Denoiser that `without_labels` returns."""
+@dataclass(frozen=True)
+class Wrapped:
+    """Denoiser around another one, which it asks whatever depends on the step."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
+    denoiser: Denoiser
 
     def at_step(self, sigma: Tensor | float) -> Denoiser:
         """Denoiser for a step that begins at `sigma`."""
-        return WithoutLabels(denoiser_at_step(self.denoiser, sigma))
+        return dataclasses.replace(self, denoiser=denoiser_at_step(self.denoiser, sigma))
 
     def changes_between(self, sigma: float, other: float) -> bool:
         """True if steps that begin at these two levels have different denoisers."""
         return changes_between(self.denoiser, sigma, other)
+
+
+class WithoutLabels(Wrapped):
+    """Denoiser that `without_labels` returns."""
 
     def __call__(
         self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, conditions: Mapping[str, Tensor] | None = None
@@ -91,27 +97,18 @@ class WithoutLabels:
         return with_conditions(self.denoiser, conditions)(x, sigma, None)
 
 
-class WithoutConditions:
+@dataclass(frozen=True)
+class WithoutConditions(Wrapped):
     """Denoiser that `without_conditions` returns."""
 
-    def __init__(self, denoiser: Denoiser, names: Collection[str]) -> None:
-        self.denoiser = denoiser
-        self.names = frozenset(names)
-
-    def at_step(self, sigma: Tensor | float) -> Denoiser:
-        """Denoiser for a step that begins at `sigma`."""
-        return WithoutConditions(denoiser_at_step(self.denoiser, sigma), self.names)
-
-    def changes_between(self, sigma: float, other: float) -> bool:
-        """True if steps that begin at these two levels have different denoisers."""
-        return changes_between(self.denoiser, sigma, other)
+    names: Collection[str]
 
     def __call__(
         self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, conditions: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """D(x; sigma) without the conditions of these names. Raises ValueError if one of them is not given."""
         conditions = conditions or {}
-        if unknown := self.names - set(conditions):
+        if unknown := set(self.names) - set(conditions):
             raise ValueError(f"conditions {', '.join(sorted(unknown))} cannot be dropped: they are not given")
         kept = {name: values for name, values in conditions.items() if name not in self.names}
         return with_conditions(self.denoiser, kept or None)(x, sigma, labels)

@@ -4,7 +4,7 @@ From Table 6 of EDM2 (arXiv 2312.02696v2), Table 1 of autoguidance (arXiv 2406.0
 (arXiv 2404.07724). Every preset goes with 32 Heun steps without churn, and 50,000 images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -81,28 +81,34 @@ FULLY_TRAINED = {
 """Thousands of images seen by the final networks."""
 
 
+BRIEFLY_TRAINED = {
+    "edm2-img512-xs": 134217,
+    "edm2-img512-xs-uncond": 134217,
+    "edm2-img512-m": 268435,
+    "edm2-img64-xs": 134217,
+}
+"""Thousands of images seen by the weaker networks that autoguidance moves away from."""
+
+
 def _unguided(model: str, sigma_rel: float, published: float) -> GenerationPreset:
     """Preset of a network without a guide."""
-    return GenerationPreset(_trained(model, sigma_rel), published)
+    return GenerationPreset(PublishedNetwork(model, FULLY_TRAINED[model], sigma_rel), published)
 
 
 def _classifier_free(
     model: str, sigma_rel: float, guidance: float, published: float, steps: tuple[int, int] | None = None
 ) -> GenerationPreset:
     """Preset of a network guided by the unconditional XS network of the same EMA length."""
-    guide = _trained("edm2-img512-xs-uncond", sigma_rel)
-    return GenerationPreset(_trained(model, sigma_rel), published, guide, guidance, steps)
+    guide = PublishedNetwork("edm2-img512-xs-uncond", FULLY_TRAINED["edm2-img512-xs-uncond"], sigma_rel)
+    return replace(_unguided(model, sigma_rel, published), guide=guide, guidance=guidance, interval_steps=steps)
 
 
 def _autoguided(
-    model: str, sigma_rel: float, guide: PublishedNetwork, guidance: float, published: float
+    model: str, sigma_rel: float, guide: str, guide_sigma_rel: float, guidance: float, published: float
 ) -> GenerationPreset:
     """Preset of a network guided by a smaller, less trained one, which has an EMA length of its own."""
-    return GenerationPreset(_trained(model, sigma_rel), published, guide, guidance)
-
-
-def _trained(model: str, sigma_rel: float) -> PublishedNetwork:
-    return PublishedNetwork(model, FULLY_TRAINED[model], sigma_rel)
+    weaker = PublishedNetwork(guide, BRIEFLY_TRAINED[guide], guide_sigma_rel)
+    return replace(_unguided(model, sigma_rel, published), guide=weaker, guidance=guidance)
 
 
 GENERATION_PRESETS: dict[str, GenerationPreset] = {
@@ -135,34 +141,22 @@ GENERATION_PRESETS: dict[str, GenerationPreset] = {
     "edm2-img512-xxl-interval-fid": _classifier_free("edm2-img512-xxl", 0.015, 2.0, 1.40, steps=(17, 23)),
     "edm2-img512-s-interval-dino": _classifier_free("edm2-img512-s", 0.085, 3.2, 46.25, steps=(13, 20)),
     "edm2-img512-xxl-interval-dino": _classifier_free("edm2-img512-xxl", 0.015, 2.9, 29.16, steps=(13, 20)),
-    "edm2-img512-s-autog-fid": _autoguided(
-        "edm2-img512-s", 0.070, PublishedNetwork("edm2-img512-xs", 134217, 0.125), 2.10, 1.34
-    ),
-    "edm2-img512-s-autog-dino": _autoguided(
-        "edm2-img512-s", 0.120, PublishedNetwork("edm2-img512-xs", 134217, 0.165), 2.45, 36.67
-    ),
-    "edm2-img512-xxl-autog-fid": _autoguided(
-        "edm2-img512-xxl", 0.075, PublishedNetwork("edm2-img512-m", 268435, 0.155), 2.05, 1.25
-    ),
-    "edm2-img512-xxl-autog-dino": _autoguided(
-        "edm2-img512-xxl", 0.130, PublishedNetwork("edm2-img512-m", 268435, 0.205), 2.30, 24.18
-    ),
+    "edm2-img512-s-autog-fid": _autoguided("edm2-img512-s", 0.070, "edm2-img512-xs", 0.125, 2.10, 1.34),
+    "edm2-img512-s-autog-dino": _autoguided("edm2-img512-s", 0.120, "edm2-img512-xs", 0.165, 2.45, 36.67),
+    "edm2-img512-xxl-autog-fid": _autoguided("edm2-img512-xxl", 0.075, "edm2-img512-m", 0.155, 2.05, 1.25),
+    "edm2-img512-xxl-autog-dino": _autoguided("edm2-img512-xxl", 0.130, "edm2-img512-m", 0.205, 2.30, 24.18),
     "edm2-img512-s-uncond-autog-fid": _autoguided(
-        "edm2-img512-s-uncond", 0.070, PublishedNetwork("edm2-img512-xs-uncond", 134217, 0.110), 2.85, 3.86
+        "edm2-img512-s-uncond", 0.070, "edm2-img512-xs-uncond", 0.110, 2.85, 3.86
     ),
     "edm2-img512-s-uncond-autog-dino": _autoguided(
-        "edm2-img512-s-uncond", 0.090, PublishedNetwork("edm2-img512-xs-uncond", 134217, 0.125), 2.90, 90.39
+        "edm2-img512-s-uncond", 0.090, "edm2-img512-xs-uncond", 0.125, 2.90, 90.39
     ),
     "edm2-img64-s-fid": _unguided("edm2-img64-s", 0.075, 1.58),
     "edm2-img64-m-fid": _unguided("edm2-img64-m", 0.060, 1.43),
     "edm2-img64-l-fid": _unguided("edm2-img64-l", 0.040, 1.33),
     "edm2-img64-xl-fid": _unguided("edm2-img64-xl", 0.040, 1.33),
-    "edm2-img64-s-autog-fid": _autoguided(
-        "edm2-img64-s", 0.045, PublishedNetwork("edm2-img64-xs", 134217, 0.110), 1.70, 1.01
-    ),
-    "edm2-img64-s-autog-dino": _autoguided(
-        "edm2-img64-s", 0.105, PublishedNetwork("edm2-img64-xs", 134217, 0.175), 2.20, 31.85
-    ),
+    "edm2-img64-s-autog-fid": _autoguided("edm2-img64-s", 0.045, "edm2-img64-xs", 0.110, 1.70, 1.01),
+    "edm2-img64-s-autog-dino": _autoguided("edm2-img64-s", 0.105, "edm2-img64-xs", 0.175, 2.20, 31.85),
 }
 
 FAMILIES = """\

@@ -31,8 +31,16 @@ class ConvClass(Protocol):
         ...
 
 
-class UniformConv(Conv):
-    """Layer whose weights are used as they are; they start uniform in ±half_width / sqrt(fan_in).
+class PlainConv(Conv):
+    """Layer whose weights are used as they are."""
+
+    def effective_weight(self) -> Tensor:
+        """Return the parameter itself."""
+        return self.weight
+
+
+class UniformConv(PlainConv):
+    """Layer whose weights start uniform in ±half_width / sqrt(fan_in).
 
     Args:
         in_channels: Channels in.
@@ -47,10 +55,6 @@ class UniformConv(Conv):
         bound = self.half_width / math.sqrt(in_channels * math.prod(kernel))
         super().__init__(torch.empty(out_channels, in_channels, *kernel).uniform_(-bound, bound))
 
-    def effective_weight(self) -> Tensor:
-        """Return the parameter itself."""
-        return self.weight
-
 
 class BiasedConv(UniformConv):
     """`UniformConv` with a bias, which starts like the weights."""
@@ -61,26 +65,18 @@ class BiasedConv(UniformConv):
         self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound))
 
 
-class ZeroConv(Conv):
+class ZeroConv(PlainConv):
     """Last layer of a branch: weights and bias start at zero, so that a new branch adds nothing to its sum."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int] = ()) -> None:
         super().__init__(torch.zeros(out_channels, in_channels, *kernel), torch.zeros(out_channels))
 
-    def effective_weight(self) -> Tensor:
-        """Return the parameter itself."""
-        return self.weight
 
-
-class ClassEmbedding(Conv):
+class ClassEmbedding(PlainConv):
     """A vector per class, which starts as N(0, 1), without bias."""
 
     def __init__(self, label_dim: int, emb_channels: int) -> None:
         super().__init__(torch.randn(emb_channels, label_dim))
-
-    def effective_weight(self) -> Tensor:
-        """Return the parameter itself."""
-        return self.weight
 
 
 class GroupNorm(nn.Module):
