@@ -49,7 +49,7 @@ SAFE: dict[tuple[str, str], str] = {
     (
         "edm2/io/published/inert_pickle.py",
         "pickle._Unpickler",
-    ): "imports and calls nothing: REDUCE, NEWOBJ and BUILD are ours, and no callable is ever on its stack",
+    ): "imports and calls nothing: REDUCE, NEWOBJ and BUILD record, and no callable is ever on its stack",
     (
         "edm2/io/published/inert_pickle.py",
         "pickle._Unpickler.dispatch",

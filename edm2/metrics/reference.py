@@ -16,14 +16,14 @@ import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from edm2.io.npz import read_member
-from edm2.io.published.arrays import locate_array
+from edm2.io.published.arrays import read_array
 from edm2.io.published.inert_pickle import PickleFile, PickleRefused, read_pickle
 from edm2.metrics.detectors import Detector
 from edm2.metrics.features import ReportProgress, features_of
@@ -197,29 +197,27 @@ def _read_npz(path: Path, parts: Sequence[str]) -> dict[str, np.ndarray]:
 def _read_pickle(path: Path) -> dict[str, FeatureStatistics]:
     try:
         with path.open("rb") as file:
-            return _statistics_in(file)
+            return _statistics_in(PickleFile(file))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except PickleRefused as error:
         raise ValueError(f"{path}: refused, because it {error}") from None
 
 
-def _statistics_in(file: BinaryIO) -> dict[str, FeatureStatistics]:
+def _statistics_in(file: PickleFile) -> dict[str, FeatureStatistics]:
     """Read {num_images, <detector>: {mu, sigma}, ...}; nothing in the pickle is executed."""
-    match read_pickle(PickleFile(file)):
+    match read_pickle(file):
         case {"num_images": int(number), **detectors} if detectors:
             return {str(name): _detector_statistics(file, entry, number) for name, entry in detectors.items()}
     raise PickleRefused("is no dict of num_images and statistics by detector")
 
 
-def _detector_statistics(file: BinaryIO, entry: Any, num_images: int) -> FeatureStatistics:
+def _detector_statistics(file: PickleFile, entry: Any, num_images: int) -> FeatureStatistics:
     match entry:
         case {"mu": mu, "sigma": sigma, **others} if not others:
+            mean, covariance = read_array(mu, file), read_array(sigma, file)
             try:
-                mean, covariance = (locate_array(array).read(file).numpy() for array in (mu, sigma))
                 return _checked(mean, covariance, num_images)
-            except PickleRefused:
-                raise
             except ValueError as error:
                 raise PickleRefused(f"holds {error}") from None
     raise PickleRefused("holds something else than mu and sigma of a detector")

@@ -10,8 +10,10 @@ are this formula with different guides, and different noise levels at which it i
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,10 +75,14 @@ def interval_of_steps(first: int, end: int, num_steps: int = 32) -> Interval:
 
 
 @dataclass(frozen=True)
-class Wrapped:
+class Wrapped(ABC):
     """Denoiser around another one, which it asks whatever depends on the step."""
 
     denoiser: Denoiser
+
+    @abstractmethod
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
+        """D(x; sigma)."""
 
     def at_step(self, sigma: Tensor | float) -> Denoiser:
         """Denoiser for a step that begins at `sigma`."""

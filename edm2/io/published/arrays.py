@@ -1,17 +1,18 @@
-"""Tensors of torch and arrays of numpy in a pickle that was read as data: where their numbers are in the file.
-
-The numbers are read when asked for, one tensor at a time.
-"""
+"""Tensors of torch and arrays of numpy in a pickle that was read as data: where their numbers are in the file."""
 
 import math
 import struct
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edm2.io.published.inert_pickle import ByteString, Call, PickleFile, PickleRefused, read_pickle
+from edm2.post_hoc_ema import TensorLayout
+from edm2.post_hoc_ema.tensor_files import StoredTensor, read_numbers
 
 STORAGES = {
     "torch.HalfStorage": torch.float16,
@@ -19,7 +20,6 @@ STORAGES = {
     "torch.FloatStorage": torch.float32,
     "torch.DoubleStorage": torch.float64,
 }
-NUMPY_DTYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
 
 MAX_DIMS = 8
 
@@ -29,53 +29,30 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 @dataclass(frozen=True)
 class PickledTensor:
-    """A tensor whose numbers are in the file."""
+    """A tensor whose numbers are in the file, read when asked for; EOFError if the file has become shorter."""
 
-    dtype: torch.dtype
-    start: int
-    """Bytes from the start of the file to the first number."""
-    shape: tuple[int, ...]
+    layout: TensorLayout
     stride: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        """Numbers in the tensor."""
-        return math.prod(self.shape)
+    offset: int
+    """Bytes from the start of the file."""
 
     @property
     def span(self) -> int:
         """Numbers in the file from the tensor's first to its last."""
-        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True)) if self.numel else 0
+        steps = zip(self.layout.shape, self.stride, strict=True)
+        return 1 + sum((n - 1) * s for n, s in steps) if self.layout.numel else 0
 
-    def read(self, file: BinaryIO) -> Tensor:
-        """Read the tensor, contiguous.
+    def read(self, path: Path) -> Tensor:
+        """Read the tensor, contiguous."""
+        numbers = read_numbers(path, StoredTensor(self.layout, self.offset), 0, self.span)
+        return numbers.as_strided(self.layout.shape, self.stride).contiguous()
 
-        Raises:
-            PickleRefused: the file has become shorter.
-        """
-        return self._read_span(file, 0, self.span).as_strided(self.shape, self.stride).contiguous()
-
-    def read_part(self, file: BinaryIO, start: int, stop: int) -> Tensor:
-        """Read numbers `start` to `stop`, in a row; of a tensor that is not contiguous, all are read for that.
-
-        Raises:
-            PickleRefused: the file has become shorter.
-        """
-        if self.stride == contiguous_stride(self.shape):
-            return self._read_span(file, start, stop)
-        return self.read(file).view(-1)[start:stop]
-
-    def _read_span(self, file: Any, start: int, stop: int) -> Tensor:
-        numbers = torch.empty(stop - start, dtype=self.dtype)
-        file.seek(self.start + start * self.dtype.itemsize)
-        if len(numbers) and file.readinto(numbers.view(torch.uint8).numpy()) < numbers.nbytes:
-            raise PickleRefused("ends too early: it was truncated while it was read")
-        return numbers
-
-
-def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of a contiguous tensor, counted in numbers."""
-    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+    def read_part(self, path: Path, start: int, stop: int) -> Tensor:
+        """Read numbers `start` to `stop`, in a row; of a tensor that is not contiguous, all are read for that."""
+        shape = self.layout.shape
+        if self.stride == tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape))):
+            return read_numbers(path, StoredTensor(self.layout, self.offset), start, stop)
+        return self.read(path).view(-1)[start:stop]
 
 
 def locate_tensor(value: Any, file: PickleFile) -> PickledTensor:
@@ -88,10 +65,15 @@ def locate_tensor(value: Any, file: PickleFile) -> PickledTensor:
         case Call("torch._utils._rebuild_parameter", (tensor, bool(), dict())):
             value = tensor
     match value:
-        case Call("torch._utils._rebuild_tensor_v2", (storage, int(offset), shape, stride, bool(), dict())):
+        case Call("torch._utils._rebuild_tensor_v2", (storage, offset, tuple(shape), tuple(stride), bool(), dict())):
             dtype, start, count = _locate_storage(storage, file)
-            _check_sizes((offset,), shape, stride)
-            return _within(count - offset, PickledTensor(dtype, start + offset * dtype.itemsize, shape, stride))
+            sizes = (offset, *shape, *stride)
+            if len(shape) == len(stride) <= MAX_DIMS and all(type(n) is int and 0 <= n < 1 << 62 for n in sizes):
+                tensor = PickledTensor(TensorLayout(dtype, shape), stride, start + offset * dtype.itemsize)
+                # Its span alone would let strides of zero blow up one number to any size.
+                if offset + max(tensor.layout.numel, tensor.span) <= count:
+                    return tensor
+            raise PickleRefused("is damaged: a tensor whose shape reaches beyond its numbers, or is no sizes")
     raise PickleRefused("is damaged: a weight that is no tensor, or none that torch would have written")
 
 
@@ -117,8 +99,8 @@ def _locate_storage(value: Any, file: PickleFile) -> tuple[torch.dtype, int, int
     raise PickleRefused("is damaged: numbers that torch.save would not have written, at least on such a machine")
 
 
-def locate_array(value: Any) -> PickledTensor:
-    """Find an array of numpy in the file.
+def read_array(value: Any, file: PickleFile) -> np.ndarray:
+    """Read an array of numpy.
 
     Raises:
         PickleRefused: another value, or an array of other things than little-endian floats.
@@ -127,26 +109,12 @@ def locate_array(value: Any) -> PickledTensor:
         case Call(
             "numpy._core.multiarray._reconstruct" | "numpy.core.multiarray._reconstruct",  # the latter before numpy 2
             _,
-            (1, shape, Call("numpy.dtype", (code, *_), (_, "<", *_)), bool(by_columns), ByteString(start, size)),
-        ) if isinstance(code, str) and code in NUMPY_DTYPES:
-            _check_sizes(shape)
-            stride = contiguous_stride(shape[::-1])[::-1] if by_columns else contiguous_stride(shape)
-            dtype = NUMPY_DTYPES[code]
-            return _within(size // dtype.itemsize, PickledTensor(dtype, start, shape, stride))
+            (1, tuple(shape), Call("numpy.dtype", (code, *_), (_, "<", *_)), bool(by_columns), ByteString(start, size)),
+        ) if code in ("f2", "f4", "f8"):
+            file.file.seek(start)
+            try:
+                numbers = np.frombuffer(file.file.read(size), dtype=f"<{code}")
+                return numbers.reshape(shape, order="F" if by_columns else "C")
+            except (OverflowError, TypeError, ValueError):
+                raise PickleRefused("is damaged: an array whose shape does not fit its numbers") from None
     raise PickleRefused("is damaged, or holds an array of other things than little-endian floats")
-
-
-def _check_sizes(*groups: Any) -> None:
-    """Raise PickleRefused unless these are tuples of sizes."""
-    for group in groups:
-        of_integers = isinstance(group, tuple) and all(type(size) is int for size in group)
-        if not of_integers or len(group) > MAX_DIMS or not all(0 <= size < 1 << 62 for size in group):
-            raise PickleRefused("is damaged: a tensor whose shape or strides are no sizes")
-
-
-def _within(count: int, tensor: PickledTensor) -> PickledTensor:
-    """The tensor, if `count` numbers from its first on are enough for it."""
-    # Its span alone would let strides of zero blow up one number to any size.
-    if len(tensor.shape) != len(tensor.stride) or max(tensor.numel, tensor.span) > count:
-        raise PickleRefused(f"is damaged: a tensor of shape {tensor.shape} reaches beyond its numbers")
-    return tensor

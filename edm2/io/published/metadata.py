@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edm2.io.published.arrays import locate_array
-from edm2.io.published.inert_pickle import PickleRefused, shown
+from edm2.io.published.arrays import read_array
+from edm2.io.published.inert_pickle import PickleFile, PickleRefused, shown
 from edm2.io.published.objects import recorded
 from edm2.networks import NetworkConfig
 from edm2.planning.presets import PRESETS
@@ -26,7 +26,7 @@ MAX_ENTRIES = 100
 """Largest number of characters in a text, and of entries in a list or dict, of a configuration."""
 
 
-def describe(contents: dict[str, Any], file: BinaryIO) -> dict[str, Any]:
+def describe(contents: dict[str, Any], file: PickleFile) -> dict[str, Any]:
     """Describe the network, its codec, its data and its training."""
     config = network_config(contents["ema"])
     dataset, loss = contents.get("dataset_kwargs"), contents.get("loss_fn")
@@ -104,7 +104,7 @@ def _is_plain(value: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ codec
 
 
-def codec_of(encoder: Any, file: BinaryIO) -> Codec:
+def codec_of(encoder: Any, file: PickleFile) -> Codec:
     """Codec that encodes as the recorded encoder does."""
     match recorded(encoder):
         case "StandardRGBEncoder", _:
@@ -114,12 +114,12 @@ def codec_of(encoder: Any, file: BinaryIO) -> Codec:
     raise PickleRefused("is damaged: its encoder is neither of the two published ones")
 
 
-def _per_channel(value: Any, file: BinaryIO) -> npt.NDArray[np.float32]:
+def _per_channel(value: Any, file: PickleFile) -> npt.NDArray[np.float32]:
     """One number per channel of a latent, [C]."""
-    array = locate_array(value)
-    if len(array.shape) != 1 or not 0 < array.numel <= MAX_ENTRIES:
+    array = read_array(value, file)
+    if array.ndim != 1 or not 0 < len(array) <= MAX_ENTRIES:
         raise PickleRefused("is damaged: its encoder has no number per channel")
-    return array.read(file).float().numpy()
+    return array.astype(np.float32)
 
 
 def _latent_codec(vae: str, scale: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> LatentCodec:

@@ -59,12 +59,10 @@ def collect_tensors(net: Any, file: PickleFile) -> tuple[dict[str, PickledTensor
         if name not in MODULES or len(prefix) > MAX_PREFIX:
             raise PickleRefused(f"is damaged: {shown(prefix)} is of class {shown(name)}, or inside too many others")
         parameters, kept, children = (_entries(state, key, seen) for key in ("_parameters", "_buffers", "_modules"))
-        if isinstance(lost := state.get("_non_persistent_buffers_set"), set):
-            kept = {name: tensor for name, tensor in kept.items() if name not in lost}
         buffers += [prefix + name for name in kept]
         tensors |= {prefix + name: locate_tensor(tensor, file) for name, tensor in (parameters | kept).items()}
         pending += [(f"{prefix}{name}.", child) for name, child in reversed(children.items())]
-    if sum(tensor.numel * tensor.dtype.itemsize for tensor in tensors.values()) > file.size:
+    if sum(tensor.layout.nbytes for tensor in tensors.values()) > file.size:
         raise PickleRefused("is damaged: its tensors would be larger than the file")
     return tensors, buffers
 

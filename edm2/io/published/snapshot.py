@@ -34,7 +34,7 @@ class PublishedSnapshot(PartialSnapshot):
             pickles = PickleFile(file)
             contents = read_contents(pickles)
             self._tensors, self.buffers = collect_tensors(contents["ema"], pickles)
-            self.metadata = describe(contents, file) | clock(self.path.name) | {"buffers": self.buffers}
+            self.metadata = describe(contents, pickles) | clock(self.path.name) | {"buffers": self.buffers}
         self.names = tuple(self._tensors)
 
     @property
@@ -57,18 +57,17 @@ class PublishedSnapshot(PartialSnapshot):
 
     def read(self, name: str) -> Tensor:
         """Read one tensor, in the dtype in which it is stored; the file is open only meanwhile."""
-        with _refusals_named(self.path), self.path.open("rb") as file:
-            return self._tensors[name].read(file)
+        with _refusals_named(self.path):
+            return self._tensors[name].read(self.path)
 
     def layout(self, name: str) -> TensorLayout:
         """dtype and shape of a tensor."""
-        tensor = self._tensors[name]
-        return TensorLayout(tensor.dtype, tensor.shape)
+        return self._tensors[name].layout
 
     def read_part(self, name: str, start: int, stop: int) -> Tensor:
         """Read numbers `start` to `stop` of a tensor, in the dtype in which it is stored."""
-        with _refusals_named(self.path), self.path.open("rb") as file:
-            return self._tensors[name].read_part(file, start, stop)
+        with _refusals_named(self.path):
+            return self._tensors[name].read_part(self.path, start, stop)
 
 
 @contextmanager
@@ -76,5 +75,7 @@ def _refusals_named(path: Path) -> Iterator[None]:
     """Turn a refusal into a SnapshotError that names the file."""
     try:
         yield
+    except EOFError:
+        raise SnapshotError(f"{path}: ends too early: it was truncated while it was read") from None
     except PickleRefused as error:
         raise SnapshotError(f"{path}: refused, because it {error}") from None

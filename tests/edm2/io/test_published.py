@@ -310,8 +310,6 @@ def test_attributes_of_other_versions_do_not_matter(net, tmp_path):
     value = contents_of(net)
     value["ema"].state["_new_hooks"] = OrderedDict()
     del value["ema"].state["_is_full_backward_hook"]
-    value["ema"].state["_buffers"]["lost"] = torch.zeros(3)
-    value["ema"].state["_non_persistent_buffers_set"].add("lost")  # as `state_dict` would leave it out
     assert edm2.load(write(tmp_path, value)).config == net.config
 
 
