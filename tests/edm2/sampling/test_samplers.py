@@ -251,16 +251,6 @@ def test_an_image_depends_on_its_noise_alone(noise, sample):
 
 
 @every_sampler
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_an_image_depends_on_its_seed_alone(net, sample, batch_size):
-    """Equal up to the rounding of convolutions, which depends on the size of the batch."""
-    [together] = edm2.generate(net, range(5), sampler=sample, num_steps=5)
-    batches = list(edm2.generate(net, range(5), batch_size=batch_size, sampler=sample, num_steps=5))
-    torch.testing.assert_close(torch.cat([b.samples for b in batches]), together.samples, rtol=0, atol=1e-4)
-    assert torch.equal(torch.cat([b.classes for b in batches]), together.classes)
-
-
-@every_sampler
 def test_sampling_draws_nothing_and_records_no_gradients(noise, sample):
     def refuse(x: Tensor) -> Tensor:
         raise AssertionError("a deterministic sampler drew random numbers")
