@@ -25,19 +25,10 @@ class Evaluation(Callback):
     Scores go to the run's sweep.jsonl, where `edm2 sweep` finds them; samples are those that it would draw by default.
     The reference is computed at once, so that missing files show before a run of days.
 
-    Args:
-        config: Configuration of the run.
-        sigma_rels: EMA lengths.
-        every: Number n of snapshots between scores.
-        count: Samples per score.
-        detector: Name of a detector; None: the default for these data.
-        data: Real images; None: those of the run.
-        ref: Statistics of real images, in place of `data`.
-        trained_on: Dataset that the run is trained on.
+    Arguments are the run and its data, and the values of `--eval` and the options beside it.
 
     Raises:
-        ValueError: the data are no pixels, or do not suit the detector.
-        OSError: a file is missing.
+        OSError, ValueError: a file is missing, or the data do not suit the detector.
     """
 
     def __init__(

@@ -187,16 +187,7 @@ def memory_advice(trainer: Trainer) -> Iterator[None]:
 def draw_samples(
     net: Precond, codec: Codec, path: Path, dtype: torch.dtype = torch.float32, rows: int = 4, num_steps: int = 18
 ) -> None:
-    """Write a grid of samples with one class per column (at most ten); the same seeds every time.
-
-    Args:
-        net: Denoiser to sample from.
-        codec: Turns samples into pixels.
-        path: PNG file.
-        dtype: Dtype of the activations.
-        rows: Images per column.
-        num_steps: Sampling steps.
-    """
+    """Write a PNG grid of samples with one class per column (at most ten); the same seeds every time."""
     columns = min(net.config.label_dim, COLUMNS) or COLUMNS
     count = rows * columns
     classes = [i % columns for i in range(count)] if net.config.label_dim else None

@@ -8,11 +8,7 @@ import click
 
 
 class GroupedOption(click.Option):
-    """An option that its command's help lists under a heading.
-
-    Args:
-        group: The heading.
-    """
+    """An option that its command's help lists under a heading, its `group`."""
 
     def __init__(self, *declarations: Any, group: str, **attributes: Any) -> None:
         super().__init__(*declarations, **attributes)

@@ -175,10 +175,6 @@ class SamplingOptions:
 class SampleGenerator:
     """Networks on this process's device, and the settings to draw samples with them.
 
-    Args:
-        options: Options of the command.
-        processes: Processes that divide the seeds among them.
-
     Raises:
         OSError, ValueError: a file is no network, or options do not suit it.
     """

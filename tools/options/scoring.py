@@ -93,15 +93,9 @@ class ScoringOptions:
         processes: "Processes",
         settings: dict[str, Any],
     ) -> None:
-        """Score images, print the numbers and write them to --out.
+        """Score images, print the numbers and write them to --out, beside the JSON of `settings`.
 
-        Args:
-            batches: Batches of this process.
-            sizes: Images in the batches of all processes.
-            metrics: Metrics to compute.
-            device: Device to compute on.
-            processes: Processes that share the work.
-            settings: JSON to write into the file beside the numbers.
+        `batches` are those of this process, `sizes` the numbers of images in those of all processes.
         """
         from edm2.metrics.scores import score
         from edm2.tools.run import image_bar

@@ -196,12 +196,7 @@ def _compact(value: Any) -> str:
 
 
 def print_statistics(statistics: Statistics, levels: int | None) -> None:
-    """Print a dataset's statistics, and what they mean for training.
-
-    Args:
-        statistics: Means and standard deviations of the channels.
-        levels: Number of levels of a pixel, 256 for bytes; None for latents.
-    """
+    """Print a dataset's statistics, and what they mean for training; `levels` of a pixel are None for latents."""
     if levels is None:
         unit, scale, command = "as the VAE gives them", ", all channels together", "edm2 train"
     else:

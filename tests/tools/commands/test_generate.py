@@ -92,10 +92,9 @@ def test_the_unlabelled_guide_is_the_network_without_labels(outspoken_network, t
     assert levels_apart(away, draw(tmp_path, outspoken_network, "--class", 3)) >= 1
 
 
-def with_label_dropout(network: Path, out: Path, training: dict[str, Any]) -> Path:
-    metadata = read_metadata(network)
-    metadata.pop("network")
-    save(load(network), out, metadata | {"training": training})
+def saying(network: Path, out: Path, **entries: Any) -> Path:
+    """A copy of a network whose metadata has other entries."""
+    save(load(network), out, read_metadata(network) | entries)
     return out
 
 
@@ -103,27 +102,24 @@ def test_only_a_network_that_missed_labels_guides_itself(outspoken_network, tmp_
     """One that knows it never did is refused, one that does not say is warned about."""
     options = ("--unlabelled-guide", "--guidance", 2, "--grid", tmp_path / "grid.png")
     training = read_metadata(outspoken_network)["training"]
-    never = with_label_dropout(outspoken_network, tmp_path / "never.safetensors", training | {"label_dropout": 0.0})
+    never = saying(outspoken_network, tmp_path / "never.safetensors", training=training | {"label_dropout": 0.0})
     refused = run(never, *options)
     assert refused.code == 1
     assert all(part in complaint(refused.err) for part in ("never.safetensors", "--guide", "--label-dropout 0.1"))
 
-    silent = with_label_dropout(outspoken_network, tmp_path / "silent.safetensors", {})
+    silent = saying(outspoken_network, tmp_path / "silent.safetensors", training={})
     warned = run(silent, *options)
     assert warned.code == 0
     [line] = warned.err.splitlines()
     assert line.startswith("Warning: ")
     assert "silent.safetensors" in line
 
-    often = with_label_dropout(outspoken_network, tmp_path / "often.safetensors", training | {"label_dropout": 0.1})
+    often = saying(outspoken_network, tmp_path / "often.safetensors", training=training | {"label_dropout": 0.1})
     assert run(often, *options).err == ""
 
 
 def test_a_guide_of_other_data_is_warned_about(outspoken_network, tmp_path):
-    metadata = read_metadata(outspoken_network)
-    metadata.pop("network")
-    other = tmp_path / "other.safetensors"
-    save(load(outspoken_network), other, metadata | {"codec": {"kind": "pixels"}})
+    other = saying(outspoken_network, tmp_path / "other.safetensors", codec={"kind": "pixels"})
     warned = run(outspoken_network, "--guide", other, "--guidance", 2, "--grid", tmp_path / "grid.png")
     assert warned.code == 0
     [line] = warned.err.splitlines()
@@ -148,17 +144,15 @@ def networks(outspoken_network, tiny_run, tmp_path) -> Path:
 PRESET = ("--preset", "edm2-img512-s-interval-fid", "--seeds", "0-3")
 
 
-def test_a_preset_is_its_networks_weight_and_interval(networks, outspoken_network, tmp_path):
+def test_a_preset_is_its_networks_weight_and_interval(networks, outspoken_network, tmp_path, monkeypatch):
     [guide] = networks.glob("*uncond*")
     by_name = draw(tmp_path, *PRESET, "--networks", networks)
+    with monkeypatch.context() as patched:
+        patched.chdir(networks)  # where they are looked for by default
+        assert np.array_equal(by_name, draw(tmp_path, *PRESET))
     spelt_out = (outspoken_network, "--seeds", "0-3", "--guide", guide, "--guidance", 2.1, "--interval", "0.283,2.9016")
     assert np.array_equal(by_name, draw(tmp_path, *spelt_out))
     assert levels_apart(by_name, draw(tmp_path, outspoken_network, "--seeds", "0-3")) >= 1
-
-
-def test_files_are_looked_for_here(networks, tmp_path, monkeypatch):
-    monkeypatch.chdir(networks)
-    assert draw(tmp_path, *PRESET).shape == (4, 8, 8, 1)
 
 
 def test_what_is_said_goes_before_the_preset(networks, outspoken_network, tiny_run, tmp_path, evaluations):
@@ -304,11 +298,7 @@ def test_a_vae_that_is_not_there_shows_before_anything_is_drawn(
     latent_network, vae, tmp_path, evaluations, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    metadata = read_metadata(latent_network)
-    metadata.pop("network")
-    metadata["codec"]["vae"] = str(tmp_path / "nowhere")
-    net = build_network(NetworkConfig(4, 4, 3, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=()))
-    save(net, latent_network, metadata)
+    saying(latent_network, latent_network, codec=LatentCodec(vae=str(tmp_path / "nowhere")).to_json())
     result = run(latent_network, "--out", tmp_path / "out")
     assert result.code == 1
     message = complaint(result.err)
