@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -130,10 +130,10 @@ class Trainer:
         """
         if self.processes.is_first:
             self.folder.check(self.config)
-        lock = self.folder.locked() if self.processes.is_first else nullcontext()
-        with failures_of_others(), deaths_of_workers(self.config.data), lock:
+        with failures_of_others(), deaths_of_workers(self.config.data), ExitStack() as stack:
             self.stream = self._open_stream()
             if self.processes.is_first:
+                stack.enter_context(self.folder.locked())
                 self.folder.claim(self.config, self.stream.dataset)
             self._resume()
             self._run()

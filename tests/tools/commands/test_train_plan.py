@@ -24,7 +24,7 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path: Path):
     text = succeed(*DIGITS, "--out", tmp_path / "run", "--dry-run", "--stratified-noise")
     assert "nothing was written" in text
     shown = subjects(text)
-    assert {"data", "scaling", "network", "training", "compute", "memory", "speed", "snapshots", "disk"} <= set(shown)
+    assert {"data", "scaling", "network", "training", "compute", "memory", "time", "snapshots", "disk"} <= set(shown)
     assert "1,797 images, 10 classes" in shown["data"]
     assert "41,379 parameters" in shown["network"]
     assert "8 (4 times, EMA lengths 0.05 and 0.1)" in shown["snapshots"]
