@@ -248,6 +248,7 @@ class SampleGenerator:
             "guide": options.guide, "unlabelled_guide": options.unlabelled_guide, "guidance": options.guidance,
             "interval": options.interval and list(options.interval), "precision": self.precision, "vae": options.vae,
             "vae_precision": options.vae_precision,
+            **({} if options.net_from is None else {"net_from": options.net_from}),
         }  # fmt: skip
 
     @staticmethod
