@@ -242,8 +242,9 @@ def train(
         with reported_once(processes):
             RunFolder(out).check_free()
             measured = partial(measure_speed, dataset=dataset, processes=processes)
-            about = dataset, data, out, preset, architecture, conditional, choices
-            config = configure_run(*about, processes.count, measured)
+            config = configure_run(
+                dataset, data, out, preset, architecture, conditional, choices, processes.count, measured
+            )
             _check_folder(config, dataset, processes)
         if processes.is_first:
             print_lines(describe_plan(config, dataset, processes.count))
