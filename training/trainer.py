@@ -27,7 +27,8 @@ from edm2.training.initialization import fresh_network, load_snapshot_
 from edm2.training.loss.objective import DenoisingLoss
 from edm2.training.loss.pareto import Pareto
 from edm2.training.preparation import LevelDenoiser
-from edm2.training.run.checkpoint import Checkpoints, adam_state, find_checkpoints, load_checkpoint, reading
+from edm2.training.run.checkpoint import Checkpoints, adam_state, load_checkpoint, reading
+from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.disk import file_sizes
 from edm2.training.run.failures import STEPS, Divergence, Failures, OwnTrainingError, TrainingError
 from edm2.training.run.output import Output, peak_memory

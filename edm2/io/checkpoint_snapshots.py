@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from edm2.post_hoc_ema.snapshot import PartialSnapshot
 from edm2.post_hoc_ema.tensor_files import TensorLayout
-from edm2.training.run.checkpoint import find_checkpoints, read_state
+from edm2.training.run.checkpoint_folder import find_checkpoints, read_state
 
 
 class CheckpointSnapshot(PartialSnapshot):
@@ -28,6 +26,8 @@ class CheckpointSnapshot(PartialSnapshot):
         self.images_seen: int = metadata["images_seen"]
         self.metadata = {**metadata, "sigma_rel": sigma_rel}
         self.buffers = frozenset(metadata["buffers"])
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # a second to import
+
         entries = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
         self._entries: dict[str, Any] = entries
         self.names = tuple(name.removeprefix("net.") for name in entries if name.startswith("net."))
@@ -47,6 +47,9 @@ class CheckpointSnapshot(PartialSnapshot):
 
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU: its average, or a copy of a buffer."""
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
         key = self._key(name)
         entry = self._entries[key]
         tensors = {key: torch.empty(entry.size, dtype=entry.properties.dtype)}

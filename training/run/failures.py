@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from edm2.training.distributed.processes import Processes
-from edm2.training.run.checkpoint import Checkpoints, find_checkpoints, last_good_checkpoint
+from edm2.training.run.checkpoint import Checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints, last_good_checkpoint
 from edm2.training.run.disk import free_space
 from edm2.training.run.run_folder import RunFolder
 from edm2.training.run.speed import with_unit
