@@ -77,10 +77,10 @@ def dataset() -> None:
 
 @contextmanager
 def _progress(hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal; yields a function to be called with the number of images done and of all."""
-    from tqdm import tqdm
+    """Show progress; yields a function to be called with the number of images done and of all."""
+    from edm2.tools.progress import progress_bar
 
-    with tqdm(unit="img", leave=False, disable=True if hidden else None) as bar:
+    with progress_bar(hidden=hidden) as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total
