@@ -133,6 +133,8 @@ def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
         whose = "the dataset's" if dataset.latents else "the paper's"
         text = f"latents, drawn anew at every visit, scaled to standard deviation {sigma_data:g} by {whose} statistics"
         return [("scaling", text)]
+    if dataset.kind == "values":
+        return [("scaling", f"values to mean 0 and standard deviation {sigma_data:g}, measured when training starts")]
     stats = dataset.pixel_stats
     if config.standardize:
         whose = "statistics stored in the dataset" if stats else "statistics measured when training starts"

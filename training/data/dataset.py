@@ -20,6 +20,7 @@ from edm2.training.data.archive import Catalog, check_latents, check_pixel_stati
 from edm2.training.data.files import DatasetError, Files, StorageError
 from edm2.training.data.index import open_archive
 from edm2.training.data.order import permutation
+from edm2.training.imports import is_target
 
 __all__ = [
     "ArchiveDataset",
@@ -36,6 +37,9 @@ __all__ = [
 
 Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
 
+Loaded: TypeAlias = tuple[Tensor, Tensor, Mapping[str, Tensor] | None]
+"""Images, labels and conditions, as a dataset has them."""
+
 
 class Dataset(ABC):
     """Images of one size, with class labels if there are any."""
@@ -50,7 +54,8 @@ class Dataset(ABC):
         """(C, H, W) of an image as stored."""
 
         self.kind = kind
-        """"pixels" (uint8) or "moments" (float32 or float16: the means of all channels, then standard deviations)."""
+        """"pixels" (uint8), "values" (float32 of any range), or "moments" (float32 or float16: the means of all
+        channels, then standard deviations)."""
 
         self.levels = levels
         """Number of values that a pixel can take, from 0; 0 for moments."""
@@ -83,6 +88,10 @@ class Dataset(ABC):
     def conditions(self, indices: Indices) -> Mapping[str, Tensor] | None:
         """Conditions of images besides their labels, by name, each [N, ...]; None for a dataset without."""
         return None
+
+    def read(self, indices: Indices) -> Loaded:
+        """Images, labels and conditions of some indices."""
+        return self.images(indices), self.labels(indices), self.conditions(indices)
 
     def fingerprint(self) -> str | None:
         """Text that tells these images from others, and is the same for a copy of them; None if unknown."""
@@ -253,6 +262,9 @@ class Subset(Dataset):
     def conditions(self, indices: Indices) -> Mapping[str, Tensor] | None:
         return self.dataset.conditions(self.indices[np.asarray(indices, dtype=np.int64)])
 
+    def read(self, indices: Indices) -> Loaded:
+        return self.dataset.read(self.indices[np.asarray(indices, dtype=np.int64)])
+
     def fingerprint(self) -> str | None:
         whole = self.dataset.fingerprint()
         return None if whole is None else f"{whole} {_digest(self.indices)}"
@@ -263,11 +275,16 @@ def open_dataset(source: str | Path) -> Dataset:
 
     Args:
         source: "digits", the handwritten digits that come with scikit-learn; or a ZIP file or folder, either with a
-            `dataset.json` (`edm2.training.data.archive`) or just images, whose top-level sub-folders are the classes.
+            `dataset.json` (`edm2.training.data.archive`) or just images, whose top-level sub-folders are the classes;
+            or `module:callable`, which makes a dataset of PyTorch (`TorchDataset`).
 
     Raises:
         DatasetError: The path does not exist, or holds no usable dataset.
     """
+    if is_target(str(source)):
+        from edm2.training.data.torch_dataset import imported_dataset  # here: it imports this module
+
+        return imported_dataset(str(source))
     return _digits() if source == "digits" else ArchiveDataset(*open_archive(Path(source)))
 
 
@@ -314,6 +331,19 @@ def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[
     histogram = np.sum([_count_levels(dataset.images(part)) for part in parts], axis=0)
     moments = [_mean_and_std(channel) for channel in histogram]
     return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
+
+
+def value_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the values of every channel, over at most `max_images` evenly spaced images."""
+    chosen = evenly_spaced_indices(len(dataset), max_images)
+    count, total, squares = 0, torch.zeros(dataset.shape[0]).double(), torch.zeros(dataset.shape[0]).double()
+    for part in np.array_split(chosen, -(-len(chosen) // 64)):
+        values = dataset.images(part).double()
+        count += values.numel() // dataset.shape[0]
+        total += values.sum(dim=(0, 2, 3))
+        squares += values.square().sum(dim=(0, 2, 3))
+    mean = total / count
+    return tuple(mean.tolist()), tuple((squares / count - mean.square()).clamp(min=0).sqrt().tolist())
 
 
 def _count_levels(pixels: Tensor) -> np.ndarray:

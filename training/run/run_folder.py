@@ -17,6 +17,7 @@ from edm2.post_hoc_ema.files import parse_json, plain_line
 from edm2.training.config import TrainingConfig
 from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.field_types import mistyped_fields
+from edm2.training.imports import is_target
 from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.files import is_free, write_json
 from edm2.training.run.inputs import change_of_data, describe_data, describe_file, read_inputs, write_inputs
@@ -176,6 +177,8 @@ def open_run_data(folder: str | Path) -> Dataset:
         RunFolderError: there is no run.
     """
     source = read_run_config(folder).data
+    if is_target(source):  # a stranger's folder must not name programs
+        raise DatasetError(f"{folder}: was trained on {source}, a program; name it with --data if you trust it")
     dataset, known = open_dataset(source), read_inputs(Path(folder)).get("data")
     if known and (change := change_of_data(known, describe_data(dataset))):
         raise DatasetError(f"{source}: not the images that {folder} was trained on: {change}; name those with --data")
