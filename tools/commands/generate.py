@@ -100,7 +100,9 @@ def generate(
         if processes.is_first:
             seeds = options.seeds
             labels = None if npz is None else classes_of_seeds(generator.net, seeds, generator.classes(seeds))
-            targets.finish(store, seeds, labels)
+            # seed modulo number of classes: a column per class
+            columns = generator.net.config.label_dim if options.balanced else None
+            targets.finish(store, seeds, labels, columns)
             cost = options.sampler.cost(options.num_steps)
             click.echo(f"{len(seeds)} {'latents' if latents else 'images'} in {targets} ({cost})")
 

@@ -203,10 +203,11 @@ def neighbours(
 
     A sample is suspicious if it is nearer to a training image than that image's own nearest neighbour.
     """
-    from edm2.io.images import save_png
     from edm2.metrics.image_source import open_images
-    from edm2.metrics.neighbours import find_neighbours, neighbours_picture
+    from edm2.metrics.neighbours import find_neighbours
     from edm2.metrics.reference import collect
+    from edm2.tools.figures.neighbours import draw_neighbours
+    from edm2.tools.figures.style import save_figure
     from edm2.tools.options.evaluators import default_detector
     from edm2.tools.progress import progress_bar
     from edm2.tools.run import use_device
@@ -222,7 +223,7 @@ def neighbours(
             )
         if processes.is_first:
             found = find_neighbours(drawn.features, real.features, k)
-            save_png(neighbours_picture(samples, training, found, rows), out)
+            save_figure(draw_neighbours(samples, training, found, rows), out)
             _print_neighbours(found, name)
             click.echo(f"the most suspicious, with the training images closest to them: {out}")
 

@@ -89,6 +89,10 @@ class Dataset(ABC):
         """Conditions of images besides their labels, by name, each [N, ...]; None for a dataset without."""
         return None
 
+    def item_name(self, index: int) -> str:
+        """Name of an image to show to people: that of its file, or its number."""
+        return str(index)
+
     def read(self, indices: Indices) -> Loaded:
         """Images, labels and conditions of some indices."""
         return self.images(indices), self.labels(indices), self.conditions(indices)
@@ -207,6 +211,9 @@ class ArchiveDataset(Dataset):
     def labels(self, indices: Indices) -> Tensor:
         return self._labels.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
 
+    def item_name(self, index: int) -> str:
+        return self._names[index]
+
     def fingerprint(self) -> str:
         """Digest of the names, sizes and checksums of the files (in a folder, of each one's first and last 64 KiB)."""
         if self._fingerprint is None:
@@ -261,6 +268,9 @@ class Subset(Dataset):
 
     def conditions(self, indices: Indices) -> Mapping[str, Tensor] | None:
         return self.dataset.conditions(self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def item_name(self, index: int) -> str:
+        return self.dataset.item_name(int(self.indices[index]))
 
     def read(self, indices: Indices) -> Loaded:
         return self.dataset.read(self.indices[np.asarray(indices, dtype=np.int64)])
