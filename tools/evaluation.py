@@ -12,7 +12,7 @@ from edm2.sweep.evaluator import SampleSettings
 from edm2.sweep.score_cache import ScoreCache
 from edm2.sweep.sweep import Range, ScoredPoint, Sweeper
 from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator
-from edm2.tools.run import image_bar
+from edm2.tools.progress import progress_bar
 from edm2.training import Dataset, RunFolder, Trainer, TrainingConfig, open_dataset
 from edm2.training.callbacks import Callback
 from edm2.training.config import DTYPES
@@ -50,7 +50,7 @@ class Evaluation(Callback):
         if ref is None:
             real = trained_on if data is None else open_dataset(data)
         detector = detector or default_detector(trained_on.shape, trained_on.kind == "pixels")
-        self.evaluator = load_evaluator(detector, None, real, ref, config.device, ONE_PROCESS, image_bar)
+        self.evaluator = load_evaluator(detector, None, real, ref, config.device, ONE_PROCESS, progress_bar)
 
     def on_snapshot(self, trainer: Trainer) -> dict[str, float]:
         """Score the averages of this time, at every n-th snapshot; a failure is printed and must not end the run."""

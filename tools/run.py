@@ -51,11 +51,6 @@ def _has_bf16(device: str) -> bool:
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def image_bar(total: int, hidden: bool = False) -> tqdm:
-    """Bar that counts images and vanishes when it is done; no bar if the output is not a terminal, or if `hidden`."""
-    return tqdm(total=total, unit="img", leave=False, disable=True if hidden else None, dynamic_ncols=True)
-
-
 def run_training(
     config: TrainingConfig,
     dataset: Dataset,

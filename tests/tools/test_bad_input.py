@@ -170,7 +170,6 @@ CASES: list[tuple] = [
     ("sweep @run --samples 1", USAGE, "--samples", "x>=2"),
     ("GENERATE absent", FAILURE, "absent", "no such file"),
     ("GENERATE @empty", FAILURE, "empty", "a folder, not a file"),
-    ("GENERATE @run", FAILURE, "run: is a run", "edm2 reconstruct", "run --std 0.10"),
     ("GENERATE @notes.txt", FAILURE, "notes.txt", "another format"),
     ("GENERATE @cut.safetensors", FAILURE, "cut.safetensors", "truncated", "copy or write"),
     ("GENERATE @network.safetensors --class 10", FAILURE, "class 10", "classes 0 to 9"),

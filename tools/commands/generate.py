@@ -82,7 +82,7 @@ def generate(
     from edm2.sampling.drawing import batches_of, store_images, undecoded, unfinished
     from edm2.sampling.generation import classes_of_seeds
     from edm2.tools.options.targets import Targets
-    from edm2.tools.run import image_bar
+    from edm2.tools.progress import progress_bar
     from edm2.training.distributed.processes import joined_processes
 
     targets = Targets(out, npz, grid, subdirs, latents)
@@ -94,7 +94,7 @@ def generate(
         decode = undecoded if latents else generator.decode
         if pending:
             _try_vae(generator, decode)
-        with image_bar(len(pending), hidden=not processes.is_first) as bar:
+        with progress_bar(len(pending), hidden=not processes.is_first) as bar:
             store_images(batches, decode, store, bar.update)
         processes.wait()
         if processes.is_first:

@@ -81,12 +81,11 @@ def reconstruct(
             raise click.BadParameter(f"{interval} is longer than the run of {duration}", param_hint="'--interval'")
         print_storage_plan(sigma_rels, interval, duration, parameters)
         return
-    from tqdm import tqdm
-
     from edm2.io.model import reconstructed_metadata
     from edm2.io.snapshots import open_run, refuse_different_runs
     from edm2.post_hoc_ema import reconstruct_files, select_snapshots
     from edm2.post_hoc_ema.reconstruction import THREADS, Reconstruction
+    from edm2.tools.progress import progress_bar
     from edm2.training.config import DTYPES
 
     snapshots = open_run(run)
@@ -105,7 +104,7 @@ def reconstruct(
             return
         lengths = {"sigma_rel_of": dict(groups)} if groups else {}
         metadata = [reconstructed_metadata(used[::-1], used[0].images_seen, s) | lengths for s in sigma_rels]
-        with tqdm(desc="weights", unit="", unit_scale=True, leave=False, disable=None) as bar:
+        with progress_bar(unit="weights") as bar:
 
             def show(done: int, total: int) -> None:
                 bar.total = total
