@@ -1,8 +1,10 @@
 """Settings of a run by concern: data, objective, schedule, output, machine.
 
-`TrainingConfig` is all of them together. Each concern is a frozen dataclass of its own that checks itself: code that
-needs only the schedule asks for a `ScheduleConfig`, and may be handed a whole `TrainingConfig`. Counts are in images
-seen. Defaults are those of the paper's ImageNet-512 models (Table 6).
+`TrainingConfig` is all of them together: it inherits the concerns instead of nesting them, so that a setting has one
+name everywhere, on the command line, in config.json and in Python (`TrainingConfig(data=..., batch_size=...)`). Each
+concern is a frozen dataclass of its own that checks itself: code that needs only the schedule asks for a
+`ScheduleConfig`, and is handed the whole. Counts are in images seen. Defaults are those of the paper's ImageNet-512
+models (Table 6).
 """
 
 import math

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from edm2.training.initialization import fresh_network, load_snapshot_
 from edm2.training.loss.objective import DenoisingLoss
 from edm2.training.loss.pareto import Pareto
 from edm2.training.preparation import LevelDenoiser
-from edm2.training.run.checkpoint import Checkpoints, adam_state, find_checkpoints, load_checkpoint, reading
+from edm2.training.run.checkpoint import Checkpoints, adam_state, load_checkpoint, reading
+from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.disk import file_sizes
 from edm2.training.run.failures import STEPS, Divergence, Failures, OwnTrainingError, TrainingError
 from edm2.training.run.output import Output, peak_memory
@@ -130,10 +131,10 @@ class Trainer:
         """
         if self.processes.is_first:
             self.folder.check(self.config)
-        lock = self.folder.locked() if self.processes.is_first else nullcontext()
-        with failures_of_others(), deaths_of_workers(self.config.data), lock:
+        with failures_of_others(), deaths_of_workers(self.config.data), ExitStack() as stack:
             self.stream = self._open_stream()
             if self.processes.is_first:
+                stack.enter_context(self.folder.locked())
                 self.folder.claim(self.config, self.stream.dataset)
             self._resume()
             self._run()

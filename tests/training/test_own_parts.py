@@ -17,7 +17,7 @@ from edm2.post_hoc_ema import SnapshotError, find_snapshots, reconstruct
 from edm2.training import CheckpointError, Dataset, Trainer, TrainingConfig, read_run_config
 from edm2.training.callbacks import Callback
 from edm2.training.distributed.processes import joined_processes
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints
 
 README = Path(__file__).parents[2] / "docs" / "operations.md"
 

@@ -29,7 +29,8 @@ from edm2.training.data.batches import Batch, BatchStream
 from edm2.training.draws import GivenDraws
 from edm2.training.randomness import PositionRandom, Stream
 from edm2.training.run import speed
-from edm2.training.run.checkpoint import adam_state, find_checkpoints
+from edm2.training.run.checkpoint import adam_state
+from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.logging import StatusLine
 
 # ------------------------------------------------------------------------------------------ the published trajectory

@@ -34,7 +34,7 @@ Examples:
   # A look at what will come of it
   edm2 dataset convert photos/ try.zip --resolution 64 --max-images 100
 \b
-  # From the Hugging Face hub (pip install datasets)
+  # From the Hugging Face hub (pip install 'edm2[datasets]')
   edm2 dataset convert hf:AI-Lab-Makerere/beans beans-64.zip --resolution 64
   edm2 dataset convert hf:uoft-cs/cifar100 cifar.zip --resolution 32 --split test --label-column fine_label
 """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.planning.presets import PRESETS
-from edm2.tools.options.groups import GroupedCommand, option_group
+from edm2.tools.options.groups import TwoLevelCommand, option_group
 from edm2.tools.options.parsing import (
     ARCHITECTURE,
     DEVICE,
@@ -28,14 +28,13 @@ if TYPE_CHECKING:
     from edm2.training import Dataset, TrainingConfig
     from edm2.training.distributed.processes import Processes
 
-EPILOG = (
-    """\b
+EPILOG = """\b
 Examples:
   # Handwritten digits, on a laptop
   edm2 train --data digits --preset digits8 --out runs/digits
 \b
   # Your own folder of images; one class per sub-folder
-  edm2 train --data photos/ --out runs/photos --xflip
+  edm2 train --data photos/ --out runs/photos --xflip --budget 2h
 \b
   # What would this run be, and how long would it take here?
   edm2 train --data photos/ --out runs/photos --micro-batch 64 --dry-run --measure
@@ -56,10 +55,19 @@ Examples:
   # Fine-tune from a snapshot
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
 
-Interrupted? Run the same command again: it goes on from the last checkpoint. Ctrl-C, SIGTERM and SIGUSR1 write one.
-Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). docs/settings.md says how to choose settings.
+Interrupted? Run the same command again: it goes on from the last checkpoint. Ctrl-C, SIGTERM and SIGUSR1 write one, and
+snapshots to draw from. Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). docs/settings.md says how to choose
+settings.
+"""
 
-\b
+FIRST = (
+    "data", "out", "budget", "duration", "preset", "conditional", "xflip", "holdout", "init", "batch_size",
+    "micro_batch", "device", "dry_run", "max_seconds",
+)  # fmt: skip
+"""Parameters that a first run may need."""
+
+REFERENCE = (
+    """\b
 Presets:
 """
     + "\n".join(f"  {name:<18} {preset.summary}" for name, preset in PRESETS.items())
@@ -89,14 +97,14 @@ _output = option_group("What is written, and when")
 _machine = option_group("Machine")
 
 
-@click.command(cls=GroupedCommand, epilog=EPILOG)
+@click.command(cls=TwoLevelCommand, first=FIRST, epilog=EPILOG, reference=REFERENCE)
 @_what("--data", required=True, help='"digits", a ZIP file or a folder of images or latents.')
 @_what("--out", required=True, help="Run folder; made if missing, resumed if it holds this run.")
 @_what(
     "--preset",
     type=click.Choice(list(PRESETS)),
     metavar="NAME",
-    help="Source of the settings that are not given (see below); default: chosen by the data.",
+    help="Source of the settings that are not given (--help-all lists them); default: chosen by the data.",
 )
 @_what("-n", "--dry-run", is_flag=True, help="Describe the run and stop.")
 @_what("--measure", is_flag=True, help="With --dry-run: train a few steps and print speed, time and memory.")
@@ -242,8 +250,9 @@ def train(
         with reported_once(processes):
             RunFolder(out).check_free()
             measured = partial(measure_speed, dataset=dataset, processes=processes)
-            about = dataset, data, out, preset, architecture, conditional, choices
-            config = configure_run(*about, processes.count, measured)
+            config = configure_run(
+                dataset, data, out, preset, architecture, conditional, choices, processes.count, measured
+            )
             _check_folder(config, dataset, processes)
         if processes.is_first:
             print_lines(describe_plan(config, dataset, processes.count))

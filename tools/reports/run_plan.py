@@ -20,6 +20,7 @@ from edm2.tools.reports.description import Lines
 from edm2.training import Dataset, TrainingConfig
 from edm2.training.run.disk import DiskForecast, free_space, used_space
 from edm2.training.run.speed import time_text, with_unit
+from edm2.training.settings import ObjectiveConfig, ScheduleConfig
 
 FAR_OFF = 0.2
 """Relative difference between the data's standard deviation and the network's sigma_data that deserves a warning."""
@@ -145,7 +146,7 @@ def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
     return lines
 
 
-def _schedule(config: TrainingConfig) -> str:
+def _schedule(config: ScheduleConfig) -> str:
     text = f"{config.ref_lr:g}"
     if config.rampup_images:
         text += f", rising over {config.rampup_images:,} images"
@@ -160,7 +161,7 @@ def _noise_levels(config: TrainingConfig) -> str:
     return f"{text}, one from each of {config.batch_size} strata in every step" if config.stratified_sigma else text
 
 
-def _weighting(config: TrainingConfig) -> str:
+def _weighting(config: ObjectiveConfig) -> str:
     given = {"gamma": config.weighting_gamma, "k": config.weighting_k}
     words = [config.weighting, *(f"{name}={value:g}" for name, value in given.items() if value is not None)]
     if config.relative_weighting:

@@ -17,7 +17,7 @@ from edm2.post_hoc_ema.files import parse_json, plain_line
 from edm2.training.config import TrainingConfig
 from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.field_types import mistyped_fields
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.files import is_free, write_json
 from edm2.training.run.inputs import change_of_data, describe_data, describe_file, read_inputs, write_inputs
 

@@ -14,7 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from edm2.training import Trainer
 from edm2.training.callbacks import Callback, SampleGrids
 from edm2.training.distributed import processes as distributed
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints
 
 pytestmark = pytest.mark.slow  # jobs of several processes, most of which wait for a timeout
 

@@ -360,7 +360,7 @@ def test_a_file_and_a_line_make_a_weighting_and_a_distribution(tmp_path, monkeyp
     described = succeed("train", *options, "--noise", "two-levels", "--p-mean", 1, "--dry-run")
     assert "made-up gamma=2" in described
     assert "two-levels" in described
-    help_text = succeed("train", "--help")
+    help_text = succeed("train", "--help-all")
     assert f"{'made-up':<18} the cube root of SNR" in help_text
     assert f"{'two-levels':<18} 1/2 or 3/2" in help_text
     weighting = make_weighting("made-up", 2, normalize=False, distribution=LnNormal(), sigma_data=1.0)

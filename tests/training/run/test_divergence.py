@@ -14,7 +14,7 @@ from edm2.training import Trainer, TrainingError, trainer
 from edm2.training.distributed.processes import joined_processes
 from edm2.training.loss.objective import EDM2Loss, relative_error
 from edm2.training.run import failures
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.failures import EXPLODED, STEPS, Divergence
 from edm2.training.run.totals import StepResult
 

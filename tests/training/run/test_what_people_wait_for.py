@@ -9,7 +9,7 @@ from edm2.post_hoc_ema import find_snapshots
 from edm2.training import Trainer
 from edm2.training.callbacks import Callback
 from edm2.training.run import failures
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints
 
 
 class StopAt(Callback):
