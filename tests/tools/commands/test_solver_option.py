@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import complaint, edm2, succeed
+from command_line import succeed
 
 from edm2.networks import Precond
 from edm2.sampling.samplers import SAMPLERS, Sampler
@@ -53,16 +53,6 @@ def test_a_new_sampler_is_one_file_and_one_registration(
     assert evaluations == [4] * 6
     assert "(3 evaluations each, own)" in succeed("sweep", tiny_run, *SCORED, "--solver", "own", "--out", tmp_path)
     assert "|own]" in succeed("generate", "--help")
-
-
-@pytest.mark.parametrize(
-    ("options", "told"), [(("deis", "--churn", 10), "--churn needs --solver heun"), (("rk45",), "'rk45' is not one of")]
-)
-def test_mistakes(outspoken_network, tmp_path, options, told):
-    result = edm2("generate", outspoken_network, *QUICK, "--out", tmp_path / "out", "--solver", *options)
-    assert result.code == 2
-    assert told in complaint(result.err)
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_sweep_keeps_scores_of_solvers_apart(tiny_run: Path, tmp_path: Path, evaluations, monkeypatch):

@@ -160,28 +160,6 @@ def test_lengths_that_the_snapshots_give_only_roughly_are_reported(tiny_run: Pat
     assert edm2("sweep", tiny_run, "--std", "0.05,0.07", *FAST, "--out", tmp_path / "out").err == ""
 
 
-MISTAKES = {
-    "two guides": ("--unlabelled-guide --guide RUN --guidance 2", "give one of them"),
-    "no weight": ("--unlabelled-guide", "give --guidance"),
-    "no guide": ("--guidance 1,2", "--guide or --unlabelled-guide"),
-    "length of no run": ("--unlabelled-guide --guidance 2 --guide-std 0.1", "give its folder"),
-    "never missed a label": ("--unlabelled-guide --guidance 2", "label-dropout"),
-    "a guide's time": ("--guide RUN --guide-at 100 --guidance 2", "nearest times are 128"),
-    "weights that are none": ("--guidance 1,many", "'many'"),
-    "a small budget": ("--search 2 --std 0.05,0.1,0.15", "the lists alone take 3"),
-    "a detector that is none": ("--detector inception", "inception"),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes(name: str, tiny_run: Path, tmp_path: Path):
-    options, message = MISTAKES[name]
-    result = edm2("sweep", tiny_run, *options.replace("RUN", str(tiny_run)).split(), *FAST, "--out", tmp_path / "out")
-    assert result.code != 0
-    assert message in complaint(result.err)
-    assert not (tmp_path / "out").exists()
-
-
 # ---------------------------------------------------------------------------------- processes that are killed, or two
 
 
