@@ -38,6 +38,7 @@ class Source:
 
 
 REPORTS = Source(lambda run: run.stats, "nothing reported yet; wait for the first status line (--status)")
+ERROR_LABEL = "error (1: a network that knows nothing)"
 ERROR = Source(
     lambda run: [record for record in run.stats if "error" in record],
     "no error reported: the run is of version 0.1, or its loss has none",
@@ -51,7 +52,7 @@ DIAGNOSTICS = Source(lambda run: run.diagnostics, "no diagnostics recorded; trai
 Draw = Callable[[Sequence[PlottedRun]], Figure]
 
 FIGURES: dict[str, tuple[Source, Draw]] = {
-    "error": (ERROR, partial(draw_number, key="error", title="Error in training", label="1: knows nothing")),
+    "error": (ERROR, partial(draw_number, key="error", title="Error in training", label=ERROR_LABEL)),
     # The objective that is minimized: comparable between runs of the same weighting only.
     "loss": (REPORTS, partial(draw_number, key="loss", title="Training loss", label="training loss per image")),
     "holdout": (HOLDOUT, draw_holdout),

@@ -25,12 +25,18 @@ def draw_neighbours(samples: Dataset, training: Dataset, found: Neighbours, rows
         squeeze=False,
     )  # fmt: skip
     for axes, index in zip(grid, chosen, strict=True):
-        _show(axes[0], displayed(samples, [index])[0], f"sample {samples.item_name(index)}", weight="bold")
+        _show(axes[0], displayed(samples, [index])[0], f"sample {_short(samples.item_name(index))}", weight="bold")
         numbers = found.indices[index].tolist()
         distances = found.distances[index] / max(found.own[index], 1e-12)
         for panel, number, distance in zip(axes[1:], numbers, distances, strict=True):
-            _show(panel, displayed(training, [number])[0], f"{training.item_name(number)}\n{distance:.2f}")
+            _show(panel, displayed(training, [number])[0], f"{_short(training.item_name(number))}\n{distance:.2f}")
     return figure
+
+
+def _short(name: str) -> str:
+    """The end of a file's name that fits over an image."""
+    name = name.rpartition("/")[2]
+    return name if len(name) <= 18 else f"...{name[-15:]}"
 
 
 def _show(axes: plt.Axes, image: Tensor, title: str, **style: str) -> None:
