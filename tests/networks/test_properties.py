@@ -9,7 +9,16 @@ from golden_data import max_rel
 from ladder_networks import LETTERS, a_network, an_input, new_network, raw_output
 from torch import Tensor
 
-from edm2.networks import Conv, Precond, attention, fold, higher_derivatives, is_folded
+from edm2.networks import (
+    Conv,
+    NetworkConfig,
+    Precond,
+    attention,
+    build_network,
+    fold,
+    higher_derivatives,
+    is_folded,
+)
 
 every_letter = pytest.mark.parametrize("letter", LETTERS)
 
