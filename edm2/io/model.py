@@ -15,6 +15,7 @@ from edm2.io.snapshots import AnySnapshot
 from edm2.networks import NetworkConfig, Precond, build_network, is_folded
 from edm2.pipeline.folder import is_pipeline_folder
 from edm2.post_hoc_ema import SnapshotError, write_snapshot
+from edm2.post_hoc_ema.files import visible_files
 from edm2.sampling.external import DrawnImages, ExternalNetwork, SampledNetwork, ready_to_sample
 from edm2.training.field_types import mistyped_fields
 from edm2.training.run.inputs import describe_file
@@ -58,7 +59,7 @@ def digest_of(name: str | Path) -> str | None:
             path = resolve(name)
         except OSError:
             return None
-    files_of_it = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files_of_it = [path] if path.is_file() else [file for file in visible_files(path, "**/*") if file.is_file()]
     digests = [(file.relative_to(path).as_posix(), describe_file(file)) for file in files_of_it]
     return hashlib.sha256(repr(digests).encode()).hexdigest()
 

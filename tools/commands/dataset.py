@@ -1,7 +1,7 @@
 """`edm2 dataset`: make datasets of images, and look into them."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,13 @@ def _progress(hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
                 bar.set_description("finishing")
 
         yield report
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    from edm2.post_hoc_ema.files import plain_line
+
+    for note in notes:  # names of files and classes are untrusted
+        click.echo(plain_line(f"Warning: {note}"))
 
 
 @dataset.command(epilog=CONVERT_EPILOG, short_help="Images of any size to a dataset of one size.")
@@ -264,7 +271,9 @@ def check(path: str, workers: int | None) -> None:
         raise DatasetError(
             f"{path}: {len(broken):,} broken images; replace them, or make the dataset anew without them"
         )
-    click.echo(f"{len(open_dataset(path)):,} images in {path}, none broken")
+    dataset = open_dataset(path)
+    _print_notes(dataset.notes)
+    click.echo(f"{len(dataset):,} images in {path}, none broken")
 
 
 @dataset.command(epilog=INFO_EPILOG, short_help="Describe a dataset and its classes.")
