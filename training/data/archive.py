@@ -11,6 +11,7 @@ written or extracted.
 import io
 import math
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE, TiffImageFile
 
 from edm2.post_hoc_ema.files import first_line, parse_json
 from edm2.training.data.files import (
@@ -37,7 +39,10 @@ from edm2.training.data.zip_files import ZipFiles
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 
-CONVERTIBLE = (*SUFFIXES, ".jfif", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
+HEIF_SUFFIXES = (".heic", ".heif")
+"""Suffixes of images that conversion reads with the extra "heic"."""
+
+CONVERTIBLE = (*SUFFIXES, ".jfif", ".gif", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES)
 """Suffixes of images that `edm2 dataset convert` reads; training reads `SUFFIXES` alone."""
 
 IMAGE_LIKE = frozenset(
@@ -54,6 +59,12 @@ SHOWN = 8
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """Formats of images, whatever the file's name: for some of the others (PostScript) Pillow starts another program."""
+
+CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+"""Channels of images of Pillow's modes; in other modes they are converted to RGB."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+"""First bytes of a PNG file."""
 
 MADE_BY_STATS = f"or remove {DESCRIPTION} if edm2 dataset stats wrote it"
 """Remedy for the labels that earlier versions stored beside statistics, where folders are the classes."""
@@ -149,13 +160,17 @@ def _choose_images(
     counts = Counter(map(suffix_of, present))
     others = [suffix for suffix in sorted(counts) if suffix in IMAGE_LIKE and suffix not in suffixes]
     notes = [f"{len(stray):,} .npy among images left out, such as {min(stray)}"] if stray else []
-    for convertible, remedy in (
-        (True, "edm2 dataset convert reads them"),
-        (False, "save them as PNG to use them"),
-    ):
-        found = [f"{counts[suffix]:,} {suffix}" for suffix in others if (suffix in CONVERTIBLE) == convertible]
-        notes += [f"{', '.join(found)} left out: {remedy}"] if found else []
+    for remedy in dict.fromkeys(map(_remedy_for, others)):
+        found = [f"{counts[suffix]:,} {suffix}" for suffix in others if _remedy_for(suffix) == remedy]
+        notes.append(f"{', '.join(found)} left out: {remedy}")
     return names, notes
+
+
+def _remedy_for(suffix: str) -> str:
+    """Remedy for files of a suffix that is not read."""
+    if suffix in HEIF_SUFFIXES:
+        return "edm2 dataset convert reads them after pip install 'edm2[heic]'"
+    return "edm2 dataset convert reads them" if suffix in CONVERTIBLE else "save them as PNG to use them"
 
 
 def _split_folders(path: Path, class_names: Sequence[str]) -> list[str]:
@@ -334,15 +349,15 @@ def read_array(files: Files, name: str) -> np.ndarray:
         raise _unreadable(f"{files.path}/{name}", error) from error
 
 
-def read_image(files: Files, name: str) -> Image.Image:
-    """Read one image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA.
+def read_image(files: Files, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Read one image of at most 8 bits per channel, in any mode of Pillow.
 
     Raises:
         StorageError: The storage gives no answer.
         DatasetError: Missing, damaged, or no such image.
     """
     try:
-        return _decode_image(files.read(name))
+        return decode_image(files.read(name), formats)
     except Exception as error:  # as above
         raise _unreadable(f"{files.path}/{name}", error) from error
 
@@ -353,22 +368,63 @@ def _unreadable(where: str, error: Exception) -> DatasetError:
 
 
 def _decode_image(data: bytes) -> Image.Image:
+    """Image with 1 to 4 channels: gray, gray with alpha, RGB or RGBA."""
+    image = decode_image(data)
+    return image if image.mode in CHANNELS else image.convert("RGB")
+
+
+def decode_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Decode an image of at most 8 bits per channel. Raises ValueError, or any other error if it is damaged."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ValueError("not an image, or damaged") from None  # Pillow's own text shows the address of a buffer
-    if _bits_per_channel(data, image.mode) > 8:
-        raise ValueError("more than 8 bits per channel are not supported; convert it to 8 bits")
-    if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        return image.convert("RGB")
-    image.load()  # until here only the header was looked at
+        return _loaded(open_image(data, formats))
+    except Exception:
+        bare = _png_of_pixels(data) if data.startswith(PNG) else data
+        if bare == data:
+            raise
+        return _loaded(open_image(bare, formats))
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    image.load()
     return image
 
 
-def _bits_per_channel(data: bytes, mode: str) -> int:
-    if data.startswith(b"\x89PNG"):
-        return data[24]  # in the header chunk; Pillow silently drops the lower half of 16-bit colours
-    return 32 if mode[0] in "IF" else 8
+def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Read the header of an image. Raises ValueError if it has more than 8 bits per channel, or is no image."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        raise ValueError("not an image, or damaged") from None  # Pillow's own text shows the address of a buffer
+    if _bits_per_channel(data, image) > 8:
+        raise ValueError("more than 8 bits per channel are not supported; convert it to 8 bits")
+    return image
+
+
+def _bits_per_channel(data: bytes, image: Image.Image) -> int:
+    """Bits as stored: Pillow silently drops the lower half of 16-bit colours."""
+    if data.startswith(PNG):
+        return data[24]  # in the header chunk
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
+    return 32 if image.mode[0] in "IF" else 8
+
+
+def _png_of_pixels(data: bytes) -> bytes:
+    """PNG without whole chunks that are not about pixels.
+
+    Pillow unpacks color profiles and texts, and refuses those of more than a megabyte. A damaged chunk stays: it may be
+    one of pixels whose name is wrong.
+    """
+    kept, start = [data[:8]], 8
+    while start < len(data):
+        length, kind = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
+        end = start + 12 + length
+        is_whole = zlib.crc32(data[start + 4 : end - 4]).to_bytes(4, "big") == data[end - 4 : end]
+        ancillary = kind[:1].islower() and kind not in (b"tRNS", b"eXIf")
+        if not (ancillary and is_whole):
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _decode_npy(data: bytes) -> np.ndarray:

@@ -144,7 +144,7 @@ LEFT_OUT = files(*PETS, "cat/3.tif", "cat/4.TIFF", "dog/2.jfif", "dog/3.heic", "
         (files(*PETS, "notes.txt", "cat/notes.md"), ""),
         (
             LEFT_OUT,
-            "1 .heic, 1 .jfif, 1 .tif, 1 .tiff left out: edm2 dataset convert reads them; 1 .psd left out: save",
+            "1 .jfif, 1 .tif, 1 .tiff left out: edm2 dataset convert reads them; 1 .psd left out: save",
         ),
         (files(*PETS) | {"cat/features.npy": ARRAY}, "1 .npy among images left out, such as cat/features.npy"),
         (
