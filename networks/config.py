@@ -46,7 +46,7 @@ class NetworkConfig:
     channel_mult_emb: int | None = None
     """Width of the embedding in multiples of `model_channels`; None: the widest level's."""
     num_blocks: int = 3
-    """Residual blocks per level in the encoder; the decoder has one more."""
+    """Residual blocks per level in the encoder, 0 for none; the decoder has one more."""
     attn_resolutions: tuple[int, ...] = (16, 8)
     """Resolutions (larger side) at which blocks have attention."""
     channels_per_head: int = 64
@@ -73,9 +73,10 @@ class NetworkConfig:
             if isinstance(getattr(self, field), list):  # JSON has no tuples
                 object.__setattr__(self, field, tuple(getattr(self, field)))
         self._check_config()
-        for field in ("img_channels", "logvar_channels", "model_channels", "num_blocks", "channels_per_head"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+        least = {"img_channels": 1, "logvar_channels": 1, "model_channels": 1, "num_blocks": 0, "channels_per_head": 1}
+        for field, value in least.items():
+            if getattr(self, field) < value:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least {value}")
         for field in ("channel_mult_noise", "channel_mult_emb", "channels_per_group"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 1, or None for the default")

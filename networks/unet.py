@@ -4,6 +4,7 @@ Shapes: N images, C channels, H by W pixels, E embedding width.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,15 +42,7 @@ class UNet(nn.Module):
         self.emb_fourier = MPFourier(config.noise_channels)
         self.emb_noise = MPConv(config.noise_channels, config.emb_channels, scale=noise_weight)
         self.emb_label = MPConv(config.label_dim, config.emb_channels, scale=label_scale) if config.label_dim else None
-        options = {
-            "emb_channels": config.emb_channels,
-            "resample_filter": config.resample_filter,
-            "channels_per_head": config.channels_per_head,
-            "dropout": config.dropout,
-            "res_balance": config.res_balance,
-            "attn_balance": config.attn_balance,
-            "clip_act": config.clip_act,
-        }
+        options = block_options(config) | {"res_balance": config.res_balance, "attn_balance": config.attn_balance}
         first = MPConv(config.img_channels + 1, config.widths[0], (3, 3))
         self.enc, skip_channels = build_encoder(config, first, EncoderBlock, options)
         self.dec = build_decoder(config, skip_channels, DecoderBlock, options)
@@ -142,6 +135,12 @@ def build_decoder(
             layers[f"{name}_block{i}"] = block(channels + skips.pop(), width, attention=attention, **options)
             channels = width
     return layers
+
+
+def block_options(config: NetworkConfig) -> dict[str, Any]:
+    """Options that the blocks of all configurations have in common."""
+    names = ("emb_channels", "resample_filter", "channels_per_head", "dropout", "clip_act")
+    return {name: getattr(config, name) for name in names}
 
 
 def level_name(config: NetworkConfig, level: int) -> str:

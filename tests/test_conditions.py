@@ -1,9 +1,12 @@
 """Conditions travel by name from the dataset to the network, in training and in sampling."""
 
 import dataclasses
+import importlib
 
+import numpy as np
 import pytest
 import torch
+from command_line import complaint, edm2 as edm2_command, succeed
 from tiny_run import assert_same_bits, final_state, tiny_config
 from torch import Tensor, nn
 
@@ -11,7 +14,7 @@ import edm2
 from edm2.networks import NetworkConfig, Precond, build_network
 from edm2.sampling.guidance import guided, without_conditions, without_labels
 from edm2.sampling.samplers import SAMPLERS
-from edm2.training import ArrayDataset, EDM2Loss, Trainer
+from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig
 from edm2.training.data.batches import Batch
 from edm2.training.diagnostics.batches import by_bin, over_all_levels
 from edm2.training.diagnostics.holdout import measure_loss
@@ -142,3 +145,63 @@ def test_conditions_that_a_network_does_not_know_are_refused():
     net = build_network(NetworkConfig(8, 1, 0, model_channels=8, channel_mult=(1,), attn_resolutions=()))
     with pytest.raises(ValueError, match="unknown conditions caption"):
         net(torch.zeros(1, 1, 8, 8), 1.0, conditions={"caption": torch.zeros(1)})
+
+
+# ------------------------------------------------------------------------------------------------ a kind of our own
+
+MODULE = """
+import dataclasses
+import importlib
+import torch
+from edm2.networks import NetworkConfig, Precond, build_network
+from edm2.training import ArrayDataset
+
+class BrightData(ArrayDataset):  # 1: the dataset
+    def __init__(self):
+        images = torch.randint(256, (64, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+        images = (images // 4 + torch.arange(64).reshape(-1, 1, 1, 1) * 3).to(torch.uint8)
+        super().__init__(images, conditions={"brightness": images.double().mean(dim=(1, 2, 3)).float() / 127.5 - 1})
+
+@dataclasses.dataclass(frozen=True)
+class BrightConfig(NetworkConfig):  # 2: the network's config
+    brightness_scale: float = 1.0
+
+class BrightPrecond(Precond):  # 3: the preconditioner
+    def forward(self, x, sigma, class_labels=None, return_logvar=False, *, conditions=None):
+        others = dict(conditions or {})
+        brightness = others.pop("brightness").reshape(-1, 1, 1, 1) * self.config.brightness_scale
+        return super().forward(x - brightness, sigma, class_labels, return_logvar, conditions=others) + brightness
+
+def make():
+    config = BrightConfig(8, 1, 0, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=())
+    net = build_network(config)
+    net.__class__ = BrightPrecond
+    return net
+"""
+
+
+def test_a_new_kind_of_condition_needs_a_dataset_a_config_and_a_preconditioner(tmp_path, monkeypatch):
+    """And nothing else of the project changes: it is trained and, from the command line, asked for."""
+    (tmp_path / "bright.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    bright = importlib.import_module("bright")
+    settings = {"weighting": "edm", "ref_lr": 1e-3, "duration": 96, "snapshot_every": 48, "workers": 0, "batch_size": 8}
+    config = TrainingConfig(data="bright", out="run", network=None, **settings)
+    Trainer(config, net=bright.make(), dataset=bright.BrightData()).run()
+    asked = ("generate", "run", "--net-from", "bright:make", "--seeds", "0-3", "--steps", 4, "--device", "cpu")
+    np.save("rows.npy", np.linspace(-0.5, 0.5, 4, dtype=np.float32))
+    means = {}
+    for value in (-0.5, 0.5, "rows.npy"):
+        succeed(*asked, "--condition", f"brightness={value}", "--npz", f"{value}.npz")
+        means[value] = np.load(f"{value}.npz")["arr_0"].reshape(4, -1).mean(axis=1)
+    assert (means[0.5] - means[-0.5] > 30).all()
+    assert means["rows.npy"][0] == means[-0.5][0]
+    assert means["rows.npy"][3] == means[0.5][3]
+    for wrong, named in (
+        ("brightness", "write NAME=NUMBER"),
+        ("brightness=dark", "neither a number nor an NPY file"),
+        ("caption=1", "unknown conditions caption"),
+    ):
+        refused = edm2_command(*asked, "--condition", "brightness=0", "--condition", wrong, "--npz", "x.npz")
+        assert named in complaint(refused.err)

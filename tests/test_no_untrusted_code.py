@@ -62,10 +62,11 @@ SAFE: dict[tuple[str, str], str] = {
     ): "a program of tensors, named by the user as a detector's weights",
     ("edm2/metrics/inception.py", "importlib.import_module"): "cleanfid, a package that the user installed",
     (
-        "edm2/metrics/detectors.py",
+        "training/imports.py",
         "importlib.import_module",
     ): "a module that the user names; never one that a file names",
     ("edm2/sampling/output.py", "numpy.load"): "allow_pickle=False",
+    ("tools/options/conditions.py", "numpy.load"): "allow_pickle=False",
     ("edm2/__init__.py", "importlib.import_module"): "one of our own modules, from a table",
     ("training/loss/by_name.py", "importlib.import_module"): "a module of the registry of weightings",
     ("tools/cli.py", "importlib.import_module"): "one of our own commands, from a table",

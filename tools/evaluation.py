@@ -12,7 +12,7 @@ from edm2.sweep.evaluator import SampleSettings
 from edm2.sweep.score_cache import ScoreCache
 from edm2.sweep.sweep import Range, ScoredPoint, Sweeper
 from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator
-from edm2.tools.run import image_bar
+from edm2.tools.progress import progress_bar
 from edm2.training import Dataset, RunFolder, Trainer, TrainingConfig, open_dataset
 from edm2.training.callbacks import Callback
 from edm2.training.config import DTYPES
@@ -25,19 +25,10 @@ class Evaluation(Callback):
     Scores go to the run's sweep.jsonl, where `edm2 sweep` finds them; samples are those that it would draw by default.
     The reference is computed at once, so that missing files show before a run of days.
 
-    Args:
-        config: Configuration of the run.
-        sigma_rels: EMA lengths.
-        every: Number n of snapshots between scores.
-        count: Samples per score.
-        detector: Name of a detector; None: the default for these data.
-        data: Real images; None: those of the run.
-        ref: Statistics of real images, in place of `data`.
-        trained_on: Dataset that the run is trained on.
+    Arguments are the run and its data, and the values of `--eval` and the options beside it.
 
     Raises:
-        ValueError: the data are no pixels, or do not suit the detector.
-        OSError: a file is missing.
+        OSError, ValueError: a file is missing, or the data do not suit the detector.
     """
 
     def __init__(
@@ -59,7 +50,7 @@ class Evaluation(Callback):
         if ref is None:
             real = trained_on if data is None else open_dataset(data)
         detector = detector or default_detector(trained_on.shape, trained_on.kind == "pixels")
-        self.evaluator = load_evaluator(detector, None, real, ref, config.device, ONE_PROCESS, image_bar)
+        self.evaluator = load_evaluator(detector, None, real, ref, config.device, ONE_PROCESS, progress_bar)
 
     def on_snapshot(self, trainer: Trainer) -> dict[str, float]:
         """Score the averages of this time, at every n-th snapshot; a failure is printed and must not end the run."""

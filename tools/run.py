@@ -51,11 +51,6 @@ def _has_bf16(device: str) -> bool:
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def image_bar(total: int, hidden: bool = False) -> tqdm:
-    """Bar that counts images and vanishes when it is done; no bar if the output is not a terminal, or if `hidden`."""
-    return tqdm(total=total, unit="img", leave=False, disable=True if hidden else None, dynamic_ncols=True)
-
-
 def run_training(
     config: TrainingConfig,
     dataset: Dataset,
@@ -148,6 +143,16 @@ def report_speed(images_per_second: float, images_left: int) -> None:
     tqdm.write(f"speed: {images_per_second:,.3g} images/s; the remaining {images_left:,} images will take about {left}")
 
 
+def measure_speed(config: TrainingConfig, dataset: Dataset, processes: Processes = ONE_PROCESS) -> float:
+    """Images per second of a run, measured on some steps that are thrown away."""
+    if processes.is_first:
+        click.echo("Measuring speed for --budget ...")
+    convolve_in_float32()
+    trainer = Trainer(config, dataset=dataset, processes=processes)
+    with memory_advice(trainer):
+        return trainer.measure().images_per_second
+
+
 def measure_run(config: TrainingConfig, dataset: Dataset, processes: Processes = ONE_PROCESS) -> list[tuple[str, str]]:
     """Measure speed, time and memory of a run in some of its steps; nothing is written. Memory is one process's."""
     convolve_in_float32()
@@ -177,16 +182,7 @@ def memory_advice(trainer: Trainer) -> Iterator[None]:
 def draw_samples(
     net: Precond, codec: Codec, path: Path, dtype: torch.dtype = torch.float32, rows: int = 4, num_steps: int = 18
 ) -> None:
-    """Write a grid of samples with one class per column (at most ten); the same seeds every time.
-
-    Args:
-        net: Denoiser to sample from.
-        codec: Turns samples into pixels.
-        path: PNG file.
-        dtype: Dtype of the activations.
-        rows: Images per column.
-        num_steps: Sampling steps.
-    """
+    """Write a PNG grid of samples with one class per column (at most ten); the same seeds every time."""
     shown = drawn_by_default(net)[:COLUMNS]
     columns = len(shown) or COLUMNS
     count = rows * columns

@@ -18,6 +18,7 @@ CONCERNS = (DataConfig, ObjectiveConfig, ScheduleConfig, OutputConfig, MachineCo
 
 CHANGEABLE = frozenset(
     {
+        "budget",
         "checkpoint_every",
         "checkpoint_seconds",
         "compile",

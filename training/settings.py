@@ -1,8 +1,10 @@
 """Settings of a run by concern: data, objective, schedule, output, machine.
 
-`TrainingConfig` is all of them together. Each concern is a frozen dataclass of its own that checks itself: code that
-needs only the schedule asks for a `ScheduleConfig`, and may be handed a whole `TrainingConfig`. Counts are in images
-seen. Defaults are those of the paper's ImageNet-512 models (Table 6).
+`TrainingConfig` is all of them together: it inherits the concerns instead of nesting them, so that a setting has one
+name everywhere, on the command line, in config.json and in Python (`TrainingConfig(data=..., batch_size=...)`). Each
+concern is a frozen dataclass of its own that checks itself: code that needs only the schedule asks for a
+`ScheduleConfig`, and is handed the whole. Counts are in images seen. Defaults are those of the paper's ImageNet-512
+models (Table 6).
 """
 
 import math
@@ -113,6 +115,8 @@ class ScheduleConfig:
     """Images over which the learning rate rises from zero; 0 for none."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of Adam's moments."""
+    budget: float | None = None
+    """Seconds that the duration was made for, on the machine where the run began; None: it was chosen."""
     max_nonfinite_steps: int = 64
     """Consecutive steps with non-finite gradients after which a run gives up."""
 

@@ -21,6 +21,7 @@ from edm2.training.preparation import draws_random_numbers, prepare_
 from edm2.training.randomness import PositionRandom
 from edm2.training.run.totals import StepResult
 from edm2.training.schedule import inverse_sqrt_lr
+from edm2.training.settings import ScheduleConfig
 
 
 class TrainStep:
@@ -142,7 +143,7 @@ class TrainStep:
         return self.accumulation.images_per_forward
 
 
-def _adam(net: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+def _adam(net: nn.Module, config: ScheduleConfig, device: torch.device) -> torch.optim.Optimizer:
     """Adam. Scalars are a group of their own: unlike other parameters, they are never sharded."""
     parameters = list(net.parameters())
     kinds = [p for p in parameters if p.ndim], [p for p in parameters if not p.ndim]

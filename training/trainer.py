@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from edm2.training.data.batches import Batch, BatchStream
 from edm2.training.data.codecs import Codec, codec_from_json
 from edm2.training.data.dataset import Dataset, open_dataset
 from edm2.training.data.loader import deaths_of_workers
+from edm2.training.data.torch_dataset import as_dataset
 from edm2.training.diagnostics.anomaly import SHOWN, AnomalyError, finding_anomalies
 from edm2.training.diagnostics.diagnostics import Diagnostics
 from edm2.training.distributed.processes import ONE_PROCESS, Processes, StopSignal, failures_of_others
@@ -27,7 +28,8 @@ from edm2.training.initialization import fresh_network, load_snapshot_
 from edm2.training.loss.objective import DenoisingLoss
 from edm2.training.loss.pareto import Pareto
 from edm2.training.preparation import LevelDenoiser
-from edm2.training.run.checkpoint import Checkpoints, adam_state, find_checkpoints, load_checkpoint, reading
+from edm2.training.run.checkpoint import Checkpoints, adam_state, load_checkpoint, reading
+from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.disk import file_sizes
 from edm2.training.run.failures import STEPS, Divergence, Failures, OwnTrainingError, TrainingError
 from edm2.training.run.output import Output, peak_memory
@@ -54,7 +56,7 @@ class Trainer:
             to use them, hand in the same network again.
         loss: A loss of the user's in the place of the config's, as `TrainStep` takes it. What it passes to
             `context.report` is logged if its attribute `reports`, a tuple of names, says so.
-        dataset: Images to train on; default: those that `config.data` names.
+        dataset: Images to train on, ours or any map-style dataset of PyTorch; default: those that `config.data` names.
         callbacks: Called in the course of the run; see `Callback`.
         processes: Processes that train together.
 
@@ -75,13 +77,13 @@ class Trainer:
         config: TrainingConfig,
         net: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
-        dataset: Dataset | None = None,
+        dataset: Dataset | Any | None = None,
         callbacks: Sequence[Callback] = (),
         processes: Processes = ONE_PROCESS,
     ) -> None:
         self.config = config
         self.processes = processes
-        self.dataset = dataset
+        self.dataset = None if dataset is None else as_dataset(dataset)
         self.callbacks = tuple(callbacks)
         self.folder = RunFolder(config.out)
         self.stop_requested = 0
@@ -130,10 +132,10 @@ class Trainer:
         """
         if self.processes.is_first:
             self.folder.check(self.config)
-        lock = self.folder.locked() if self.processes.is_first else nullcontext()
-        with failures_of_others(), deaths_of_workers(self.config.data), lock:
+        with failures_of_others(), deaths_of_workers(self.config.data), ExitStack() as stack:
             self.stream = self._open_stream()
             if self.processes.is_first:
+                stack.enter_context(self.folder.locked())
                 self.folder.claim(self.config, self.stream.dataset)
             self._resume()
             self._run()

@@ -87,7 +87,7 @@ def _load(where: str, name: str, config: str | None, split: str) -> "Dataset":
     try:
         import datasets
     except ImportError:
-        raise DatasetError(f"{where}: the package is missing; pip install datasets") from None
+        raise DatasetError(f"{where}: the package is missing; pip install 'edm2[datasets]'") from None
     _silence(datasets)
     try:
         if not any((Path(name) / file).exists() for file in SAVED):

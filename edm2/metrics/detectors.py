@@ -1,15 +1,13 @@
 """Detectors: functions from images to features, by which two sets of images are compared."""
 
-import importlib
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from edm2.metrics.registry import CLASSIFIERS, DETECTORS
+from edm2.training.imports import import_callable, import_target
 
 MAX_PIXELS = 4096
 """Values per image up to which pixels are features: their covariance must be estimable, and its roots affordable."""
@@ -77,29 +75,6 @@ class UserDetector:
                 f"for each, [{len(images)}, D]"
             )
         return features.float()
-
-
-def import_target(target: str) -> Any:
-    """Import `module:attribute`, also from the current folder, which the console script leaves out of sys.path."""
-    module_name, _, attribute = target.rpartition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    return getattr(importlib.import_module(module_name), attribute)
-
-
-def import_callable(target: str, what: str) -> Callable[..., Any]:
-    """Import what a user names on the command line to make or to be `what`, such as "a detector".
-
-    Raises:
-        ValueError: there is no such module, or nothing callable of this name in it.
-    """
-    try:
-        found = import_target(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{target}: cannot be imported ({error}); {what} is given as module:callable") from error
-    if not callable(found):
-        raise ValueError(f"{target}: is no function that could be called; {what} is given as module:callable")
-    return found
 
 
 def load_detector(name: str, weights: str | Path | None = None, device: torch.device | str = "cpu") -> Detector:

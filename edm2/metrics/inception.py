@@ -20,7 +20,7 @@ from edm2.metrics.pretrained import as_rgb, fetch_weights, load_torchscript
 FILE_NAME = "inception-2015-12-05.pt"
 """Name that clean-fid gives the weights, and the end of their address."""
 
-INSTALL = "pip install --no-deps clean-fid==0.1.35 && pip install requests"
+INSTALL = "pip install 'edm2[metrics]'"
 """Without clean-fid's other dependencies: they belong to modules that are not used, and may replace torch."""
 
 

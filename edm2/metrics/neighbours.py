@@ -9,13 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from edm2.io.images import image_grid
 from edm2.metrics.distances import nearest, nearest_other
-from edm2.metrics.features import displayed
-from edm2.training import Dataset
 
 
 @dataclass(frozen=True)
@@ -65,30 +60,3 @@ def find_neighbours(samples: npt.NDArray, training: npt.NDArray, k: int = 5) -> 
         raise ValueError("a training set of one image has no neighbours to compare with")
     indices, distances = nearest(samples, training, k)
     return Neighbours(indices, distances, nearest_other(training, indices[:, 0]))
-
-
-def neighbours_picture(samples: Dataset, training: Dataset, found: Neighbours, rows: int = 16) -> Tensor:
-    """Draw the most suspicious samples, each on a row of its own: the sample, then its closest training images.
-
-    Training images are brought to the size and channels of the samples.
-
-    Returns:
-        uint8 [C, H, W].
-    """
-    chosen = found.order[:rows].tolist()
-    drawn = displayed(samples, chosen)
-    closest = [_like(displayed(training, indices), drawn) for indices in found.indices[chosen].tolist()]
-    lines = [torch.cat([sample[None], images]) for sample, images in zip(drawn, closest, strict=True)]
-    scale = max(1, 64 // max(drawn.shape[-2:]))
-    return image_grid(torch.cat(lines), columns=len(lines[0]), scale=scale, gap=2 * scale)
-
-
-def _like(images: Tensor, others: Tensor) -> Tensor:
-    """Resize images to the size of others, and give them as many channels."""
-    if images.shape[-2:] != others.shape[-2:]:
-        images = torch.nn.functional.interpolate(images.float(), others.shape[-2:], mode="bicubic", antialias=True)
-        images = images.round().clip(0, 255).to(torch.uint8)
-    if images.shape[1] == others.shape[1]:
-        return images
-    gray = images.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
-    return gray.expand(-1, others.shape[1], -1, -1)

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from edm2.metrics.detectors import Detector, import_target
+from edm2.metrics.detectors import Detector
 from edm2.metrics.features import ReportProgress, features_of_batches
 from edm2.metrics.frechet import FeatureStatistics, frechet_distance
 from edm2.metrics.reference import KEPT, Collection, read_features, read_reference
 from edm2.metrics.registry import DETECTORS, METRICS
 from edm2.post_hoc_ema.files import plain_line
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
+from edm2.training.imports import import_target
 
 FEW = 10_000
 """Images below which a Frechet distance says more about their number than about their quality."""

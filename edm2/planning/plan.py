@@ -7,13 +7,16 @@ from typing import Any
 from edm2.networks import NetworkConfig
 from edm2.planning.ladder import ladder_settings
 from edm2.planning.presets import PRESETS, Settings
+from edm2.planning.relative import relative_rules
 from edm2.training import Dataset, TrainingConfig
 
 
-def default_preset(dataset: Dataset, data: str) -> str:
-    """Preset for a dataset, given its name or path, if the user names none."""
+def default_preset(dataset: Dataset, data: str, device: str) -> str:
+    """Preset for a dataset, given its name or path, on a kind of device, if the user names none."""
     if data == "digits":
         return "digits8"
+    if dataset.kind == "pixels" and device == "cpu" and max(dataset.shape[1:]) <= 64:
+        return "edm2-tiny"
     if dataset.kind == "moments":
         return "edm2-latent-small"
     return "edm2-small-32" if max(dataset.shape[1:]) <= 32 else "edm2-small-64"
@@ -27,6 +30,7 @@ def plan_run(
     conditional: bool | None,
     choices: Mapping[str, Any],
     architecture: str = "G",
+    relative: bool = False,
 ) -> TrainingConfig:
     """Configure a run that trains on `dataset`.
 
@@ -38,6 +42,7 @@ def plan_run(
         conditional: Train with labels; None: if the dataset has any.
         choices: Fields of `NetworkConfig` and `TrainingConfig` that override the preset.
         architecture: Config of the paper's ladder, A to G; it changes the preset's settings.
+        relative: Fit the preset's schedule and intervals to the duration (`relative_rules`), which is chosen then.
 
     Raises:
         ValueError: an unknown preset, or choices that do not fit together or do not fit the data.
@@ -57,6 +62,9 @@ def plan_run(
     # A preset that says otherwise prevails.
     measured: dict[str, Any] = {"standardize": True} if dataset.pixel_stats else {}
     proposed = measured | preset.network | preset.training | dict(preset.rules(len(dataset), choices))
+    if relative:
+        duration = choices.get("duration", proposed["duration"])
+        proposed |= relative_rules(duration, len(dataset), proposed | dict(choices))
     proposed = ladder_settings(architecture, proposed)
     settings = {**_adapted(proposed, len(dataset), choices), **choices}
     network = {name: value for name, value in settings.items() if name in NetworkConfig.__dataclass_fields__}

@@ -52,6 +52,27 @@ def small_rules(images: int, chosen: Mapping[str, Any], width: int) -> Settings:
     }
 
 
+def tiny_rules(images: int, chosen: Mapping[str, Any]) -> Settings:
+    """Settings of a run on a CPU, which is short: twice the learning rate, little dropout (docs/settings.md).
+
+    Args:
+        images: Number of images in the dataset.
+        chosen: Fields that the user decided.
+    """
+    duration = min(max(64 * images, 128 << 10), 1 << 20)
+    return {
+        "duration": duration,
+        "ref_batches": 400,
+        "rampup_images": duration // 20,
+        "dropout": 0.1 if images < 5_000 else 0.0,
+        "ref_lr": 2 * learning_rate(chosen.get("model_channels", 32)),
+        "snapshot_every": duration // 32,
+        "sample_every": duration // 4,
+        "status_every": duration // 64,
+        "checkpoint_every": duration // 4,
+    }
+
+
 def _paper(resolution: int, mega_images: int, width: int, lr: float, dropout: float) -> Preset:
     """Preset of Table 6. ImageNet-64 differs from ImageNet-512 by its noise distribution and an earlier decay."""
     pixels = resolution == 64
@@ -123,6 +144,28 @@ PRESETS: dict[str, Preset] = {
             "precision": "fp32",
             "workers": 0,
         },
+    ),
+    "edm2-tiny": Preset(
+        summary="your own pixels, 16x16 to 64x64, on a CPU",
+        network={
+            "model_channels": 32,
+            "channel_mult": (1, 2, 2),
+            "num_blocks": 1,
+            "attn_resolutions": (8,),
+            "channels_per_head": 32,
+            "logvar_channels": 32,
+        },
+        training={
+            "batch_size": 64,
+            "P_mean": -1.2,
+            "P_std": 1.2,
+            "stratified_sigma": True,
+            "standardize": True,
+            "label_dropout": 0.1,
+            "holdout": 500,
+            "snapshot_precision": "fp16",
+        },
+        rules=tiny_rules,
     ),
     "edm2-small-32": _small(
         "your own pixels up to 32x32 on one GPU of 8 GB",

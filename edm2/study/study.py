@@ -65,7 +65,8 @@ def claim_study(folder: Path, facts: Mapping[str, Any], dataset: Dataset) -> Non
     if differing:
         words = (f"{k} is {there.get(k, 'not given')} there and {here.get(k, 'not given')} here" for k in differing)
         raise ValueError(f"{folder}: holds another study ({', '.join(words)}); choose another --out or repeat that one")
-    write_inputs(folder, data, init=None)
+    if inputs.get("data") != data:  # a report leaves the folder as it is
+        write_inputs(folder, data, init=None)
 
 
 @dataclass(frozen=True)

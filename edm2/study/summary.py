@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,17 @@ class Summary:
     """The finished trials of a variant."""
 
     label: str
-    outcomes: tuple[Outcome, ...]
-    failures: tuple[Failure, ...] = ()
+    results: tuple[Outcome | Failure, ...]
+
+    @cached_property
+    def outcomes(self) -> list[Outcome]:
+        """Results of the trials that were scored."""
+        return [result for result in self.results if isinstance(result, Outcome)]
+
+    @cached_property
+    def failures(self) -> list[Failure]:
+        """Results of the others."""
+        return [result for result in self.results if isinstance(result, Failure)]
 
     def over_seeds(self, quantity: Callable[[Outcome], float | None]) -> list[float]:
         """List a quantity of the outcomes that have it."""
@@ -79,13 +89,8 @@ def mean_and_deviation(values: Sequence[float], form: str = ".4g") -> str:
 
 def summarize(labels: Iterable[str], results: Sequence[Outcome | Failure]) -> list[Summary]:
     """Summarize the variants of which any run is finished, in the order of `labels`."""
-    summaries = []
-    for label in dict.fromkeys(labels):
-        own = [result for result in results if result.label == label]
-        outcomes = tuple(result for result in own if isinstance(result, Outcome))
-        failures = tuple(result for result in own if isinstance(result, Failure))
-        summaries += [Summary(label, outcomes, failures)] * bool(own)
-    return summaries
+    grouped = {label: tuple(result for result in results if result.label == label) for label in labels}
+    return [Summary(label, own) for label, own in grouped.items() if own]
 
 
 def best_common_sigma_rel(summaries: Sequence[Summary]) -> float:

@@ -41,9 +41,7 @@ class ClassAccuracy:
 
     Suits small images, where pixels are good features: on 8x8 digits the classifier itself is right 99 times of 100.
 
-    Args:
-        features: Real images [N, D].
-        labels: Their classes, int [N].
+    It is made of the features of real images [N, D] and their classes, int [N].
     """
 
     def __init__(self, features: npt.ArrayLike, labels: npt.ArrayLike) -> None:
@@ -198,20 +196,10 @@ def score_network(
     processes: Processes = ONE_PROCESS,
     report: ReportProgress = lambda n: None,
 ) -> Score:
-    """Score a folded network by one set of seeds.
+    """Score a folded network by one set of seeds, guided away from `guide` if there is one.
 
-    Batches are the same however many processes share them, so the score is that of one process.
-
-    Args:
-        net: Denoiser, on the device to compute on.
-        codec: Decoder of its samples to pixels.
-        evaluator: Comparison with real images.
-        sampling: Settings of the samples.
-        guide: Denoiser to guide away from, with `guidance` as weight.
-        guidance: Guidance weight; 1 is none.
-        set_number: Number of the set of seeds.
-        processes: Processes that share the work; all get the same score.
-        report: Called with a number of finished images.
+    Batches are the same however many processes share them, so the score is that of one process; all get it. `report` is
+    called with numbers of finished images.
     """
     seeds = sampling.seeds(set_number)
     parts = [seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)]
@@ -223,10 +211,7 @@ def score_network(
 def evaluator_by(dataset: Dataset, detector: Detector, statistics: FeatureStatistics | None = None) -> Evaluator:
     """Make an evaluator that compares with all images of a dataset, and recognizes classes where pixels are features.
 
-    Args:
-        dataset: Real images.
-        detector: Function from images to features.
-        statistics: Statistics of the dataset's features, if they are known.
+    The `statistics` of the dataset's features are computed if they are not given.
 
     Raises:
         ValueError: the data are not pixels, or do not suit the detector.

@@ -51,12 +51,7 @@ class UnlabelledGuide:
 
 
 class FixedGuide:
-    """One network for all EMA lengths.
-
-    Args:
-        name: A file, or another name that `edm2.load` takes.
-        make_net: Makes the network if the file holds the tensors of one of the user's own.
-    """
+    """One network for all EMA lengths, loaded as by `load_to_sample`."""
 
     at_once = 1 << 20
 
@@ -87,12 +82,7 @@ class FixedGuide:
 
 
 class GuideRun:
-    """The averages of a run at one time: autoguidance by a smaller or earlier network.
-
-    Args:
-        averages: Averages of the guide's run, which may be the run itself.
-        at: Images seen by the guide.
-    """
+    """The averages of a run, which may be the guided one, at one time: autoguidance by a smaller or earlier network."""
 
     def __init__(self, averages: Averages, at: int) -> None:
         self.averages = averages

@@ -29,13 +29,7 @@ def cached_reference(
     Nothing is kept for images whose dataset has no fingerprint, nor for detectors of the user's own, whose program may
     change.
 
-    Args:
-        folder: Folder of the files; created with the first.
-        dataset: Real images.
-        detector: Function that computes features.
-        weights: File of the detector's weights, if one was given.
-        processes: Processes that share the work; the first one reads and writes.
-        report: Called with a number of finished images.
+    Of several processes the first one reads and writes. `weights` is the file of the detector's, if one was given.
 
     Raises:
         OSError: the file cannot be read or written.

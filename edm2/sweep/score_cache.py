@@ -16,12 +16,6 @@ class ScoreCache:
     """Scores by hashes of everything that decides them.
 
     A line is on the disk when `add` returns. An unfinished line, left by a killed process, is ignored.
-
-    Args:
-        path: The file; created with the first score.
-
-    Raises:
-        OSError: it cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -35,13 +29,7 @@ class ScoreCache:
         return self._scores.get(key_of(facts))
 
     def add(self, facts: dict[str, Any], shown: dict[str, Any], score: Score) -> None:
-        """Keep a score.
-
-        Args:
-            facts: JSON of everything that decides the score; becomes the line's key.
-            shown: JSON to write beside the score, for people.
-            score: The score.
-        """
+        """Keep a score under the hash of all `facts` that decide it; `shown` is written beside it, for people."""
         key = key_of(facts)
         self._scores[key] = score
         append_json_line(self.path, {"key": key, **shown, **asdict(score)})

@@ -42,10 +42,7 @@ def search(axes: Sequence[Axis], evaluate: Evaluate, budget: int) -> dict[Coordi
     its sides are halved, on all axes, until they are as short as their `step` or the budget is spent. With one axis
     this is bisection of a bracket of three points.
 
-    Args:
-        axes: Coordinates to vary.
-        evaluate: Computes values at points; called with new points only.
-        budget: Largest number of points to evaluate.
+    `evaluate` is called with new points only, `budget` of them at most.
 
     Returns:
         All evaluated points and their values, in the order of evaluation.

@@ -153,6 +153,8 @@ class Sweeper:
     """Device that this process computes on."""
     report: Callable[[int], object] = lambda n: None
     """Called with numbers of finished images, also of those with known scores."""
+    scored: Callable[[ScoredPoint], object] = lambda result: None
+    """Called with every point when its score is computed, in the first process."""
 
     def sweep(
         self,
@@ -229,6 +231,8 @@ class Sweeper:
         self.report(self.sampling.count * sum(len(scores) for scores in known.values()))
         for point, score in self._missing(known):
             known[point].append(score)
+            if self.processes.is_first and len(known[point]) == self.repeats:
+                self.scored(ScoredPoint(point, tuple(known[point])))
         return [ScoredPoint(point, tuple(known[point])) for point in points]
 
     def search(self, area: Range, budget: int) -> list[ScoredPoint]:

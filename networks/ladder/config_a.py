@@ -18,7 +18,7 @@ from edm2.networks.blocks import ResidualBlock
 from edm2.networks.config import NetworkConfig
 from edm2.networks.layers import Conv, Fourier
 from edm2.networks.magnitude import resample
-from edm2.networks.unet import append_ones, build_decoder, build_encoder
+from edm2.networks.unet import append_ones, block_options, build_decoder, build_encoder
 
 # Layers
 
@@ -242,14 +242,7 @@ class UNetA(nn.Module):
         self.map_layer0 = self.conv(config.noise_channels, config.emb_channels)
         self.map_layer1 = self.conv(config.emb_channels, config.emb_channels)
         self.map_label = self.label_conv(config.label_dim, config.emb_channels) if config.label_dim else None
-        options = {
-            "emb_channels": config.emb_channels,
-            "resample_filter": config.resample_filter,
-            "channels_per_head": config.channels_per_head,
-            "channels_per_group": config.channels_per_group,
-            "dropout": config.dropout,
-            "clip_act": config.clip_act,
-        }
+        options = block_options(config) | {"channels_per_group": config.channels_per_group}
         first = self.conv(config.img_channels + self.constant_channels, config.widths[0], kernel=(3, 3))
         self.enc, skip_channels = build_encoder(config, first, self.block, options)
         self.dec = build_decoder(config, skip_channels, self.block, options)

@@ -20,7 +20,7 @@ from edm2.networks.config import NetworkConfig
 from edm2.networks.ladder.config_a import run_levels
 from edm2.networks.layers import Fourier, MPConv
 from edm2.networks.magnitude import normalize, resample
-from edm2.networks.unet import append_ones, build_decoder, build_encoder
+from edm2.networks.unet import append_ones, block_options, build_decoder, build_encoder
 
 
 class BlockF(ResidualBlock):
@@ -114,16 +114,9 @@ class UNetF(nn.Module):
         self.emb_fourier = Fourier(config.noise_channels)
         self.emb_noise = MPConv(config.noise_channels, config.emb_channels)
         self.emb_label = MPConv(config.label_dim, config.emb_channels, scale=unit) if config.label_dim else None
-        options = {
-            "emb_channels": config.emb_channels,
-            "resample_filter": config.resample_filter,
-            "channels_per_head": config.channels_per_head,
-            "dropout": config.dropout,
-            "clip_act": config.clip_act,
-        }
         first = MPConv(config.img_channels + 1, config.widths[0], (3, 3))
-        self.enc, skip_channels = build_encoder(config, first, EncoderBlockF, options)
-        self.dec = build_decoder(config, skip_channels, DecoderBlockF, options)
+        self.enc, skip_channels = build_encoder(config, first, EncoderBlockF, block_options(config))
+        self.dec = build_decoder(config, skip_channels, DecoderBlockF, block_options(config))
         self.out_conv = MPConv(config.widths[0], config.img_channels, (3, 3))
 
     def forward(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:

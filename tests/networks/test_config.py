@@ -21,7 +21,7 @@ def test_there_and_back_through_json():
         ({"config": "Z"}, "config='Z'"),
         ({"img_channels": 0}, "img_channels=0"),
         ({"model_channels": -1}, "model_channels=-1"),
-        ({"num_blocks": 0}, "num_blocks=0"),
+        ({"num_blocks": -1}, "num_blocks=-1"),
         ({"label_dim": -1}, "label_dim=-1"),
         ({"channel_mult": ()}, "channel_mult"),
         ({"channel_mult_noise": 0}, "channel_mult_noise=0"),

@@ -28,55 +28,31 @@ def differentiable(x: Tensor) -> Tensor:
     return x.clone().requires_grad_()
 
 
-def test_normalize_golden(golden):
-    for case, data in ops_cases(golden, "normalize"):
-        x, dim = differentiable(data["x"]), case["dim"] and tuple(case["dim"])
-        y = normalize(x, dim, case["eps"])
-        (grad_x,) = torch.autograd.grad(y, x, data["w"])
-        assert y.dtype == x.dtype, case
-        assert max_rel(y, data["y"]) <= TOLERANCE[case["dtype"]], case
-        assert max_rel(grad_x, data["grad_x"]) <= TOLERANCE[case["dtype"]], case
+OPERATIONS = {
+    "normalize": lambda case, x: normalize(x, case["dim"] and tuple(case["dim"]), case["eps"]),
+    "resample": lambda case, x: resample(x, case["mode"], tuple(case["f"])),
+    "mp_silu": lambda case, x: mp_silu(x),
+    "mp_sum": lambda case, a, b: mp_sum(a, b, case["t"]),
+    "mp_cat": lambda case, a, b: mp_cat(a, b, case["dim"], case["t"]),
+}
 
 
-def test_normalize_golden_in_float64(golden):
-    """float64 stays float64 inside; the golden float64 values start from the float32 inputs."""
-    cases = [(case, data) for case, data in ops_cases(golden, "normalize") if "y_fp64" in data]
-    assert cases
-    for case, data in cases:
-        y = normalize(data["x"].double(), case["dim"] and tuple(case["dim"]), case["eps"])
-        assert y.dtype == torch.float64
-        assert max_rel(y, data["y_fp64"]) <= TOLERANCE["float64"], case
-
-
-def test_resample_golden(golden):
-    """float64 agrees to float32 rounding only, because the published filter is float32."""
-    tolerance = {"float32": 2e-6, "float64": 3e-7}
-    for case, data in ops_cases(golden, "resample"):
-        x = differentiable(data["x"])
-        y = resample(x, case["mode"], tuple(case["f"]))
-        (grad_x,) = torch.autograd.grad(y, x, data["w"])
-        assert y.dtype == x.dtype, case
-        assert max_rel(y, data["y"]) <= tolerance[case["dtype"]], case
-        assert max_rel(grad_x, data["grad_x"]) <= tolerance[case["dtype"]], case
-
-
-def test_mp_silu_golden(golden):
-    for case, data in ops_cases(golden, "mp_silu"):
-        x = differentiable(data["x"])
-        y = mp_silu(x)
-        (grad_x,) = torch.autograd.grad(y.sum(), x)
-        assert max_rel(y, data["y"]) <= TOLERANCE[case["dtype"]], case
-        assert max_rel(grad_x, data["grad_x"]) <= TOLERANCE[case["dtype"]], case
-
-
-@pytest.mark.parametrize("op", ["mp_sum", "mp_cat"])
-def test_two_branch_golden(golden, op):
-    for case, data in ops_cases(golden, op):
-        a, b = differentiable(data["a"]), differentiable(data["b"])
-        y = mp_sum(a, b, case["t"]) if op == "mp_sum" else mp_cat(a, b, case["dim"], case["t"])
-        grad_a, grad_b = torch.autograd.grad(y, (a, b), data["w"])
-        for ours, name in ((y, "y"), (grad_a, "grad_a"), (grad_b, "grad_b")):
-            assert max_rel(ours, data[name]) <= TOLERANCE[case["dtype"]], (case, name)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_values_and_gradients_golden(golden, name):
+    for case, data in ops_cases(golden, name):
+        inputs = {key: differentiable(data[key]) for key in ("x", "a", "b") if key in data}
+        y = OPERATIONS[name](case, *inputs.values())
+        gradients = torch.autograd.grad(y, tuple(inputs.values()), data.get("w", torch.ones_like(y)))
+        # The published filter is float32: in float64, resampling agrees to its rounding only.
+        tolerance = 3e-7 if (name, case["dtype"]) == ("resample", "float64") else TOLERANCE[case["dtype"]]
+        results = {"y": y} | {f"grad_{key}": gradient for key, gradient in zip(inputs, gradients, strict=True)}
+        for key, ours in results.items():
+            assert ours.dtype == data[key].dtype, (case, key)
+            assert max_rel(ours, data[key]) <= tolerance, (case, key)
+        if "y_fp64" in data:  # from the float32 inputs
+            in_float64 = OPERATIONS[name](case, *(x.double() for x in inputs.values()))
+            assert in_float64.dtype == torch.float64
+            assert max_rel(in_float64, data["y_fp64"]) <= TOLERANCE["float64"], case
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 1e3])

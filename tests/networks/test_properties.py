@@ -1,64 +1,275 @@
-"""What the paper and the interface promise of networks of config G, besides what all configurations promise."""
+"""What every letter of the ladder does alike, and what the paper says of each: scales, logits, magnitudes, slopes."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from golden_data import max_rel
+from ladder_networks import LETTERS, a_network, an_input, new_network, raw_output
 from torch import Tensor
 
 from edm2.networks import (
+    Conv,
     NetworkConfig,
     Precond,
+    attention,
     build_network,
-    force_weight_normalization_,
+    fold,
     higher_derivatives,
+    is_folded,
 )
 
-SMALL = NetworkConfig(
-    img_resolution=16,
-    img_channels=3,
-    label_dim=5,
-    model_channels=8,
-    channel_mult=(1, 2),
-    num_blocks=1,
-    attn_resolutions=(8,),
-    channels_per_head=8,
-    logvar_channels=16,
-)
+every_letter = pytest.mark.parametrize("letter", LETTERS)
+
+# Alike
 
 
-def a_network(seed: int = 0, **changes) -> Precond:
-    """A small network with gains as after some training, so that every part of it matters."""
-    torch.manual_seed(seed)
-    net = build_network(dataclasses.replace(SMALL, **changes))
+@torch.no_grad()
+@every_letter
+def test_labels_and_noise_levels_in_any_form(letter):
+    """Classes as numbers or one-hot, none as -1, zeros or nothing, alone or among others; u has no use for them."""
+    net = a_network(letter)
+    x, sigma, labels = an_input(net)
+    D_x, u = net(x, sigma, labels, return_logvar=True)
+    assert (D_x.shape, u.shape) == ((4, 3, 16, 16), (4, 1, 1, 1))
+    assert torch.equal(net(x, sigma[:, None, None, None], F.one_hot(labels, 5)), D_x)
+    assert not torch.equal(net(x, sigma, (labels + 1) % 5), D_x)
+    same_level = net(x, torch.full((4,), 2.5), labels)
+    for scalar in (2.5, torch.tensor(2.5), torch.tensor(2.5, dtype=torch.float64), torch.tensor([2.5])):
+        assert torch.equal(net(x, scalar, labels), same_level)
+
+    without, u_without = net(-3 * x, sigma, return_logvar=True)
+    assert torch.equal(u_without, u)
+    assert len(u.unique()) == 4
+    for nothing in (torch.full((4,), -1), torch.zeros(4, 5)):
+        assert torch.equal(net(-3 * x, sigma, nothing), without)
+    labels[2] = -1
+    mixed = net(-3 * x, sigma, labels)
+    assert max_rel(mixed[2], without[2]) <= 1e-6
+    assert not torch.equal(mixed[1], without[1])
+
+
+@torch.no_grad()
+@every_letter
+def test_images_of_a_batch_do_not_see_each_other(letter):
+    """To 1e-5: convolutions may sum in another order for another batch size. Group norms are per image."""
+    net = a_network(letter)
+    x, sigma, labels = an_input(net)
+    together, u = raw_output(net, x, sigma, labels), net(x, sigma, labels, True)[1]
+    for i in range(len(x)):
+        assert max_rel(net(x[i : i + 1], sigma[i : i + 1], return_logvar=True)[1][0], u[i]) <= 1e-5
+        assert max_rel(raw_output(net, x[i : i + 1], sigma[i : i + 1], labels[i : i + 1])[0], together[i]) <= 1e-5
+
+
+@torch.no_grad()
+@every_letter
+def test_images_need_neither_labels_nor_be_square(letter):
+    net = a_network(letter, label_dim=0, img_resolution=(16, 24), img_channels=1, attn_resolutions=(12,))
+    assert net(*an_input(net)).shape == (4, 1, 16, 24)
+    assert "8x12_block0" in net.unet.enc
+    assert net.unet.enc["8x12_block0"].num_heads == 2, "attention goes by the larger side"
+
+
+@torch.no_grad()
+@every_letter
+def test_the_decoder_starts_with_attention_wherever_others_have_it(letter):
+    net = a_network(letter, attn_resolutions=())
+    assert [name for name, part in net.unet.named_modules() if getattr(part, "num_heads", 0)] == ["dec.8x8_in0"]
+    narrow = a_network(letter, channels_per_head=33)
+    assert not any(getattr(part, "num_heads", 0) for part in narrow.modules())
+
+
+@torch.no_grad()
+@every_letter
+def test_clipping_is_the_description_s(letter):
+    bounded, free = a_network(letter, clip_act=0.25), a_network(letter, clip_act=None)
+    peaks: dict[Precond, list[float]] = {bounded: [], free: []}
+    for net, peak in peaks.items():
+        for block in [*net.unet.enc.children(), *net.unet.dec.children()]:
+            if not isinstance(block, Conv):
+                block.register_forward_hook(lambda module, args, y, peak=peak: peak.append(y.abs().max().item()))
+        net(*an_input(net))
+    assert all(peak <= 0.25 for peak in peaks[bounded])
+    assert all(peak > 0.25 for peak in peaks[free])
+
+
+@torch.no_grad()
+@every_letter
+def test_dropout_acts_in_training_only(letter):
+    net = a_network(letter, dropout=0.5)
+    inputs = an_input(net)
+    assert torch.equal(net(*inputs), net(*inputs))
+    net.train()
+    assert not torch.equal(net(*inputs), net(*inputs))
+
+
+@every_letter
+def test_every_parameter_is_trained(letter):
+    net = a_network(letter)
+    sum(out.square().sum() for out in net(*an_input(net), True)).backward()
     for name, parameter in net.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.constant_(parameter, 0.7)
-    return net.eval()
+        assert parameter.grad.abs().sum() > 0, name
 
 
-def an_input(net: Precond, n: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, noise levels over the whole range, classes."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(n, net.config.img_channels, *net.config.size, generator=generator)
-    sigma = torch.logspace(math.log10(0.002), math.log10(80), n)
-    labels = torch.randint(max(net.config.label_dim, 1), (n,), generator=generator)
-    return sigma[:, None, None, None] * x, sigma, labels
+@torch.no_grad()
+@every_letter
+def test_fold_computes_the_same_function(letter):
+    net = a_network(letter)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    folded = fold(net)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    for ours, expected in zip(folded(*an_input(net), True), net(*an_input(net), True), strict=True):
+        assert max_rel(ours, expected) <= 5e-6
+    assert is_folded(folded)
+    assert not is_folded(net)
+    assert not any(isinstance(layer, Conv) for layer in folded.modules())
+    assert not any(tensor.requires_grad for tensor in [*folded.parameters(), *folded.buffers()])
+    with pytest.raises(RuntimeError, match="inference only"):
+        folded.train()
+
+
+@torch.no_grad()
+@every_letter
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
+def test_half_precision_stays_close(letter, dtype, tolerance):
+    """Ten roundings of half a unit in the last place, 2^-8 (bfloat16) or 2^-11 (float16), of the raw output. The
+    embedding stays in float32."""
+    net = a_network(letter)
+    expected = raw_output(net, *an_input(net))
+    embeddings: list[Tensor] = []
+    net.unet.enc["16x16_block0"].register_forward_pre_hook(lambda module, args: embeddings.append(args[1]))
+    net.compute_dtype = dtype
+    for version in (net, fold(net, dtype)):
+        raw = raw_output(version, *an_input(net))
+        assert raw.dtype == dtype
+        assert max_rel(raw.float(), expected) <= tolerance
+    assert [emb.dtype for emb in embeddings] == [torch.float32, torch.float32]
+
+
+@torch.no_grad()
+@every_letter
+def test_float64_is_float64_throughout(letter):
+    net = a_network(letter)
+    expected = raw_output(net, *an_input(net))
+    raw = raw_output(
+        net.double(), *(tensor.double() if tensor.is_floating_point() else tensor for tensor in an_input(net))
+    )
+    assert raw.dtype == torch.float64
+    assert max_rel(expected.double(), raw) <= 1e-5
+
+
+@pytest.mark.parametrize("letter", "ADG")
+def test_a_network_compiles_as_one_graph(letter):
+    """No break: `fullgraph` refuses any. Without generating code, which takes a minute, and with one letter of those
+    that run the same operations."""
+    net = a_network(letter)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert max_rel(compiled(*an_input(net)), net(*an_input(net))) <= 1e-6
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+@every_letter
+def test_the_same_seed_builds_the_same_network(letter):
+    a, b, c = (new_network(letter, seed) for seed in (3, 3, 4))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True))
+
+
+# Scales of weights
+
+
+@torch.no_grad()
+@every_letter
+@pytest.mark.parametrize("scale", [0.5, 30.0])
+def test_only_the_direction_of_weights_matters_from_d_on(letter, scale):
+    """Each of about 20 layers moves by its eps, 1e-4, at most. Before D, scales are the function itself."""
+    net = a_network(letter)
+    before = raw_output(net, *an_input(net))
+    for layer in net.modules():
+        if isinstance(layer, Conv):
+            layer.weight.mul_(scale)
+    change = max_rel(raw_output(net, *an_input(net)), before)
+    assert change <= 30 * 1e-4 if letter in "DEFG" else change > 0.1
+
+
+def test_gradients_are_orthogonal_to_the_weights_from_d_on():
+    """So to first order forced normalization takes nothing away from an update, and raw weights of D grow, and only
+    grow, under small steps. eps leaves a cosine of about 1e-4 (test_layers.py has the exact formula)."""
+    for letter in "CDEFG":
+        net = a_network(letter)
+        raw_output(net, *an_input(net)).square().sum().backward()
+        block = net.unet.enc["8x8_block0"]
+        w = block.conv_res1.weight if letter in "FG" else block.conv1.weight
+        cosine = F.cosine_similarity(w.grad.flatten(1), w.detach().flatten(1)).abs().max()
+        assert (cosine <= 3e-4) == (letter != "C"), letter
+
+
+# Attention
+
+
+@torch.no_grad()
+@every_letter
+def test_logits_are_bounded_by_sqrt_d_from_c_on(letter, monkeypatch):
+    """Queries and keys 100-fold, 10,000-fold the logits of dot products. With d = 16: |q·k| / sqrt(d) <= 4."""
+    net, largest = a_network(letter), []
+    blend = attention.blend
+
+    def observed(q: Tensor, k: Tensor, v: Tensor, size: torch.Size) -> Tensor:
+        largest.append((torch.einsum("nqhc,nkhc->nhqk", q, k) / math.sqrt(q.shape[-1])).abs().max().item())
+        return blend(q, k, v, size)
+
+    monkeypatch.setattr(attention, "blend", observed)
+    for name, layer in net.named_modules():
+        if name.endswith("qkv"):
+            layer.weight.mul_(100)
+    net(*an_input(net))
+    assert len(largest) == 4
+    assert (max(largest) <= 4.0001) == (letter in "CDEFG")
+
+
+@torch.no_grad()
+@every_letter
+def test_attention_is_in_float32_in_a_and_b(letter, monkeypatch):
+    """Its values too have unit magnitude per head and pixel from C on."""
+    net, seen = a_network(letter), []
+    blend = attention.blend
+    monkeypatch.setattr(attention, "blend", lambda q, k, v, size: seen.append((q, k, v)) or blend(q, k, v, size))
+    net.compute_dtype = torch.bfloat16
+    net(*an_input(net))
+    assert seen
+    for part in (tensor for parts in seen for tensor in parts):
+        assert part.dtype == (torch.float32 if letter in "AB" else torch.bfloat16)
+        magnitudes = part.float().square().mean(dim=-1).sqrt()
+        assert bool(((magnitudes - 1).abs() < 0.02).all()) == (letter not in "AB")
 
 
 # Magnitudes
 
 
-def block_magnitudes(net: Precond, x: Tensor) -> list[float]:
-    """Root-mean-square of what leaves every layer of the U-Net, the output last; x has unit variance."""
-    magnitudes: list[float] = []
+def magnitudes(net: Precond) -> list[float]:
+    """Root-mean-square of what leaves every layer of encoder and decoder, the output last, for unit variance."""
+    found: list[float] = []
     for part in [*net.unet.enc.children(), *net.unet.dec.children(), net.unet]:
-        part.register_forward_hook(lambda module, args, y: magnitudes.append(y.square().mean().sqrt().item()))
+        part.register_forward_hook(lambda module, args, y: found.append(y.square().mean().sqrt().item()))
     with torch.no_grad():
-        net.unet(x, torch.randn(len(x)) / 4, torch.zeros(len(x), net.config.label_dim))
-    return magnitudes
+        net.unet(torch.randn(8, net.config.img_channels, 16, 16), torch.randn(8) / 4, torch.zeros(8, 5))
+    return found
+
+
+def test_plain_sums_grow_with_depth_and_balanced_ones_do_not():
+    """Layers that preserve magnitude are not enough. Seven outputs at 16x16 pixels: each sum of D and E adds to the
+    one before. F starts every block of the encoder afresh, but sums and concatenates plainly in the decoder. Seen:
+    largest of D, E and F 2.4 to 3.4, all of G from 0.81 to 1.05."""
+    for letter in "DEFG":
+        *found, _ = magnitudes(new_network(letter, model_channels=32, channels_per_head=32, num_blocks=6))
+        first_level = found[:7]
+        assert (first_level == sorted(first_level)) == (letter in "DE"), (letter, first_level)
+        assert (max(first_level) < 1.2) == (letter in "FG"), (letter, first_level)
+        assert (max(found) > 2) == (letter != "G"), (letter, found)
+        assert all(0.7 <= magnitude <= 1.3 for magnitude in found) == (letter == "G"), (letter, found)
 
 
 @pytest.mark.parametrize("num_blocks", [1, 4])
@@ -72,11 +283,11 @@ def test_magnitudes_are_preserved_through_the_whole_network_at_initialization(nu
     """
     outputs = []
     for seed in range(6):
-        net = a_network(seed, model_channels=32, num_blocks=num_blocks, img_channels=8)
+        net = new_network("G", seed, model_channels=32, num_blocks=num_blocks, img_channels=8)
         torch.nn.init.ones_(net.unet.out_gain)
-        magnitudes = block_magnitudes(net, torch.randn(8, 8, 16, 16))
-        assert all(0.7 <= magnitude <= 1.3 for magnitude in magnitudes), magnitudes
-        outputs.append(magnitudes[-1])
+        found = magnitudes(net)
+        assert all(0.7 <= magnitude <= 1.3 for magnitude in found), found
+        outputs.append(found[-1])
     assert sum(outputs) / len(outputs) == pytest.approx(1, abs=0.15)
 
 
@@ -84,7 +295,7 @@ def test_preconditioning_feeds_the_network_unit_variance():
     """c_in (y + sigma n) has unit variance at every noise level for data y of variance sd² (Eq. 7).
 
     24,576 Gaussians per noise level: the magnitude errs by 0.45 %. Four times."""
-    net, seen = a_network(), []
+    net, seen = a_network("G"), []
     net.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     y, noise = 0.5 * torch.randn(32, 3, 16, 16), torch.randn(32, 3, 16, 16)
     for sigma in (0.002, 0.5, 80.0):
@@ -93,114 +304,12 @@ def test_preconditioning_feeds_the_network_unit_variance():
         assert x.square().mean().sqrt().item() == pytest.approx(1, abs=0.018)
 
 
-# Weights
-
-
-@torch.no_grad()
-def test_forced_normalization_of_the_network_has_a_fixed_point():
-    """Two calls reach it to float32 rounding, a third changes nothing beyond."""
-    net = a_network()
-    for _ in range(2):
-        force_weight_normalization_(net)
-    before = {name: x.clone() for name, x in net.state_dict().items()}
-    force_weight_normalization_(net)
-    for name, x in net.state_dict().items():
-        assert max_rel(x, before[name]) <= 3e-7, name
-        if name.endswith("weight"):
-            rms = x.flatten(1).square().mean(dim=1).sqrt()
-            torch.testing.assert_close(rms, torch.full_like(rms, 1 - 1e-4), rtol=0, atol=1e-6)
-
-
-def test_gradients_of_the_network_are_orthogonal_to_its_weights():
-    """So to first order forced normalization takes nothing away from an update. eps leaves a cosine of up to 1e-4, a
-    little more for rows of few weights (test_layers.py has the exact formula)."""
-    net = a_network()
-    force_weight_normalization_(net)
-    net.double()
-    x, sigma, labels = an_input(net)
-    D_x, u = net(x.double(), sigma.double(), labels, return_logvar=True)
-    ((D_x - 0.3).square() + u).sum().backward()
-    for name, parameter in net.named_parameters():
-        if name.endswith("weight"):
-            w, g = parameter.detach().flatten(1), parameter.grad.flatten(1)
-            cosine = (w * g).sum(dim=1) / (w.norm(dim=1) * g.norm(dim=1))
-            used = g.norm(dim=1) > 1e-12 * g.norm()
-            assert cosine[used].abs().max() <= 3e-4, name
-
-
-# Shapes
-
-
-@pytest.mark.parametrize("size", [(16, 8), (8, 24)])
-def test_images_need_not_be_square(size):
-    net = a_network(img_resolution=size)
-    D_x, u = net(*an_input(net), return_logvar=True)
-    assert D_x.shape == (4, 3, *size)
-    assert u.shape == (4, 1, 1, 1)
-    height, width = size
-    assert next(iter(net.unet.enc)) == f"{height}x{width}_conv"
-    assert set(net.unet.enc) == {
-        f"{height}x{width}_conv", f"{height}x{width}_block0",
-        f"{height // 2}x{width // 2}_down", f"{height // 2}x{width // 2}_block0",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(("attn_resolutions", "has"), [((8,), True), ((4,), False)])
-def test_attention_goes_by_the_larger_side(attn_resolutions, has):
-    """Levels 16x8 and 8x4."""
-    net = a_network(img_resolution=(16, 8), attn_resolutions=attn_resolutions)
-    assert ("unet.enc.8x4_block0.attn_qkv.weight" in dict(net.named_parameters())) == has
-    assert "unet.dec.8x4_in0.attn_qkv.weight" in dict(net.named_parameters())  # always asks for attention
-
-
-@pytest.mark.parametrize("channels", range(1, 9))
-def test_any_number_of_channels(channels):
-    net = a_network(img_channels=channels)
-    assert net(*an_input(net)).shape == (4, channels, 16, 16)
-
-
-# Labels and batches
-
-
-@torch.no_grad()
-def test_no_class_is_minus_one_or_zeros_or_none():
-    net = a_network()
-    x, sigma, labels = an_input(net)
-    without = net(x, sigma)
-    assert torch.equal(net(x, sigma, torch.full((4,), -1)), without)
-    assert torch.equal(net(x, sigma, torch.zeros(4, 5)), without)
-    labels[2] = -1
-    mixed = net(x, sigma, labels)
-    assert max_rel(mixed[2], without[2]) <= 1e-6
-    assert not torch.equal(mixed[1], without[1])
-
-
-@torch.no_grad()
-def test_sigma_in_any_accepted_form():
-    net = a_network()
-    x, sigma, labels = an_input(net)
-    assert torch.equal(net(x, sigma[:, None, None, None], labels), net(x, sigma, labels))
-    expected = net(x, torch.full((4,), 2.5), labels)
-    for scalar in (2.5, torch.tensor(2.5), torch.tensor(2.5, dtype=torch.float64), torch.tensor([2.5])):
-        assert torch.equal(net(x, scalar, labels), expected)
-
-
-@torch.no_grad()
-def test_uncertainty_depends_on_the_noise_level_alone():
-    net = a_network()
-    x, sigma, labels = an_input(net)
-    _, u = net(x, sigma, labels, return_logvar=True)
-    _, other = net(-3 * x, sigma, None, return_logvar=True)
-    assert torch.equal(u, other)
-    assert len(u.unique()) == len(sigma)
-
-
-# Derivatives and descriptions
+# Derivatives
 
 
 def test_the_denoiser_can_be_differentiated_by_noise_level_and_image():
     """Against central differences in float64: error of order h² = 1e-8 times a third derivative."""
-    net = a_network().double()
+    net = a_network("G").double()
     x, _, labels = an_input(net)
     x = (x / x.std()).double()
     direction = torch.randn_like(x)
@@ -218,13 +327,13 @@ def test_the_denoiser_can_be_differentiated_by_noise_level_and_image():
     assert gradients[1].item() == pytest.approx(by_image.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("config", ["B", "D", "G"])
-def test_directional_and_second_derivatives_where_they_are_asked_for(config):
+@pytest.mark.parametrize("letter", "BDG")
+def test_directional_and_second_derivatives_where_they_are_asked_for(letter):
     """dD/dt along a path through noise, forward (torch.func.jvp) and by differences; its gradient by the weights, too.
 
     This is what consistency models and mean flows train with.
     """
-    net = a_network(config=config).double()
+    net = a_network(letter).double()
     x, sigma, labels = an_input(net)
     x, sigma, h = x.double(), sigma.double(), 1e-6
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
@@ -241,3 +350,15 @@ def test_directional_and_second_derivatives_where_they_are_asked_for(config):
     gradients = [parameter.grad for parameter in net.unet.parameters()]
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert any(gradient.norm() > 0 for gradient in gradients)  # those before a convolution of zeros have none
+
+
+@pytest.mark.parametrize("config", "ABCDEFG")
+def test_an_encoder_without_blocks_halves_and_the_decoder_takes_every_skip(config):
+    net = build_network(
+        NetworkConfig(
+            8, 1, 3, config=config, model_channels=16, channel_mult=(1, 2), num_blocks=0, attn_resolutions=(4,),
+            channels_per_head=16,
+        )
+    )  # fmt: skip
+    assert list(net.unet.enc) == ["8x8_conv", "4x4_down"]
+    assert net(torch.randn(2, 1, 8, 8), torch.ones(2), torch.tensor([0, 1])).isfinite().all()

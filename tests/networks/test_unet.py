@@ -1,4 +1,4 @@
-"""Whole networks against golden outputs, in float32 and float64, and the names under which published files store them.
+"""Whole networks against golden outputs, in float32 and float64, and names, shapes and counts of published files.
 
 Gradients and losses are in tests/training/loss/test_objective.py.
 """
@@ -70,9 +70,54 @@ def test_float64_golden(golden):
 def test_names_shapes_and_counts_golden(golden):
     """In order, because optimizer states of published checkpoints refer to parameters by position."""
     for description in table(golden, "net/net.json").values():
-        with torch.device("meta"):
-            net = build_network(NetworkConfig.from_json(description["config"]))
+        net = without_memory(NetworkConfig.from_json(description["config"]))
         assert [name for name, _ in net.named_parameters()] == description["parameter_names"]
         assert sorted(name for name, _ in net.named_buffers()) == sorted(description["buffer_names"])
         assert {name: list(x.shape) for name, x in net.state_dict().items()} == description["shapes"]
-        assert sum(parameter.numel() for parameter in net.parameters()) == description["num_params"]
+        assert count(net) == description["num_params"]
+
+
+# The official sizes, built without memory
+
+
+def official_config(golden, preset: str, **changes: Any) -> NetworkConfig:
+    """Configuration of an official preset from the table and its common settings."""
+    presets = table(golden, "tables/presets.json")
+    values = presets["presets"][preset]
+    shared = {name: x for name, x in presets["common"].items() if name in NetworkConfig.__dataclass_fields__}
+    own = {name: values[name] for name in ("img_resolution", "img_channels", "label_dim", "dropout")}
+    return NetworkConfig.from_json(shared | own | {"model_channels": values["channels"]} | changes)
+
+
+def without_memory(config: NetworkConfig) -> Precond:
+    with torch.device("meta"):
+        return build_network(config)
+
+
+def count(net: Precond) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def test_parameter_counts_of_all_official_sizes(golden):
+    for preset, expected in table(golden, "tables/presets.json")["presets"].items():
+        net = without_memory(official_config(golden, preset))
+        assert count(net) == expected["num_params"], preset
+        assert len(list(net.parameters())) == expected["num_parameter_tensors"], preset
+        assert len(list(net.buffers())) == expected["num_buffers"], preset
+        unconditional = without_memory(official_config(golden, preset, label_dim=0))
+        assert count(unconditional) == expected["num_params_unconditional"], preset
+
+
+def test_parameter_names_and_shapes_of_published_files(golden):
+    files = sorted((golden / "tables").glob("parameter_shapes_*.json"))
+    assert files
+    for file in files:
+        preset = file.stem.removeprefix("parameter_shapes_")
+        net, expected = without_memory(official_config(golden, preset)), table(golden, f"tables/{file.name}")
+        assert [[name, list(x.shape)] for name, x in net.named_parameters()] == expected["parameters"], preset
+        assert sorted([name, list(x.shape)] for name, x in net.named_buffers()) == sorted(expected["buffers"]), preset
+
+
+def test_defaults_are_those_of_the_s_size(golden):
+    """`NetworkConfig(64, 4, 1000)` is EDM2-S, but for nothing."""
+    assert NetworkConfig(64, 4, 1000) == official_config(golden, "edm2-img512-s")

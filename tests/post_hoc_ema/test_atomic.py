@@ -9,14 +9,19 @@ from edm2.post_hoc_ema import atomic_output
 
 
 def test_a_file_appears_only_when_the_block_succeeds(tmp_path):
+    """Its permissions follow the umask, even where the writer replaces the temporary file."""
     path = tmp_path / "new" / "file.txt"
     with atomic_output(path) as temporary:
-        temporary.write_text("all")
         assert temporary.parent == path.parent  # else the last step would not be a rename
         assert temporary.match(".file.txt.*.tmp")
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, mode=0o600))
+        temporary.write_text("all")
         assert not path.exists()
     assert path.read_text() == "all"
     assert os.listdir(path.parent) == ["file.txt"]
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("trouble", [ValueError, KeyboardInterrupt])
@@ -56,11 +61,3 @@ def test_contents_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
     with atomic_output(path) as temporary:
         temporary.write_text("all")
     assert order == [("file", False), ("folder", True)]
-
-
-def test_permissions_follow_the_umask_even_where_the_writer_replaces_the_file(tmp_path):
-    (tmp_path / "plain").touch()
-    with atomic_output(tmp_path / "file") as temporary:
-        temporary.unlink()
-        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, mode=0o600))
-    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -24,9 +24,14 @@ def test_errors_of_the_known_table(count, sigma_rel, error):
 
 
 def test_a_stored_width_needs_next_to_nothing_and_the_widest_too_much():
+    """Bytes are those of all snapshots of both widths, in a type that is the wider the more noise grows."""
     assert snapshots_needed(0.05, 0.01) == 2
     assert snapshots_needed(0.2886, 0.01) is None
     assert plan_storage(0.2886, 0.01).nbytes(10) is None
+    plan = plan_storage(0.03, 0.05)
+    assert plan.nbytes(1000) == plan.snapshots * 2 * 1000 * 2
+    types = [torch.bfloat16, torch.bfloat16, torch.float16, torch.float32]
+    assert [storage_dtype(gain) for gain in (0.5, 1, 5, 50)] == types
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -37,17 +42,3 @@ def test_rounding_is_what_rounding_does(dtype):
     error = (weights.to(dtype).double() - weights) / weights
     assert rounding_error(dtype) == pytest.approx(error.square().mean().sqrt().item(), rel=0.005)  # 5 x sampling error
     assert rounding_error(dtype, 3.0) == pytest.approx(3 * rounding_error(dtype))
-
-
-def test_the_more_noise_grows_the_wider_the_type():
-    assert [storage_dtype(gain) for gain in (0.5, 1, 5, 50)] == [
-        torch.bfloat16,
-        torch.bfloat16,
-        torch.float16,
-        torch.float32,
-    ]
-
-
-def test_bytes_are_those_of_all_snapshots_of_both_widths():
-    plan = plan_storage(0.03, 0.05)
-    assert plan.nbytes(1000) == plan.snapshots * 2 * 1000 * 2

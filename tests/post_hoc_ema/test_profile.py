@@ -44,27 +44,18 @@ def evenly_spaced(n, sigma_rels):
     return t.ravel(), s.ravel()
 
 
-def test_golden_width_of_an_exponent(golden):
-    numbers = tables(golden, "exp_to_std")
-    np.testing.assert_allclose(gamma_to_sigma_rel(numbers["exp"]), numbers["std"], rtol=SCALAR)
-
-
-def test_golden_exponent_of_a_width(golden):
-    numbers = tables(golden, "std_to_exp")
-    np.testing.assert_allclose(sigma_rel_to_gamma(numbers["std"]), numbers["exp_exact"], rtol=SCALAR)
-
-
-def test_golden_beta(golden):
-    numbers = tables(golden, "beta")
-    sigma_rel, t, dt = numbers["std_tnext_tdelta"].T
-    np.testing.assert_allclose(power_function_beta(sigma_rel, t, dt), numbers["beta"], rtol=SCALAR)
-
-
-def test_golden_inner_product(golden):
-    numbers = tables(golden, "corr")
-    a, b = (numbers["a_ofs"], numbers["a_std"]), (numbers["b_ofs"], numbers["b_std"])
-    np.testing.assert_allclose(profile_inner_product(*a, *b), numbers["value"], rtol=SCALAR)
-    np.testing.assert_allclose(profile_inner_product(*b, *a), numbers["value"], rtol=SCALAR)
+def test_golden_scalars(golden):
+    """Width of an exponent and back, β, and inner products, which are symmetric."""
+    widths, exponents = tables(golden, "exp_to_std"), tables(golden, "std_to_exp")
+    np.testing.assert_allclose(gamma_to_sigma_rel(widths["exp"]), widths["std"], rtol=SCALAR)
+    np.testing.assert_allclose(sigma_rel_to_gamma(exponents["std"]), exponents["exp_exact"], rtol=SCALAR)
+    betas = tables(golden, "beta")
+    sigma_rel, t, dt = betas["std_tnext_tdelta"].T
+    np.testing.assert_allclose(power_function_beta(sigma_rel, t, dt), betas["beta"], rtol=SCALAR)
+    products = tables(golden, "corr")
+    a, b = (products["a_ofs"], products["a_std"]), (products["b_ofs"], products["b_std"])
+    np.testing.assert_allclose(profile_inner_product(*a, *b), products["value"], rtol=SCALAR)
+    np.testing.assert_allclose(profile_inner_product(*b, *a), products["value"], rtol=SCALAR)
 
 
 def test_golden_response(golden):
@@ -105,24 +96,16 @@ def test_exponent_is_the_root_to_twelve_digits_over_the_whole_range(sigma_rel):
     assert abs(value / slope) < SCALAR * g
 
 
-@pytest.mark.parametrize("sigma_rel", [1e-4, 0.01, 0.05, 0.1, 0.25, 0.288])
-def test_width_and_exponent_are_inverse(sigma_rel):
-    assert gamma_to_sigma_rel(sigma_rel_to_gamma(sigma_rel)) == pytest.approx(sigma_rel, rel=1e-13)
-
-
 @pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.1, 0.25])
 def test_sigma_rel_is_the_standard_deviation_of_the_profile(sigma_rel):
-    """Area 1, and the width it is named after, by numerical integration."""
+    """Area 1, and the width it is named after, by numerical integration; outside of its time it is zero."""
     t = 40.0
     area, mean, square = (
         quad(lambda tau, k=k: tau**k * power_function_profile(tau, t, sigma_rel), 0, t, epsabs=0)[0] for k in range(3)
     )
+    assert power_function_profile([-1.0, 0.0, t + 0.5, 99.0], t, sigma_rel).tolist() == [0, 0, 0, 0]
     assert area == pytest.approx(1, rel=1e-8)  # quad's own accuracy, as below
     assert np.sqrt(square - mean**2) / t == pytest.approx(sigma_rel, rel=1e-5)  # the difference costs digits
-
-
-def test_profile_is_zero_outside_its_time():
-    assert power_function_profile([-1.0, 0.0, 10.5, 99.0], 10, 0.1).tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -144,15 +127,13 @@ def test_two_updates_keep_what_one_over_both_intervals_keeps(sigma_rel):
     assert one_by_one == pytest.approx(both, rel=1e-13)
 
 
-def test_first_update_keeps_nothing():
+def test_first_update_keeps_nothing_and_late_steps_keep_their_digits():
+    """At dt/t = 1e-12 the step is (γ + 1) dt/t to first order; 1 - β would be left with four digits."""
     with np.errstate(all="raise"):  # and no warning about the logarithm of zero reaches the user
         assert power_function_beta([0.05, 0.1], t=64, dt=64).tolist() == [0, 0]
         assert power_function_step([0.05, 0.1], t=64, dt=64).tolist() == [1, 1]
-
-
-def test_step_keeps_its_digits_late_in_training():
-    """At dt/t = 1e-12 the step is (γ + 1) dt/t to first order; 1 - β would be left with four digits."""
     gamma = sigma_rel_to_gamma(0.05)
+    assert json.loads(json.dumps(gamma)) == gamma  # scalars in, scalars out, so that reports can hold them
     assert power_function_step(0.05, t=1e12, dt=1) == pytest.approx((gamma + 1) * 1e-12, rel=1e-10, abs=0)
 
 
@@ -165,19 +146,13 @@ def test_coefficients_of_a_tracked_profile_pick_that_tracker():
     np.testing.assert_allclose(forecast.noise_gain, 1, rtol=1e-10)
 
 
-def test_coefficients_sum_to_one_and_scale_with_no_unit_of_time():
+def test_coefficients_sum_to_one_scale_with_no_unit_of_time_and_have_times_of_their_own():
     t, s = evenly_spaced(4, [0.05, 0.10])
-    x = solve_coefficients(t, s, 1, [0.03, 0.2])
-    assert x.shape == (8, 2)
+    x = solve_coefficients(t, s, [0.75, 1.0, 1.0], [0.07, 0.03, 0.2])
+    assert x.shape == (8, 3)
     np.testing.assert_allclose(x.sum(axis=0), 1, rtol=1e-13)
-    np.testing.assert_allclose(solve_coefficients(t * 2**30, s, 2**30, [0.03, 0.2]), x, rtol=1e-10)
-
-
-def test_each_target_has_its_own_time():
-    t, s = evenly_spaced(4, [0.05, 0.10])
-    together = solve_coefficients(t, s, [0.75, 1.0], [0.07, 0.07])
-    np.testing.assert_allclose(together[:, :1], solve_coefficients(t, s, 0.75, 0.07), atol=1e-13)
-    np.testing.assert_allclose(together[:, 1:], solve_coefficients(t, s, 1.0, 0.07), atol=1e-13)
+    np.testing.assert_allclose(x[:, :1], solve_coefficients(t, s, 0.75, 0.07), atol=1e-13)
+    np.testing.assert_allclose(x[:, 1:], solve_coefficients(t * 2**30, s, 2**30, [0.03, 0.2]), rtol=1e-10)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.03, 0.07, 0.15, 0.2])
@@ -233,9 +208,3 @@ def test_impossible_times_and_exponents_are_refused():
         gamma_to_sigma_rel(-1)
     with pytest.raises(ValueError, match=r"two averages of 64 images at sigma_rel=0\.1"):
         solve_coefficients([64, 64, 64], [0.1, 0.05, 0.1], 64, 0.1)
-
-
-def test_forecast_and_scalars_serialize():
-    """Scalars in, scalars out, so that reports can hold them."""
-    assert json.loads(json.dumps(sigma_rel_to_gamma(0.1))) == pytest.approx(6.9372, abs=1e-4)
-    assert isinstance(power_function_profile(1.0, 2.0, 0.1), float)

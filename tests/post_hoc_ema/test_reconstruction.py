@@ -173,11 +173,15 @@ def test_buffers_and_integers_are_copied_from_the_last_snapshot_used():
 
 
 def test_order_of_snapshots_and_initial_weights_do_not_matter():
+    """Snapshots are left alone, whatever becomes of the result."""
     given = snapshots()
     initial = MemorySnapshot(0, 0.05, {"w": torch.full((3,), torch.nan), "b": torch.zeros(2)})
     (expected,) = reconstruct(given, [0.07])
     (state,) = reconstruct([given[2], initial, given[0], given[3], given[1]], [0.07])
     assert all(torch.equal(x, expected[name]) for name, x in state.items())
+    before = [s.tensors["w"].clone() for s in given]
+    state["w"].fill_(0)
+    assert all(torch.equal(s.tensors["w"], x) for s, x in zip(given, before, strict=True))
 
 
 def test_each_tensor_is_read_once_and_only_when_its_turn_comes():
@@ -190,13 +194,6 @@ def test_each_tensor_is_read_once_and_only_when_its_turn_comes():
     assert all(s.reads == {"w": 1} for s in given)
     assert [name for name, _ in stream] == ["b"]
     assert all(s.reads == {"w": 1, "b": 1} for s in given)
-
-
-def test_snapshots_are_left_alone():
-    given = snapshots()
-    before = [s.tensors["w"].clone() for s in given]
-    reconstruct(given, [0.1])[0]["w"].fill_(0)
-    assert all(torch.equal(s.tensors["w"], x) for s, x in zip(given, before, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -221,13 +218,3 @@ def test_impossible_requests_are_refused_at_once_in_one_line(given, sigma_rels, 
         reconstruct_tensors(given, sigma_rels, at)  # at the call, before anything is read or written
     assert "\n" not in str(caught.value)
     assert all(not s.reads for s in given)
-
-
-def test_different_shapes_are_refused_by_name():
-    given = snapshots([(1, 0.1), (2, 0.1)])
-    given[0].tensors["b"] = torch.ones(1)  # would broadcast silently
-    message = (
-        r"different networks: b is \(2,\) and \(1,\) in \(2 images, sigma_rel 0\.1\) and \(1 images, sigma_rel 0\.1\)"
-    )
-    with pytest.raises(ValueError, match=message):
-        reconstruct(given, [0.1])

@@ -33,23 +33,16 @@ def test_earlier_times_that_are_kept_serve_too(count):
 
 
 def test_the_newest_stays_and_nothing_comes_back():
+    """Nothing is removed without need, and the unit of time does not matter."""
+    assert thin([], 1) == []
     kept: list[int] = []
     for time in range(1, 300):
         before, kept = kept, thin([*kept, time], 7)
         assert kept[-1] == time
-        assert len(kept) <= 7
+        assert len(kept) == min(time, 7)
         assert set(kept) <= {*before, time}
     assert kept == thin_along(range(1, 300), 7)
-
-
-def test_the_unit_of_time_does_not_matter():
-    times = thin_along(range(1, 201), 20)
-    assert thin_along(range(1 << 23, 201 << 23, 1 << 23), 20) == [t << 23 for t in times]
-
-
-def test_nothing_is_removed_without_need():
-    assert thin([3, 5, 9], 3) == [3, 5, 9]
-    assert thin([], 1) == []
+    assert thin_along(range(1 << 23, 300 << 23, 1 << 23), 7) == [t << 23 for t in kept]
 
 
 class Stored:

@@ -106,15 +106,11 @@ def parse(line: str) -> click.Context:
     return context
 
 
-def write_images(
-    folder: Path, shape: tuple[int, ...], count: int = 72, classes: int = 0, symmetric: bool = False
-) -> Path:
+def write_images(folder: Path, shape: tuple[int, ...], count: int = 72, classes: int = 0) -> Path:
     """A folder of random PNG files of `shape` (height, width[, channels]), with one sub-folder per class if any."""
     random = np.random.default_rng(0)
     for i in range(count):
         pixels = random.integers(0, 256, shape, dtype=np.uint8)
-        if symmetric:
-            pixels = np.maximum(pixels, pixels[:, ::-1])
         path = folder / f"class{i % classes}" / f"{i:03}.png" if classes else folder / f"{i:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)

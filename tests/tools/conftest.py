@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 from command_line import TINY, succeed
+from tiny_vae import save_tiny_vae
 
 from edm2.io.model import load, read_metadata, save
+from edm2.networks import Precond
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +39,23 @@ def outspoken_network(tiny_run: Path) -> Path:
     metadata = read_metadata(weights)
     save(net, path, metadata | {"training": metadata["training"] | {"label_dropout": 0.1}})
     return path
+
+
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained VAE that halves the resolution."""
+    return save_tiny_vae(tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Number of images of every evaluation of a network, and whether any had a label."""
+    seen = []
+    forward = Precond.forward
+
+    def watched(self, x, sigma, class_labels=None, return_logvar=False):
+        seen.append((len(x), class_labels is not None))
+        return forward(self, x, sigma, class_labels, return_logvar)
+
+    monkeypatch.setattr(Precond, "forward", watched)
+    return seen

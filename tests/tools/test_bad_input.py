@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,15 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     }
 
 
+SHORT = {
+    "TRAIN": " ".join(TRAIN),
+    "SWEEP": "sweep @run --out out --device cpu",
+    "GENERATE": "generate --grid out/grid.png --steps 1",
+    "ABLATE": "ablate --data digits --out out",
+    "PLAN": "plan --gpus 4 --gpu h100 --preset",
+}
+"""Beginnings of lines that are typed again and again."""
+
 # What a user types (words beginning with "@" lie in the folder of wrong things), the exit code, and what the line
 # must mention: the thing that is wrong, and what to do about it or what would be right.
 CASES: list[tuple] = [
@@ -160,6 +170,11 @@ CASES: list[tuple] = [
     ("reconstruct @run --std 0.1 --at 300", FAILURE, "300", "256 and 384"),
     ("reconstruct @run --std 0.1 --at 0", FAILURE, "0 images", "128"),
     ("reconstruct @run --std 0.1 --out @notes.txt", USAGE, "notes.txt", "is a file"),
+    ("reconstruct @run --std 0.1 --memory lots", USAGE, "write 512M or 4G"),
+    ("reconstruct @run --std 0.1 --memory 1K", FAILURE, "too little for 8 snapshots"),
+    ("reconstruct @run --std 0.1 --threads 0", USAGE, "--threads"),
+    ("reconstruct @run --std 0.1 --std-for gain", USAGE, "write PATTERN=LENGTH"),
+    ("reconstruct @run --std 0.1 --std-for *=0.3", USAGE, "less than 0.2887"),
     ("sweep @no-config", FAILURE, "no-config", "config.json is missing"),
     ("sweep @empty", FAILURE, "empty", "no snapshots", "give a run folder"),
     ("sweep @run --compare @empty --out out", FAILURE, "empty: holds no sweep", "edm2 sweep"),
@@ -168,9 +183,17 @@ CASES: list[tuple] = [
     ("sweep @run --data @10x10 --out out", FAILURE, "10x10", "(1, 10, 10)", "(1, 8, 8)"),
     ("sweep @run --data absent --out out", FAILURE, "absent", "no such file", "give a folder"),
     ("sweep @run --samples 1", USAGE, "--samples", "x>=2"),
+    ("SWEEP --unlabelled-guide --guide @run --guidance 2", USAGE, "give one of them"),
+    ("SWEEP --unlabelled-guide", USAGE, "give --guidance"),
+    ("SWEEP --guidance 1,2", USAGE, "--guide or --unlabelled-guide"),
+    ("SWEEP --unlabelled-guide --guidance 2 --guide-std 0.1", USAGE, "give its folder"),
+    ("SWEEP --unlabelled-guide --guidance 2", FAILURE, "label-dropout"),
+    ("SWEEP --guide @run --guide-at 100 --guidance 2", FAILURE, "nearest times are 128"),
+    ("SWEEP --guidance 1,many", USAGE, "'many'"),
+    ("SWEEP --search 2 --std 0.05,0.1,0.15", FAILURE, "the lists alone take 3"),
+    ("SWEEP --detector inception", FAILURE, "inception"),
     ("GENERATE absent", FAILURE, "absent", "no such file"),
     ("GENERATE @empty", FAILURE, "empty", "a folder, not a file"),
-    ("GENERATE @run", FAILURE, "run: is a run", "edm2 reconstruct", "run --std 0.10"),
     ("GENERATE @notes.txt", FAILURE, "notes.txt", "another format"),
     ("GENERATE @cut.safetensors", FAILURE, "cut.safetensors", "truncated", "copy or write"),
     ("GENERATE @network.safetensors --class 10", FAILURE, "class 10", "classes 0 to 9"),
@@ -184,6 +207,21 @@ CASES: list[tuple] = [
     ("generate @network.safetensors --grid @empty", USAGE, "--grid", "empty", "is a directory"),
     ("generate @network.safetensors --grid g.jpg", USAGE, "--grid", "g.jpg", "PNG", "write g.png"),
     ("generate @network.safetensors --out @notes.txt", USAGE, "--out", "notes.txt", "is a file"),
+    ("generate --grid g.png", USAGE, "NETWORK", "--preset"),
+    ("generate digits8 --latents --grid g.png", USAGE, "--latents", "--out or --npz"),
+    ("generate digits8 --seeds 0-9999 --grid g.png", USAGE, "10000", "4096", "--npz"),
+    ("generate digits8 --ema 0.1 --grid g.png", USAGE, "--ema chooses an average of a run"),
+    ("GENERATE digits8 --class 3 --balanced", USAGE, "--class", "--balanced"),
+    ("GENERATE digits8 --guide digits8 --unlabelled-guide --guidance 2", USAGE, "two guides"),
+    ("GENERATE digits8 --guide digits8", USAGE, "--guidance"),
+    ("GENERATE digits8 --solver deis --churn 10", USAGE, "--churn needs --solver heun"),
+    ("GENERATE digits8 --solver rk45", USAGE, "'rk45' is not one of"),
+    ("GENERATE digits8 --vae folder", FAILURE, "digits8", "--vae"),
+    ("GENERATE digits8 --decode-batch 0", USAGE, "--decode-batch", "x>=1"),
+    ("GENERATE --preset edm2-img512-s", USAGE, "'edm2-img512-s'", "edm2-img512-s-fid"),
+    ("GENERATE --preset edm2-img512-s-fid", FAILURE, "edm2-img512-s-2147483-0.130.pkl", "edm2 convert"),
+    ("GENERATE --preset edm2-img64-s-fid --networks absent", FAILURE, "absent", "edm2-img64-s-1073741-0.075"),
+    ("GENERATE digits8 --preset edm2-img512-s-fid --interval 1,2", USAGE, "--interval", "--guidance"),
     ("GENERATE @network.safetensors --guidance 2", USAGE, "--guidance 2", "--guide"),
     ("GENERATE @network.safetensors --guidance 2 --guide @rgb.safetensors", FAILURE,
      "rgb.safetensors", "cannot guide", "network.safetensors"),
@@ -197,13 +235,49 @@ CASES: list[tuple] = [
     ("info absent.zip", FAILURE, "absent.zip", "no such file"),
     ("ablate --data digits --configs A,G --out out --report", FAILURE,
      "out", "none of these runs is finished", "leave --report out"),
+    ("ABLATE", USAGE, "give --configs, --weightings or --vary"),
+    ("ABLATE --configs A,H", USAGE, "'H'"),
+    ("ABLATE --configs A,...", USAGE, "two letters"),
+    ("ABLATE --weightings min_snr", USAGE, "min_snr"),
+    ("ABLATE --vary momentum=1,2", USAGE, "--momentum"),
+    ("ABLATE --vary decay", USAGE, "decay=150,600,2400"),
+    ("ABLATE --vary decay=soon", USAGE, "soon"),
+    ("ABLATE --vary xflip=2", USAGE, "2"),
+    ("ABLATE --vary seed=1,2", USAGE, "--seeds"),
+    ("ABLATE --configs G quickly", USAGE, "quickly"),
+    ("ABLATE --configs G --share 3/2", USAGE, "3/2"),
+    ("ABLATE --configs G --fixed 0.3", USAGE, "--fixed 0.3"),
+    ("ABLATE --configs G -- --gamma 5", USAGE, "gamma"),
+    ("ABLATE --configs G -- --momentum 1", USAGE, "--momentum"),
+    ("ABLATE --configs G -- --seed 1", USAGE, "--seeds"),
+    ("ABLATE --configs G -- --out x", USAGE, "--out"),
+    ("plan --preset nonsense --gpus 4 --gpu h100", USAGE, "nonsense"),
+    ("plan --preset edm2-img512-s --gpus 4 --gpu h1000", USAGE, "h1000", "'h100'"),
+    ("plan --preset edm2-img512-s --gpus 4", USAGE, "--gpu", "h100", "--memory and --peak"),
+    ("plan --preset edm2-img512-s --gpus 4 --peak 100", USAGE, "--memory and --peak"),
+    ("plan --preset edm2-img512-s --gpus 8 --per-node 3 --gpu h100", USAGE, "nodes of 3", "give --per-node 2, or"),
+    ("PLAN edm2-img512-s --gpus 0", USAGE, "--gpus"),
+    ("PLAN edm2-img512-s --gpus 12", USAGE, "12 GPUs do not fill nodes of 8", "give --per-node 6, or"),
+    ("PLAN edm2-img512-s --gpus 24", USAGE, "2048 is not a multiple of the 24 processes"),
+    ("PLAN edm2-img512-s --config H", USAGE, "'H' is not one of"),
+    ("PLAN edm2-img512-s --micro-batch 3", USAGE, "micro_batch=3", "try"),
+    ("PLAN edm2-img512-s --shape 3x64x64", USAGE, "--shape 3x64x64", "(4, 64, 64)"),
+    ("PLAN edm2-img512-s --memory -1", USAGE, "--memory must be positive"),
+    ("PLAN edm2-img512-s --efficiency 1.5", USAGE, "1.5", "0.45"),
+    ("PLAN edm2-img512-s --efficiency nowhere.json", FAILURE, "nowhere.json"),
+    ("PLAN edm2-img512-s --channels 200", USAGE, "attention heads"),
+    ("PLAN edm2-small-64", USAGE, "edm2-small-64", "--shape"),
+    ("PLAN edm2-small-64 --shape 64x64", USAGE, "64x64", "3x64x64"),
+    ("PLAN edm2-small-64 --shape 3x63x64", USAGE, "63x64", "halved"),
+    ("PLAN edm2-small-64 --data digits --shape 1x8x8", USAGE, "--data", "--shape"),
     ("demo --out @notes.txt", USAGE, "notes.txt", "is a file"),
 ]  # fmt: skip
 
 
 def typed(line: str, things: Path) -> list[str]:
     """The words of a case."""
-    line = line.replace("TRAIN", " ".join(TRAIN)).replace("GENERATE", "generate --grid out/grid.png --steps 1")
+    for name, words in SHORT.items():
+        line = re.sub(rf"^{name}\b", words, line)
     return [str(things / word[1:]) if word.startswith("@") else word for word in line.split()]
 
 

@@ -63,3 +63,19 @@ def test_a_closed_terminal_is_a_stop_signal_unless_it_is_ignored():
         assert received == [signal.SIGHUP]
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_progress_is_lines_in_a_log(monkeypatch, capsys):
+    from edm2.tools import progress
+
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.progress_bar(100) as bar:  # standard error is no terminal here
+        for _ in range(4):
+            bar.update(25)
+    assert capsys.readouterr().err.splitlines() == [
+        "50 of 100 images (50%), about 40 seconds left", "100 of 100 images (100%)",
+    ]  # fmt: skip
+    with progress.progress_bar(100, hidden=True) as bar:
+        bar.update(100)
+    assert capsys.readouterr().err == ""

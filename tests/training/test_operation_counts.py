@@ -99,13 +99,7 @@ def test_the_counter_sees_work_copies_and_reads():
 
 def test_the_meta_device_does_not_let_itself_be_read():
     x = torch.ones(2, device="meta")
-    for read in (
-        lambda: x.sum().item(),
-        lambda: float(x[0]),
-        lambda: bool(x[0] > 0),
-        lambda: x.cpu(),
-        lambda: x.tolist(),
-    ):
+    for read in (x.sum().item, x.tolist, x.cpu, lambda: float(x[0]), lambda: bool(x[0] > 0)):
         with pytest.raises((RuntimeError, NotImplementedError)):
             read()
 
@@ -271,30 +265,19 @@ def test_less_is_asked_than_by_the_plain_form():
     assert our_evaluation.allocated < 0.45 * their_evaluation.allocated
 
 
-def test_forced_normalization_takes_few_operations_per_layer():
-    """One for the norm of each, and for all layers together its scale, the epsilon and the division."""
-    for depth in (1, 3):
-        with torch.device("meta"):
-            net = build_network(network(depth))
-        layers = sum(isinstance(module, MPConv) for module in net.modules())
-        assert operations_of(lambda n=net: force_weight_normalization_(n)).total <= layers + 4
-
-
-def test_averages_take_as_many_operations_however_deep_the_network():
-    """One for each average: all tensors at once."""
-    for depth in (1, 3):
-        net = build_network(network(depth))
-        tracker = PowerFunctionEMA(net, (0.05, 0.10, 0.15))
-        assert operations_of(lambda t=tracker: t.update(8)).total == 3
-
-
-def test_the_optimizer_takes_as_many_operations_however_deep_the_network(monkeypatch):
-    """Two for each group of parameters: steps are counted, all tensors are updated at once."""
-    for depth in (1, 3):
-        config = run(network(depth), device="cpu")
-        step = TrainStep(config, fresh_network(config.network, 0))
-        step(microbatches(config))
-        assert operations_of(step.optimizer.step).total <= 2 * len(step.optimizer.param_groups)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_what_surrounds_the_passes_takes_few_operations_however_deep_the_network(depth):
+    """Forced normalization: one for the norm of each layer, and for all layers together its scale, the epsilon and the
+    division. Averages: one for each, of all tensors at once. The optimizer: two for each group of parameters, as steps
+    are counted and all tensors are updated at once."""
+    config = run(network(depth), device="cpu")
+    step = TrainStep(config, fresh_network(config.network, 0))
+    layers = sum(isinstance(module, MPConv) for module in step.net.modules())
+    assert operations_of(lambda: force_weight_normalization_(step.net)).total <= layers + 4
+    tracker = PowerFunctionEMA(step.net, (0.05, 0.10, 0.15))
+    assert operations_of(lambda: tracker.update(8)).total == 3
+    step(microbatches(config))
+    assert operations_of(step.optimizer.step).total <= 2 * len(step.optimizer.param_groups)
 
 
 def test_gradients_are_cleaned_in_one_pass_over_each():
@@ -363,21 +346,16 @@ def test_copies_of_the_network_exchange_gradients_once_per_step(tmp_path, change
     assert counts == {"allreduce_": 1}
 
 
-def test_shares_of_the_network_travel_once_per_pass(tmp_path):
-    """Weights of each block for the forward and for the backward pass, but the last ones once; its gradients once.
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_shares_of_the_network_travel_once_per_pass(tmp_path, rounds):
+    """Weights of each block for the forward and for the backward pass of every round, but the last ones once; its
+    gradients once per step, in the last round.
 
     Gradients of gains travel together, and norms are sums over the processes, before and after cleaning.
     """
-    counts, num_blocks = collectives(tmp_path, shard=True)
+    counts, num_blocks = collectives(tmp_path, shard=True, micro_batch=4 // rounds)
     units = num_blocks + 1  # what is in no block is one more
-    assert counts.pop("_allgather_base_") <= 2 * units
+    assert counts.pop("_allgather_base_") <= 2 * units * rounds
     assert counts.pop("_reduce_scatter_base_") == units
     assert counts.pop("allreduce_") <= 3
     assert counts == {}
-
-
-def test_accumulating_shares_exchange_gradients_once_per_step(tmp_path):
-    """Weights travel in every one of two rounds, gradients in the last."""
-    counts, num_blocks = collectives(tmp_path, shard=True, micro_batch=2)
-    assert counts["_reduce_scatter_base_"] == num_blocks + 1
-    assert counts["_allgather_base_"] <= 2 * 2 * (num_blocks + 1)

@@ -17,7 +17,7 @@ from edm2.post_hoc_ema import SnapshotError, find_snapshots, reconstruct
 from edm2.training import CheckpointError, Dataset, Trainer, TrainingConfig, read_run_config
 from edm2.training.callbacks import Callback
 from edm2.training.distributed.processes import joined_processes
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints
 
 README = Path(__file__).parents[2] / "docs" / "operations.md"
 
@@ -133,16 +133,6 @@ def test_two_processes_train_an_own_network_as_one_does(tmp_path, shard):
     assert_same_numbers(*(torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2)))
 
 
-def test_snapshots_of_an_own_network_say_so_and_reconstruct(tmp_path):
-    trainer = trained(own_config(tmp_path))
-    snapshots = find_snapshots(tmp_path)
-    assert snapshots[-1].metadata["architecture"] == "external"
-    assert "network" not in snapshots[-1].metadata
-    assert set(snapshots[-1].names) == set(trainer.net.state_dict())
-    [state] = reconstruct(snapshots, [0.1])
-    MLP().load_state_dict(state)
-
-
 def test_a_run_is_resumed_with_its_own_network_only(tmp_path):
     trained(own_config(tmp_path, duration=48))
     with pytest.raises(CheckpointError, match=r"another network \(layers.0.bias is \(24,\) there and \(32,\) here"):
@@ -165,9 +155,6 @@ def test_a_run_is_resumed_with_its_own_network_only(tmp_path):
 def test_settings_that_need_a_network_of_ours_are_refused_in_one_line(tmp_path, changes, named):
     with pytest.raises(ValueError, match=rf"^[^\n]*{re.escape(named)}[^\n]*$"):
         Trainer(own_config(tmp_path, **changes), net=MLP(), dataset=Stripes())
-
-
-def test_the_trainer_wants_one_network(tmp_path):
     with pytest.raises(ValueError, match="needs the network itself"):
         Trainer(own_config(tmp_path))
     config = tiny_config(tmp_path)
@@ -208,15 +195,8 @@ class Log(Callback):
 def test_callbacks_are_called_when_things_happen(tmp_path):
     log = Log()
     run(tiny_config(tmp_path, duration=24), callbacks=[log])
-    assert log.events == [
-        ("step", 8),
-        ("report", 16),
-        ("step", 16),
-        ("report", 24),
-        ("snapshot", 24),
-        ("step", 24),
-        ("end", 24),
-    ]
+    events = ("step", 8), ("report", 16), ("step", 16), ("report", 24), ("snapshot", 24), ("step", 24), ("end", 24)
+    assert log.events == [*events]
 
 
 def test_the_logger_in_the_documentation_works(tmp_path, monkeypatch):
@@ -232,18 +212,25 @@ def test_the_logger_in_the_documentation_works(tmp_path, monkeypatch):
     assert [step for step, _ in logged] == [16, 32]
 
 
-def test_a_snapshot_of_an_own_network_loads_into_it_and_is_refused_without(tmp_path):
-    trainer = own_trainer(own_config(tmp_path), MLP())
-    trainer.run()
-    snapshot = find_snapshots(tmp_path / "snapshots")[-1].path
-    with pytest.raises(SnapshotError, match=r"^[^\n]*holds tensors of a network of the user's own[^\n]*$"):
-        edm2.load(snapshot)
-    net = edm2.load(snapshot, net=MLP())
+def test_snapshots_of_an_own_network_say_so_reconstruct_and_load_into_it_alone(tmp_path):
+    trainer = trained(own_config(tmp_path))
+    snapshots = find_snapshots(tmp_path)
+    last = snapshots[-1]
+    assert last.metadata["architecture"] == "external"
+    assert "network" not in last.metadata
+    assert set(last.names) == set(trainer.net.state_dict())
+    [state] = reconstruct(snapshots, [0.1])
+    MLP().load_state_dict(state)
+
+    net = edm2.load(last.path, net=MLP())
     assert not net.training
     average = trainer.step.ema.average(trainer.config.sigma_rels[-1])
     loaded = net.state_dict()
     assert all(torch.allclose(loaded[name], average[name].to(loaded[name]), atol=1e-3) for name in loaded)
-    with pytest.raises(SnapshotError, match="another network than net"):
-        edm2.load(snapshot, net=MLP(width=7))
-    with pytest.raises(SnapshotError, match="leave out net"):
-        edm2.load("digits8", net=MLP())
+    for path, options, complaint in (
+        (last.path, {}, r"^[^\n]*holds tensors of a network of the user's own[^\n]*$"),
+        (last.path, {"net": MLP(width=7)}, "another network than net"),
+        ("digits8", {"net": MLP()}, "leave out net"),
+    ):
+        with pytest.raises(SnapshotError, match=complaint):
+            edm2.load(path, **options)

@@ -140,13 +140,13 @@ def _scoring(
     from edm2.study.study import Scoring
     from edm2.sweep.evaluator import SampleSettings
     from edm2.tools.options.evaluators import default_detector, load_evaluator
-    from edm2.tools.run import image_bar
+    from edm2.tools.progress import progress_bar
     from edm2.training.config import DTYPES
     from edm2.training.distributed.processes import ONE_PROCESS
 
     device = trial.config.device
     name = detector or default_detector(dataset.shape, dataset.kind == "pixels")
-    evaluator = load_evaluator(name, weights, dataset, ref, device, ONE_PROCESS, image_bar, out)
+    evaluator = load_evaluator(name, weights, dataset, ref, device, ONE_PROCESS, progress_bar, out)
     dtype = DTYPES[precision or ("fp16" if device.startswith("cuda") else "fp32")]
     sampling = SampleSettings(count, num_steps, dtype=dtype)
     return Scoring(sigma_rels, evaluator, sampling, dataset, real_images=ref is None)
@@ -155,7 +155,8 @@ def _scoring(
 def _result(trial: "Trial", dataset: "Dataset", scoring: "Scoring") -> "Outcome | Failure":
     """Train and score a trial, as far as that is not done, and keep the result; train.log has the status lines."""
     from edm2.study.study import Failure
-    from edm2.tools.run import image_bar, train_interruptibly
+    from edm2.tools.progress import progress_bar
+    from edm2.tools.run import train_interruptibly
     from edm2.training import TrainingError
 
     scored_by = None  # a run that cannot be trained has failed under any scoring
@@ -167,7 +168,7 @@ def _result(trial: "Trial", dataset: "Dataset", scoring: "Scoring") -> "Outcome 
             if trainer.stop_requested:  # in its last step
                 raise click.exceptions.Exit(130)
         scored_by = scoring
-        result: Outcome | Failure = scoring.outcome(trial, image_bar)
+        result: Outcome | Failure = scoring.outcome(trial, progress_bar)
     except TrainingError as error:
         result = Failure(trial.label, trial.config.seed, str(error))
     trial.keep(result, scored_by)

@@ -36,7 +36,7 @@ Examples:
   # A look at what will come of it
   edm2 dataset convert photos/ try.zip --resolution 64 --max-images 100
 \b
-  # From the Hugging Face hub (pip install datasets)
+  # From the Hugging Face hub (pip install 'edm2[datasets]')
   edm2 dataset convert hf:AI-Lab-Makerere/beans beans-64.zip --resolution 64
   edm2 dataset convert hf:uoft-cs/cifar100 cifar.zip --resolution 32 --split test --label-column fine_label
 """
@@ -79,10 +79,10 @@ def dataset() -> None:
 
 @contextmanager
 def _progress(hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal; yields a function to be called with the number of images done and of all."""
-    from tqdm import tqdm
+    """Show progress; yields a function to be called with the number of images done and of all."""
+    from edm2.tools.progress import progress_bar
 
-    with tqdm(unit="img", leave=False, disable=True if hidden else None) as bar:
+    with progress_bar(hidden=hidden) as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total

@@ -39,8 +39,9 @@ def demo(out: Path, seed: int) -> None:
     from edm2.tools.figures.style import save_figure
     from edm2.tools.figures.sweep import plot_sweep
     from edm2.tools.options.parsing import parse_sigma_rels
+    from edm2.tools.progress import progress_bar
     from edm2.tools.reports.tables import print_sweep, write_sweep
-    from edm2.tools.run import draw_samples, image_bar, run_training
+    from edm2.tools.run import draw_samples, run_training
     from edm2.training import codec_from_json, open_dataset
 
     run = out / "run"
@@ -55,7 +56,7 @@ def demo(out: Path, seed: int) -> None:
     codec = codec_from_json(averages.metadata["codec"])
     evaluator = evaluator_by(dataset, load_detector("pixels"))
     sweeper = Sweeper(averages, codec, evaluator, SampleSettings(SAMPLES, STEPS), known=ScoreCache(out / "sweep.jsonl"))
-    sweep = sweeper.sweep(Range([averages.last], parse_sigma_rels(SIGMA_RELS)), dataset, progress=image_bar)
+    sweep = sweeper.sweep(Range([averages.last], parse_sigma_rels(SIGMA_RELS)), dataset, progress=progress_bar)
     write_sweep(out / "sweep.csv", sweep)
     plot_sweep(out / "sweep.png", sweep)
     print_sweep(sweep)

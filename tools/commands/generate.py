@@ -83,7 +83,7 @@ def generate(
     from edm2.sampling.drawing import batches_of, store_images, undecoded, unfinished
     from edm2.sampling.generation import classes_of_seeds
     from edm2.tools.options.targets import Targets
-    from edm2.tools.run import image_bar
+    from edm2.tools.progress import progress_bar
     from edm2.training.distributed.processes import joined_processes
 
     targets = Targets(out, npz, grid, subdirs, latents)
@@ -95,13 +95,15 @@ def generate(
         decode = undecoded if latents else generator.decode
         if pending:
             _try_vae(generator, decode)
-        with image_bar(len(pending), hidden=not processes.is_first) as bar:
+        with progress_bar(len(pending), hidden=not processes.is_first) as bar:
             store_images(batches, decode, store, bar.update)
         processes.wait()
         if processes.is_first:
             seeds = options.seeds
             labels = None if npz is None else classes_of_seeds(generator.net, seeds, generator.classes(seeds))
-            targets.finish(store, seeds, labels)
+            # seed modulo number of classes: a column per class
+            columns = generator.net.config.label_dim if options.balanced else None
+            targets.finish(store, seeds, labels, columns)
             cost = options.sampler.cost(options.num_steps)
             what = f"{'latents' if latents else 'images'}{generator.class_shown}"
             click.echo(plain_line(f"{len(seeds)} {what} in {targets} ({cost})"))  # names of classes are untrusted

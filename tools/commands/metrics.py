@@ -116,13 +116,14 @@ def ref(data: str, out: Path, names: tuple[str, ...], keep: int, device: str | N
         raise click.BadParameter(f"{out}: a reference file's name ends in .npz", param_hint="OUT")
     from edm2.metrics.image_source import open_images
     from edm2.metrics.reference import collect, write_reference
-    from edm2.tools.run import image_bar, use_device
+    from edm2.tools.progress import progress_bar
+    from edm2.tools.run import use_device
     from edm2.training.distributed.processes import joined_processes
 
     dataset = open_images(data)
     with joined_processes() as processes:
         detectors = load_detectors(names, weights, use_device(processes, device))
-        with image_bar(len(dataset), hidden=not processes.is_first) as bar:
+        with progress_bar(len(dataset), hidden=not processes.is_first) as bar:
             found = collect(dataset, list(detectors.values()), keep, processes, bar.update)
         if processes.is_first:
             collections = dict(zip(detectors, found, strict=True))
@@ -202,25 +203,27 @@ def neighbours(
 
     A sample is suspicious if it is nearer to a training image than that image's own nearest neighbour.
     """
-    from edm2.io.images import save_png
     from edm2.metrics.image_source import open_images
-    from edm2.metrics.neighbours import find_neighbours, neighbours_picture
+    from edm2.metrics.neighbours import find_neighbours
     from edm2.metrics.reference import collect
+    from edm2.tools.figures.neighbours import draw_neighbours
+    from edm2.tools.figures.style import save_figure
     from edm2.tools.options.evaluators import default_detector
-    from edm2.tools.run import image_bar, use_device
+    from edm2.tools.progress import progress_bar
+    from edm2.tools.run import use_device
     from edm2.training.distributed.processes import joined_processes
 
     samples, training = open_images(images), open_images(data)
     name = name or default_detector(training.shape, are_pixels=True)
     with joined_processes() as processes:
         [detector] = load_detectors([name], weights, use_device(processes, device)).values()
-        with image_bar(len(samples) + len(training), hidden=not processes.is_first) as bar:
+        with progress_bar(len(samples) + len(training), hidden=not processes.is_first) as bar:
             [drawn], [real] = (
                 collect(dataset, [detector], len(dataset), processes, bar.update) for dataset in (samples, training)
             )
         if processes.is_first:
             found = find_neighbours(drawn.features, real.features, k)
-            save_png(neighbours_picture(samples, training, found, rows), out)
+            save_figure(draw_neighbours(samples, training, found, rows), out)
             _print_neighbours(found, name)
             click.echo(f"the most suspicious, with the training images closest to them: {out}")
 

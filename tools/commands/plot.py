@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from edm2.tools.figures import PlottedRun, Source
 
 NAMES = (
-    "loss", "holdout", "lr", "speed", "activations", "weights", "updates", "gradients", "uncertainty", "shares",
+    "error", "loss", "holdout", "lr", "speed", "activations", "weights", "updates", "gradients", "uncertainty",
+    "shares",
 )  # fmt: skip
 """Names of edm2.tools.figures.FIGURES, here without importing matplotlib."""
 
@@ -28,6 +29,7 @@ Examples:
 
 \b
 Figures:
+  error         error in training: 1 for a network that knows nothing
   loss          training loss
   holdout       loss on held-out and on training images                     --holdout
   lr            learning rate

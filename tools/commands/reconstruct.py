@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from edm2.tools.options.parsing import BYTES, FOLDER, GROUP, IMAGES, PARAMETER_COUNT, PRECISION, SIGMA_RELS
-
-if TYPE_CHECKING:
-    from edm2.io.snapshots import AnySnapshot
 
 EPILOG = """\b
 Examples:
@@ -85,9 +81,12 @@ def reconstruct(
             raise click.BadParameter(f"{interval} is longer than the run of {duration}", param_hint="'--interval'")
         print_storage_plan(sigma_rels, interval, duration, parameters)
         return
+    from edm2.io.model import reconstructed_metadata
     from edm2.io.snapshots import open_run, refuse_different_runs
-    from edm2.post_hoc_ema import select_snapshots
+    from edm2.post_hoc_ema import reconstruct_files, select_snapshots
     from edm2.post_hoc_ema.reconstruction import THREADS, Reconstruction
+    from edm2.tools.progress import progress_bar
+    from edm2.training.config import DTYPES
 
     snapshots = open_run(run)
     try:
@@ -101,46 +100,20 @@ def reconstruct(
         if not plan:
             reconstruction.resources(reconstruction.layouts(), memory, threads)
         print_errors(used, sigma_rels, paths)
-        if not plan:
-            _write(used, sigma_rels, paths, dict(groups), dtype, memory, threads)
+        if plan:
+            return
+        lengths = {"sigma_rel_of": dict(groups)} if groups else {}
+        metadata = [reconstructed_metadata(used[::-1], used[0].images_seen, s) | lengths for s in sigma_rels]
+        with progress_bar(unit="weights") as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            reconstruct_files(
+                used, sigma_rels, paths, metadata, groups=dict(groups), dtype=DTYPES[dtype], memory=memory,
+                threads=threads, progress=show,
+            )  # fmt: skip
     except ValueError as error:
         text = str(error)
         raise ValueError(text if str(run) in text else f"{run}: {text}") from None
-
-
-def _write(
-    used: "Sequence[AnySnapshot]",
-    sigma_rels: Sequence[float],
-    paths: Sequence[Path],
-    groups: dict[str, float],
-    dtype: str,
-    memory: int,
-    threads: int,
-) -> None:
-    """Reconstruct and write all files, with a bar."""
-    from tqdm import tqdm
-
-    from edm2.io.model import reconstructed_metadata
-    from edm2.post_hoc_ema import reconstruct_files
-    from edm2.training.config import DTYPES
-
-    at, ordered = used[0].images_seen, used[::-1]
-    lengths = {"sigma_rel_of": groups} if groups else {}
-    metadata = [reconstructed_metadata(ordered, at, sigma_rel) | lengths for sigma_rel in sigma_rels]
-    with tqdm(desc="weights", unit="", unit_scale=True, leave=False, disable=None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        reconstruct_files(
-            used,
-            sigma_rels,
-            paths,
-            metadata,
-            groups=groups,
-            dtype=DTYPES[dtype],
-            memory=memory,
-            threads=threads,
-            progress=show,
-        )

@@ -148,8 +148,9 @@ def sweep(
     from edm2.sweep.search import check_budget
     from edm2.sweep.sweep import Range, Sweeper
     from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator, load_metric_evaluator
-    from edm2.tools.reports.tables import read_sweep
-    from edm2.tools.run import image_bar, use_device
+    from edm2.tools.progress import progress_bar
+    from edm2.tools.reports.tables import print_point, read_sweep
+    from edm2.tools.run import use_device
     from edm2.training import PixelCodec
     from edm2.training.config import DTYPES
     from edm2.training.distributed.processes import joined_processes
@@ -169,7 +170,7 @@ def sweep(
     out = out or run
 
     with joined_processes() as processes:
-        bar = partial(image_bar, hidden=not processes.is_first)
+        bar = partial(progress_bar, hidden=not processes.is_first)
         on = use_device(processes, device)
         name = detector or default_detector(averages.shape, isinstance(codec, PixelCodec))
         evaluator: Any
@@ -185,6 +186,7 @@ def sweep(
         if processes.is_first:
             _warn_of_snapshots(averages, area)
             _announce(area, budget, sweeper)
+            sweeper.scored = print_point
         result = sweeper.sweep(area, dataset, budget, bar)
         if processes.is_first:
             _report(result, area, out, compared)

@@ -1,14 +1,15 @@
 """`edm2 train`: train a network."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edm2.planning.presets import PRESETS
-from edm2.tools.options.groups import GroupedCommand, option_group
+from edm2.tools.options.groups import TwoLevelCommand, option_group
 from edm2.tools.options.parsing import (
     ARCHITECTURE,
     DEVICE,
@@ -27,14 +28,13 @@ if TYPE_CHECKING:
     from edm2.training import Dataset, TrainingConfig
     from edm2.training.distributed.processes import Processes
 
-EPILOG = (
-    """\b
+EPILOG = """\b
 Examples:
   # Handwritten digits, on a laptop
   edm2 train --data digits --preset digits8 --out runs/digits
 \b
   # Your own folder of images; one class per sub-folder
-  edm2 train --data photos/ --out runs/photos --xflip
+  edm2 train --data photos/ --out runs/photos --xflip --budget 2h
 \b
   # What would this run be, and how long would it take here?
   edm2 train --data photos/ --out runs/photos --micro-batch 64 --dry-run --measure
@@ -55,10 +55,19 @@ Examples:
   # Fine-tune from a snapshot
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
 
-Interrupted? Run the same command again: it goes on from the last checkpoint. Ctrl-C, SIGTERM and SIGUSR1 write one.
-Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). docs/settings.md says how to choose settings.
+Interrupted? Run the same command again: it goes on from the last checkpoint. Ctrl-C, SIGTERM and SIGUSR1 write one, and
+snapshots to draw from. Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). docs/settings.md says how to choose
+settings.
+"""
 
-\b
+FIRST = (
+    "data", "out", "budget", "duration", "preset", "conditional", "xflip", "holdout", "init", "batch_size",
+    "micro_batch", "device", "dry_run", "max_seconds",
+)  # fmt: skip
+"""Parameters that a first run may need."""
+
+REFERENCE = (
+    """\b
 Presets:
 """
     + "\n".join(f"  {name:<18} {preset.summary}" for name, preset in PRESETS.items())
@@ -88,14 +97,14 @@ _output = option_group("What is written, and when")
 _machine = option_group("Machine")
 
 
-@click.command(cls=GroupedCommand, epilog=EPILOG)
+@click.command(cls=TwoLevelCommand, first=FIRST, epilog=EPILOG, reference=REFERENCE)
 @_what("--data", required=True, help='"digits", a ZIP file or a folder of images or latents.')
 @_what("--out", required=True, help="Run folder; made if missing, resumed if it holds this run.")
 @_what(
     "--preset",
     type=click.Choice(list(PRESETS)),
     metavar="NAME",
-    help="Source of the settings that are not given (see below); default: chosen by the data.",
+    help="Source of the settings that are not given (--help-all lists them); default: chosen by the data.",
 )
 @_what("-n", "--dry-run", is_flag=True, help="Describe the run and stop.")
 @_what("--measure", is_flag=True, help="With --dry-run: train a few steps and print speed, time and memory.")
@@ -124,6 +133,7 @@ _machine = option_group("Machine")
     help="Snapshot or included network (digits8) to start from; the number of classes may differ.",
 )
 @_schedule("--duration", type=IMAGES, help="Images to train on.")
+@_schedule("--budget", type=TIME, help="Time to train (15m, 2h, 3d); speed is measured, and the schedule made for it.")
 @_schedule("--batch", "batch_size", type=IMAGES, help="Images per step.")
 @_schedule("--lr", "ref_lr", type=NUMBER, help="Learning rate between ramp-up and decay.")
 @_schedule("--decay", "ref_batches", type=NUMBER, help="Steps after which the learning rate decays; 0 for never.")
@@ -227,7 +237,8 @@ def train(
         raise click.UsageError("which EMA lengths are to be scored? Give --eval, such as 0.05,0.10")
     from edm2.tools.reports.description import print_lines
     from edm2.tools.reports.run_plan import describe_plan
-    from edm2.tools.run import measure_run, reported_once, run_training
+    from edm2.tools.run import measure_run, measure_speed, reported_once, run_training
+    from edm2.training import RunFolder
     from edm2.training.distributed.processes import joined_processes
 
     with joined_processes() as processes:
@@ -237,13 +248,19 @@ def train(
             )
         dataset = _open_in_turn(data, processes)
         with reported_once(processes):
-            config = configure_run(dataset, data, out, preset, architecture, conditional, choices, processes.count)
+            RunFolder(out).check_free()
+            measured = partial(measure_speed, dataset=dataset, processes=processes)
+            config = configure_run(
+                dataset, data, out, preset, architecture, conditional, choices, processes.count, measured
+            )
             _check_folder(config, dataset, processes)
-        speed = [("speed", "printed after the first steps, with the time left")]
-        if measure:
-            speed = measure_run(config, dataset, processes)
         if processes.is_first:
-            print_lines([*describe_plan(config, dataset, processes.count), *speed])
+            print_lines(describe_plan(config, dataset, processes.count))
+        if measure:
+            measurements = measure_run(config, dataset, processes)
+            if processes.is_first:
+                print_lines(measurements)
+        if processes.is_first:
             click.echo("Dry run: nothing was written." if dry_run else "")
         if dry_run:
             return
@@ -292,13 +309,23 @@ def configure_run(
     conditional: bool | None,
     choices: Mapping[str, Any],
     processes: int = 1,
+    measure: "Callable[[TrainingConfig], float] | None" = None,
 ) -> "TrainingConfig":
     """Configure the run that parameters of `edm2 train` describe; data and machine decide the rest.
+
+    A preset that the data choose is made for the duration or budget; what follows from them is decided once, when the
+    run begins, and a later --duration or --budget moves the end only.
+
+    Args:
+        dataset, data, out, preset, architecture, conditional, choices: The command's parameters.
+        processes: Number of processes.
+        measure: Measures images per second of a run.
 
     Raises:
         click.UsageError: they do not fit together, not the data, or not the number of processes.
     """
     from edm2.planning.plan import default_preset, plan_run
+    from edm2.planning.relative import FOLLOWING, duration_within
     from edm2.tools.run import default_device, default_precision
     from edm2.training.config import REMOVED
 
@@ -306,14 +333,35 @@ def configure_run(
     chosen.setdefault("device", default_device())
     if "init" in chosen:
         chosen["init"] = _initial_network(chosen["init"], out)
-    preset = preset or default_preset(dataset, data)
+    begun = _begun_run(out)
+    fitted = preset is None and data != "digits"
+    preset = preset or default_preset(dataset, data, chosen["device"])
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))
+    relative = fitted and "duration" in chosen
     try:
-        config = plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G")
+        if "budget" in chosen:
+            if "duration" in chosen or measure is None:
+                raise click.UsageError("--budget decides the duration of one run: leave out --duration; not for ablate")
+            if begun is not None and begun.budget == chosen["budget"]:
+                chosen["duration"] = begun.duration
+            else:
+                config = plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G", relative=True)
+                chosen["duration"] = duration_within(chosen["budget"], measure(config), config.batch_size)
+            relative = True
+        if relative and begun is not None and begun.preset == preset:
+            chosen = {name: getattr(begun, name) for name in FOLLOWING} | chosen
+        config = plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G", relative)
         config.images_per_rank(processes)
     except ValueError as error:
         raise click.UsageError(_in_options(str(error))) from None
     return config
+
+
+def _begun_run(out: str) -> "TrainingConfig | None":
+    """Configuration of the run that goes on in a folder; None if none has begun there."""
+    from edm2.training import RunFolder, read_run_config
+
+    return read_run_config(out) if RunFolder(out).has_begun() else None
 
 
 def _initial_network(text: str, out: str) -> str:

@@ -38,6 +38,11 @@ class Source:
 
 
 REPORTS = Source(lambda run: run.stats, "nothing reported yet; wait for the first status line (--status)")
+ERROR_LABEL = "error (1: a network that knows nothing)"
+ERROR = Source(
+    lambda run: [record for record in run.stats if "error" in record],
+    "no error reported: the run is of version 0.1, or its loss has none",
+)
 HOLDOUT = Source(
     lambda run: [record for record in run.stats if "holdout_loss" in record],
     "no held-out loss measured; train with --holdout",
@@ -47,6 +52,7 @@ DIAGNOSTICS = Source(lambda run: run.diagnostics, "no diagnostics recorded; trai
 Draw = Callable[[Sequence[PlottedRun]], Figure]
 
 FIGURES: dict[str, tuple[Source, Draw]] = {
+    "error": (ERROR, partial(draw_number, key="error", title="Error in training", label=ERROR_LABEL)),
     # The objective that is minimized: comparable between runs of the same weighting only.
     "loss": (REPORTS, partial(draw_number, key="loss", title="Training loss", label="training loss per image")),
     "holdout": (HOLDOUT, draw_holdout),

@@ -36,13 +36,7 @@ def panels(titles: Sequence[str], columns: int = 2) -> tuple[Figure, list[Axes]]
 
 
 def finish(axes: Axes, *, log: bool | None = None, legend: bool = True) -> None:
-    """Scale the vertical axis to the curves, and name them.
-
-    Args:
-        axes: The panel.
-        log: True for a logarithmic axis; None: if its curves span a wide range.
-        legend: True to name the curves.
-    """
+    """Scale the vertical axis to the curves, logarithmic by default if they span a wide range, and name them."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.zeros(0)])
     positive = values[np.isfinite(values) & (values > 0)]
     if log or (log is None and len(positive) and positive.max() > WIDE * positive.min()):
@@ -163,15 +157,7 @@ def images_text(images: int) -> str:
 
 
 def style_legend(axes: Axes, styles: Mapping[str, str], beside: bool = False) -> None:
-    """Explain line styles below the legend of the colours.
-
-    Example: `style_legend(axes, {"loss": "-"})`.
-
-    Args:
-        axes: The panel.
-        styles: Line styles by what they stand for.
-        beside: Put the legend to the right of the panel, where many curves leave no room in it.
-    """
+    """Explain line styles, {"loss": "-"}, below the legend of the colours; `beside` the panel if it is full."""
     handles = [Line2D([], [], color="#444444", linestyle=line, label=name) for name, line in styles.items()]
     old = axes.get_legend_handles_labels()[0]
     position = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}

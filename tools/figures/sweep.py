@@ -46,12 +46,8 @@ def plot_sweep(path: Path, sweep: Sweep, others: dict[str, Sequence[ScoredPoint]
 
     Left: distance against EMA length (or the first quantity that varies), one curve for each value of all else, with a
     band of two standard deviations and its minimum marked. Right, where there is something to show: the map of two
-    quantities chosen together, or the best EMA length against time.
-
-    Args:
-        path: PNG file.
-        sweep: Scored points.
-        others: Scored points of other sweeps, such as of other configurations, by name; one colour each.
+    quantities chosen together, or the best EMA length against time. Scored points of `others`, such as sweeps of other
+    configurations, have one colour each.
     """
     varied = _varied(sweep.averages)
     chosen = [q for q in varied if q is not TIME]

@@ -55,17 +55,7 @@ def load_evaluator(
     bar: Callable[[int], tqdm],
     kept_in: Path | None = None,
 ) -> "Evaluator":
-    """Make an evaluator by statistics in a file, or else of a dataset.
-
-    Args:
-        detector: Name as `edm2.metrics.load_detector` takes it.
-        weights: File of the detector's weights.
-        dataset: Real images, if `ref` is None.
-        ref: Reference file.
-        device: Device to compute features on.
-        processes: Processes that share the work on the dataset.
-        bar: Makes a progress bar for a number of images.
-        kept_in: Folder for statistics of the dataset, which are read from it if they are known; None: not kept.
+    """Make an evaluator by statistics in a file, or else of a dataset, whose statistics are kept in a folder.
 
     Raises:
         ValueError: the reference has no statistics of this detector, or the data are no pixels.

@@ -90,7 +90,7 @@ def network_maker(net_from: str | None) -> "Callable[[], nn.Module] | None":
         return None
     from torch import nn
 
-    from edm2.metrics.detectors import import_callable
+    from edm2.training.imports import import_callable
 
     make = import_callable(net_from, "a network")
 

@@ -10,6 +10,7 @@ import click
 
 from edm2.sampling.presets import GENERATION_PRESETS, describe_presets
 from edm2.sampling.samplers import HEUN, SAMPLERS, Sampler
+from edm2.tools.options.conditions import read_conditions
 from edm2.tools.options.groups import option_group, with_options
 from edm2.tools.options.networks import (
     NET_FROM_HELP,
@@ -75,6 +76,13 @@ SAMPLE_OPTIONS = (
         metavar="NAME",
         help="Settings of a published result (see --list-presets).",
     ),
+    _what(
+        "--condition",
+        "conditions",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="What else NETWORK is told: a number, or an NPY file with one row per seed, or one for all.",
+    ),
     _what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP),
     _what("--networks", type=FOLDER, default=".", help="Folder with the networks of --preset; default: here."),
     _what(
@@ -139,6 +147,7 @@ class SamplingOptions:
     S_churn: float
     vae: str | None
     ema: float | None
+    conditions: tuple[str, ...]
     batch_size: int
     decode_batch: int
     precision: str | None
@@ -175,10 +184,6 @@ class SamplingOptions:
 class SampleGenerator:
     """Networks on this process's device, and the settings to draw samples with them.
 
-    Args:
-        options: Options of the command.
-        processes: Processes that divide the seeds among them.
-
     Raises:
         OSError, ValueError: a file is no network, or options do not suit it.
     """
@@ -206,6 +211,8 @@ class SampleGenerator:
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
         self.class_names = (self.metadata.get("data") or {}).get("class_names", ())
+        self._conditions = read_conditions(options.conditions, options.seeds)
+        self._rows = {seed: row for row, seed in enumerate(options.seeds)}
         name = options.class_name
         self.class_index = None if name is None else class_index(name, self.class_names)
 
@@ -230,6 +237,10 @@ class SampleGenerator:
         from edm2.sampling.generation import generate, require_finite
         from edm2.sampling.guidance import EVERYWHERE
 
+        conditions = self._conditions
+        if conditions is not None:
+            rows = [self._rows[seed] for seed in seeds]
+            conditions = {name: values[rows] for name, values in conditions.items()}
         churn: dict[str, Any] = {"S_churn": self.options.S_churn} if self.options.S_churn else {}
         batches = generate(
             self.net,
@@ -240,6 +251,7 @@ class SampleGenerator:
             self.options.interval or EVERYWHERE,
             self.options.batch_size,
             self.options.sampler.sample,
+            conditions=conditions,
             num_steps=self.options.num_steps,
             **churn,
         )
@@ -279,6 +291,8 @@ class SampleGenerator:
             "guide": options.guide, "unlabelled_guide": options.unlabelled_guide, "guidance": options.guidance,
             "interval": options.interval and list(options.interval), "precision": self.precision, "vae": options.vae,
             "vae_precision": options.vae_precision, "contents": self.contents,
+            **({} if options.net_from is None else {"net_from": options.net_from}),
+            **({"conditions": options.conditions} if options.conditions else {}),
         }  # fmt: skip
 
     @staticmethod

@@ -93,24 +93,18 @@ class ScoringOptions:
         processes: "Processes",
         settings: dict[str, Any],
     ) -> None:
-        """Score images, print the numbers and write them to --out.
+        """Score images, print the numbers and write them to --out, beside the JSON of `settings`.
 
-        Args:
-            batches: Batches of this process.
-            sizes: Images in the batches of all processes.
-            metrics: Metrics to compute.
-            device: Device to compute on.
-            processes: Processes that share the work.
-            settings: JSON to write into the file beside the numbers.
+        `batches` are those of this process, `sizes` the numbers of images in those of all processes.
         """
         from edm2.metrics.scores import score
-        from edm2.tools.run import image_bar
+        from edm2.tools.progress import progress_bar
 
         total = sum(sizes)
         if processes.is_first:
             _warn_of_few(total, metrics)
         detectors = load_detectors((m.detector for m in metrics), self.weights, device)
-        with image_bar(total, hidden=not processes.is_first) as bar:
+        with progress_bar(total, hidden=not processes.is_first) as bar:
             values = score(batches, len(sizes), total, metrics, detectors, processes, bar.update)
         if processes.is_first:
             _print(values, total)

@@ -51,13 +51,16 @@ class Targets:
         folder = self._result.with_name(f".{self._result.name}.{digest}.parts")
         return ImageFolder(folder, settings, subdirs=True, files=NpyFiles())
 
-    def finish(self, store: ImageStore, seeds: Sequence[int], classes: Tensor | None) -> None:
-        """Write the NPZ file and the grid, from a store that has all images."""
+    def finish(
+        self, store: ImageStore, seeds: Sequence[int], classes: Tensor | None, columns: int | None = None
+    ) -> None:
+        """Write the NPZ file and the grid, of so many columns, from a store that has all images."""
         if self.npz is not None:
             labels = None if classes is None else classes.numpy()
             write_npz(self.npz, self._rows(store, seeds), len(seeds), labels)
         if self.grid is not None:
-            save_grid(store.read(seeds), self.grid, columns=10 if len(seeds) % 10 == 0 else None)
+            columns = columns or (10 if len(seeds) % 10 == 0 else None)
+            save_grid(store.read(seeds), self.grid, columns)
         if self.out is None:
             for folder in self._hidden_folders():
                 shutil.rmtree(folder)

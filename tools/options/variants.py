@@ -33,12 +33,7 @@ class StudyVariant:
 
 
 def variants(configs: str | None, weightings: str | None, varied: Sequence[str]) -> list[StudyVariant]:
-    """Collect all variants that are asked for, each once.
-
-    Args:
-        configs: Text as `config_names` takes it.
-        weightings: Names separated by commas.
-        varied: Texts OPTION=V1,V2,... of any option of `edm2 train`.
+    """Collect all variants that the texts of --configs, --weightings and --vary ask for, each once.
 
     Raises:
         click.UsageError: none at all, an option that is the same in all runs, or two variants with one folder.

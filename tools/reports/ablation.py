@@ -93,10 +93,11 @@ class StudyReport:
         for summary in self.summaries:
             settings = (f"{n}={_text(v).replace(' ', '')}" for n, v in self.settings[summary.label].items())
             row = {"label": summary.label, "settings": " ".join(settings)}
-            results: list[Outcome | Failure] = [*summary.outcomes, *summary.failures]
-            for result in sorted(results, key=lambda result: result.seed):
-                cells = {} if isinstance(result, Failure) else {k: cell(result) for k, cell in self._cells().items()}
-                yield {**row, "seed": result.seed, **cells, "failure": getattr(result, "message", "")}
+            for result in sorted(summary.results, key=lambda result: result.seed):
+                if isinstance(result, Failure):
+                    yield {**row, "seed": result.seed, "failure": result.message}
+                else:
+                    yield {**row, "seed": result.seed, **{name: cell(result) for name, cell in self._cells().items()}}
 
     def _losses(self) -> Iterable[dict[str, object]]:
         """Rows of losses.csv: one per run and noise level, lambda(sigma) (D - y)² as EDM weights it, per element."""

@@ -89,7 +89,7 @@ def describe_run(name: str) -> Lines:
     stats = folder / "stats.jsonl"
     records = read_stats(stats) if stats.exists() else []
     try:
-        snapshots = open_run(folder)
+        snapshots = [snapshot for snapshot in open_run(folder) if snapshot.path.is_file()]  # not in a checkpoint
     except FileNotFoundError:
         snapshots = []
     seen = records[-1]["images_seen"] if records else 0
@@ -99,6 +99,10 @@ def describe_run(name: str) -> Lines:
         ("preset", config.preset),
         ("progress", f"{seen:,} of {config.duration:,} images ({100 * seen / config.duration:.0f}%)"),
     ]
+    held_out = [record["holdout_loss"] for record in records if "holdout_loss" in record]
+    if records and "error" in records[-1]:
+        last = f", {held_out[-1]:.4f} on held-out images" if held_out else ""
+        lines.append(("error", f"{records[-1]['error']:.4f} in training{last}; 1 is a network that knows nothing"))
     if records:
         lines.append(("loss", f"{records[-1]['loss']:.4g}"))
     network = "the user's own" if config.network is None else _compact(config.network.to_json())
@@ -196,12 +200,7 @@ def _compact(value: Any) -> str:
 
 
 def print_statistics(statistics: Statistics, levels: int | None) -> None:
-    """Print a dataset's statistics, and what they mean for training.
-
-    Args:
-        statistics: Means and standard deviations of the channels.
-        levels: Number of levels of a pixel, 256 for bytes; None for latents.
-    """
+    """Print a dataset's statistics, and what they mean for training; `levels` of a pixel are None for latents."""
     if levels is None:
         unit, scale, command = "as the VAE gives them", ", all channels together", "edm2 train"
     else:

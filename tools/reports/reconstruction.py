@@ -41,14 +41,7 @@ def print_errors(used: Sequence[AnySnapshot], sigma_rels: Sequence[float], paths
 
 
 def print_storage_plan(sigma_rels: Sequence[float], interval: int, duration: int, parameters: int) -> None:
-    """Print the errors with snapshots at this interval, and how many snapshots errors of 5 % and 1 % need.
-
-    Args:
-        sigma_rels: EMA lengths to reconstruct at the end of the run.
-        interval: Images between snapshots.
-        duration: Images of the run; at least `interval`.
-        parameters: Size of the network.
-    """
+    """Print the errors with snapshots at this interval, and how many snapshots errors of 5 % and 1 % need."""
     count = duration // interval
     stored = " and ".join(f"{s:g}" for s in STORED)
     click.echo(f"{count} snapshots of each of the lengths {stored}, one per {interval:,} of {duration:,} images:")

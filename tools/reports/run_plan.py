@@ -12,12 +12,15 @@ from edm2.planning.costs import (
     largest_micro_batch,
 )
 from edm2.planning.presets import PRESETS
+from edm2.planning.probe import guessed_speed
+from edm2.planning.relative import advice
 from edm2.post_hoc_ema import reconstruction_error
 from edm2.post_hoc_ema.planning import MOST_SNAPSHOTS
 from edm2.tools.reports.description import Lines
 from edm2.training import Dataset, TrainingConfig
 from edm2.training.run.disk import DiskForecast, free_space, used_space
-from edm2.training.run.speed import with_unit
+from edm2.training.run.speed import time_text, with_unit
+from edm2.training.settings import ObjectiveConfig, ScheduleConfig
 
 FAR_OFF = 0.2
 """Relative difference between the data's standard deviation and the network's sigma_data that deserves a warning."""
@@ -49,6 +52,8 @@ def describe_plan(config: TrainingConfig, dataset: Dataset, processes: int = 1) 
         ("compute", f"{once} to evaluate an image, {step} to train on it, {run} in all"),
         *_memory(config, processes),
         *_files(config),
+        *_time(config, processes),
+        *(("WARNING", line) for line in advice(config, len(dataset))),
     ]
 
 
@@ -104,6 +109,17 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"
 
 
+def _time(config: TrainingConfig, processes: int) -> Lines:
+    """Time of the run: what it was made for, or a guess."""
+    if config.budget is not None:
+        return [("time", f"{time_text(config.budget)}, as --budget says, by the speed that was measured when it began")]
+    speed = guessed_speed(config, processes)
+    guess = time_text(config.duration / speed)
+    return [
+        ("time", f"about {guess} on this machine, by a guess of {speed:,.3g} images/s; the first steps tell better")
+    ]
+
+
 def _classes(config: TrainingConfig, dataset: Dataset) -> str:
     if config.own_network.label_dim:
         dropped = f", {config.label_dropout:.0%} of labels dropped" if config.label_dropout else ""
@@ -118,6 +134,8 @@ def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
         whose = "the dataset's" if dataset.latents else "the paper's"
         text = f"latents, drawn anew at every visit, scaled to standard deviation {sigma_data:g} by {whose} statistics"
         return [("scaling", text)]
+    if dataset.kind == "values":
+        return [("scaling", f"values to mean 0 and standard deviation {sigma_data:g}, measured when training starts")]
     stats = dataset.pixel_stats
     if config.standardize:
         whose = "statistics stored in the dataset" if stats else "statistics measured when training starts"
@@ -131,7 +149,7 @@ def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
     return lines
 
 
-def _schedule(config: TrainingConfig) -> str:
+def _schedule(config: ScheduleConfig) -> str:
     text = f"{config.ref_lr:g}"
     if config.rampup_images:
         text += f", rising over {config.rampup_images:,} images"
@@ -146,7 +164,7 @@ def _noise_levels(config: TrainingConfig) -> str:
     return f"{text}, one from each of {config.batch_size} strata in every step" if config.stratified_sigma else text
 
 
-def _weighting(config: TrainingConfig) -> str:
+def _weighting(config: ObjectiveConfig) -> str:
     given = {"gamma": config.weighting_gamma, "k": config.weighting_k}
     words = [config.weighting, *(f"{name}={value:g}" for name, value in given.items() if value is not None)]
     if config.relative_weighting:

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import click
+from tqdm import tqdm
 
 from edm2.post_hoc_ema import atomic_output
 from edm2.sweep.evaluator import Score
@@ -47,6 +48,14 @@ def read_sweep(path: Path) -> Sweep:
         raise FileNotFoundError(f"{folder}: {what}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: is no table of a sweep ({error}); make it again with edm2 sweep") from None
+
+
+def print_point(result: ScoredPoint) -> None:
+    """Print a point as soon as it is scored; the table comes at the end."""
+    point = result.point
+    guidance = "" if point.guidance == 1 else f", guidance {point.guidance:g}"
+    line = f"  {point.images_seen:,} images, EMA length {_sigma_rel(result)}{guidance}: {result.score.distance:.4f}"
+    tqdm.write(line)
 
 
 def print_sweep(sweep: Sweep) -> None:

@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 
 from edm2.training.config import TrainingConfig
-from edm2.training.data.codecs import Codec, PixelCodec
-from edm2.training.data.dataset import Dataset, DatasetError, Subset, pixel_statistics, split_holdout
-from edm2.training.data.loader import Loaded, data_loader, read
+from edm2.training.data.codecs import Codec, PixelCodec, ValueCodec
+from edm2.training.data.dataset import (
+    Dataset,
+    DatasetError,
+    Loaded,
+    Subset,
+    pixel_statistics,
+    split_holdout,
+    value_statistics,
+)
+from edm2.training.data.loader import data_loader
 from edm2.training.data.order import PositionBatches, ShuffledOrder
 from edm2.training.data.vae import latent_codec_of
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
@@ -84,13 +92,18 @@ class BatchStream:
             raise DatasetError(f"{config.data}: images are {seen}, but the network is for {expected}")
 
     def _choose_codec(self) -> Codec:
-        """Codec for latents, for pixels with mean 0 and standard deviation sigma_data, or for pixels in [-1, 1]."""
+        """Codec for latents, values, pixels of standard deviation sigma_data, or pixels in [-1, 1]."""
         sigma_data = self.config.sigma_data
         if self.dataset.kind == "moments":
             if self.config.xflip:
                 raise DatasetError(f"{self.config.data}: latents cannot be mirrored; encode mirrored images too")
             try:
                 return latent_codec_of(self.dataset.latents, self.dataset.shape[0], sigma_data)
+            except ValueError as error:
+                raise DatasetError(f"{self.config.data}: {error}") from None
+        if self.dataset.kind == "values":
+            try:
+                return ValueCodec.standardized(*value_statistics(self.train_set), sigma_data)
             except ValueError as error:
                 raise DatasetError(f"{self.config.data}: {error}") from None
         levels = self.dataset.levels
@@ -129,7 +142,7 @@ class BatchStream:
 
     def all_of(self, dataset: Dataset) -> Batch:
         """Encode all images of a small dataset, without augmentation; of latents, the means."""
-        return self._encode(read(dataset, range(len(dataset))))
+        return self._encode(dataset.read(range(len(dataset))))
 
     def _encode(self, loaded: Loaded, position: int | None = None) -> Batch:
         """Move data to the device and images through the codec; latents are drawn anew at every position."""

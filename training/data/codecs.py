@@ -6,7 +6,7 @@ Dimensions: N images, C channels, H rows, W columns.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -106,21 +106,86 @@ class PixelCodec:
         return {"kind": "pixels", **asdict(self)}
 
 
+@dataclass(frozen=True)
+class ValueCodec:
+    """Floats of any range, such as measurements, shifted and scaled.
+
+        encode: (x - mean) / std        decode: x std + mean
+
+    Pictures show mean ± 2 standard deviations of the data from black to white, of the first channel unless there are
+    three.
+    """
+
+    mean: tuple[float, ...]
+    """Value that becomes 0, one per channel."""
+
+    std: tuple[float, ...]
+    """Values per unit of the network's input, one per channel."""
+
+    sigma_data: float = 0.5
+    """Standard deviation of the data as the network sees them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(map(float, self.mean)))
+        object.__setattr__(self, "std", tuple(map(float, self.std)))
+        if not all(map(math.isfinite, self.mean)) or not 0 < len(self.mean) == len(self.std):
+            raise ValueError(f"mean={self.mean} and std={self.std} must hold a finite number per channel")
+        if not all(0 < s < math.inf for s in self.std):
+            raise ValueError(f"std={self.std} must be positive: a channel that never varies has nothing to learn from")
+
+    @classmethod
+    def standardized(cls, mean: Sequence[float], std: Sequence[float], sigma_data: float = 0.5) -> "ValueCodec":
+        """Codec that gives values with this mean and standard deviation mean 0 and standard deviation `sigma_data`."""
+        return cls(tuple(mean), tuple(s / sigma_data for s in std), sigma_data)
+
+    def encode(self, data: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Float [N, C, H, W] -> float32, the same shape."""
+        self.network_channels(data.shape[-3])
+        return (data.to(torch.float32) - per_channel(self.mean, data.device)) / per_channel(self.std, data.device)
+
+    def decode(self, x: Tensor, batch_size: int = 8) -> Tensor:
+        """Float [N, C, H, W] -> float32 values, the same shape."""
+        self.network_channels(x.shape[-3])
+        return x.to(torch.float32) * per_channel(self.std, x.device) + per_channel(self.mean, x.device)
+
+    def to_display(self, pixels: Tensor) -> Tensor:
+        """Values -> uint8 [N, 1 or 3, H, W]."""
+        shown = self.encode(pixels) / (4 * self.sigma_data) + 0.5
+        shown = shown if shown.shape[-3] == 3 else shown[..., :1, :, :]
+        return (shown.clip(0, 1).nan_to_num(nan=0) * 255).round().to(torch.uint8)
+
+    def network_channels(self, data_channels: int) -> int:
+        """Same number as the data has. Raises ValueError if the codec was made for another one."""
+        if len(self.mean) != data_channels:
+            raise ValueError(f"a codec for {len(self.mean)} channels cannot serve data with {data_channels}")
+        return data_channels
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "values", **asdict(self)}
+
+
+def _latent_codec(**fields: Any) -> Codec:
+    from edm2.training.data.vae import LatentCodec  # here: it imports this module
+
+    return LatentCodec(**fields)
+
+
+CODECS: dict[str, Callable[..., Codec]] = {"pixels": PixelCodec, "values": ValueCodec, "latents": _latent_codec}
+"""Codecs by the `kind` in their JSON: functions of the other fields. One of your own is found by its entry here."""
+
+
 def codec_from_json(description: dict[str, Any]) -> Codec:
     """Inverse of `Codec.to_json`.
 
     Raises:
         ValueError: Unknown kind, or fields that do not fit it.
     """
-    from edm2.training.data.vae import LatentCodec  # here: it imports this module
-
-    kinds = {"pixels": PixelCodec, "latents": LatentCodec}
     fields = dict(description) if isinstance(description, dict) else {}
     kind = fields.pop("kind", None)
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(f"unknown kind of codec {kind!r}: this version knows {', '.join(kinds)}")
+    if not isinstance(kind, str) or kind not in CODECS:
+        raise ValueError(f"unknown kind of codec {kind!r}: this version knows {', '.join(CODECS)}")
     try:
-        return kinds[kind](**fields)
+        return CODECS[kind](**fields)
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ValueError(f"codec of kind {kind!r}: {error}") from error
 

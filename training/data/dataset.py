@@ -27,6 +27,7 @@ from edm2.training.data.archive import (
 from edm2.training.data.files import DatasetError, Files, StorageError, normalized
 from edm2.training.data.index import open_archive
 from edm2.training.data.order import permutation
+from edm2.training.imports import is_target
 
 __all__ = [
     "ArchiveDataset",
@@ -46,6 +47,9 @@ Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
 CONTENTS = "contents"
 """Entry beside stored statistics: fingerprint of the images that they were measured on."""
 
+Loaded: TypeAlias = tuple[Tensor, Tensor, Mapping[str, Tensor] | None]
+"""Images, labels and conditions, as a dataset has them."""
+
 
 class Dataset(ABC):
     """Images of one size, with class labels if there are any."""
@@ -60,7 +64,8 @@ class Dataset(ABC):
         """(C, H, W) of an image as stored."""
 
         self.kind = kind
-        """"pixels" (uint8) or "moments" (float32 or float16: the means of all channels, then standard deviations)."""
+        """"pixels" (uint8), "values" (float32 of any range), or "moments" (float32 or float16: the means of all
+        channels, then standard deviations)."""
 
         self.levels = levels
         """Number of values that a pixel can take, from 0; 0 for moments."""
@@ -100,6 +105,14 @@ class Dataset(ABC):
     def conditions(self, indices: Indices) -> Mapping[str, Tensor] | None:
         """Conditions of images besides their labels, by name, each [N, ...]; None for a dataset without."""
         return None
+
+    def item_name(self, index: int) -> str:
+        """Name of an image to show to people: that of its file, or its number."""
+        return str(index)
+
+    def read(self, indices: Indices) -> Loaded:
+        """Images, labels and conditions of some indices."""
+        return self.images(indices), self.labels(indices), self.conditions(indices)
 
     def fingerprint(self) -> str | None:
         """Text that tells these images from others, and is the same for a copy of them; None if unknown."""
@@ -226,6 +239,9 @@ class ArchiveDataset(Dataset):
     def labels(self, indices: Indices) -> Tensor:
         return self._labels.index_select(0, torch.as_tensor(indices, dtype=torch.int64))
 
+    def item_name(self, index: int) -> str:
+        return self._names[index]
+
     def fingerprint(self) -> str:
         """Digest of the names, sizes and checksums of the files (in a folder, of each one's first and last 64 KiB)."""
         if self._fingerprint is None:
@@ -292,6 +308,12 @@ class Subset(Dataset):
     def conditions(self, indices: Indices) -> Mapping[str, Tensor] | None:
         return self.dataset.conditions(self.indices[np.asarray(indices, dtype=np.int64)])
 
+    def item_name(self, index: int) -> str:
+        return self.dataset.item_name(int(self.indices[index]))
+
+    def read(self, indices: Indices) -> Loaded:
+        return self.dataset.read(self.indices[np.asarray(indices, dtype=np.int64)])
+
     def fingerprint(self) -> str | None:
         whole = self.dataset.fingerprint()
         return None if whole is None else f"{whole} {_digest(self.indices)}"
@@ -302,11 +324,16 @@ def open_dataset(source: str | Path) -> Dataset:
 
     Args:
         source: "digits", the handwritten digits that come with scikit-learn; or a ZIP file or folder, either with a
-            `dataset.json` (`edm2.training.data.archive`) or just images, whose top-level sub-folders are the classes.
+            `dataset.json` (`edm2.training.data.archive`) or just images, whose top-level sub-folders are the classes;
+            or `module:callable`, which makes a dataset of PyTorch (`TorchDataset`).
 
     Raises:
         DatasetError: The path does not exist, or holds no usable dataset.
     """
+    if is_target(str(source)):
+        from edm2.training.data.torch_dataset import imported_dataset  # here: it imports this module
+
+        return imported_dataset(str(source))
     return _digits() if source == "digits" else ArchiveDataset(*open_archive(Path(source)))
 
 
@@ -353,6 +380,19 @@ def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[
     histogram = np.sum([_count_levels(dataset.images(part)) for part in parts], axis=0)
     moments = [_mean_and_std(channel) for channel in histogram]
     return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
+
+
+def value_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the values of every channel, over at most `max_images` evenly spaced images."""
+    chosen = evenly_spaced_indices(len(dataset), max_images)
+    count, total, squares = 0, torch.zeros(dataset.shape[0]).double(), torch.zeros(dataset.shape[0]).double()
+    for part in np.array_split(chosen, -(-len(chosen) // 64)):
+        values = dataset.images(part).double()
+        count += values.numel() // dataset.shape[0]
+        total += values.sum(dim=(0, 2, 3))
+        squares += values.square().sum(dim=(0, 2, 3))
+    mean = total / count
+    return tuple(mean.tolist()), tuple((squares / count - mean.square()).clamp(min=0).sqrt().tolist())
 
 
 def _count_levels(pixels: Tensor) -> np.ndarray:

@@ -6,25 +6,20 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from edm2.post_hoc_ema.files import first_line
-from edm2.training.data.dataset import Dataset, DatasetError
+from edm2.training.data.dataset import Dataset, DatasetError, Loaded
 from edm2.training.data.files import StorageError
 
 TIMEOUT = 900
 """Seconds to wait for a batch: far more than all attempts to read one file take."""
-
-
-Loaded = tuple[Tensor, Tensor, Mapping[str, Tensor] | None]
-"""Images, labels and conditions of a batch, as a dataset has them."""
 
 
 class WorkerError(RuntimeError):
@@ -57,13 +52,8 @@ def data_loader(
         yield from _read_ahead(dataset, batches, workers, pin_memory)
         return
     for indices in batches:
-        loaded = read(dataset, indices)
+        loaded = dataset.read(indices)
         yield _pinned(loaded) if pin_memory else loaded
-
-
-def read(dataset: Dataset, indices: Sequence[int]) -> Loaded:
-    """Images, labels and conditions of some indices."""
-    return dataset.images(indices), dataset.labels(indices), dataset.conditions(indices)
 
 
 def _pinned(loaded: Loaded) -> Loaded:
@@ -172,7 +162,7 @@ class _WholeBatches:
 
     def __getitems__(self, indices: list[int]) -> Loaded | DatasetError:
         try:
-            return read(self.dataset, indices)
+            return self.dataset.read(indices)
         except DatasetError as error:
             return error
 

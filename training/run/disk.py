@@ -10,6 +10,7 @@ from torch import nn
 from edm2.post_hoc_ema import thin_along
 from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.schedule import due_times
+from edm2.training.settings import OutputConfig
 
 HEADER = 2_500, 110
 """Bytes of a snapshot beside its numbers: metadata, and an entry for each tensor."""
@@ -30,7 +31,7 @@ class FileSizes:
     """Files at the end: raw weights, and the average of a fixed half-life."""
 
 
-def file_sizes(config: TrainingConfig, net: nn.Module) -> FileSizes:
+def file_sizes(config: OutputConfig, net: nn.Module) -> FileSizes:
     """Sizes of the files that a run will write.
 
     Args:

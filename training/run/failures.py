@@ -8,12 +8,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from edm2.training.config import TrainingConfig
 from edm2.training.distributed.processes import Processes
-from edm2.training.run.checkpoint import Checkpoints, find_checkpoints, last_good_checkpoint
+from edm2.training.run.checkpoint import Checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints, last_good_checkpoint
 from edm2.training.run.disk import free_space
 from edm2.training.run.run_folder import RunFolder
 from edm2.training.run.speed import with_unit
+from edm2.training.settings import ScheduleConfig
 
 
 class TrainingError(RuntimeError):
@@ -35,7 +36,7 @@ class Failures:
     """
 
     def __init__(
-        self, config: TrainingConfig, folder: RunFolder, checkpoints: Checkpoints, processes: Processes
+        self, config: ScheduleConfig, folder: RunFolder, checkpoints: Checkpoints, processes: Processes
     ) -> None:
         self.config = config
         self.folder = folder

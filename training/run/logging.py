@@ -115,6 +115,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.writer = None
+            print("No TensorBoard events: pip install 'edm2[tensorboard]'", file=sys.stderr)
         else:
             self.writer = SummaryWriter(str(folder), purge_step=images_seen)
 

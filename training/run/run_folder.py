@@ -17,7 +17,8 @@ from edm2.post_hoc_ema.files import parse_json, plain_line, visible_files
 from edm2.training.config import TrainingConfig
 from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.field_types import mistyped_fields
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.imports import is_target
+from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.files import is_free, write_json
 from edm2.training.run.inputs import change_of_data, describe_data, describe_file, read_inputs, write_inputs
 
@@ -65,11 +66,16 @@ class RunFolder:
         """
         if self.config.exists():
             other = read_run_config(self.path)  # also of a run that left nothing: the file may be somebody else's
-            if self._has_begun():
+            if self.has_begun():
                 self._refuse_another(config, other, names or {})
                 self._refuse_to_go_back(config)
                 self._refuse_other_inputs(config, other, data)
-        elif not is_free(self.path):
+        else:
+            self.check_free()
+
+    def check_free(self) -> None:
+        """Raise RunFolderError if there is something else than a run here."""
+        if not self.config.exists() and not is_free(self.path):
             what = "is not empty and holds no run" if self.path.is_dir() else "is a file"
             raise RunFolderError(f"{self.path}: {what}; choose another --out")
 
@@ -125,7 +131,8 @@ class RunFolder:
         checkpoints = find_checkpoints(self.checkpoints)
         return int(checkpoints[-1].name) if checkpoints else 0
 
-    def _has_begun(self) -> bool:
+    def has_begun(self) -> bool:
+        """True if a run has left a checkpoint or a snapshot here."""
         return self.images_seen() > 0 or bool(visible_files(self.snapshots, "*.safetensors"))
 
     def _refuse_another(self, config: TrainingConfig, other: TrainingConfig, names: Mapping[str, str]) -> None:
@@ -172,6 +179,8 @@ def open_run_data(folder: str | Path) -> Dataset:
         RunFolderError: there is no run.
     """
     source = read_run_config(folder).data
+    if is_target(source):  # a stranger's folder must not name programs
+        raise DatasetError(f"{folder}: was trained on {source}, a program; name it with --data if you trust it")
     dataset, known = open_dataset(source), read_inputs(Path(folder)).get("data")
     if known and (change := change_of_data(known, describe_data(dataset))):
         raise DatasetError(f"{source}: not the images that {folder} was trained on: {change}; name those with --data")

@@ -66,7 +66,7 @@ def locate_tensor(value: Any, file: PickleFile) -> PickledTensor:
             value = tensor
     match value:
         case Call("torch._utils._rebuild_tensor_v2", (storage, offset, tuple(shape), tuple(stride), bool(), dict())):
-            dtype, start, count = _locate_storage(storage, file)
+            dtype, start, count = locate_storage(storage, file)
             sizes = (offset, *shape, *stride)
             if len(shape) == len(stride) <= MAX_DIMS and all(type(n) is int and 0 <= n < 1 << 62 for n in sizes):
                 tensor = PickledTensor(TensorLayout(dtype, shape), stride, start + offset * dtype.itemsize)
@@ -77,10 +77,13 @@ def locate_tensor(value: Any, file: PickleFile) -> PickledTensor:
     raise PickleRefused("is damaged: a weight that is no tensor, or none that torch would have written")
 
 
-def _locate_storage(value: Any, file: PickleFile) -> tuple[torch.dtype, int, int]:
+def locate_storage(value: Any, file: PickleFile) -> tuple[torch.dtype, int, int]:
     """Find numbers in a row: their dtype, the offset of the first, their count.
 
     torch wraps them in a stream of torch.save as it was before ZIP files: five pickles, the count, the numbers.
+
+    Raises:
+        PickleRefused: another value, or a stream that torch would not have written.
     """
     match value:
         case Call("torch.storage._load_from_bytes", (ByteString(offset, size),)):

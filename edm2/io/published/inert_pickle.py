@@ -70,6 +70,7 @@ class PickleFile:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.budget = BUDGET
+        self.calls: list[Call] = []
         self.size = file.seek(0, os.SEEK_END)
         file.seek(0)
 
@@ -141,8 +142,11 @@ class InertUnpickler(pickle._Unpickler):
         arguments, function = self.stack.pop(), self.stack.pop()
         if not (isinstance(function, Call) and function.arguments is None and isinstance(arguments, tuple)):
             raise PickleRefused("calls something that is no function")
-        is_dict = function.name in DICTS and not arguments
-        self.stack.append(TextDict() if is_dict else Call(function.name, arguments))
+        if function.name in DICTS and not arguments:
+            self.stack.append(TextDict())
+        else:
+            self.stack.append(Call(function.name, arguments))
+            self.file.calls.append(self.stack[-1])
 
     def load_build(self) -> None:
         """BUILD: record the attributes that the pickle would set."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from edm2.io.published.arrays import PickledTensor, locate_tensor
+from edm2.io.published.arrays import PickledTensor, locate_storage, locate_tensor
 from edm2.io.published.inert_pickle import Call, PickleFile, PickleRefused, read_pickle, shown
 
 MODULES = frozenset(("MPFourier", "MPConv", "Block", "UNet", "Precond", "ModuleDict"))
@@ -42,6 +42,9 @@ def read_contents(file: PickleFile) -> dict[str, Any]:
         raise PickleRefused("is of another format: neither safetensors nor a network pickle of the published program")
     file.file.seek(0)
     contents = read_pickle(file)
+    for call in [*file.calls]:
+        if call.name == "torch.storage._load_from_bytes":
+            locate_storage(call, file)  # refuses a stream that torch has not written, even if no tensor uses it
     if not isinstance(contents, dict) or "ema" not in contents or "encoder" not in contents:
         raise PickleRefused("holds no network: published snapshots have entries named ema and encoder")
     return contents

@@ -173,8 +173,10 @@ def with_weight(net: nn.Module, weight: Any) -> EasyDict:
     ],
 )
 def test_streams_inside_the_pickle_are_read_as_carefully(net, tmp_path, inner, complaint):
-    """Loading such bytes is a way of attack of its own."""
+    """Loading such bytes is a way of attack of its own, even if no tensor uses them."""
     assert complaint in refused(write(tmp_path, with_weight(net, tensor_of(inner))))
+    unused = Calling(torch.storage._load_from_bytes, inner)
+    assert complaint in refused(write(tmp_path, contents_of(net, extra=unused)))
 
 
 def test_that_stream_is_what_torch_writes(net, tmp_path):

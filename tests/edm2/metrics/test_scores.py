@@ -10,11 +10,10 @@ from edm2.metrics import distances as distances_module, feature_statistics, frec
 from edm2.metrics.distances import distance_blocks, nearest, nearest_other
 from edm2.metrics.inception_score import inception_score
 from edm2.metrics.kernel import kernel_distance
-from edm2.metrics.neighbours import find_neighbours, neighbours_picture
+from edm2.metrics.neighbours import find_neighbours
 from edm2.metrics.precision_recall import precision_recall
 from edm2.metrics.reference import write_reference
 from edm2.metrics.scores import metrics_from, score
-from edm2.training import ArrayDataset
 
 
 @pytest.fixture
@@ -187,21 +186,6 @@ def test_training_images_that_are_there_twice(rng):
 def test_a_training_set_of_one_image():
     with pytest.raises(ValueError, match="one image"):
         find_neighbours(np.zeros((3, 2)), np.zeros((1, 2)))
-
-
-def test_the_picture_shows_the_most_suspicious_first(rng):
-    """Rows: sample, then neighbours; gray and smaller training images are brought to the samples' kind."""
-    real = torch.randint(0, 256, (20, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    samples = torch.cat([255 - real[:1], real[5:6]])
-    detector = torch.nn.functional.adaptive_avg_pool2d
-    features = [detector(x.float(), 4).flatten(1).numpy() for x in (samples, real)]
-    found = find_neighbours(*features, k=2)
-    picture = neighbours_picture(ArrayDataset(samples), ArrayDataset(real), found, rows=1)
-    assert picture.shape == (3, 64, 3 * 64 + 4)
-    assert torch.equal(picture[:, :, :64], real[5])
-    assert torch.equal(picture[:, :, 66:130], real[5])
-    gray = ArrayDataset(real[:, :1, ::2, ::2].contiguous())
-    assert neighbours_picture(ArrayDataset(samples), gray, found).shape == (3, 130, 196)
 
 
 # ------------------------------------------------------------------------------------------------ scores

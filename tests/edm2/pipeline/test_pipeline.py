@@ -107,14 +107,11 @@ def vae() -> AutoencoderKL:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 32])
-def test_heun_draws_what_generate_draws(pipe, net, num_steps):
+@pytest.mark.parametrize("levels", [{}, {"sigma_min": 0.01, "sigma_max": 20, "rho": 5}], ids=str)
+def test_heun_draws_what_generate_draws(pipe, net, num_steps, levels):
     """Noise, classes and every sum of the solver, to the bit."""
-    assert torch.equal(draw(pipe, num_inference_steps=num_steps), generated(net, num_steps=num_steps))
-
-
-def test_other_noise_levels(pipe, net):
-    pipe.scheduler = EDM2HeunScheduler(sigma_min=0.01, sigma_max=20, rho=5)
-    assert torch.equal(draw(pipe), generated(net, sigma_min=0.01, sigma_max=20, rho=5))
+    pipe.scheduler = EDM2HeunScheduler(**levels)
+    assert torch.equal(draw(pipe, num_inference_steps=num_steps), generated(net, num_steps=num_steps, **levels))
 
 
 @pytest.mark.parametrize(
@@ -133,32 +130,22 @@ def test_classes(pipe, net, label, index):
     assert torch.equal(draw(pipe, class_labels=label), generated(net, SEEDS, index))
 
 
-def test_no_class(pipe, net):
+def test_without_a_class_and_images_that_are_not_square(pipe, net, make_net, unconditional):
     noise = SeedRandom(SEEDS).randn((3, 8, 8))
-    expected = edm2.sample_heun(net, noise, None, num_steps=STEPS)
-    assert torch.equal(draw(pipe, class_labels=-1), expected)
-
-
-def test_networks_without_classes_and_images_that_are_not_square(make_net, unconditional):
-    for net in (unconditional, make_net(img_resolution=(4, 8), img_channels=1)):
-        assert torch.equal(draw(make_pipeline(net)), generated(net))
+    assert torch.equal(draw(pipe, class_labels=-1), edm2.sample_heun(net, noise, None, num_steps=STEPS))
+    for other in (unconditional, make_net(img_resolution=(4, 8), img_channels=1)):
+        assert torch.equal(draw(make_pipeline(other)), generated(other))
 
 
 @pytest.mark.parametrize("interval", [None, (0.5, 20.0), (500.0, 1000.0)], ids=str)
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
-def test_guidance_by_another_network(net, make_net, unconditional, weight, interval):
-    for guide in (make_net(seed=3), unconditional):
-        samples = draw(make_pipeline(net, guide), guidance_scale=weight, guidance_interval=interval)
+def test_guidance_by_the_network_itself_without_labels_or_by_another(net, make_net, unconditional, weight, interval):
+    for given, guide in ((None, without_labels(net)), *((other, other) for other in (make_net(seed=3), unconditional))):
+        samples = draw(make_pipeline(net, given), guidance_scale=weight, guidance_interval=interval)
         expected = generated(net, SEEDS, None, guide, weight, interval or (0, float("inf")))
         assert torch.equal(samples, expected)
     guided = weight != 1 and interval != (500.0, 1000.0)
     assert torch.equal(samples, generated(net)) != guided
-
-
-@pytest.mark.parametrize("interval", [None, (0.5, 20.0)], ids=str)
-def test_guidance_by_the_network_itself_without_labels(pipe, net, interval):
-    samples = draw(pipe, guidance_scale=2.0, guidance_interval=interval)
-    assert torch.equal(samples, generated(net, SEEDS, None, without_labels(net), 2.0, interval or (0, float("inf"))))
 
 
 def test_a_folded_network_draws_as_the_command_does(pipe, net):
@@ -191,29 +178,24 @@ def test_snapshot_with_a_guide(net, make_net, tmp_path):
 # ------------------------------------------------------------------------------------------------ random numbers
 
 
-def test_generators_of_seeds_are_the_seeds(pipe):
+def test_images_come_from_seeds_generators_or_noise(pipe):
+    expected = draw(pipe)
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    assert torch.equal(draw(pipe, None, generator=generators), draw(pipe))
-
-
-def test_one_generator_for_all_images(pipe):
+    assert torch.equal(draw(pipe, None, generator=generators), expected)
+    noise = SeedRandom(SEEDS).randn((3, 8, 8))
+    assert torch.equal(draw(pipe, latents=noise), expected)
+    assert torch.equal(draw(pipe, None, latents=noise, class_labels=4), draw(pipe, class_labels=4))
     first, second = (draw(pipe, None, generator=torch.Generator().manual_seed(3), batch_size=3) for _ in range(2))
     assert len(first) == 3
     assert torch.equal(first, second)
-
-
-def test_noise_can_be_given(pipe):
-    noise = SeedRandom(SEEDS).randn((3, 8, 8))
-    assert torch.equal(draw(pipe, latents=noise), draw(pipe))
-    assert torch.equal(draw(pipe, None, latents=noise, class_labels=4), draw(pipe, class_labels=4))
-
-
-def test_without_any_seed(pipe):
     assert len(draw(pipe, None)) == 1
     assert len(draw(pipe, None, class_labels=[1, 2, 3])) == 3
+
+
+def test_seeds_leave_the_global_generator_alone(pipe):
     state = torch.random.get_rng_state()
     draw(pipe)
-    assert torch.equal(torch.random.get_rng_state(), state)  # seeds leave the global generator alone
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 # ------------------------------------------------------------------------------------------------ their schedulers
@@ -292,11 +274,8 @@ def test_our_scheduler_in_a_loop_of_somebody_else(net):
     expected = edm2.sample_heun(net, noise, num_steps=STEPS, sigma_max=20.0)
     torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-5)  # exp(ln(sigma)) rounds
     assert len(scheduler.timesteps) == 2 * STEPS - 1
-
-
-def test_step_before_set_timesteps():
     with pytest.raises(ValueError, match="set_timesteps"):
-        EDM2HeunScheduler().step(torch.zeros(1), torch.zeros(1), torch.zeros(1))
+        EDM2HeunScheduler().step(denoised, t, x)
 
 
 @pytest.mark.parametrize("scheduler", [EDM2HeunScheduler, EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
@@ -377,8 +356,11 @@ def test_a_vae_that_is_not_there(make_net, tmp_path):
 # ------------------------------------------------------------------------------------------------ there and back
 
 
-def test_a_saved_pipeline_is_the_same_pipeline(folder, pipe, net):
-    loaded = quiet(EDM2Pipeline.from_pretrained(folder))
+@pytest.mark.parametrize("loader", [EDM2Pipeline, DiffusionPipeline])
+def test_a_saved_pipeline_is_the_same_pipeline(folder, pipe, net, loader):
+    """Once edm2.pipeline has been imported, diffusers itself finds the class, without remote code."""
+    loaded = quiet(loader.from_pretrained(folder))
+    assert type(loaded) is diffusers.EDM2Pipeline is EDM2Pipeline
     for name, tensor in net.state_dict().items():
         assert torch.equal(loaded.unet.state_dict()[name], tensor), name
     assert loaded.unet.description == net.config
@@ -400,25 +382,6 @@ def test_files_are_json_safetensors_and_the_card(folder, net):
     index = json.loads((folder / "model_index.json").read_text())
     assert index["unet"] == ["edm2.pipeline.denoiser", "EDM2Denoiser"]
     assert index["scheduler"] == ["edm2.pipeline.scheduler", "EDM2HeunScheduler"]
-
-
-def test_diffusers_finds_the_class_without_remote_code(folder, pipe):
-    """Once edm2.pipeline has been imported, as here."""
-    loaded = DiffusionPipeline.from_pretrained(folder)
-    assert type(loaded) is diffusers.EDM2Pipeline is EDM2Pipeline
-    assert torch.equal(draw(quiet(loaded)), draw(pipe))
-
-
-@pytest.mark.slow
-def test_a_fresh_interpreter_loads_it_offline(folder):
-    program = """
-import sys
-from edm2.pipeline import EDM2Pipeline
-pipe = EDM2Pipeline.from_pretrained(sys.argv[1])
-print(pipe(class_labels="cat", seeds=[0], num_inference_steps=2, output_type="latent").images.shape)
-"""
-    done = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "torch.Size([1, 3, 8, 8])"
 
 
 @pytest.mark.parametrize("scheduler", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
@@ -501,16 +464,24 @@ def test_half_precision_is_for_convolutions(folder, net, dtype, tolerance):
     assert torch.equal(samples, draw(converted))
     assert samples.dtype == torch.float32
     assert 0 < (samples - expected).square().mean().sqrt() < tolerance * expected.square().mean().sqrt()
-
-
-def test_the_embedding_is_computed_in_float32(net):
-    """Rounded to half precision, angles of up to 2 pi 4 f would be off by much of a turn."""
-    denoiser = EDM2Denoiser.from_network(net).to(torch.bfloat16)
+    # The embedding stays in float32: rounded, angles of up to 2 pi 4 f would be off by much of a turn.
     c_noise, labels = torch.tensor([-1.5, 1.0]), torch.eye(10)[:2]
-    assert torch.equal(denoiser.unet.embed(c_noise, labels), net.unet.embed(c_noise, labels))
+    assert torch.equal(halved.unet.embed(c_noise, labels), net.unet.embed(c_noise, labels))
 
 
 # ------------------------------------------------------------------------------------------------ without diffusers
+
+
+FRESH = """
+import sys
+from edm2.pipeline import read_pipeline_metadata, read_pipeline_tensors
+read_pipeline_metadata(sys.argv[1]), dict(read_pipeline_tensors(sys.argv[1]))
+assert "diffusers" not in sys.modules
+from edm2.pipeline import EDM2Pipeline
+pipe = EDM2Pipeline.from_pretrained(sys.argv[1])
+assert pipe(class_labels="cat", seeds=[0], num_inference_steps=2, output_type="latent").images.shape == (1, 3, 8, 8)
+"""
+"""Reads a folder, then loads it, in an interpreter that has imported nothing."""
 
 
 def test_a_folder_reads_without_diffusers(folder, net):
@@ -524,13 +495,7 @@ def test_a_folder_reads_without_diffusers(folder, net):
     loaded = network_from_state(metadata, dict(read_pipeline_tensors(folder)))
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
     assert torch.equal(edm2.load(folder)(*(inputs := (torch.ones(2, 3, 8, 8), torch.ones(2)))), net(*inputs))
-    program = f"""
-import sys
-from edm2.pipeline import read_pipeline_metadata, read_pipeline_tensors
-read_pipeline_metadata({str(folder)!r}), dict(read_pipeline_tensors({str(folder)!r}))
-assert "diffusers" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", FRESH, folder], check=True)
 
 
 def test_fourier_features_are_not_rounded_on_loading_in_half_precision(tmp_path):
@@ -684,25 +649,28 @@ def test_mistakes_are_told_in_one_line(pipe, options, words):
     assert words in refused(pipe, **options)
 
 
-def test_networks_and_schedulers_of_another_kind(net, make_net, unconditional, pipe):
+def test_parts_that_do_not_fit_each_other(net, make_net, unconditional, pipe):
     assert "no classes" in refused(make_pipeline(unconditional), class_labels=1)
-    assert "cannot guide" in refused(make_pipeline(net, make_net(label_dim=9)), guidance_scale=2.0)
-    assert "cannot guide" in refused(make_pipeline(net, make_net(img_resolution=16)), guidance_scale=2.0)
-    pipe.scheduler = diffusers.DDIMScheduler()
-    assert "DDIMScheduler is not for EDM" in refused(pipe)
-
-
-def test_guidance_without_anything_to_guide_away_from(net, unconditional):
+    for other in ({"label_dim": 9}, {"img_resolution": 16}):
+        assert "cannot guide" in refused(make_pipeline(net, make_net(**other)), guidance_scale=2.0)
     assert "no classes to drop" in refused(make_pipeline(unconditional), guidance_scale=2.0)
     always_labelled = make_pipeline(net, metadata={"training": {"label_dropout": 0.0}})
     assert "trained with the class of every image" in refused(always_labelled, guidance_scale=2.0)
     draw(make_pipeline(net, metadata={"training": {"label_dropout": 0.1}}), guidance_scale=2.0)
+    pipe.scheduler = diffusers.DDIMScheduler()
+    assert "DDIMScheduler is not for EDM" in refused(pipe)
+
+
+def refused_folder(folder: Path, error_types: Any = SnapshotError) -> str:
+    """The one line by which a folder is refused."""
+    with pytest.raises(error_types) as error:
+        EDM2Pipeline.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_folders_that_are_no_pipeline(folder):
-    with pytest.raises(SnapshotError, match=r"unet: no model_index\.json") as error:
-        EDM2Pipeline.from_pretrained(folder / "unet")
-    assert "\n" not in str(error.value)
+    assert "unet: no model_index.json" in refused_folder(folder / "unet")
     index = json.loads((folder / "model_index.json").read_text())
     for text, words in [
         (json.dumps(index | {"_class_name": "DiTPipeline"}), "a DiTPipeline"),
@@ -711,38 +679,32 @@ def test_folders_that_are_no_pipeline(folder):
         ("{", "cannot be read"),
     ]:
         (folder / "model_index.json").write_text(text)
-        with pytest.raises(SnapshotError, match=words) as error:
-            EDM2Pipeline.from_pretrained(folder)
-        assert "\n" not in str(error.value)
+        assert words in refused_folder(folder)
+    shards = {"weight_map": {"a": "../../elsewhere.safetensors"}}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(shards))
+    with pytest.raises(SnapshotError, match="outside its folder"):
+        dict(read_pipeline_tensors(folder))
 
 
-@pytest.mark.parametrize("damage", ["missing", "surplus", "another", "gone", "truncated"])
+DAMAGE = {
+    "missing": {"unet.out_conv.weight": None},
+    "surplus": {"surplus": torch.zeros(3)},
+    "another": {"unet.out_conv.weight": torch.zeros(3, 9, 3, 3)},
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "gone", "truncated"])
 def test_damaged_weights_are_refused(folder, damage):
     """diffusers itself would go on with random weights."""
     weights = folder / WEIGHTS
-    tensors = load_file(weights)
-    match damage:
-        case "missing":
-            del tensors["unet.out_conv.weight"]
-        case "surplus":
-            tensors["surplus"] = torch.zeros(3)
-        case "another":
-            tensors["unet.out_conv.weight"] = torch.zeros(3, 9, 3, 3)
-    save_file(tensors, weights, metadata={"format": "pt"})
     if damage == "gone":
         weights.unlink()
-    if damage == "truncated":
+    elif damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises((OSError, ValueError)) as error:
-        EDM2Pipeline.from_pretrained(folder)
-    assert "\n" not in str(error.value)
-
-
-def test_shards_outside_the_folder_are_refused(folder):
-    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "../../elsewhere.safetensors"}}))
-    with pytest.raises(SnapshotError, match="outside its folder"):
-        dict(read_pipeline_tensors(folder))
+    else:
+        tensors = load_file(weights) | DAMAGE[damage]
+        save_file({name: x for name, x in tensors.items() if x is not None}, weights, metadata={"format": "pt"})
+    refused_folder(folder, (OSError, ValueError))
 
 
 # ------------------------------------------------------------------------------------------------ the documentation

@@ -103,5 +103,5 @@ def test_a_preset_that_is_silent_leaves_it_to_the_statistics(monkeypatch):
     ids=["digits", "8x8", "32x32", "32x64", "latents"],
 )
 def test_data_choose_their_preset(dataset, data, preset):
-    assert default_preset(dataset, data) == preset
+    assert default_preset(dataset, data, "cuda") == preset
     assert plan(dataset, preset).preset == preset

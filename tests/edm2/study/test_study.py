@@ -21,6 +21,7 @@ from edm2.sweep.evaluator import Evaluator, SampleSettings
 from edm2.tools.figures.ablation import draw_distances, draw_losses
 from edm2.tools.reports.ablation import StudyReport
 from edm2.training import open_dataset
+from edm2.training.data.dataset import Subset
 from edm2.training.diagnostics.holdout import LossPerLevel
 
 LENGTHS = (0.05, 0.1, 0.2)
@@ -28,22 +29,12 @@ LENGTHS = (0.05, 0.1, 0.2)
 
 def outcome(label: str, seed: int, *distances: float, loss: float = 1.0, **changes: object) -> Outcome:
     """With these distances at LENGTHS, and the same loss at all noise levels."""
-    known = Outcome(
-        label=label,
-        seed=seed,
-        distances=dict(zip(LENGTHS, distances, strict=True)),
-        accuracy=None,
-        raw=9.0,
-        traditional=None,
-        traditional_length=None,
-        floor=0.5,
-        levels=LossPerLevel(SIGMAS, (loss,) * len(SIGMAS)),
-        held_out=True,
-        training_loss=3.0,
-        seconds=60.0,
-        parameters=1000,
-    )
-    return dataclasses.replace(known, **changes)
+    known = {
+        "accuracy": None, "raw": 9.0, "traditional": None, "traditional_length": None, "floor": 0.5, "held_out": True,
+        "training_loss": 3.0, "seconds": 60.0, "parameters": 1000,
+    }  # fmt: skip
+    levels = LossPerLevel(SIGMAS, (loss,) * len(SIGMAS))
+    return Outcome(label, seed, dict(zip(LENGTHS, distances, strict=True)), levels=levels, **known | changes)
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +55,14 @@ def trial(label: str, seed: int, folder: Path, **choices: object) -> Trial:
 
 
 def test_the_best_length_of_a_variant_is_that_of_its_mean_curve_and_each_run_has_its_own():
+    """Near it are the lengths that no gap separates from it."""
     a = Summary("A", (outcome("A", 0, 1.0, 2.0, 4.0), outcome("A", 1, 5.0, 2.0, 3.0)))
     assert a.best == 0.1
     assert a.over_seeds(lambda o: o.distance) == [1.0, 2.0]
     assert a.over_seeds(lambda o: o.best) == [0.05, 0.1]
     assert a.over_seeds(lambda o: o.accuracy) == []
     assert a.curve[0.05] == 3
-
-
-def test_near_are_lengths_without_a_gap_to_the_best_one():
-    one = Summary("A", (outcome("A", 0, 1.05, 1.0, 1.2),))
-    assert one.near == (0.05, 0.1)
+    assert Summary("A", (outcome("A", 0, 1.05, 1.0, 1.2),)).near == (0.05, 0.1)
     assert Summary("A", (outcome("A", 0, 1.0, 2.0, 1.0),)).near == (0.05, 0.05)
 
 
@@ -191,12 +179,10 @@ def test_one_row_per_run(report: StudyReport, tmp_path: Path):
     assert (rows[3]["distance"], rows[3]["failure"]) == ("", "diverged")
     losses = list(csv.DictReader((tmp_path / "losses.csv").open(newline="")))
     assert len(losses) == 3 * len(SIGMAS)
-
-
-def test_nothing_finished_but_a_failure_is_a_table_too(report: StudyReport, tmp_path: Path):
+    (tmp_path / "ablation.png").unlink()
     dataclasses.replace(report, results=[Failure("wild", 0, "diverged")]).write(tmp_path)
     assert "diverged" in (tmp_path / "ablation.md").read_text()
-    assert not (tmp_path / "ablation.png").exists()
+    assert not (tmp_path / "ablation.png").exists(), "there is nothing to draw"
 
 
 def test_curves(report: StudyReport):
@@ -250,10 +236,13 @@ def test_outcomes_keep_their_names_in_files(tmp_path: Path, scoring: Scoring):
 
 
 def test_a_folder_is_one_study(tmp_path: Path):
-    folder = tmp_path / "study"
-    claim_study(folder, {"data": "digits", "shape": (1, 8, 8)})
-    claim_study(folder, {"data": "digits", "shape": (1, 8, 8)})
-    with pytest.raises(ValueError, match='data is "digits" there and "faces" here, duration is not given there'):
-        claim_study(folder, {"data": "faces", "shape": (1, 8, 8), "duration": 100})
+    folder, digits, facts = tmp_path / "study", open_dataset("digits"), {"data": "digits", "shape": (1, 8, 8)}
+    for _ in range(2):
+        claim_study(folder, facts, digits)
+    claim_study(folder, facts | {"data": "the/same/elsewhere"}, digits)
+    with pytest.raises(ValueError, match="holds another study \\(duration is not given there and 100 here\\)"):
+        claim_study(folder, facts | {"duration": 100}, digits)
+    with pytest.raises(ValueError, match="begun with other images: 1797 images then, 100 now"):
+        claim_study(folder, facts, Subset(digits, range(100)))
     with pytest.raises(ValueError, match="holds no study"):
-        claim_study(tmp_path, {})
+        claim_study(tmp_path, {}, digits)

@@ -204,35 +204,6 @@ def test_what_variants_stand_for():
     }
 
 
-MISTAKES = {
-    "nothing": ((), "give --configs, --weightings or --vary"),
-    "a letter": (("--configs", "A,H"), "'H'"),
-    "dots": (("--configs", "A,..."), "two letters"),
-    "a weighting": (("--weightings", "min_snr"), "min_snr"),
-    "an option": (("--vary", "momentum=1,2"), "--momentum"),
-    "no values": (("--vary", "decay"), "decay=150,600,2400"),
-    "a value": (("--vary", "decay=soon"), "soon"),
-    "a switch": (("--vary", "xflip=2"), "2"),
-    "what all share": (("--vary", "seed=1,2"), "--seeds"),
-    "a parameter": (("--configs", "G", "--", "--gamma", "5"), "gamma"),
-    "an option of all runs": (("--configs", "G", "--", "--momentum", "1"), "--momentum"),
-    "a seed of all runs": (("--configs", "G", "--", "--seed", "1"), "--seeds"),
-    "a folder of all runs": (("--configs", "G", "--", "--out", "x"), "--out"),
-    "words": (("--configs", "G", "quickly"), "quickly"),
-    "a share": (("--configs", "G", "--share", "3/2"), "3/2"),
-    "a length": (("--configs", "G", "--fixed", "0.3"), "--fixed 0.3"),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes(name: str, tmp_path: Path):
-    options, message = MISTAKES[name]
-    result = edm2("ablate", "--data", "digits", "--out", tmp_path / "out", *options)
-    assert result.code == 2
-    assert message in complaint(result.err)
-    assert not (tmp_path / "out").exists()
-
-
 def test_another_study_is_not_overwritten(whole: Path):
     before = json.loads((whole / "study.json").read_text())
     longer = ("--", *TINY, "--duration", 512, "--holdout", 16)

@@ -9,7 +9,6 @@ import pytest
 from command_line import check_refusal, edm2, succeed, torchrun, write_images
 from dataset_files import Stopped
 from PIL import Image
-from tiny_vae import save_tiny_vae
 
 from edm2.datasets import encoding, moments
 from edm2.tools.commands import dataset
@@ -17,11 +16,6 @@ from edm2.training import LatentCodec, open_dataset
 from edm2.training.data.vae import SD_VAE
 
 USAGE, FAILURE = 2, 1
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_vae(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture

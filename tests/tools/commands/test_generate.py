@@ -14,10 +14,9 @@ import pytest
 import torch
 from command_line import Result, complaint, edm2, half_written, succeed, torchrun
 from PIL import Image
-from tiny_vae import save_tiny_vae
 
 from edm2.io.model import ASSETS, load, read_metadata, save
-from edm2.networks import NetworkConfig, Precond, build_network
+from edm2.networks import NetworkConfig, build_network
 from edm2.post_hoc_ema import find_snapshots, snapshot_name
 from edm2.sampling.output import NpyFiles
 from edm2.sampling.presets import GENERATION_PRESETS
@@ -46,18 +45,10 @@ def levels_apart(a: np.ndarray, b: np.ndarray) -> float:
     return np.abs(a.astype(int) - b.astype(int)).max() / 16
 
 
-@pytest.fixture
-def evaluations(monkeypatch) -> list[tuple[int, bool]]:
-    """Number of images of every evaluation of a network, and whether any had a label."""
-    seen = []
-    forward = Precond.forward
-
-    def watched(self, x, sigma, class_labels=None, return_logvar=False):
-        seen.append((len(x), class_labels is not None))
-        return forward(self, x, sigma, class_labels, return_logvar)
-
-    monkeypatch.setattr(Precond, "forward", watched)
-    return seen
+def saying(network: Path, out: Path, **entries: Any) -> Path:
+    """A copy of a network whose metadata has other entries."""
+    save(load(network), out, read_metadata(network) | entries)
+    return out
 
 
 # ------------------------------------------------------------------------------------------------ guidance
@@ -92,43 +83,32 @@ def test_the_unlabelled_guide_is_the_network_without_labels(outspoken_network, t
     assert levels_apart(away, draw(tmp_path, outspoken_network, "--class", 3)) >= 1
 
 
-def with_label_dropout(network: Path, out: Path, training: dict[str, Any]) -> Path:
-    metadata = read_metadata(network)
-    metadata.pop("network")
-    save(load(network), out, metadata | {"training": training})
-    return out
-
-
-def test_only_a_network_that_missed_labels_guides_itself(outspoken_network, tmp_path):
-    """One that knows it never did is refused, one that does not say is warned about."""
-    options = ("--unlabelled-guide", "--guidance", 2, "--grid", tmp_path / "grid.png")
+def test_guides_that_do_not_fit_are_refused_or_warned_of(outspoken_network, tmp_path):
+    """A network guides itself if it missed labels; one that does not say so, or a guide of other data, is doubtful."""
+    guided = ("--guidance", 2, "--grid", tmp_path / "grid.png")
     training = read_metadata(outspoken_network)["training"]
-    never = with_label_dropout(outspoken_network, tmp_path / "never.safetensors", training | {"label_dropout": 0.0})
-    refused = run(never, *options)
+    never, often, silent, other = (
+        saying(outspoken_network, tmp_path / f"{name}.safetensors", **entries)
+        for name, entries in {
+            "never": {"training": training | {"label_dropout": 0.0}},
+            "often": {"training": training | {"label_dropout": 0.1}},
+            "silent": {"training": {}},
+            "other": {"codec": {"kind": "pixels"}},
+        }.items()
+    )
+    refused = run(never, "--unlabelled-guide", *guided)
     assert refused.code == 1
     assert all(part in complaint(refused.err) for part in ("never.safetensors", "--guide", "--label-dropout 0.1"))
-
-    silent = with_label_dropout(outspoken_network, tmp_path / "silent.safetensors", {})
-    warned = run(silent, *options)
-    assert warned.code == 0
-    [line] = warned.err.splitlines()
-    assert line.startswith("Warning: ")
-    assert "silent.safetensors" in line
-
-    often = with_label_dropout(outspoken_network, tmp_path / "often.safetensors", training | {"label_dropout": 0.1})
-    assert run(often, *options).err == ""
-
-
-def test_a_guide_of_other_data_is_warned_about(outspoken_network, tmp_path):
-    metadata = read_metadata(outspoken_network)
-    metadata.pop("network")
-    other = tmp_path / "other.safetensors"
-    save(load(outspoken_network), other, metadata | {"codec": {"kind": "pixels"}})
-    warned = run(outspoken_network, "--guide", other, "--guidance", 2, "--grid", tmp_path / "grid.png")
-    assert warned.code == 0
-    [line] = warned.err.splitlines()
-    assert line.startswith("Warning: ")
-    assert "other.safetensors" in line
+    assert run(often, "--unlabelled-guide", *guided).err == ""
+    for options, doubtful in (
+        ((silent, "--unlabelled-guide"), "silent.safetensors"),
+        ((outspoken_network, "--guide", other), "other.safetensors"),
+    ):
+        warned = run(*options, *guided)
+        assert warned.code == 0
+        [line] = warned.err.splitlines()
+        assert line.startswith("Warning: ")
+        assert doubtful in line
 
 
 # ------------------------------------------------------------------------------------------------ presets
@@ -148,17 +128,15 @@ def networks(outspoken_network, tiny_run, tmp_path) -> Path:
 PRESET = ("--preset", "edm2-img512-s-interval-fid", "--seeds", "0-3")
 
 
-def test_a_preset_is_its_networks_weight_and_interval(networks, outspoken_network, tmp_path):
+def test_a_preset_is_its_networks_weight_and_interval(networks, outspoken_network, tmp_path, monkeypatch):
     [guide] = networks.glob("*uncond*")
     by_name = draw(tmp_path, *PRESET, "--networks", networks)
+    with monkeypatch.context() as patched:
+        patched.chdir(networks)  # where they are looked for by default
+        assert np.array_equal(by_name, draw(tmp_path, *PRESET))
     spelt_out = (outspoken_network, "--seeds", "0-3", "--guide", guide, "--guidance", 2.1, "--interval", "0.283,2.9016")
     assert np.array_equal(by_name, draw(tmp_path, *spelt_out))
     assert levels_apart(by_name, draw(tmp_path, outspoken_network, "--seeds", "0-3")) >= 1
-
-
-def test_files_are_looked_for_here(networks, tmp_path, monkeypatch):
-    monkeypatch.chdir(networks)
-    assert draw(tmp_path, *PRESET).shape == (4, 8, 8, 1)
 
 
 def test_what_is_said_goes_before_the_preset(networks, outspoken_network, tiny_run, tmp_path, evaluations):
@@ -174,17 +152,12 @@ def test_what_is_said_goes_before_the_preset(networks, outspoken_network, tiny_r
     draw(tmp_path, *options, "--unlabelled-guide", "--interval", "0,100")
     assert evaluations == [(8, True)] * 5
 
-
-def test_what_a_preset_does_not_need_need_not_be_there(networks, tmp_path):
     [guide] = networks.glob("*uncond*")
     guide.unlink()
-    assert len(draw(tmp_path, *PRESET, "--networks", networks, "--guidance", 1)) == 4
-    result = run(*PRESET, "--networks", networks, "--npz", tmp_path / "a.npz")
+    assert len(draw(tmp_path, *options, "--guidance", 1)) == 4, "what is not needed need not be there"
+    result = run(*options, "--npz", tmp_path / "a.npz")
     assert result.code == 1
     assert guide.name in complaint(result.err)
-
-
-def test_the_list_of_presets():
     shown = succeed("generate", "--list-presets")
     assert all(re.search(rf"^{name} ", shown, re.MULTILINE) for name in GENERATION_PRESETS)
 
@@ -192,10 +165,10 @@ def test_the_list_of_presets():
 # ------------------------------------------------------------------------------------------------ NPZ
 
 
-def test_an_npz_has_the_images_of_the_folder_and_their_classes(outspoken_network, tmp_path):
+def test_an_npz_has_the_images_of_the_folder_and_their_classes(outspoken_network, tmp_path, evaluations):
     """The arrays are those of evaluation suites: uint8 [N, H, W, C] and int64 [N], in the order of the seeds."""
-    options = ("--seeds", "7,2,1003", "--out", tmp_path / "out", "--subdirs", "--npz", tmp_path / "a.npz")
-    result = run(outspoken_network, *options)
+    options = (outspoken_network, "--seeds", "7,2,1003", "--npz")
+    result = run(*options, tmp_path / "a.npz", "--out", tmp_path / "out", "--subdirs")
     assert result.code == 0, result.err
     files = [tmp_path / "out" / name for name in ("000000/000007.png", "000000/000002.png", "001000/001003.png")]
     with np.load(tmp_path / "a.npz") as read:
@@ -205,13 +178,20 @@ def test_an_npz_has_the_images_of_the_folder_and_their_classes(outspoken_network
         for i, seed in enumerate((7, 2, 1003)):
             again = draw(tmp_path, outspoken_network, "--seeds", seed, "--class", read["arr_1"][i])
             assert levels_apart(again[0], read["arr_0"][i]) <= 1
+    assert run(*options, tmp_path / "alone.npz").code == 0
+    assert (tmp_path / "alone.npz").read_bytes() == (tmp_path / "a.npz").read_bytes()
+    assert not half_written(tmp_path)
+
+    evaluations.clear()
+    result = run(*options, tmp_path / "a.npz")
+    assert result.code == 1
+    assert "a.npz" in complaint(result.err)
+    assert evaluations == [], "a finished one is not drawn again"
 
 
-def test_an_npz_without_a_folder_is_the_same_and_leaves_nothing_else(outspoken_network, tmp_path):
-    assert run(outspoken_network, "--out", tmp_path / "out", "--npz", tmp_path / "a.npz").code == 0
-    assert run(outspoken_network, "--npz", tmp_path / "b.npz").code == 0
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.npz", "out"]
+def test_as_many_images_of_each_class(outspoken_network, tmp_path):
+    assert run(outspoken_network, "--seeds", "5-24", "--balanced", "--npz", tmp_path / "a.npz").code == 0
+    assert np.load(tmp_path / "a.npz")["arr_1"].tolist() == [seed % 10 for seed in range(5, 25)]
 
 
 def test_an_interrupted_npz_goes_on(outspoken_network, tmp_path, evaluations, monkeypatch):
@@ -238,26 +218,7 @@ def test_an_interrupted_npz_goes_on(outspoken_network, tmp_path, evaluations, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.npz", "whole.npz"]
 
 
-def test_a_finished_npz_is_not_drawn_again(outspoken_network, tmp_path, evaluations):
-    draw(tmp_path, outspoken_network)
-    evaluations.clear()
-    result = run(outspoken_network, "--npz", tmp_path / "0.npz")
-    assert result.code == 1
-    assert "0.npz" in complaint(result.err)
-    assert evaluations == []
-
-
-def test_as_many_images_of_each_class(outspoken_network, tmp_path):
-    assert run(outspoken_network, "--seeds", "5-24", "--balanced", "--npz", tmp_path / "a.npz").code == 0
-    assert np.load(tmp_path / "a.npz")["arr_1"].tolist() == [seed % 10 for seed in range(5, 25)]
-
-
 # ------------------------------------------------------------------------------------------------ latents
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory) -> Path:
-    return save_tiny_vae(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture
@@ -282,20 +243,19 @@ def decoded_sizes(monkeypatch) -> list[int]:
     return sizes
 
 
-def test_latents_are_decoded_by_the_vae_a_few_at_a_time(latent_network, tmp_path, decoded_sizes):
-    images = draw(tmp_path, latent_network, "--seeds", "0-6", "--batch", 5, "--decode-batch", 2)
-    assert images.shape == (7, 8, 8, 3)
+def test_latents_are_decoded_by_the_vae_or_elsewhere(latent_network, tmp_path, vae, decoded_sizes):
+    options = (latent_network, "--seeds", "0-6", "--batch", 5, "--decode-batch", 2)
+    pixels = draw(tmp_path, *options)
+    assert pixels.shape == (7, 8, 8, 3)
     assert decoded_sizes == [1, 2, 2, 1, 2]  # first of all a trial
-
-
-def test_latents_as_they_are_can_be_decoded_elsewhere(latent_network, tmp_path, vae):
-    pixels = draw(tmp_path, latent_network, "--seeds", "0-6")
-    latents = draw(tmp_path, latent_network, "--seeds", "0-6", "--latents")
+    half = draw(tmp_path, *options, "--vae-precision", "bf16").astype(int)
+    assert 0 < np.abs(half - pixels).max() <= 4  # 8 bits: with an untrained VAE's few layers, a level or two of 255
+    latents = draw(tmp_path, *options, "--latents")
     assert latents.dtype == np.float32
     assert latents.shape == (7, 4, 4, 4)
     decoded = LatentCodec(vae=str(vae)).decode(torch.from_numpy(latents))
-    assert np.array_equal(decoded.permute(0, 2, 3, 1).numpy(), pixels)
-    result = run(latent_network, "--seeds", "0-6", "--latents", "--out", tmp_path / "out")
+    assert np.abs(decoded.permute(0, 2, 3, 1).numpy() - pixels.astype(int)).max() <= 1  # by another size of batch
+    result = run(*options, "--latents", "--out", tmp_path / "out")
     assert result.out == f"7 latents in {tmp_path / 'out'} (5 evaluations each, heun)\n"
     np.testing.assert_array_equal(np.load(tmp_path / "out/000003.npy"), latents[3])
 
@@ -304,11 +264,7 @@ def test_a_vae_that_is_not_there_shows_before_anything_is_drawn(
     latent_network, vae, tmp_path, evaluations, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    metadata = read_metadata(latent_network)
-    metadata.pop("network")
-    metadata["codec"]["vae"] = str(tmp_path / "nowhere")
-    net = build_network(NetworkConfig(4, 4, 3, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=()))
-    save(net, latent_network, metadata)
+    saying(latent_network, latent_network, codec=LatentCodec(vae=str(tmp_path / "nowhere")).to_json())
     result = run(latent_network, "--out", tmp_path / "out")
     assert result.code == 1
     message = complaint(result.err)
@@ -318,12 +274,6 @@ def test_a_vae_that_is_not_there_shows_before_anything_is_drawn(
     assert not (tmp_path / "out").exists()
     assert len(draw(tmp_path, latent_network, "--latents")) == 16
     assert draw(tmp_path, latent_network, "--vae", vae).shape == (16, 8, 8, 3), "another copy of it will do"
-
-
-def test_a_vae_in_half_precision(latent_network, tmp_path):
-    """bfloat16 has 8 bits: with an untrained VAE's few layers, a level or two of 255."""
-    exact, half = (draw(tmp_path, latent_network, "--vae-precision", precision) for precision in ("fp32", "bf16"))
-    assert 0 < np.abs(exact.astype(int) - half).max() <= 4
 
 
 # ------------------------------------------------------------------------------------------------ several processes
@@ -398,35 +348,6 @@ def test_a_machine_without_a_compiler_is_told_what_to_leave_out(tmp_path):
     assert not out.exists()
 
 
-# ------------------------------------------------------------------------------------------------ mistakes
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "mentions"),
-    [
-        ("--grid g.png", 2, ("NETWORK", "--preset")),
-        ("digits8 --latents --grid g.png", 2, ("--latents", "--out or --npz")),
-        ("digits8 --seeds 0-9999 --grid g.png", 2, ("10000", "4096", "--npz")),
-        ("digits8 --grid g.png --class 3 --balanced", 2, ("--class", "--balanced")),
-        ("digits8 --grid g.png --guide digits8 --unlabelled-guide --guidance 2", 2, ("two guides",)),
-        ("digits8 --grid g.png --guide digits8", 2, ("--guidance",)),
-        ("--preset edm2-img512-s --grid g.png", 2, ("'edm2-img512-s'", "edm2-img512-s-fid")),
-        ("--preset edm2-img512-s-fid --grid g.png", 1, ("edm2-img512-s-2147483-0.130.pkl", "edm2 convert")),
-        ("digits8 --preset edm2-img512-s-fid --grid g.png --interval 1,2", 2, ("--interval", "--guidance")),
-        ("--preset edm2-img64-s-fid --networks absent --grid g.png", 1, ("absent", "edm2-img64-s-1073741-0.075")),
-        ("digits8 --grid g.png --vae folder", 1, ("digits8", "--vae")),
-        ("digits8 --grid g.png --decode-batch 0", 2, ("--decode-batch", "x>=1")),
-    ],
-)
-def test_a_mistake_gets_one_line_and_leaves_nothing(words, code, mentions, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = edm2("generate", *words.split())
-    message = complaint(result.err)
-    assert all(mention in message for mention in mentions), message
-    assert result.code == code
-    assert not list(tmp_path.iterdir())
-
-
 def test_networks_without_classes(outspoken_network, tmp_path):
     """They cannot be balanced, nor left without labels; and their NPZ has no labels."""
     config = load(outspoken_network).config.to_json() | {"label_dim": 0}
@@ -455,8 +376,6 @@ def test_a_run_is_drawn_from_at_the_best_length_that_is_known(tiny_run, tmp_path
     assert "EMA length 0.07 (best in" in said
     said = succeed("generate", run, *FEW, "--ema", "0.12", "--out", tmp_path / "c")
     assert "EMA length 0.12 (as asked for)" in said
-    wrong = edm2("generate", "digits8", *FEW, "--ema", "0.1", "--out", tmp_path / "d")
-    assert "--ema chooses an average of a run" in complaint(wrong.err)
 
 
 def test_a_run_that_was_killed_before_its_first_snapshot_is_drawn_from(tiny_run, tmp_path):

@@ -1,5 +1,6 @@
 """Samples and scores of a network of the user's own: --net-from."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ FAST = ("--steps", 3, "--device", "cpu")
 OWN = ("--net-from", "my_own_network:Own")
 
 
+def own_network() -> torch.nn.Module:
+    return importlib.import_module("my_own_network").Own()
+
+
 @pytest.fixture(scope="module")
 def own_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a network that only the module beside it can make."""
@@ -41,12 +46,10 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_own_network.py").write_text(MODULE)
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(folder)
-        from my_own_network import Own
-
         settings = {"weighting": "edm", "batch_size": 64, "ref_lr": 0.03, "rampup_images": 0, "workers": 0}
         intervals = {"duration": 1024, "snapshot_every": 256, "sample_every": None}
         config = TrainingConfig(data="digits", out=str(folder / "run"), network=None, **settings, **intervals)
-        Trainer(config, net=Own()).run()
+        Trainer(config, net=own_network()).run()
     return folder / "run"
 
 
@@ -68,12 +71,6 @@ def test_generate_draws_its_images_by_seed_and_class(own_run: Path, tmp_path: Pa
     decoded = codec_from_json(read_metadata(snapshot)["codec"])
     assert np.array_equal(decoded.to_display(decoded.decode(batch.samples)).permute(0, 2, 3, 1), shown["arr_0"])
     assert torch.equal(net.net.mean.weight, load(snapshot, net=own_network()).mean.weight)
-
-
-def own_network() -> torch.nn.Module:
-    from my_own_network import Own
-
-    return Own()
 
 
 def test_it_guides_itself_and_is_guided(own_run: Path, tmp_path: Path):

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from command_line import complaint, edm2, parse, succeed, write_images
+from command_line import parse, succeed, write_images
 
 from edm2.planning.speed import WHOLE_STEP
 from edm2.tools.bench.report import Measurement
@@ -101,43 +101,6 @@ def test_efficiency_from_a_benchmark(tmp_path: Path):
     step = {"section": section, "part": part, "flops_per_second": 0.4 * 989e12}
     (tmp_path / "bench.json").write_text(json.dumps({"measurements": [step]}))
     assert "measured, 40.0% of the peak:" in succeed(*SMALL, "--efficiency", tmp_path / "bench.json")
-
-
-@pytest.mark.parametrize(
-    ("options", "mentions"),
-    [
-        ("--preset nonsense --gpus 4 --gpu h100", ("nonsense",)),
-        ("--preset edm2-img512-s --gpus 4 --gpu h1000", ("h1000", "'h100'")),
-        ("--preset edm2-img512-s --gpus 4", ("--gpu", "h100", "--memory and --peak")),
-        ("--preset edm2-img512-s --gpus 4 --peak 100", ("--memory and --peak",)),
-        ("--preset edm2-img512-s --gpus 0 --gpu h100", ("--gpus",)),
-        ("--preset edm2-img512-s --gpus 12 --gpu h100", ("12 GPUs do not fill nodes of 8", "give --per-node 6, or")),
-        ("--preset edm2-img512-s --gpus 8 --per-node 3 --gpu h100", ("nodes of 3", "give --per-node 2, or")),
-        ("--preset edm2-img512-s --gpus 4 --gpu h100 --config H", ("'H' is not one of",)),
-        ("--preset edm2-img512-s --gpus 24 --gpu h100", ("2048 is not a multiple of the 24 processes",)),
-        ("--preset edm2-img512-s --gpus 4 --gpu h100 --micro-batch 3", ("micro_batch=3", "try")),
-        ("--preset edm2-img512-s --gpus 4 --gpu h100 --shape 3x64x64", ("--shape 3x64x64", "(4, 64, 64)")),
-        ("--preset edm2-small-64 --gpus 4 --gpu h100", ("edm2-small-64", "--shape")),
-        ("--preset edm2-small-64 --gpus 4 --gpu h100 --shape 64x64", ("64x64", "3x64x64")),
-        ("--preset edm2-small-64 --gpus 4 --gpu h100 --shape 3x63x64", ("63x64", "halved")),
-        ("--preset edm2-small-64 --gpus 4 --gpu h100 --data digits --shape 1x8x8", ("--data", "--shape")),
-        ("--preset edm2-img512-s --gpus 4 --gpu h100 --memory -1", ("--memory must be positive",)),
-        ("--preset edm2-img512-s --gpus 4 --gpu h100 --efficiency 1.5", ("1.5", "0.45")),
-        ("--preset edm2-img512-s --gpus 4 --gpu h100 --channels 200", ("attention heads",)),
-    ],
-)  # fmt: skip
-def test_slips_are_one_line(options: str, mentions: tuple[str, ...]):
-    result = edm2("plan", *options.split())
-    line = complaint(result.err)
-    assert result.code == 2, line
-    for mention in mentions:
-        assert mention in line
-    assert not result.out
-
-
-def test_a_missing_benchmark_is_one_line():
-    result = edm2(*SMALL, "--efficiency", "nowhere.json")
-    assert (result.code, "nowhere.json" in complaint(result.err)) == (1, True)
 
 
 def test_the_examples_of_the_help_parse(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from edm2.training import Trainer, read_run_config
 from edm2.training.run.logging import read_stats
 
 MEASURED = {"activations", "weights", "updates", "gradients", "uncertainty", "shares"}
-REPORTED = {"loss", "lr", "speed"}
+REPORTED = {"error", "loss", "lr", "speed"}
 
 
 def observed_run(like: Path, out: Path, architecture: str, **changes) -> Path:

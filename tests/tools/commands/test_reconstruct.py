@@ -33,6 +33,7 @@ def test_plan_of_a_run_writes_nothing(tiny_run: Path, tmp_path: Path):
     planned = succeed(*command, "--plan")
     assert not (tmp_path / "out").exists()
     assert planned == succeed(*command)
+    assert "From 8 snapshots" in succeed(*command, "--plan", "--memory", "1K"), "too little to do it"
 
 
 def test_plan_for_a_run_that_is_to_come():
@@ -126,19 +127,3 @@ def test_truncated_and_duplicate_snapshots(run: Path):
     first.with_name("copy.safetensors").unlink()
     second.write_bytes(second.read_bytes()[:-100])
     assert second.name in fails(run)
-
-
-def test_wrong_options(tiny_run: Path, tmp_path: Path):
-    for options, message in [
-        (("--memory", "lots"), "write 512M or 4G"),
-        (("--memory", "1K"), "too little for 8 snapshots"),
-        (("--threads", "0"), "--threads"),
-        (("--std-for", "gain"), "write PATTERN=LENGTH"),
-        (("--std-for", "*=0.3"), "less than 0.2887"),
-        (("--std-for", "nothing=0.1"), "no tensor is left for the pattern 'nothing'"),
-    ]:
-        result = edm2("reconstruct", tiny_run, "--std", "0.1", "--out", tmp_path / "out", *options)
-        assert message in complaint(result.err)
-        assert not (tmp_path / "out").exists()
-        assert not result.out, "no table of files that are not made"
-    assert "From 8 snapshots" in succeed("reconstruct", tiny_run, "--std", "0.1", "--plan", "--memory", "1K")

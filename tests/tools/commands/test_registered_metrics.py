@@ -10,8 +10,8 @@ import pytest
 from command_line import complaint, edm2, succeed
 
 from edm2.io.npz import write_npz
-from edm2.metrics.detectors import import_target
 from edm2.metrics.registry import CLASSIFIERS, DETECTORS, METRICS, WEIGHTS_OPTIONS, RegisteredDetector
+from edm2.training.imports import import_target
 
 MODULE = '''
 from edm2.metrics.scores import FeaturesMetric, MetricValue

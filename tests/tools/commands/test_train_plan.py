@@ -8,7 +8,7 @@ import pytest
 import torch
 from command_line import TINY, complaint, edm2, succeed
 
-from edm2.tools.commands.train import train
+from edm2.tools.commands.train import FIRST, train
 from edm2.tools.options.groups import GroupedOption
 from edm2.training.step import TrainStep
 
@@ -24,7 +24,7 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path: Path):
     text = succeed(*DIGITS, "--out", tmp_path / "run", "--dry-run", "--stratified-noise")
     assert "nothing was written" in text
     shown = subjects(text)
-    assert {"data", "scaling", "network", "training", "compute", "memory", "speed", "snapshots", "disk"} <= set(shown)
+    assert {"data", "scaling", "network", "training", "compute", "memory", "time", "snapshots", "disk"} <= set(shown)
     assert "1,797 images, 10 classes" in shown["data"]
     assert "41,379 parameters" in shown["network"]
     assert "8 (4 times, EMA lengths 0.05 and 0.1)" in shown["snapshots"]
@@ -92,13 +92,17 @@ def test_too_little_memory_is_one_line_with_the_remedy(monkeypatch, tmp_path: Pa
 
 
 def test_options_stand_under_headings():
-    shown = succeed("train", "--help")
+    shown = succeed("train", "--help-all")
     headings = ["The run", "Data", "Network", "Schedule", "Noise levels", "What is written, and when", "Machine"]
     positions = [shown.index(f"\n{heading}:\n") for heading in headings]
     assert positions == sorted(positions)
-    assert all(isinstance(parameter, GroupedOption) for parameter in train.params)
+    brief = succeed("train", "--help")
     for parameter in train.params:
         assert shown.count(f" {parameter.opts[-1]} ") >= 1, parameter.opts
+        assert isinstance(parameter, GroupedOption) or parameter.name == "help_all"
+        listed = re.search(rf"\n  {parameter.opts[0]}[ ,]", brief) is not None
+        assert listed == (parameter.name in {*FIRST, "help_all"}), parameter.opts
+    assert "  min-snr " not in brief
 
 
 def test_detecting_anomalies_excludes_compilation(tmp_path: Path):

@@ -38,29 +38,20 @@ def test_default_is_the_published_rgb_encoder(golden):
     assert torch.equal(PixelCodec().decode(decode_in), numbers["rgb/decode_out"])
 
 
-def test_every_level_survives(codec):
+def test_every_level_survives_and_decoding_takes_the_nearest_one(codec):
+    """Anything less than half a level away comes back; 0.49 leaves room for the rounding of float32. What is beyond
+    the levels is clipped, and what is no number has one too. JSON brings back an equal codec."""
     levels = all_levels(codec)
     encoded = codec.encode(levels)
     assert encoded.dtype == torch.float32
     assert torch.equal(codec.decode(encoded), levels)
-
-
-def test_decoding_takes_the_nearest_level(codec):
-    """Anything less than half a level away comes back; 0.49 leaves room for the rounding of float32."""
-    levels = all_levels(codec)
+    mean, std = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (codec.mean, codec.std))
     for distance in (-0.49, 0.49):
-        exact = (levels.double() + distance - column(codec.mean)) / column(codec.std)
-        assert torch.equal(codec.decode(exact), levels)
-
-
-def column(values: tuple[float, ...]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
-
-
-def test_decoding_clips_and_is_defined_everywhere(codec):
+        assert torch.equal(codec.decode((levels.double() + distance - mean) / std), levels)
     x = torch.tensor([-math.inf, -1e30, math.nan, 1e30, math.inf]).view(1, 1, 1, -1).repeat(1, len(codec.mean), 1, 1)
     top = codec.levels - 1
     assert codec.decode(x)[0, 0, 0].tolist() == [0, 0, 0, top, top]
+    assert codec_from_json(json.loads(json.dumps(codec.to_json()))) == codec
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -83,10 +74,6 @@ def test_display_uses_all_of_8_bits():
     codec = CODECS["digits"]
     expected = [math.floor(v * 255 / 16 + 0.5) for v in range(17)]
     assert codec.to_display(all_levels(codec)).flatten().tolist() == expected
-
-
-def test_json_brings_back_an_equal_codec(codec):
-    assert codec_from_json(json.loads(json.dumps(codec.to_json()))) == codec
 
 
 @pytest.mark.parametrize(

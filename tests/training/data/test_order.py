@@ -1,16 +1,11 @@
 """The order of images depends on the seed and the place, and on nothing else."""
 
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import pytest
 
 from edm2.training.data.order import PositionBatches, ShuffledOrder, permutation
-
-
-def take(batches: PositionBatches, count: int) -> list[int]:
-    """Indices of the first `count` micro-batches."""
-    return [index for batch in islice(batches, count) for index in batch]
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 1000])
@@ -35,13 +30,9 @@ def test_ranges_add_up_and_may_span_epochs():
         for stop in range(start, 41, 4):
             # A new object each time: the order must not depend on what was asked before.
             assert np.array_equal(ShuffledOrder(7, seed=1).indices(start, stop), whole[start:stop])
-
-
-def test_looking_back_changes_nothing():
-    order = ShuffledOrder(5, seed=0)
-    first = order.indices(0, 5)
+    order = ShuffledOrder(7, seed=1)
     order.indices(500, 530)
-    assert np.array_equal(order.indices(0, 5), first)
+    assert np.array_equal(order.indices(0, 40), whole)  # looking back changes nothing
 
 
 def test_the_order_outlives_versions_of_numpy():
@@ -52,9 +43,9 @@ def test_the_order_outlives_versions_of_numpy():
 
 def test_a_run_that_starts_anywhere_goes_on_as_if_it_had_never_stopped():
     order = ShuffledOrder(10, seed=2)
-    never_stopped = take(PositionBatches(order, 0, 6), 20)
+    never_stopped = [*chain(*islice(PositionBatches(order, 0, 6), 20))]
     for step in range(20):
-        assert take(PositionBatches(order, 6 * step, 6), 20 - step) == never_stopped[6 * step :]
+        assert [*chain(*islice(PositionBatches(order, 6 * step, 6), 20 - step))] == never_stopped[6 * step :]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
@@ -66,5 +57,5 @@ def test_several_processes_see_together_what_one_sees(world_size, micro_batch):
     for rank in range(world_size):
         batches = PositionBatches(order, 24, batch, micro_batch=micro_batch, rank=rank, world_size=world_size)
         per_step = batches.images_per_rank // batches.micro_batch
-        shares.append(np.reshape(take(batches, steps * per_step), (steps, batch // world_size)))
+        shares.append(np.reshape([*chain(*islice(batches, steps * per_step))], (steps, batch // world_size)))
     assert np.array_equal(np.hstack(shares).flatten(), order.indices(24, 24 + steps * batch))

@@ -44,11 +44,16 @@ def test_pauses_double_until_the_error_is_gone(times: int, code: int, pauses: li
     assert pauses == [2**i for i in range(times)]
 
 
-def test_it_ends_after_about_a_minute(pauses: list[float]):
+def test_it_ends_after_about_a_minute_and_the_log_says_once_that_it_retries(pauses: list[float], caplog):
     with pytest.raises(OSError, match="Input/output error, at each of 7 attempts in 0 seconds") as failure:
         retry(failing(100), "a file")
     assert is_transient(failure.value)
     assert sum(pauses) == 63
+    [record] = caplog.records
+    assert (record.levelno, record.getMessage()) == (
+        logging.WARNING,
+        "a file: Input/output error; trying again for 63 seconds",
+    )
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "no"), PermissionError(errno.EACCES, "no"),
@@ -61,14 +66,6 @@ def test_other_errors_are_final_at_once(error: Exception, pauses: list[float]):
         retry(read, "a file")
     assert not pauses
     assert not is_transient(error)
-
-
-def test_the_log_says_once_that_it_retries(caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.WARNING):
-        retry(failing(3), "a file")
-    assert [record.getMessage() for record in caplog.records] == [
-        "a file: Input/output error; trying again for 63 seconds"
-    ]
 
 
 # ------------------------------------------------------------------------------------------------ through a dataset
@@ -104,7 +101,8 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return lambda times, code=errno.ESTALE: left.update(times=times, code=code)
 
 
-def test_an_image_is_read_when_the_storage_is_back(data: Path, storage):
+def test_a_dataset_is_opened_and_read_when_the_storage_is_back(data: Path, storage):
+    storage(2)
     dataset = open_dataset(data)
     storage(3)
     assert dataset.images([2])[0].unique().tolist() == [2]
@@ -120,23 +118,14 @@ def test_storage_that_stays_away_is_named_with_file_and_index(data: Path, storag
     assert line.endswith("Stale file handle, at each of 7 attempts in 0 seconds (index 1)")
 
 
-def test_opening_retries_too(data: Path, storage):
-    storage(2)
-    assert len(open_dataset(data)) == 3
-
-
-def test_a_stale_handle_is_given_up(tmp_path: Path, storage):
-    """A network file system refuses it for ever; a file that is opened anew it may hand out."""
+def test_a_stale_handle_is_given_up_and_a_zip_on_storage_that_stays_away_not_called_damaged(tmp_path: Path, storage):
+    """A network file system refuses a handle for ever; a file that is opened anew it may hand out."""
     data = write_zip(tmp_path / "data.zip", {"1.npy": npy(np.zeros((1, 2, 2), dtype=np.uint8))})
     dataset = open_dataset(data)
     before = dataset._files._file
     storage(1)
     dataset.images([0])
     assert dataset._files._file is not before
-
-
-def test_a_zip_on_storage_that_stays_away_is_not_called_damaged(tmp_path: Path, storage):
-    data = write_zip(tmp_path / "data.zip", {"1.npy": npy(np.zeros((1, 2, 2), dtype=np.uint8))})
     storage(ATTEMPTS)
     with pytest.raises(DatasetError, match=r"data\.zip: cannot be (read|opened)") as failure:
         open_dataset(data)

@@ -66,22 +66,17 @@ def test_decoded_pixels_are_those_of_the_published_pipeline(golden, monkeypatch)
     assert (difference > 0).float().mean() < 1e-3
 
 
-def test_moments_give_their_distribution():
-    codec = LatentCodec(mean=(1.0, -2.0), std=(2.0, 4.0))
+def test_moments_give_their_distribution_and_come_back():
+    codec = LatentCodec(vae="mine", mean=(1.0, -2.0), std=(2.0, 4.0), pixel_range=(-1, 1))
+    assert codec_from_json(json.loads(json.dumps(codec.to_json()))) == codec
     moments = torch.tensor([3.0, 2.0, 0.5, 1.0]).reshape(1, 4, 1, 1).expand(1, 4, 128, 128)
     drawn = codec.encode(moments, torch.randn(1, 2, 128, 128, generator=torch.Generator().manual_seed(0)))
     error = 4 / 128  # four standard errors of 128² numbers
     assert drawn[:, 0].mean() == pytest.approx((3 - 1) * 0.25, abs=error * 0.125)
     assert drawn[:, 1].std() == pytest.approx(1.0 * 0.125, rel=error)
     assert torch.equal(codec.encode(moments)[:, 0], torch.full((1, 128, 128), 0.5))  # without noise: the mean
-
-
-def test_there_and_back():
-    codec = LatentCodec(vae="mine", mean=(1.0,), std=(3.0,), sigma_data=1.0, pixel_range=(-1, 1))
-    assert codec_from_json(json.loads(json.dumps(codec.to_json()))) == codec
-    x = torch.randn(2, 1, 4, 4)
-    moments = torch.cat([codec.to_vae(x), torch.zeros_like(x)], dim=1)
-    torch.testing.assert_close(codec.encode(moments), x)
+    x = torch.randn(2, 2, 4, 4)
+    torch.testing.assert_close(codec.encode(torch.cat([codec.to_vae(x), torch.zeros_like(x)], dim=1)), x)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +97,8 @@ def test_there_and_back():
 def test_latents_that_do_not_fit_are_refused(description, channels, named):
     with pytest.raises(ValueError, match=named):
         latent_codec_of(description, channels, 0.5)
-
-
-def test_sigma_data_is_the_network_s_whatever_the_latents_have():
     described = {"mean": [0] * 4, "std": [1] * 4, "sigma_data": 4.1}
-    assert latent_codec_of(described, 8, 0.5).sigma_data == 0.5
+    assert latent_codec_of(described, 8, 0.5).sigma_data == 0.5  # the network's, whatever the latents have
 
 
 def test_a_vae_that_is_not_there_is_named(tmp_path, monkeypatch):

@@ -87,11 +87,7 @@ def message_of(trainer: Trainer) -> str:
 @pytest.mark.parametrize(
     ("kind", "where", "positions"),
     [
-        (
-            PoisonedWeight,
-            f"forward, in {LAYER} (its weight is not finite)",
-            "positions 16, 17, 18, 19, 20, 21, 22, 23",
-        ),
+        (PoisonedWeight, f"forward, in {LAYER} (its weight is not finite)", "positions 16, 17, 18, 19, 20, 21, 22, 23"),
         (PoisonedGradient, f"gradient of {LAYER}.weight", "which images is unknown"),
         (PoisonedBackward, f"gradient, in {LAYER}", "positions 18 of"),
         (PoisonedImages, "the noisy images", "positions 17, 19 of"),

@@ -7,7 +7,7 @@ import operator
 
 import pytest
 import torch
-from tiny_run import assert_same_bits, final_state, run, tiny_config, tiny_data
+from tiny_run import assert_same_bits, final_state, run, stats, tiny_config, tiny_data
 from torch import nn
 
 from edm2.networks import NetworkConfig, build_network
@@ -282,18 +282,21 @@ def test_stopped_and_resumed_records_are_those_of_a_run_never_stopped(tmp_path):
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
 
 
-def test_tensorboard_gets_the_measurements(tmp_path):
+def test_tensorboard_gets_every_number_of_every_report_and_measurement(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run(measured_config(tmp_path))
+    run(measured_config(tmp_path, holdout=5))
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
     sigma = next(iter(records(tmp_path)[0]["noise_levels"]["loss"]))
     layer = "unet.dec.8x8_block1.conv_res1"
-    for name in ("activations/max/Dec 8x8", "weights/raw/mean/Enc 4x4", f"updates/layers/relative/{layer}",
-                 f"noise_levels/loss/{sigma}", "clipped_activations", "nonfinite/entries"):  # fmt: skip
-        logged = {event.step: event.value for event in events.Scalars(name)}
-        for record in records(tmp_path):
-            stored = functools.reduce(operator.getitem, name.split("/"), record)
-            assert logged[record["images_seen"]] == pytest.approx(stored, rel=1e-6)
+    measured = ("activations/max/Dec 8x8", "weights/raw/mean/Enc 4x4", f"updates/layers/relative/{layer}",
+                f"noise_levels/loss/{sigma}", "clipped_activations", "nonfinite/entries")  # fmt: skip
+    reported = ("loss", "lr", "grad_norm", "holdout_loss")
+    for names, found in ((measured, records(tmp_path)), (reported, stats(tmp_path))):
+        for name in names:
+            path = name.split("/")
+            stored = {r["images_seen"]: functools.reduce(operator.getitem, path, r) for r in found if path[0] in r}
+            logged = {event.step: event.value for event in events.Scalars(name)}
+            assert logged == pytest.approx(stored, rel=1e-6), name
 
 
 def test_longer_intervals_measure_more_images_up_to_the_papers_number():

@@ -14,7 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from edm2.training import Trainer
 from edm2.training.callbacks import Callback, SampleGrids
 from edm2.training.distributed import processes as distributed
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints
 
 pytestmark = pytest.mark.slow  # jobs of several processes, most of which wait for a timeout
 
@@ -107,16 +107,9 @@ def try_again(kind: type[Trainer], changes: dict, final: Path) -> None:
 def test_torchrun_starts_all_again_and_the_run_goes_on_by_itself(tmp_path, kind):
     """To the bit, without gaps or repeats in the records: `torchrun --max-restarts 1`, here as its agent."""
     settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=2,
-        max_restarts=1,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        rdzv_configs={"timeout": 60},
-        start_method="forkserver",
-        monitor_interval=0.1,
-    )
+        min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
+        rdzv_configs={"timeout": 60}, start_method="forkserver", monitor_interval=0.1,
+    )  # fmt: skip
     changes = {"out": str(tmp_path / "run"), "patience": 10.0 if kind is Hanging else 1800.0, **SETTINGS}
     start_server()
     elastic_launch(settings, try_again)(kind, changes, tmp_path / "final.pt")

@@ -26,23 +26,16 @@ with joined_processes() as processes:
 """
 
 
-def test_without_torchrun_there_is_one_process():
+def test_items_and_devices_of_each_process():
     with joined_processes() as processes:
-        assert processes == Processes(rank=0, count=1)
+        assert processes == Processes(rank=0, count=1)  # without torchrun there is one
         processes.wait()
         assert list(processes.shard(range(3))) == [0, 1, 2]
         assert processes.broadcast("mine") == "mine"
-
-
-def test_every_item_belongs_to_one_process():
     shared = [item for rank in range(3) for item in Processes(rank, 3).shard(range(10))]
     assert sorted(shared) == list(range(10))
-
-
-def test_each_process_has_its_gpu():
-    assert Processes(5, 8, local_rank=1).device("cuda") == torch.device("cuda", 1)
-    assert Processes(5, 8, local_rank=1).device("cpu") == torch.device("cpu")
-    assert Processes(5, 8, local_rank=1).device("cuda:3") == torch.device("cuda", 3)
+    for name, device in (("cuda", "cuda:1"), ("cpu", "cpu"), ("cuda:3", "cuda:3")):
+        assert Processes(5, 8, local_rank=1).device(name) == torch.device(device)
 
 
 def test_the_failure_of_another_process_is_said_in_plain_words(monkeypatch: pytest.MonkeyPatch):

@@ -16,7 +16,7 @@ from edm2.tools.run import train_interruptibly
 from edm2.training import Trainer, TrainingConfig
 from edm2.training.distributed.processes import joined_processes
 from edm2.training.distributed.strategies import SingleProcess, recompute_blocks_
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints
 
 LONG = {"duration": 80_000, "checkpoint_every": 80_000, "snapshot_every": 80_000, "status_every": 80}
 

@@ -49,16 +49,6 @@ def test_larger_numbers_give_higher_noise(distribution, dtype):
 
 
 @pytest.mark.parametrize("distribution", ALL, ids=NOISE_DISTRIBUTIONS)
-@pytest.mark.parametrize("strata", [1, 8, 50])
-def test_stratified_batches_have_one_noise_level_per_stratum(distribution, strata):
-    """1000 steps divide evenly into these strata."""
-    uniform = torch.rand(20 * strata, generator=torch.Generator().manual_seed(1))
-    sigma = distribution.sigma(stratified_normal(0, uniform, strata))
-    stratum = np.floor(strata * probability(distribution, sigma)).astype(int)
-    assert np.array_equal(stratum, np.arange(20 * strata) % strata)
-
-
-@pytest.mark.parametrize("distribution", ALL, ids=NOISE_DISTRIBUTIONS)
 def test_drawn_noise_levels_follow_the_distribution(distribution):
     """20,000 numbers: Kolmogorov-Smirnov against the distribution function, of steps up to half a step of 1/1000."""
     sigma = distribution.sigma(torch.randn(20_000, generator=torch.Generator().manual_seed(2)))
@@ -164,8 +154,5 @@ def test_images_and_strata_are_independent():
 def test_distributions_by_name():
     assert noise_distribution("ln-normal", -1.2, 1.2) == LnNormal(-1.2, 1.2)
     assert [type(distribution) for distribution in ALL] == [LnNormal, DDPMLinear, DDPMCosine, LnUniform]
-
-
-def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"noise='cosine' is unknown; there are ln-normal, ddpm, ddpm-cosine, uniform"):
         noise_distribution("cosine")

@@ -58,16 +58,12 @@ class Recorder:
         return self.D_x, self.u
 
 
-def test_noise_levels_golden(golden):
-    for _, description, _, data, results in golden_runs(golden):
-        sigma = objective_of(description).distribution.sigma(data["loss/rnd_normal"])
-        assert max_rel(sigma, results["sigma"]) <= 1e-6  # exp in float32
-
-
 def test_loss_and_gradients_golden(golden):
     for mode, description, net, data, results in golden_runs(golden):
-        case, recorder = (mode, description["config"]), Recorder(net)
-        loss_map = objective_of(description)(
+        case, recorder, objective = (mode, description["config"]), Recorder(net), objective_of(description)
+        sigma = objective.distribution.sigma(data["loss/rnd_normal"])
+        assert max_rel(sigma, results["sigma"]) <= 1e-6, case  # exp in float32
+        loss_map = objective(
             recorder, data["loss/images"], data.get("in/labels"), sigma=results["sigma"], noise=data["loss/unit_noise"]
         )
         total = loss_map.sum() / len(loss_map)
@@ -122,34 +118,17 @@ def test_a_perfect_denoiser_has_its_uncertainty_as_loss():
     torch.testing.assert_close(loss_map, torch.full_like(y, -1.5))
 
 
-def test_with_a_static_weighting_any_denoiser_fits():
-    """No u(sigma) is asked for, and no conditions if there are none."""
-    y, sigma = torch.randn(3, 2, 4, 4), torch.full((3,), 0.5)
-    loss_map = EDM2Loss(weighting=EDM())(lambda x, sigma, labels: x, y, sigma=sigma, noise=torch.ones_like(y))
-    torch.testing.assert_close(loss_map, torch.full_like(y, 2))  # lambda = 2 / sigma² where sigma = sd
-
-
 @pytest.mark.parametrize("weighting", [EDM(), Uncertainty()], ids=str)
-def test_conditions_reach_the_network(weighting):
-    given = {"text": torch.ones(3, 7), "depth": None}
+def test_conditions_reach_the_network_and_its_error_is_reported_whatever_the_weighting(weighting):
+    y, noise, sigma = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.1, 1.0, 10.0])
+    given, reported = {"text": torch.ones(3, 7), "depth": None}, {}
 
     def net(x, sigma, labels, return_logvar=False, *, conditions):
         assert conditions is given
-        return (x, torch.zeros(3, 1, 1, 1)) if return_logvar else x
-
-    EDM2Loss(weighting=weighting)(net, torch.zeros(3, 2, 4, 4), conditions=given)
-
-
-@pytest.mark.parametrize("weighting", [EDM(), Uncertainty()], ids=str)
-def test_the_error_is_reported_whatever_the_weighting(weighting):
-    y, noise, sigma = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.1, 1.0, 10.0])
-    reported = {}
-
-    def net(x, sigma, labels, return_logvar=False):
         return (x / 2, torch.ones(3, 1, 1, 1)) if return_logvar else x / 2
 
     context = SimpleNamespace(report=reported.__setitem__)
-    EDM2Loss(weighting=weighting)(net, y, sigma=sigma, noise=noise, context=context)
+    EDM2Loss(weighting=weighting)(net, y, sigma=sigma, noise=noise, conditions=given, context=context)
     sigma = sigma.reshape(3, 1, 1, 1)
     x = y + sigma * noise
     assert torch.equal(reported["error"], relative_error((x / 2 - y) ** 2, x, y, sigma, 0.5))
@@ -180,12 +159,15 @@ def test_an_untrained_network_starts_at_unit_loss_at_every_noise_level(sigma):
 
 
 @pytest.mark.parametrize(("P_mean", "P_std"), [(-0.4, 1.0), (-0.8, 1.6)])
-def test_noise_levels_are_log_normal(P_mean, P_std):
-    """Drawn by the objective itself; 20,000 numbers: the mean errs by P_std / 141, the deviation by P_std / 200."""
+def test_with_a_static_weighting_any_denoiser_fits_and_noise_levels_are_log_normal(P_mean, P_std):
+    """No u(sigma) is asked for, and no conditions if there are none: lambda is 1 / sigma² + 1 / sd², D(x) = x.
+
+    20,000 numbers, drawn by the objective itself: the mean errs by P_std / 141, the deviation by P_std / 200."""
     torch.manual_seed(0)
-    levels = []
-    EDM2Loss(P_mean, P_std, weighting=EDM())(
-        lambda x, sigma, _: levels.append(sigma) or x, torch.zeros(20_000, 1, 1, 1)
-    )
-    assert levels[0].log().mean().item() == pytest.approx(P_mean, abs=4 * P_std / math.sqrt(20_000))
-    assert levels[0].log().std().item() == pytest.approx(P_std, abs=4 * P_std / math.sqrt(40_000))
+    levels, y, noise = [], torch.zeros(20_000, 1, 1, 1), torch.ones(20_000, 1, 1, 1)
+    objective = EDM2Loss(P_mean, P_std, weighting=EDM())
+    loss_map = objective(lambda x, sigma, labels: levels.append(sigma) or x, y, noise=noise)
+    [sigma] = levels
+    torch.testing.assert_close(loss_map.flatten(), 1 + 4 * sigma.flatten() ** 2)
+    assert sigma.log().mean().item() == pytest.approx(P_mean, abs=4 * P_std / math.sqrt(20_000))
+    assert sigma.log().std().item() == pytest.approx(P_std, abs=4 * P_std / math.sqrt(40_000))

@@ -12,7 +12,8 @@ from tiny_run import assert_same_bits, assert_same_numbers, final_state, run, st
 
 from edm2.training import CheckpointError, Trainer
 from edm2.training.run import checkpoint as module
-from edm2.training.run.checkpoint import Checkpoints, find_checkpoints, load_checkpoint
+from edm2.training.run.checkpoint import Checkpoints, load_checkpoint
+from edm2.training.run.checkpoint_folder import find_checkpoints
 
 SETTINGS = {"checkpoint_every": 24, "status_every": 24}
 

@@ -12,7 +12,7 @@ from edm2.post_hoc_ema import find_snapshots, reconstruct, reconstruction_error,
 from edm2.training import Trainer, TrainingError
 from edm2.training.initialization import fresh_network
 from edm2.training.run import checkpoint
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.disk import DiskForecast, file_sizes, used_space
 from edm2.training.schedule import due_times, is_due
 

@@ -14,23 +14,19 @@ from edm2.training import Trainer, TrainingError, trainer
 from edm2.training.distributed.processes import joined_processes
 from edm2.training.loss.objective import EDM2Loss, relative_error
 from edm2.training.run import failures
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.failures import EXPLODED, STEPS, Divergence
 from edm2.training.run.totals import StepResult
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.5, 4.0])
-def test_a_network_that_outputs_nothing_has_error_1_on_any_data(scale):
+def test_a_network_that_outputs_nothing_has_error_1_on_any_data_and_a_perfect_one_0(scale):
     """Also where the data's standard deviation is not the one that the network expects. F = 0 in a new network."""
     net = build_network(NetworkConfig(8, 1, 0, model_channels=8, channel_mult=(1,), num_blocks=1, channels_per_head=8))
-    images = scale * torch.randn(64, 1, 8, 8)
+    images, noisy, sigma = scale * torch.randn(64, 1, 8, 8), torch.randn(64, 1, 8, 8), torch.rand(64, 1, 1, 1)
     reported = {}
     EDM2Loss()(net, images, context=SimpleNamespace(report=reported.__setitem__))
     assert float(reported["error"]) == pytest.approx(1, abs=1e-5)
-
-
-def test_a_perfect_network_has_error_0():
-    images, noisy, sigma = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2), torch.rand(4, 1, 1, 1)
     assert float(relative_error(torch.zeros_like(images), noisy, images, sigma, 0.5)) == 0
 
 
@@ -58,18 +54,17 @@ def test_steps_that_count(errors, steps):
     assert int(watched(errors).steps) == steps
 
 
-def test_what_is_saved_is_suspect_before_it_counts_as_exploded():
+def test_errors_are_suspect_before_they_count_and_a_resumed_run_goes_on_counting():
     assert not watched([1.0, 1.9]).is_suspect()
     assert watched([1.0, 2.1]).is_suspect()
     assert watched([1.0, math.nan]).is_suspect()
+    resumed = Divergence(torch.device("cpu"))
+    resumed.load_state(watched([3.0, 50.0, 50.0]).state())
+    resumed.add(torch.tensor(50.0))
+    assert resumed.state() == {"steps": 3.0, "usual": 3.0, "good": False}
 
 
-def test_a_resumed_run_goes_on_counting():
-    first = watched([3.0, 50.0, 50.0])
-    second = Divergence(torch.device("cpu"))
-    second.load_state(first.state())
-    second.add(torch.tensor(50.0))
-    assert second.state() == {"steps": 3.0, "usual": 3.0, "good": False}
+EVERY_STEP = {"checkpoint_every": 8, "keep_checkpoints": 1, "snapshot_every": 8, "keep_snapshots": 3}
 
 
 class Breaking(Trainer):
@@ -90,12 +85,9 @@ class Breaking(Trainer):
 def test_a_loss_that_explodes_ends_the_run_and_the_last_good_checkpoint_is_kept(tmp_path, monkeypatch):
     """One checkpoint is kept besides, and snapshots are not thinned any more: the new ones may be worthless."""
     monkeypatch.setattr(trainer, "STEPS", 4)
-    config = tiny_config(
-        tmp_path, checkpoint_every=8, keep_checkpoints=1, snapshot_every=8, keep_snapshots=3, duration=800
-    )
-    with pytest.raises(
-        TrainingError, match=r"the loss has exploded: in 4 steps up to image 96 .*000000000048$"
-    ) as said:
+    config = tiny_config(tmp_path, **EVERY_STEP, duration=800)
+    exploded = r"the loss has exploded: in 4 steps up to image 96 .*000000000048$"
+    with pytest.raises(TrainingError, match=exploded) as said:
         Breaking(config, dataset=tiny_data()).run()
     assert "\n" not in str(said.value)
     assert [int(path.name) for path in find_checkpoints(tmp_path / "checkpoints")] == [48, 88]
@@ -108,9 +100,7 @@ def explode(out: str) -> None:
     trainer.STEPS = 4
     with joined_processes() as processes:
         try:
-            Breaking(
-                tiny_config(out, checkpoint_every=8, keep_checkpoints=1), dataset=tiny_data(), processes=processes
-            ).run()
+            Breaking(tiny_config(out, **EVERY_STEP), dataset=tiny_data(), processes=processes).run()
         except TrainingError as error:
             print(error)
             raise SystemExit(1) from None
@@ -132,7 +122,7 @@ def test_a_loss_that_returns_is_let_alone(tmp_path, monkeypatch):
     class Jumping(Breaking):
         for_steps = 3
 
-    config = tiny_config(tmp_path, checkpoint_every=8, keep_checkpoints=1, snapshot_every=8, keep_snapshots=3)
+    config = tiny_config(tmp_path, **EVERY_STEP)
     Jumping(config, dataset=tiny_data()).run()
     assert [int(path.name) for path in find_checkpoints(tmp_path / "checkpoints")] == [96]
     assert len({snapshot.images_seen for snapshot in find_snapshots(tmp_path)}) == 3

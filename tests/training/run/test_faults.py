@@ -6,7 +6,7 @@ import pytest
 from killing import Killer
 from tiny_run import assert_same_numbers
 
-from edm2.training.run.checkpoint import find_checkpoints
+from edm2.training.run.checkpoint_folder import find_checkpoints
 
 RUNS = 20
 

@@ -50,35 +50,17 @@ def test_measured_over_enough_steps_and_told_once(seconds_per_step, steps):
     assert told(Machine(seconds_per_step), 200) == [(pytest.approx(steps, abs=2), pytest.approx(8 / seconds_per_step))]
 
 
-def test_compilation_in_the_first_step_does_not_count():
+def test_neither_compilation_in_the_first_step_nor_a_run_of_a_few_steps_is_measured():
     assert told(Machine(0.5, first_step=120.0), 100)[0][1] == pytest.approx(16)
-
-
-def test_a_run_of_a_few_steps_is_not_measured():
     assert told(Machine(0.01), 12) == []
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0 seconds"),
-        (1, "1 second"),
-        (50, "50 seconds"),
-        (150, "2.5 minutes"),
-        (3_600, "60 minutes"),
-        (27_000, "7.5 hours"),
-        (86_400, "24 hours"),
-        (9.12 * 86_400, "9.1 days"),
-        (136.3 * 86_400, "136 days"),
-        (1e9, "11,574 days"),
-    ],
-)
-def test_times_are_readable(seconds, text):
-    assert time_text(seconds) == text
+DAY = 86_400
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_520_000_000, "1.52 GB"), (3e23, "300 ZB")]
-)
-def test_numbers_of_any_size_are_readable(value, text):
-    assert with_unit(value, "B") == text
+def test_times_and_numbers_of_any_size_are_readable():
+    times = {0.4: "0 seconds", 1: "1 second", 50: "50 seconds", 150: "2.5 minutes", 3_600: "60 minutes"}
+    times |= {27_000: "7.5 hours", DAY: "24 hours", 9.12 * DAY: "9.1 days", 136.3 * DAY: "136 days", 1e9: "11,574 days"}
+    assert {seconds: time_text(seconds) for seconds in times} == times
+    numbers = {0: "0 B", 999: "999 B", 1000: "1 kB", 1_520_000_000: "1.52 GB", 3e23: "300 ZB"}
+    assert {value: with_unit(value, "B") for value in numbers} == numbers

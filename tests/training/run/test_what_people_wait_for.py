@@ -2,25 +2,13 @@
 
 import pytest
 import torch
-from tiny_run import assert_same_bits, final_state, run, stats, tiny_config, tiny_data
+from tiny_run import StopAt, assert_same_bits, final_state, run, stats, tiny_config, tiny_data
 
 import edm2
 from edm2.post_hoc_ema import find_snapshots
 from edm2.training import Trainer
-from edm2.training.callbacks import Callback
 from edm2.training.run import failures
-from edm2.training.run.checkpoint import find_checkpoints
-
-
-class StopAt(Callback):
-    """Stops a run when it has seen some images."""
-
-    def __init__(self, images: int) -> None:
-        self.images = images
-
-    def on_step(self, trainer, result) -> None:
-        if trainer.images_seen == self.images:
-            trainer.stop_requested = 130
+from edm2.training.run.checkpoint_folder import find_checkpoints
 
 
 def times(folder) -> list[int]:

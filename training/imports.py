@@ -1,0 +1,37 @@
+"""Import of what a user names as `module:callable`: a dataset, a network, a detector. Never of what a file names."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def import_target(target: str) -> Any:
+    """Import `module:attribute`, also from the current folder, which the console script leaves out of sys.path."""
+    module_name, _, attribute = target.rpartition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    return getattr(importlib.import_module(module_name), attribute)
+
+
+def import_callable(target: str, what: str) -> Callable[..., Any]:
+    """Import what a user names on the command line to make or to be `what`, such as "a detector".
+
+    Raises:
+        ValueError: there is no such module, or nothing callable of this name in it.
+    """
+    try:
+        found = import_target(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{target}: cannot be imported ({error}); {what} is given as module:callable") from error
+    if not callable(found):
+        raise ValueError(f"{target}: is no function that could be called; {what} is given as module:callable")
+    return found
+
+
+def is_target(text: str) -> bool:
+    """True if a text is of the form `module:callable`, and no path."""
+    module_name, separator, attribute = text.rpartition(":")
+    names = [*module_name.split("."), attribute]
+    return bool(separator) and all(name.isidentifier() for name in names) and not Path(text).exists()
