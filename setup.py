@@ -55,6 +55,7 @@ setup(
         "tensorboard": ["tensorboard"],
         "bench": ["ema-pytorch"],
         "datasets": ["datasets"],
+        "heic": ["pillow-heif"],
         "test": [
             *("pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"),
             *("tensorboard", "datasets", "build", "setuptools"),

@@ -25,6 +25,7 @@ class Precond(nn.Module):
 
     Attributes:
         compute_dtype: dtype of the U-Net's activations; parameters keep their own.
+        empty_classes: Classes without an image in training, which sampling leaves out unless asked for.
     """
 
     unet: Any  # a U-Net with a `config` and a `memory_format`
@@ -36,6 +37,7 @@ class Precond(nn.Module):
         self.logvar_fourier = logvar_fourier
         self.logvar_linear = logvar_linear
         self.compute_dtype = torch.float32
+        self.empty_classes: tuple[int, ...] = ()
 
     @property
     def config(self) -> NetworkConfig:

@@ -51,6 +51,11 @@ def _flush_to_disk(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
+def visible_files(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
+    """Entries of a folder that match a pattern, by name; hidden ones, such as macOS's `._NAME`, do not exist."""
+    return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse an untrusted JSON text.
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edm2.post_hoc_ema.files import atomic_output, parse_json, plain_line
+from edm2.post_hoc_ema.files import atomic_output, parse_json, plain_line, visible_files
 from edm2.post_hoc_ema.tensor_files import TensorLayout, locate_tensors, read_numbers
 
 METADATA_KEY = "edm2"
@@ -154,7 +154,7 @@ def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
     folder = Path(folder)
     inner = folder / "snapshots"
     folder = inner if inner.is_dir() else folder
-    snapshots = [SafetensorsSnapshot(path) for path in folder.glob("*.safetensors")]
+    snapshots = [SafetensorsSnapshot(path) for path in visible_files(folder, "*.safetensors")]
     if not snapshots:
         raise FileNotFoundError(f"no snapshots (*.safetensors) in {folder}; give a run folder or its snapshots/")
     tracked = [snapshot for snapshot in snapshots if "reconstructed_from" not in snapshot.metadata]

@@ -15,7 +15,7 @@ from edm2.io.images import save_grid
 from edm2.networks import Precond, fold
 from edm2.planning.presets import PRESETS
 from edm2.post_hoc_ema.files import first_line
-from edm2.sampling.generation import generate
+from edm2.sampling.generation import drawn_by_default, generate
 from edm2.tools.process import convolve_in_float32, stop_signals_handled
 from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
 from edm2.training.callbacks import Callback, SampleGrids, SpeedReport
@@ -183,9 +183,10 @@ def draw_samples(
     net: Precond, codec: Codec, path: Path, dtype: torch.dtype = torch.float32, rows: int = 4, num_steps: int = 18
 ) -> None:
     """Write a PNG grid of samples with one class per column (at most ten); the same seeds every time."""
-    columns = min(net.config.label_dim, COLUMNS) or COLUMNS
+    shown = drawn_by_default(net)[:COLUMNS]
+    columns = len(shown) or COLUMNS
     count = rows * columns
-    classes = [i % columns for i in range(count)] if net.config.label_dim else None
+    classes = shown * rows or None
     batches = generate(fold(net, dtype), range(count), classes, batch_size=count, num_steps=num_steps)
     try:
         samples = torch.cat([batch.samples for batch in batches])

@@ -2,7 +2,8 @@
 
     convert("photos", "photos-64.zip", CenterCropDhariwal(64, 64))
 
-Every transform gives the pixels that those tools give (arXiv 2312.02696v2).
+Every transform gives the pixels that those tools give (arXiv 2312.02696v2), of what a viewer shows: photos upright,
+transparency on a background. `PictureReader("ignore", "drop")` reads as those tools do.
 
 The work is divided into parts (see `edm2.datasets.parts`), which worker processes make. The bytes of a part do not
 depend on which process makes it or on earlier interruptions; at the end the parts are strung together.
@@ -15,13 +16,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, TypeAlias
 from zipfile import ZipFile
 
+import numpy as np
 import PIL
 from PIL import Image
 from PIL.Image import Resampling
@@ -37,12 +39,23 @@ from edm2.datasets.parts import (
     string_together,
     writing_to,
 )
+from edm2.datasets.pictures import PictureReader
+from edm2.datasets.tally import Tally, total_of
 from edm2.post_hoc_ema import atomic_output
-from edm2.training.data.archive import Catalog, read_image
-from edm2.training.data.files import DatasetError, Files
+from edm2.training.data.archive import Catalog, suffix_of
+from edm2.training.data.files import DatasetError, Files, StorageError
 from edm2.training.data.index import open_archive
 
-__all__ = ["TRANSFORMS", "CenterCrop", "CenterCropDhariwal", "CenterCropWide", "Converted", "Resize", "convert"]
+__all__ = [
+    "TRANSFORMS",
+    "BrokenImages",
+    "CenterCrop",
+    "CenterCropDhariwal",
+    "CenterCropWide",
+    "Converted",
+    "Resize",
+    "convert",
+]
 
 Source: TypeAlias = "str | Path | tuple[Files, Catalog]"
 """Folder or ZIP of images; or any files with a catalog of the images among them."""
@@ -50,8 +63,11 @@ Source: TypeAlias = "str | Path | tuple[Files, Catalog]"
 PART_SIZE, PART_BYTES = 64, 1 << 23
 """Images of a part at least, and bytes of a part about: large enough that waiting for the disk pays."""
 
-PART_VERSION = 2
+PART_VERSION = 3
 """Version of the bytes of a part; parts of other versions are not used."""
+
+LARGEST = 1 << 26
+"""Pixels of an image between two steps of a transform; a larger one is cropped first, which rounds otherwise."""
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Transforms
@@ -120,7 +136,16 @@ class CenterCropDhariwal(_Square):
             image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
         scale = self.height / min(image.size)
         size = round(image.width * scale), round(image.height * scale)
+        if size[0] * size[1] > LARGEST:  # a very thin one
+            return self._enlarged_middle(image, size)
         return _middle(image.resize(size, Resampling.BICUBIC), self.width, self.height)
+
+    def _enlarged_middle(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """Middle of an image of `size`, made of the pixels that it comes from alone."""
+        left, top = (size[0] - self.width) // 2, (size[1] - self.height) // 2
+        x, y = image.width / size[0], image.height / size[1]
+        box = (left * x, top * y, (left + self.width) * x, (top + self.height) * y)
+        return image.resize((self.width, self.height), Resampling.BICUBIC, box)
 
 
 @dataclass(frozen=True)
@@ -167,14 +192,32 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
 # Conversion
 
 
+class BrokenImages(DatasetError):
+    """Images that cannot be read; `lines` holds one for each, with its reason."""
+
+    def __init__(self, path: Path, total: int, tally: Tally) -> None:
+        self.lines = [f"{path}/{name}: {reason}" for name, reason in tally.broken]
+        super().__init__(
+            f"{path}: {len(self.lines):,} of {total:,} images cannot be read, the first is {self.lines[0]}; replace or "
+            "remove them and run the same again (finished parts are kept), or leave them out with --skip-broken"
+        )
+
+
 @dataclass(frozen=True)
 class Converted:
     """Result of a conversion."""
 
     images: int
     """Number of images in the result."""
-    skipped: int
-    """Number of images that were too small for the transform."""
+    tally: Tally
+    """What became of all images."""
+    notes: tuple[str, ...]
+    """Lines about the source that may surprise its owner."""
+
+    @property
+    def skipped(self) -> int:
+        """Number of images that were left out: too small for the transform, or broken."""
+        return self.tally.total("too small") + self.tally.total("broken")
 
 
 def convert(
@@ -184,53 +227,85 @@ def convert(
     max_images: int | None = None,
     workers: int = 1,
     report: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    reader: PictureReader | None = None,
+    skip_broken: bool = False,
+    labelled: bool = True,
 ) -> Converted:
     """Write the images of `source` to the ZIP file `out`, in plain sort order of their names, with their labels.
 
-    The bytes depend on the images, their names, the transform and Pillow's version alone. After an interruption or
-    an error, the same call (with any number of workers) uses all finished parts. Needs twice the space of `out`
-    while it runs.
+    The bytes depend on the images, their names, the transform, the reader and Pillow's version alone. After an
+    interruption or an error, the same call (with any number of workers) uses all finished parts. Needs twice the space
+    of `out` while it runs.
 
     Args:
-        source: Folder or ZIP of images (`edm2.training.data.archive`), or the result of `open_huggingface`. Grays
-            become RGB, transparency is dropped.
+        source: Folder or ZIP of images (`edm2.training.data.archive`), or the result of `open_huggingface`.
         out: ZIP file to write; must not exist.
         transform: Makes the images one size. Images that are too small for it are left out, but use up a number.
-        max_images: Number of images to take from the beginning; default: all.
+        max_images: Number of images to take, the first of each class and as many of each as there are; default: all.
         workers: Processes that divide the work; 1: this one.
         report: Called with the number of images done and of all, as the work goes on.
+        reader: Makes RGB images of the files; default: upright, on white.
+        skip_broken: Leave out images that cannot be read; they use up a number.
+        labelled: False to write no labels, whatever folders and dataset.json say.
 
     Raises:
-        DatasetError: The source cannot be used, an image cannot be read, or all are too small.
+        BrokenImages: Images cannot be read; all of them are named, when all others are done.
+        DatasetError: The source cannot be used, or nothing is left.
         ValueError: `out` does not end in .zip, or a number is below 1.
         FileExistsError: `out` exists.
         OSError: `out` cannot be written, for instance because the disk is full.
     """
-    out = Path(out)
+    out, reader = Path(out), reader or PictureReader()
     check_new_zip(out)
     if workers < 1 or (max_images is not None and max_images < 1):
         raise ValueError(f"max_images={max_images} and workers={workers} must be at least 1")
-    files, catalog = source if isinstance(source, tuple) else open_archive(Path(source))
-    if arrays := [name for name in catalog.names if name.lower().endswith(".npy")]:
-        raise DatasetError(f"{files.path}/{arrays[0]}: an array, not an image; such a dataset can be used as it is")
-    names, labels = list(catalog.names[:max_images]), catalog.labels[:max_images].tolist()
-    settings = [PART_VERSION, PIL.__version__, repr(transform)]
+    is_open = isinstance(source, tuple)
+    files, catalog = source if is_open else open_archive(Path(source), reader.suffixes, labelled)
+    if not labelled:
+        catalog = replace(catalog, labels=np.full_like(catalog.labels, -1), class_names=())
+    chosen = evenly_from_classes(catalog.labels, max_images or len(catalog.labels))
+    names, labels = [catalog.names[index] for index in chosen], catalog.labels[chosen].tolist()
+    _refuse_arrays(files, names)
+    settings = [PART_VERSION, PIL.__version__, repr(transform), reader.identity]
     parts = divide(out, names, files.stamps(names), _part_size(transform), settings)
+    job = _Job(files, transform, reader)
 
     def describe(written: list[str]) -> dict[str, Any]:
         if not written:
             for part in parts:  # empty, so of no use to another call
                 part.path.unlink()
+                _tally_path(part).unlink()
             raise DatasetError(
-                f"{files.path}: all {len(names)} images are too small for {transform}; "
+                f"{files.path}: all {len(names)} images are too small for {transform} or broken; "
                 "choose a lower resolution or another transform"
             )
         return labels_to_json({name: labels[_image_number(name)] for name in written}, catalog.class_names)
 
     with writing_to(out):
-        make_missing(parts, partial(_made, files=files, transform=transform, workers=workers), report)
+        make_missing(parts, partial(_made, job=job, workers=workers), report)
+        tally = total_of([Tally.load(_tally_path(part)) for part in parts])
+        if tally.broken and not skip_broken:
+            raise BrokenImages(files.path, len(names), tally)
         written = string_together(parts, out, describe)
-    return Converted(written, len(names) - written)
+    return Converted(written, tally, catalog.notes)
+
+
+def evenly_from_classes(labels: np.ndarray, count: int) -> np.ndarray:
+    """Indices of at most `count` images, ascending: the first ones of each class, as many of each as there are."""
+    by_class = np.argsort(labels, kind="stable")
+    ordered = labels[by_class]
+    rank = np.empty(len(labels), dtype=np.int64)  # 0 for the first image of each class, 1 for the second, ...
+    rank[by_class] = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
+    return np.sort(np.lexsort((labels, rank))[:count])
+
+
+def _refuse_arrays(files: Files, names: Sequence[str]) -> None:
+    arrays = [name for name in names if suffix_of(name) == ".npy"]
+    if arrays:
+        alone = len(arrays) == len(names)
+        remedy = "such a dataset can be used as it is" if alone else "move arrays away to convert the images"
+        raise DatasetError(f"{files.path}/{arrays[0]}: an array, not an image; {remedy}")
 
 
 def _part_size(transform: Transform) -> int:
@@ -241,14 +316,27 @@ def _part_size(transform: Transform) -> int:
 # Parts
 
 
-def _made(parts: Sequence[Part], files: Files, transform: Transform, workers: int) -> Iterator[Part]:
+@dataclass(frozen=True)
+class _Job:
+    """Everything that workers need."""
+
+    files: Files
+    transform: Transform
+    reader: PictureReader
+
+
+def _tally_path(part: Part) -> Path:
+    return part.path.with_suffix(".json")
+
+
+def _made(parts: Sequence[Part], job: _Job, workers: int) -> Iterator[Part]:
     """Make parts, here or in worker processes, and yield each when it is done."""
     workers = min(workers, len(parts))
     if workers <= 1:
         for part in parts:
-            yield _make_part(part, files, transform)
+            yield _make_part(part, job)
         return
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(files, transform)) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(job,)) as pool:
         try:
             for future in as_completed([pool.submit(_make_part_in_worker, part) for part in parts]):
                 yield future.result()
@@ -257,13 +345,13 @@ def _made(parts: Sequence[Part], files: Files, transform: Transform, workers: in
             raise
 
 
-_source_of_worker: tuple[Files, Transform]
-"""Source and transform, handed over once per process: the directory of a large ZIP has a hundred megabytes."""
+_job_of_worker: _Job
+"""Handed over once per process: the directory of a large ZIP has a hundred megabytes."""
 
 
-def _start_worker(files: Files, transform: Transform) -> None:
-    global _source_of_worker
-    _source_of_worker = files, transform
+def _start_worker(job: _Job) -> None:
+    global _job_of_worker
+    _job_of_worker = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -277,26 +365,41 @@ def _end_with_parent() -> None:
 
 
 def _make_part_in_worker(part: Part) -> Part:
-    return _make_part(part, *_source_of_worker)
+    return _make_part(part, _job_of_worker)
 
 
-def _make_part(part: Part, files: Files, transform: Transform) -> Part:
-    with atomic_output(part.path) as temporary, ZipFile(temporary, "w") as archive:
-        for number, name in zip(part.numbers, part.names, strict=True):
-            image = transform(_read_rgb(files, name))
-            if image is not None:
-                archive.writestr(member(numbered("img", number, ".png")), _encode(image))
+def _make_part(part: Part, job: _Job) -> Part:
+    """Write a part, and before it the file that says what became of its images."""
+    tally = Tally()
+    with atomic_output(part.path) as temporary:
+        with ZipFile(temporary, "w") as archive:
+            for number, name in zip(part.numbers, part.names, strict=True):
+                if (image := _converted(job, name, tally)) is not None:
+                    archive.writestr(member(numbered("img", number, ".png")), _encode(image))
+        with atomic_output(_tally_path(part)) as beside:
+            tally.save(beside)
     return part
 
 
-def _read_rgb(files: Files, name: str) -> Image.Image:
-    """Read an image as RGB: gray repeated, transparency dropped without blending, no color profile kept."""
+def _converted(job: _Job, name: str, tally: Tally) -> Image.Image | None:
+    """Image of the size asked for; None if it is broken or too small, which is counted."""
+    tally.count("found", name)
     try:
-        image = read_image(files, name)
+        picture = job.reader(job.files, name)
+    except StorageError as error:
+        raise DatasetError(f"{error}; run the same again, finished parts are kept") from error
     except DatasetError as error:
-        raise DatasetError(f"{error}; replace or remove it and run the same again, finished parts are kept") from error
-    image.info = {}
-    return image if image.mode == "RGB" else image.convert("RGB")
+        tally.add_broken(name, str(error).removeprefix(f"{job.files.path}/{name}: "))
+        return None
+    image = job.transform(picture.image)
+    if image is None:
+        tally.count("too small", name)
+        return None
+    tally.count("converted", name)
+    tally.add_picture(picture)
+    if picture.image.width < job.transform.width or picture.image.height < job.transform.height:
+        tally.count("enlarged", name)
+    return image
 
 
 def _encode(image: Image.Image) -> bytes:

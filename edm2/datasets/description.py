@@ -9,13 +9,14 @@ from typing import Any
 from zipfile import ZipFile
 
 from edm2.datasets.measuring import Statistics
-from edm2.datasets.parts import labels_to_json, member
+from edm2.datasets.parts import member
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import Dataset, open_dataset
-from edm2.training.data.archive import DESCRIPTION, open_files, read_catalog, read_description
-from edm2.training.data.dataset import ArchiveDataset
-from edm2.training.data.files import Files
+from edm2.training.data.archive import open_files, read_description
+from edm2.training.data.dataset import CONTENTS, ArchiveDataset
+from edm2.training.data.files import DESCRIPTION
 from edm2.training.data.index import open_archive
+from edm2.training.data.zip_files import stored_name
 
 
 def check_writable(path: str | Path) -> None:
@@ -58,14 +59,15 @@ def store_statistics(path: str | Path, dataset: Dataset, statistics: Statistics)
         raise ValueError(
             f"{path}: channel {statistics.std.index(0)} never varies, which training cannot scale; nothing is stored"
         )
+    measured = statistics.to_json() | {CONTENTS: dataset.fingerprint()}
     if dataset.kind == "pixels":
-        write_entry(path, "pixels", statistics.to_json())
+        write_entry(path, "pixels", measured)
     else:
-        write_entry(path, "latents", {**(dataset.latents or {}), **statistics.to_json()})
+        write_entry(path, "latents", {**(dataset.latents or {}), **measured})
 
 
 def write_entry(path: str | Path, key: str, entry: dict[str, Any]) -> None:
-    """Set one entry of the dataset.json of a folder or ZIP; if there is none, its classes are the sub-folders.
+    """Set one entry of the dataset.json of a folder or ZIP, which is made if there is none; labels stay where they are.
 
     The dataset is the old one or the new one, at every moment. A ZIP needs the space of a second copy meanwhile.
 
@@ -74,7 +76,8 @@ def write_entry(path: str | Path, key: str, entry: dict[str, Any]) -> None:
         OSError: It cannot be written, for instance because the disk is full; then it is as it was.
     """
     files = open_files(Path(path))
-    contents = json.dumps({**_contents(files), key: entry})
+    known = read_description(files) if DESCRIPTION in files.names() else {}
+    contents = json.dumps({**known, key: entry})
     target = files.path.resolve()  # through links, to what they point at
     try:
         write = _write_to_folder if target.is_dir() else _write_to_zip
@@ -83,13 +86,6 @@ def write_entry(path: str | Path, key: str, entry: dict[str, Any]) -> None:
         raise OSError(
             f"{path}: cannot be written: {error.strerror or error}; it is as it was, mend that and run the same again"
         ) from error
-
-
-def _contents(files: Files) -> dict[str, Any]:
-    if DESCRIPTION in files.names():
-        return read_description(files)
-    catalog = read_catalog(files)
-    return labels_to_json(dict(zip(catalog.names, catalog.labels.tolist(), strict=True)), catalog.class_names)
 
 
 def _write_to_folder(folder: Path, contents: str) -> None:
@@ -101,8 +97,9 @@ def _write_to_zip(path: Path, contents: str) -> None:
     with atomic_output(path) as temporary:
         shutil.copyfile(path, temporary)
         with ZipFile(temporary, "a") as archive:
-            _drop(archive, DESCRIPTION)
-            archive.writestr(member(DESCRIPTION), contents)
+            name = stored_name(archive.namelist(), DESCRIPTION)
+            _drop(archive, name)
+            archive.writestr(member(name), contents)
 
 
 def _drop(archive: ZipFile, name: str) -> None:

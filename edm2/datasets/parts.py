@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from edm2.post_hoc_ema import atomic_output
-from edm2.training.data.archive import DESCRIPTION
+from edm2.training.data.files import DESCRIPTION
 
 Result = TypeVar("Result")
 

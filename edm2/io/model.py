@@ -15,7 +15,14 @@ from edm2.io.snapshots import AnySnapshot
 from edm2.networks import NetworkConfig, Precond, build_network, is_folded
 from edm2.pipeline.folder import is_pipeline_folder
 from edm2.post_hoc_ema import SnapshotError, write_snapshot
-from edm2.sampling.external import DrawnImages, ExternalNetwork, SampledNetwork, ready_to_sample
+from edm2.post_hoc_ema.files import visible_files
+from edm2.sampling.external import (
+    DrawnImages,
+    ExternalNetwork,
+    SampledNetwork,
+    empty_classes_of,
+    ready_to_sample,
+)
 from edm2.training.field_types import mistyped_fields
 from edm2.training.run.inputs import describe_file
 from edm2.training.run.output import EXTERNAL
@@ -58,7 +65,7 @@ def digest_of(name: str | Path) -> str | None:
             path = resolve(name)
         except OSError:
             return None
-    files_of_it = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files_of_it = [path] if path.is_file() else [file for file in visible_files(path, "**/*") if file.is_file()]
     digests = [(file.relative_to(path).as_posix(), describe_file(file)) for file in files_of_it]
     return hashlib.sha256(repr(digests).encode()).hexdigest()
 
@@ -144,7 +151,8 @@ def load_to_sample(
         return ready_to_sample(load(name, device), dtype)
     net = load(name, device, net=make_net())
     try:
-        return ExternalNetwork(net, DrawnImages.from_metadata(metadata))
+        drawn = DrawnImages.from_metadata(metadata)
+        return ExternalNetwork(net, drawn, empty_classes_of(metadata, drawn.label_dim))
     except ValueError as error:
         raise SnapshotError(f"{name}: {error}") from None
 
@@ -209,6 +217,7 @@ def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> 
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()[:300]  # it may list hundreds of names
         raise SnapshotError(f"its tensors do not fit the network that it describes ({reason})") from None
+    net.empty_classes = empty_classes_of(metadata, config.label_dim)
     return net.eval().requires_grad_(False)
 
 

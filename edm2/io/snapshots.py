@@ -21,6 +21,7 @@ from edm2.post_hoc_ema import (
     find_snapshots,
     read_metadata as read_safetensors_metadata,
 )
+from edm2.post_hoc_ema.files import visible_files
 from edm2.training.config import CHANGEABLE, TrainingConfig
 
 AnySnapshot: TypeAlias = SafetensorsSnapshot | PublishedSnapshot | CheckpointSnapshot
@@ -102,7 +103,7 @@ def open_run(folder: str | Path) -> list[AnySnapshot]:
     pickles = _pickles(Path(folder))
     if not pickles:
         in_checkpoint = snapshots_in_checkpoint(Path(folder) / "checkpoints")
-        if in_checkpoint and not any((Path(folder) / "snapshots").glob("*.safetensors")):
+        if in_checkpoint and not visible_files(Path(folder) / "snapshots", "*.safetensors"):
             return [*in_checkpoint]
         snapshots = find_snapshots(folder)
         for snapshot in snapshots:
@@ -113,11 +114,11 @@ def open_run(folder: str | Path) -> list[AnySnapshot]:
 
 def _pickles(folder: Path) -> list[Path]:
     """Pickles that are the folder's snapshots; none if its .safetensors files are."""
-    if own := sorted(folder.glob("network-snapshot-*.pkl")):
+    if own := visible_files(folder, "network-snapshot-*.pkl"):
         return own
-    if (folder / "snapshots").is_dir() or any(folder.glob("*.safetensors")):
+    if (folder / "snapshots").is_dir() or visible_files(folder, "*.safetensors"):
         return []
-    return [path for path in sorted(folder.glob("*.pkl")) if not is_reconstruction(path.name)]
+    return [path for path in visible_files(folder, "*.pkl") if not is_reconstruction(path.name)]
 
 
 def refuse_different_runs(snapshots: Sequence[AnySnapshot]) -> None:
@@ -153,6 +154,6 @@ def _identity(metadata: dict[str, Any]) -> dict[str, Any]:
     settings = {f"training.{key}": value for key, value in training.items() if key not in CHANGEABLE}
     data = metadata.get("data")
     if isinstance(data, dict):  # under any name
-        data = {key: value for key, value in data.items() if key != "name"}
+        data = {key: value for key, value in data.items() if key not in ("name", "empty_classes")}
     others = {"codec": metadata.get("codec"), "data": data}
     return others | settings | {f"network.{key}": value for key, value in network.items()}

@@ -20,7 +20,8 @@ from edm2.pipeline.card import class_names, model_card
 from edm2.pipeline.denoiser import EDM2Denoiser
 from edm2.pipeline.scheduler import EDM2HeunScheduler
 from edm2.pipeline.storing import StoredPipeline
-from edm2.sampling.generation import SeedRandom, check_guide, class_index
+from edm2.sampling.external import empty_classes_of
+from edm2.sampling.generation import SeedRandom, check_guide, class_index, random_classes
 from edm2.sampling.guidance import EVERYWHERE, GuidedDenoiser, Interval, guided, without_labels
 from edm2.training import Codec, LatentCodec, codec_from_json
 from edm2.training.data.vae import VAEError, load_vae
@@ -206,7 +207,8 @@ class EDM2Pipeline(StoredPipeline):
             if labels is not None:
                 raise ValueError("this network has no classes: it was trained without labels; leave out class_labels")
             return None
-        drawn = random_integers(label_dim, count, generator)
+        empty = empty_classes_of(self.config.metadata, label_dim)
+        drawn = random_classes(lambda high: random_integers(high, count, generator), label_dim, empty)
         if labels is None:
             return drawn.to(self._execution_device)
         chosen = [class_index(label, self.class_names) for label in labels]

@@ -51,17 +51,27 @@ class ExternalNetwork(nn.Module):
     Args:
         net: Called as net(noisy, sigma, labels), with sigma [N], and `conditions=` if given.
         config: What it draws.
+        empty_classes: Classes without an image in training, which sampling leaves out unless asked for.
     """
 
-    def __init__(self, net: nn.Module, config: DrawnImages) -> None:
+    def __init__(self, net: nn.Module, config: DrawnImages, empty_classes: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.net = net
         self.config = config
+        self.empty_classes = empty_classes
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, **conditions: Any) -> Tensor:
         """D(x; sigma) of images [N, C, H, W], at one noise level for all of them."""
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
         return self.net(x, sigma.expand(len(x)), labels, **conditions)  # sigma: [N]
+
+
+def empty_classes_of(metadata: Mapping[str, Any], label_dim: int) -> tuple[int, ...]:
+    """Classes without an image in training, as a snapshot's metadata say; none if they say nothing, or only these."""
+    data = metadata.get("data")
+    named = data.get("empty_classes") if isinstance(data, dict) else None
+    known = {c for c in named if type(c) is int and 0 <= c < label_dim} if isinstance(named, list) else set()
+    return tuple(sorted(known)) if len(known) < label_dim else ()
 
 
 SampledNetwork: TypeAlias = Precond | ExternalNetwork

@@ -5,6 +5,7 @@ first for the noise that sampling starts from, then for its class, then for the 
 """
 
 import itertools
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -78,7 +79,8 @@ def generate(
     Args:
         net: Denoiser; faster when folded. One of the user's own in an `ExternalNetwork`.
         seeds: One per image.
-        classes: One class for all images, one per image, or None: drawn from the seed.
+        classes: Number of one class for all images, one per image, or None: drawn from the seed, among those that had
+            images in training. `class_index` finds the number of a name.
         guide: Denoiser to guide away from: another network, or `edm2.without_labels(net)` (see `edm2.guided`).
         guidance: Guidance weight; 1 is none, any other needs a guide.
         interval: Noise levels (low, high] with guidance.
@@ -190,16 +192,43 @@ def _kind(net: SampledNetwork) -> str:
 def class_index(label: int | str, names: Sequence[str]) -> int:
     """Find a class by name, else by number, which is not checked against the network.
 
+    Where all names are numbers (folders called 1 to 12), a number is a name.
+
     Raises:
-        ValueError: neither a name nor a number.
+        ValueError: neither a name nor a number, or a number where all names are others.
     """
-    if label in names:
-        return list[object](names).index(label)
+    known = [unicodedata.normalize("NFC", name) for name in names]
+    text = unicodedata.normalize("NFC", str(label))
+    if text in known:
+        return known.index(text)
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "without names"
     try:
-        return int(label)
+        number = int(label)
     except ValueError:
-        known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "without names"
-        raise ValueError(f"class {label!r} is neither a number nor one of the network's classes ({known})") from None
+        raise ValueError(f"class {label!r} is neither a number nor one of the network's classes ({shown})") from None
+    if number >= 0 and names and all(name.isdecimal() for name in known):
+        raise ValueError(f"class {label} is none of the network's classes, whose names are numbers: {shown}")
+    return number
+
+
+def drawn_by_default(net: SampledNetwork) -> list[int]:
+    """Classes of a network that are drawn unless others are asked for: those that had images in training."""
+    return [c for c in range(net.config.label_dim) if c not in net.empty_classes]
+
+
+def random_classes(draw: Callable[[int], Tensor], label_dim: int, empty: Sequence[int]) -> Tensor:
+    """Draw a class per image, int64 [N]; where it is one of the empty ones, another is drawn in its place.
+
+    Args:
+        draw: Draws one integer below its argument per image.
+        label_dim: Number of classes.
+        empty: Classes that had no image in training.
+    """
+    drawn = draw(label_dim)
+    if not empty:
+        return drawn
+    others = torch.tensor([c for c in range(label_dim) if c not in empty])
+    return torch.where(torch.isin(drawn, torch.tensor(empty)), others[draw(len(others))], drawn)
 
 
 def _draw_inputs(
@@ -210,7 +239,8 @@ def _draw_inputs(
     noise = random.randn((net.config.img_channels, *net.config.size))
     if net.config.label_dim == 0:
         return random, noise, None
-    drawn = random.randint(net.config.label_dim)  # even if classes are chosen, so that churn draws the same
+    # Drawn even if classes are chosen, so that churn draws the same.
+    drawn = random_classes(random.randint, net.config.label_dim, net.empty_classes)
     return random, noise, drawn if chosen is None else torch.tensor(chosen)
 
 

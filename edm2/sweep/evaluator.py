@@ -16,7 +16,7 @@ from edm2.metrics.frechet import frechet_deviation
 from edm2.metrics.reference import Collection
 from edm2.metrics.scores import Metric
 from edm2.sampling.external import SampledNetwork
-from edm2.sampling.generation import generate, require_finite
+from edm2.sampling.generation import drawn_by_default, generate, require_finite
 from edm2.sampling.guidance import EVERYWHERE, Interval
 from edm2.sampling.samplers import HEUN, Sampler
 from edm2.sampling.samplers.heun import Denoiser
@@ -138,9 +138,10 @@ class SampleSettings:
     sampler: Sampler = HEUN
     """Solver of the sampling ODE."""
 
-    def classes(self, label_dim: int, seeds: Sequence[int]) -> list[int] | None:
-        """Classes of these seeds, as many of each as of any other, in turn."""
-        return [seed % label_dim for seed in seeds] if label_dim else None
+    def classes(self, net: SampledNetwork, seeds: Sequence[int]) -> list[int] | None:
+        """Classes of these seeds, as many of each as of any other, in turn; those without images are left out."""
+        classes = drawn_by_default(net)
+        return [classes[seed % len(classes)] for seed in seeds] if classes else None
 
     def seeds(self, set_number: int) -> range:
         """Seeds of a set; sets have no seed in common."""
@@ -155,7 +156,7 @@ class SampleSettings:
             SamplingError: samples that are not finite.
         """
         for seeds in parts:
-            classes = self.classes(net.config.label_dim, seeds)
+            classes = self.classes(net, seeds)
             batches = generate(
                 net,
                 seeds,
@@ -204,7 +205,7 @@ def score_network(
     parts = [seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)]
     images = sampling.images(net, codec, guide, guidance, processes.shard(parts))
     features = [batch for [batch] in features_of_batches(images, len(parts), [evaluator.detector], processes, report)]
-    return evaluator.score(torch.cat(features), sampling.classes(net.config.label_dim, seeds))
+    return evaluator.score(torch.cat(features), sampling.classes(net, seeds))
 
 
 def evaluator_by(dataset: Dataset, detector: Detector, statistics: FeatureStatistics | None = None) -> Evaluator:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from edm2.post_hoc_ema.files import visible_files
+
 EPILOG = """\b
 Examples:
   # A published network as a snapshot
@@ -60,7 +62,7 @@ def _check_out(out: Path, form: str) -> None:
     """Refuse an OUT of the wrong kind, before anything is downloaded."""
     if form == "safetensors" and (out.suffix != ".safetensors" or out.is_dir()):
         raise click.UsageError(f"{out}: snapshots are files named *.safetensors")
-    if form == "diffusers" and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+    if form == "diffusers" and (out.is_file() or (out.is_dir() and visible_files(out, "*"))):
         raise FileExistsError(f"{out}: there already; remove it, or choose another name for the pipeline's folder")
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edm2.post_hoc_ema.files import plain_line
 from edm2.sampling.presets import FAMILIES
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.parsing import FILE, FOLDER, PNG_FILE
@@ -104,7 +105,8 @@ def generate(
             columns = generator.net.config.label_dim if options.balanced else None
             targets.finish(store, seeds, labels, columns)
             cost = options.sampler.cost(options.num_steps)
-            click.echo(f"{len(seeds)} {'latents' if latents else 'images'} in {targets} ({cost})")
+            what = f"{'latents' if latents else 'images'}{generator.class_shown}"
+            click.echo(plain_line(f"{len(seeds)} {what} in {targets} ({cost})"))  # names of classes are untrusted
 
 
 def _check_targets(out: Path | None, npz: Path | None, grid: Path | None, latents: bool, count: int) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from edm2.post_hoc_ema.files import visible_files
+
 EPILOG = """\b
 Examples:
   edm2 info digits8
@@ -26,7 +28,7 @@ def info(path: str) -> None:
         describe = description.describe_dataset
     elif (Path(path) / "config.json").is_file():
         describe = description.describe_run
-    elif any(Path(path).glob("*.pkl")):
+    elif visible_files(path, "*.pkl"):
         describe = description.describe_published_run
     elif Path(path).is_dir():
         describe = description.describe_dataset

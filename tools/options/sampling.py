@@ -210,15 +210,27 @@ class SampleGenerator:
         self.metadata: dict[str, Any] = read_metadata(options.network)
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
+        self.class_names = (self.metadata.get("data") or {}).get("class_names", ())
         self._conditions = read_conditions(options.conditions, options.seeds)
         self._rows = {seed: row for row, seed in enumerate(options.seeds)}
-        class_names = (self.metadata.get("data") or {}).get("class_names", ())
         name = options.class_name
-        self.class_index = None if name is None else class_index(name, class_names)
+        self.class_index = None if name is None else class_index(name, self.class_names)
+
+    @property
+    def class_shown(self) -> str:
+        """Name and number of the class that is drawn; nothing where it is not one class with a name."""
+        if self.class_index is None or self.class_index >= len(self.class_names):
+            return ""
+        return f" of class {self.class_names[self.class_index]} (number {self.class_index})"
 
     def classes(self, seeds: Sequence[int]) -> int | list[int] | None:
         """Classes of these seeds, as the argument of `edm2.sampling.generation.generate`."""
-        return [seed % self.net.config.label_dim for seed in seeds] if self.options.balanced else self.class_index
+        from edm2.sampling.generation import drawn_by_default
+
+        if not self.options.balanced:
+            return self.class_index
+        classes = drawn_by_default(self.net)
+        return [classes[seed % len(classes)] for seed in seeds]
 
     def batches(self, seeds: Sequence[int]) -> "Iterator[SampleBatch]":
         """Draw the samples of seeds, batch by batch. Raises SamplingError if one is not finite."""

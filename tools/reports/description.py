@@ -147,7 +147,7 @@ def describe_classes(source: str) -> Lines:
     if dataset.num_classes:
         counts = dataset.labels(range(len(dataset))).bincount(minlength=dataset.num_classes).tolist()
         lines += [(f"  {name}", f"{count:,}") for name, count in zip(dataset.class_names, counts, strict=True)]
-    return lines
+    return [*lines, *(("Warning", note) for note in dataset.notes)]
 
 
 def _images(source: str, dataset: Dataset) -> Lines:

@@ -40,6 +40,7 @@ def describe_plan(config: TrainingConfig, dataset: Dataset, processes: int = 1) 
     images = min(config.images_per_forward, config.images_per_rank(processes))
     return [
         ("data", f"{config.data}: {len(dataset):,} images{held_out}, {_classes(config, dataset)}"),
+        *(("WARNING", note) for note in dataset.notes),
         *_scaling(config, dataset),
         ("preset", config.preset or "none"),
         ("network", f"config {config.own_network.config}, {parameters:,} parameters, {height}x{width}"),

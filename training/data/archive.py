@@ -4,34 +4,70 @@ Format of the paper's tools (arXiv 2312.02696v2): PNG or NPY files in any sub-fo
 
     {"labels": [["00000/img00000000.png", 3], ...] or null, "class_names": ["cat", ...]}      (class_names is optional)
 
-Without `dataset.json` the top-level sub-folders are the classes. Nothing is ever written or extracted.
+Without `dataset.json`, or where it has no entry "labels", the top-level sub-folders are the classes. Nothing is ever
+written or extracted.
 """
 
 import io
 import math
 import sys
-from collections.abc import Sequence
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE, TiffImageFile
 
 from edm2.post_hoc_ema.files import first_line, parse_json
-from edm2.training.data.files import DatasetError, Files, FolderFiles, StorageError
+from edm2.training.data.files import (
+    DESCRIPTION,
+    DatasetError,
+    Files,
+    FolderFiles,
+    StorageError,
+    folder_root,
+    normalized,
+)
 from edm2.training.data.retry import is_transient
 from edm2.training.data.zip_files import ZipFiles
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 
+HEIF_SUFFIXES = (".heic", ".heif")
+"""Suffixes of images that conversion reads with the extra "heic"."""
+
+CONVERTIBLE = (*SUFFIXES, ".jfif", ".gif", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES)
+"""Suffixes of images that `edm2 dataset convert` reads; training reads `SUFFIXES` alone."""
+
+IMAGE_LIKE = frozenset(
+    (*CONVERTIBLE, ".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".ppm", ".pgm", ".exr", ".hdr")
+    + (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
+)
+"""Suffixes of files that people take for images: those that are not read are counted."""
+
+SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+"""Names of folders that are parts of a dataset, not classes."""
+
+SHOWN = 8
+"""Names that a line lists at most."""
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """Formats of images, whatever the file's name: for some of the others (PostScript) Pillow starts another program."""
 
-DESCRIPTION = "dataset.json"
-"""Name of the file with the labels and what was measured."""
+CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+"""Channels of images of Pillow's modes; in other modes they are converted to RGB."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+"""First bytes of a PNG file."""
+
+MADE_BY_STATS = f"or remove {DESCRIPTION} if edm2 dataset stats wrote it"
+"""Remedy for the labels that earlier versions stored beside statistics, where folders are the classes."""
 
 MAX_CLASSES = 1_000_000
 """Number of classes at most: labels are class indices, and a larger one is an identifier of another kind."""
@@ -40,19 +76,15 @@ MAX_CLASSES = 1_000_000
 def open_files(path: Path) -> Files:
     """Files at `path`, a folder or a ZIP. Raises DatasetError if it does not exist."""
     if path.is_dir():
-        return FolderFiles(path)
+        return FolderFiles(folder_root(path))
     if path.exists():
         return ZipFiles(path)
     raise DatasetError(f"{path}: no such file or folder; give a folder or a ZIP file of images")
 
 
-def image_names(names: Sequence[str]) -> list[str]:
-    """Select the images and arrays among `names`, in plain sort order, without hidden files and macOS's `__MACOSX`."""
-
-    def hidden(name: str) -> bool:
-        return "/." in f"/{name}" or "/__MACOSX/" in f"/{name}"
-
-    return sorted(name for name in names if name.lower().endswith(SUFFIXES) and not hidden(name))
+def suffix_of(name: str) -> str:
+    """Suffix of a file's name in lower case, with its dot."""
+    return PurePosixPath(name).suffix.lower()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -78,26 +110,99 @@ class Catalog:
     pixels: Any = None
     """Entry of dataset.json, unchecked: statistics of the pixels."""
 
+    notes: tuple[str, ...] = ()
+    """Lines about what its owner may not expect: files that are left out, classes without images."""
 
-def read_catalog(files: Files) -> Catalog:
+
+def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: bool = True) -> Catalog:
     """List the images among `files`, with their labels.
+
+    Args:
+        files: Folder or ZIP.
+        suffixes: Suffixes of the files to read.
+        labelled: False to look neither for labels nor for classes.
 
     Raises:
         DatasetError: No images, `dataset.json` is malformed or lists others, or only some lie in class folders.
     """
     present = files.names()
-    names = image_names(present)
+    described = DESCRIPTION in present and labelled
+    content = read_description(files) if described else {}
+    where = f"{files.path}/{DESCRIPTION}"
+    table = None if content.get("labels") is None else _label_table(content["labels"], where)
+    names, notes = _choose_images(present, suffixes, table or {})
     if not names:
-        raise DatasetError(f"{files.path}: no images in it; expected files named *{', *'.join(SUFFIXES)}")
-    if DESCRIPTION not in present:
-        return Catalog(names, *labels_from_folders(files, names))
-    content = read_description(files)
-    labels, class_names = _labels_from_json(content, names, f"{files.path}/{DESCRIPTION}")
-    return Catalog(names, labels, class_names, content.get("latents"), content.get("pixels"))
+        raise DatasetError(
+            f"{files.path}: no images in it; " + ("; ".join(notes) or f"expected files named *{', *'.join(suffixes)}")
+        )
+    if table is not None:
+        labels, class_names = _labels_from_table(table, names, present, content.get("class_names"), where)
+    elif labelled and "labels" not in content:
+        labels, class_names = labels_from_folders(files, names)
+        notes += _split_folders(files.path, class_names)
+    else:
+        labels, class_names = np.full(len(names), -1, dtype=np.int64), ()
+    notes += _empty_classes(labels, class_names)
+    return Catalog(names, labels, class_names, content.get("latents"), content.get("pixels"), tuple(notes))
+
+
+def _choose_images(
+    present: Sequence[str], suffixes: Sequence[str], listed: Iterable[str]
+) -> tuple[list[str], list[str]]:
+    """Images and arrays among the files, in plain sort order, and notes of what looks like images and is left out.
+
+    Arrays of another program among images are left out, unless dataset.json lists them.
+    """
+    images = [name for name in present if name.lower().endswith(tuple(suffixes))]
+    arrays = {name for name in images if suffix_of(name) == ".npy"}
+    stray = arrays.difference(listed) if 2 * len(arrays) < len(images) else set()
+    names = sorted((name for name in images if name not in stray), key=normalized)
+    counts = Counter(map(suffix_of, present))
+    others = [suffix for suffix in sorted(counts) if suffix in IMAGE_LIKE and suffix not in suffixes]
+    notes = [f"{len(stray):,} .npy among images left out, such as {min(stray)}"] if stray else []
+    for remedy in dict.fromkeys(map(_remedy_for, others)):
+        found = [f"{counts[suffix]:,} {suffix}" for suffix in others if _remedy_for(suffix) == remedy]
+        notes.append(f"{', '.join(found)} left out: {remedy}")
+    return names, notes
+
+
+def _remedy_for(suffix: str) -> str:
+    """Remedy for files of a suffix that is not read."""
+    if suffix in HEIF_SUFFIXES:
+        return "edm2 dataset convert reads them after pip install 'edm2[heic]'"
+    return "edm2 dataset convert reads them" if suffix in CONVERTIBLE else "save them as PNG to use them"
+
+
+def _split_folders(path: Path, class_names: Sequence[str]) -> list[str]:
+    splits = [name for name in class_names if name.lower() in SPLITS]
+    if not splits:
+        return []
+    classes, folders = listed(class_names), " or ".join(f"{path}/{name}" for name in splits)
+    return [f"the classes are called {classes}, which are parts of a dataset: give {folders} for the classes in one"]
+
+
+def _empty_classes(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    empty = [class_names[index] for index in empty_classes(labels, len(class_names))]
+    if not empty:
+        return []
+    count = "1 class has no image" if len(empty) == 1 else f"{len(empty):,} classes have no image"
+    return [f"{count}, and will not be drawn unless asked for: {listed(empty)}"]
+
+
+def empty_classes(labels: np.ndarray, num_classes: int) -> tuple[int, ...]:
+    """Classes below `num_classes` without an image, of labels int64 [N] (-1: none)."""
+    return tuple(np.flatnonzero(np.bincount(labels[labels >= 0], minlength=num_classes) == 0).tolist())
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few of some names, as text."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def read_description(files: Files) -> dict[str, Any]:
     """Read `dataset.json`: an object whose entry "labels" is a list or None, and whose other entries are unchecked.
+
+    Where only statistics were stored, there is no entry "labels".
 
     Raises:
         DatasetError: It is anything else.
@@ -109,22 +214,24 @@ def read_description(files: Files) -> dict[str, Any]:
         raise DatasetError(f"{where}: not JSON: {first_line(error)}") from error
     except Exception as error:
         raise _unreadable(where, error) from error
-    if not isinstance(content, dict) or not isinstance(content.get("labels", 0), list | None):
+    is_object = isinstance(content, dict)
+    measured = is_object and bool({"pixels", "latents"} & content.keys())
+    if not is_object or not isinstance(content.get("labels", None if measured else 0), list | None):
         raise DatasetError(f'{where}: must be of the form {{"labels": [[file name, class index], ...] or null}}')
     return content
 
 
-def _labels_from_json(content: dict[str, Any], images: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    if content["labels"] is None:
-        return np.full(len(images), -1, dtype=np.int64), ()
-    labels = _label_table(content["labels"], where)
-    _check_same_names(labels, images, where)
-    values = np.array([labels[name] for name in images], dtype=np.int64)
-    return values, _class_names(content.get("class_names"), int(values.max()) + 1, where)
+def _labels_from_table(
+    table: dict[str, int], images: Sequence[str], present: Sequence[str], class_names: Any, where: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels of `images` in the order of these, and the names of the classes."""
+    _check_same_names(table, images, present, where)
+    values = np.array([table[normalized(name)] for name in images], dtype=np.int64)
+    return values, _class_names(class_names, int(values.max()) + 1, where)
 
 
 def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels of `images` by top-level sub-folder: its index in plain sort order.
+    """Labels of `images` by top-level sub-folder: its index in plain sort order of the (composed) names.
 
     Returns:
         int64 [N] class indices, -1 throughout without sub-folders; and the names of the classes.
@@ -132,7 +239,7 @@ def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray
     Raises:
         DatasetError: Some images lie in sub-folders and others directly in the root.
     """
-    folders = [name.split("/")[0] if "/" in name else None for name in images]
+    folders = [normalized(name).split("/")[0] if "/" in name else None for name in images]
     class_names = sorted({folder for folder in folders if folder is not None})
     if not class_names:
         return np.full(len(images), -1, dtype=np.int64), ()
@@ -189,22 +296,25 @@ def _label_table(pairs: list[Any], where: str) -> dict[str, int]:
             raise DatasetError(
                 f"{where}: the label of {name} is {_short(label)}; labels are class indices, whole numbers from 0"
             )
-        if table.setdefault(name, label) != label:
-            raise DatasetError(f"{where}: {name} has two labels, {table[name]} and {label}; keep one")
+        known = table.setdefault(normalized(name), label)
+        if known != label:
+            raise DatasetError(f"{where}: {name} has two labels, {known} and {label}; keep one")
     return table
 
 
-def _check_same_names(labels: dict[str, int], images: Sequence[str], where: str) -> None:
-    present = set(images)
-    absent = [name for name in labels if name not in present]
+def _check_same_names(labels: dict[str, int], images: Sequence[str], present: Sequence[str], where: str) -> None:
+    files = set(map(normalized, present))
+    absent = [name for name in labels if name not in files]
     if absent:
         raise DatasetError(
-            f"{where}: names {len(absent)} files that do not exist, the first is {absent[0]}; restore or unlist them"
+            f"{where}: names {len(absent)} files that do not exist, the first is {absent[0]}; restore or unlist them, "
+            f"{MADE_BY_STATS}"
         )
-    unlisted = [name for name in images if name not in labels]
+    unlisted = [name for name in images if normalized(name) not in labels]
     if unlisted:
         raise DatasetError(
-            f"{where}: has no label for {len(unlisted)} files, the first is {unlisted[0]}; list or remove them"
+            f"{where}: has no label for {len(unlisted)} files, the first is {unlisted[0]}; list or remove them, "
+            f"{MADE_BY_STATS}"
         )
 
 
@@ -239,15 +349,15 @@ def read_array(files: Files, name: str) -> np.ndarray:
         raise _unreadable(f"{files.path}/{name}", error) from error
 
 
-def read_image(files: Files, name: str) -> Image.Image:
-    """Read one image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA.
+def read_image(files: Files, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Read one image of at most 8 bits per channel, in any mode of Pillow.
 
     Raises:
         StorageError: The storage gives no answer.
         DatasetError: Missing, damaged, or no such image.
     """
     try:
-        return _decode_image(files.read(name))
+        return decode_image(files.read(name), formats)
     except Exception as error:  # as above
         raise _unreadable(f"{files.path}/{name}", error) from error
 
@@ -258,22 +368,63 @@ def _unreadable(where: str, error: Exception) -> DatasetError:
 
 
 def _decode_image(data: bytes) -> Image.Image:
+    """Image with 1 to 4 channels: gray, gray with alpha, RGB or RGBA."""
+    image = decode_image(data)
+    return image if image.mode in CHANNELS else image.convert("RGB")
+
+
+def decode_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Decode an image of at most 8 bits per channel. Raises ValueError, or any other error if it is damaged."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ValueError("not an image, or damaged") from None  # Pillow's own text shows the address of a buffer
-    if _bits_per_channel(data, image.mode) > 8:
-        raise ValueError("more than 8 bits per channel are not supported; convert it to 8 bits")
-    if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        return image.convert("RGB")
-    image.load()  # until here only the header was looked at
+        return _loaded(open_image(data, formats))
+    except Exception:
+        bare = _png_of_pixels(data) if data.startswith(PNG) else data
+        if bare == data:
+            raise
+        return _loaded(open_image(bare, formats))
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    image.load()
     return image
 
 
-def _bits_per_channel(data: bytes, mode: str) -> int:
-    if data.startswith(b"\x89PNG"):
-        return data[24]  # in the header chunk; Pillow silently drops the lower half of 16-bit colours
-    return 32 if mode[0] in "IF" else 8
+def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Read the header of an image. Raises ValueError if it has more than 8 bits per channel, or is no image."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        raise ValueError("not an image, or damaged") from None  # Pillow's own text shows the address of a buffer
+    if _bits_per_channel(data, image) > 8:
+        raise ValueError("more than 8 bits per channel are not supported; convert it to 8 bits")
+    return image
+
+
+def _bits_per_channel(data: bytes, image: Image.Image) -> int:
+    """Bits as stored: Pillow silently drops the lower half of 16-bit colours."""
+    if data.startswith(PNG):
+        return data[24]  # in the header chunk
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
+    return 32 if image.mode[0] in "IF" else 8
+
+
+def _png_of_pixels(data: bytes) -> bytes:
+    """PNG without whole chunks that are not about pixels.
+
+    Pillow unpacks color profiles and texts, and refuses those of more than a megabyte. A damaged chunk stays: it may be
+    one of pixels whose name is wrong.
+    """
+    kept, start = [data[:8]], 8
+    while start < len(data):
+        length, kind = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
+        end = start + 12 + length
+        is_whole = zlib.crc32(data[start + 4 : end - 4]).to_bytes(4, "big") == data[end - 4 : end]
+        ancillary = kind[:1].islower() and kind not in (b"tRNS", b"eXIf")
+        if not (ancillary and is_whole):
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _decode_npy(data: bytes) -> np.ndarray:

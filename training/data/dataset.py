@@ -16,8 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm2.training.data.archive import Catalog, check_latents, check_pixel_statistics, read_array, read_catalog
-from edm2.training.data.files import DatasetError, Files, StorageError
+from edm2.training.data.archive import (
+    Catalog,
+    check_latents,
+    check_pixel_statistics,
+    empty_classes,
+    read_array,
+    read_catalog,
+)
+from edm2.training.data.files import DatasetError, Files, StorageError, normalized
 from edm2.training.data.index import open_archive
 from edm2.training.data.order import permutation
 from edm2.training.imports import is_target
@@ -36,6 +43,9 @@ __all__ = [
 ]
 
 Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
+
+CONTENTS = "contents"
+"""Entry beside stored statistics: fingerprint of the images that they were measured on."""
 
 Loaded: TypeAlias = tuple[Tensor, Tensor, Mapping[str, Tensor] | None]
 """Images, labels and conditions, as a dataset has them."""
@@ -69,6 +79,9 @@ class Dataset(ABC):
         self.pixel_stats: Mapping[str, Any] | None = None
         """Statistics of the pixels, if measured: mean and std in levels (lists, one number per channel), sigma_data."""
 
+        self.notes: tuple[str, ...] = ()
+        """Lines about what the owner of the images may not expect, such as files that are left out."""
+
     @property
     def num_classes(self) -> int:
         """Number of classes, 0 if the images have no labels."""
@@ -84,6 +97,10 @@ class Dataset(ABC):
     @abstractmethod
     def labels(self, indices: Indices) -> Tensor:
         """Class indices int64 [N], -1 where unlabelled."""
+
+    def empty_classes(self) -> tuple[int, ...]:
+        """Classes without a single image, which are not drawn at random."""
+        return empty_classes(self.labels(range(len(self))).numpy(), self.num_classes)
 
     def conditions(self, indices: Indices) -> Mapping[str, Tensor] | None:
         """Conditions of images besides their labels, by name, each [N, ...]; None for a dataset without."""
@@ -191,12 +208,23 @@ class ArchiveDataset(Dataset):
         shape = self._format.shape
         kind, levels = ("pixels", 256) if self._format.dtype == np.uint8 else ("moments", 0)
         super().__init__(files.path.stem, shape, kind, levels, catalog.class_names)
+        self.notes = catalog.notes
         if kind == "moments":
             check_latents(files.path, catalog.latents)
-            self.latents = catalog.latents
+            if not self._measured_here(catalog.latents):
+                self.notes += (f"stored statistics are of other latents: edm2 dataset stats {files.path}",)
+            self.latents = _without_contents(catalog.latents)
+            return
+        check_pixel_statistics(files.path, catalog.pixels, shape[0])
+        if self._measured_here(catalog.pixels):
+            self.pixel_stats = _without_contents(catalog.pixels)
         else:
-            check_pixel_statistics(files.path, catalog.pixels, shape[0])
-            self.pixel_stats = catalog.pixels
+            self.notes += (f"stored statistics are of other images and not used: edm2 dataset stats {files.path}",)
+        if shape[0] in (2, 4):
+            self.notes += (
+                f"channel {shape[0]} is transparency (alpha), which a network learns like a colour: "
+                "edm2 dataset convert composites it on a background",
+            )
 
     def __len__(self) -> int:
         return len(self._names)
@@ -218,10 +246,16 @@ class ArchiveDataset(Dataset):
         """Digest of the names, sizes and checksums of the files (in a folder, of each one's first and last 64 KiB)."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
-            for facts in zip(self._names, self._files.contents(self._names), strict=True):
+            names = map(normalized, self._names)
+            for facts in zip(names, self._files.contents(self._names), strict=True):
                 digest.update(repr(facts).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    def _measured_here(self, statistics: Mapping[str, Any] | None) -> bool:
+        """True unless statistics say that they are of other images."""
+        measured = (statistics or {}).get(CONTENTS)
+        return measured is None or measured == self.fingerprint()
 
     def _read(self, index: int) -> np.ndarray:
         """Image of the common format."""
@@ -239,6 +273,10 @@ class ArchiveDataset(Dataset):
         return array
 
 
+def _without_contents(statistics: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    return statistics and {name: value for name, value in statistics.items() if name != CONTENTS}
+
+
 def _advice(path: Path) -> str:
     return f"edm2 dataset check {path} finds all such files"
 
@@ -254,6 +292,7 @@ class Subset(Dataset):
         super().__init__(dataset.name, dataset.shape, dataset.kind, dataset.levels, dataset.class_names)
         self.latents = dataset.latents
         self.pixel_stats = dataset.pixel_stats
+        self.notes = dataset.notes
         self.dataset = dataset
         self.indices = np.asarray(indices, dtype=np.int64)
 

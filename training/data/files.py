@@ -1,7 +1,9 @@
 """Named byte strings in a folder: the images of a dataset and its `dataset.json`. Those in a ZIP are in `zip_files`."""
 
 import os
+import unicodedata
 import zlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +20,28 @@ END_BYTES = 1 << 16
 
 READERS = 16
 """Threads that read the ends of files: most of the time goes to waiting for a disk or a network."""
+
+DESCRIPTION = "dataset.json"
+"""Name of the file with the labels and what was measured."""
+
+LITTER = frozenset(
+    ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+    + ("Thumbs.db", "desktop.ini")
+)
+"""Names of files and folders that systems and network storage leave among images; hidden ones are litter too."""
+
+
+def is_litter(part: str) -> bool:
+    """True if a file or folder of this name is not the user's: hidden, or left by a system."""
+    return part.startswith(".") or part in LITTER
+
+
+def normalized(name: str) -> str:
+    """Name of a file as everything here compares it: forward slashes, relative to the root, composed (NFC)."""
+    name = unicodedata.normalize("NFC", name.replace("\\", "/"))
+    while name.startswith(("./", "/")):
+        name = name.removeprefix(".").removeprefix("/")
+    return name
 
 
 class DatasetError(ValueError):
@@ -37,7 +61,7 @@ class Files(Protocol):
     path: Path
 
     def names(self) -> list[str]:
-        """Names of all files, relative to the root, with forward slashes."""
+        """Names of all files but litter, relative to the root, with forward slashes."""
 
     def read(self, name: str) -> bytes:
         """Contents of a file. Raises OSError, or any other error if the file is missing or damaged."""
@@ -56,9 +80,27 @@ class FolderFiles:
         self.path = path
 
     def names(self) -> list[str]:
-        start = len(os.path.join(self.path, ""))  # cut strings: pathlib would take longer than the disk
-        walk = os.walk(self.path, followlinks=True, onerror=self._refuse)
-        return [os.path.join(folder, file)[start:].replace(os.sep, "/") for folder, _, files in walk for file in files]
+        """Names of all regular files but litter: a FIFO would never answer. Raises DatasetError if a folder is refused.
+
+        Each real folder is visited once, and links only when all else is known, so that circles end.
+        """
+        found: list[str] = []
+        visited: set[tuple[int, int]] = set()
+        links = deque([""])
+        while links:
+            folders = [links.popleft()]
+            while folders:
+                folder = folders.pop()
+                path = os.path.join(self.path, folder)
+                entries, stat = list_folder(path), os.stat(path)
+                if (stat.st_dev, stat.st_ino) in visited:
+                    continue
+                visited.add((stat.st_dev, stat.st_ino))
+                found += [folder + entry.name for entry in entries if _is(entry.is_file)]
+                for entry in entries:
+                    if _is(entry.is_dir):
+                        (links if entry.is_symlink() else folders).append(f"{folder}{entry.name}/")
+        return found
 
     def read(self, name: str) -> bytes:
         """Contents of a file. Raises OSError or ValueError."""
@@ -75,9 +117,35 @@ class FolderFiles:
         with ThreadPoolExecutor(READERS) as pool:
             return list(pool.map(_ends_of, (os.path.join(self.path, name) for name in names)))
 
-    def _refuse(self, error: OSError) -> None:
-        # os.walk would silently leave out what it cannot list.
+
+def list_folder(path: str | Path) -> list[os.DirEntry[str]]:
+    """Entries of a folder by name, without litter. Raises DatasetError if it cannot be listed."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted((entry for entry in entries if not is_litter(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
         raise DatasetError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+
+def folder_root(path: Path) -> Path:
+    """Folder of a dataset that `path` wraps: while it holds nothing but one folder with sub-folders or dataset.json."""
+    while True:
+        entries = list_folder(path)
+        folders = [entry for entry in entries if _is(entry.is_dir)]
+        if len(folders) != 1 or len(entries) != 1 or folders[0].is_symlink():
+            return path
+        inner = list_folder(folders[0].path)
+        if not any(_is(entry.is_dir) or entry.name == DESCRIPTION for entry in inner):
+            return path
+        path = path / folders[0].name
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """Result of a test of an entry; False for a link that leads nowhere."""
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 def _read_whole(path: str) -> bytes:

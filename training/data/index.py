@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from safetensors.numpy import save_file
 
 from edm2.post_hoc_ema import atomic_output
 from edm2.post_hoc_ema.files import parse_json
-from edm2.training.data.archive import Catalog, open_files, read_catalog
+from edm2.training.data.archive import SUFFIXES, Catalog, open_files, read_catalog
 from edm2.training.data.files import Files, retry_from
 from edm2.training.data.zip_files import Members, Names, ZipFiles
 
 LARGE = 10_000
 """Number of members above which an index pays: a smaller ZIP is listed in a tenth of a second."""
 
-VERSION = 1
+VERSION = 2
 """Version of the arrays below; an index of another version is made anew."""
 
 COLUMNS = ("offset", "packed", "size", "crc", "method", "flags")
@@ -38,15 +38,15 @@ TAIL = 1 << 16
 """Bytes at the end of a ZIP, the last of its directory, that have to be the same."""
 
 
-def open_archive(path: Path) -> tuple[Files, Catalog]:
-    """Open a folder or a ZIP: its files, and the catalog of the images among them.
+def open_archive(path: Path, suffixes: Sequence[str] = SUFFIXES, labelled: bool = True) -> tuple[Files, Catalog]:
+    """Open a folder or a ZIP: its files, and the catalog of the images among them, as `read_catalog` makes it.
 
     Raises:
         DatasetError: The path does not exist, or holds no usable dataset.
     """
     files = open_files(path)
-    if not isinstance(files, ZipFiles):
-        return files, read_catalog(files)
+    if not isinstance(files, ZipFiles) or suffixes != SUFFIXES or not labelled:
+        return files, read_catalog(files, suffixes, labelled)
     stamp = _stamp(path)
     for index in _paths(path):
         if known := _load(index, stamp):
@@ -92,7 +92,7 @@ def _save(path: Path, stamp: str, members: Members, catalog: Catalog) -> None:
     """Write the index to the first path that can be written to, if any."""
     arrays = _to_arrays(members, catalog)
     facts = json.dumps(
-        {"class_names": catalog.class_names, "latents": catalog.latents, "pixels": catalog.pixels}, sort_keys=True
+        {name: getattr(catalog, name) for name in ("class_names", "latents", "pixels", "notes")}, sort_keys=True
     )
     metadata = {"stamp": stamp, "facts": facts, "checksum": _checksum(arrays, facts)}
     for index in _paths(path):
@@ -129,11 +129,14 @@ def _to_arrays(members: Members, catalog: Catalog) -> dict[str, np.ndarray]:
     }
 
 
-def _from_arrays(arrays: dict[str, np.ndarray], class_names: list[str], **entries: Any) -> tuple[Members, Catalog]:
+def _from_arrays(
+    arrays: dict[str, np.ndarray], class_names: list[str], notes: list[str], **entries: Any
+) -> tuple[Members, Catalog]:
     """Inverse of `_to_arrays`."""
     names = Names.laid_end_to_end(arrays["names"].tobytes(), arrays["ends"])
     members = Members(names, **{column: arrays[column] for column in COLUMNS})
-    return members, Catalog(names.take(arrays["rows"]), arrays["labels"], tuple(class_names), **entries)
+    labels, classes = arrays["labels"], tuple(class_names)
+    return members, Catalog(names.take(arrays["rows"]), labels, classes, notes=tuple(notes), **entries)
 
 
 def _checksum(arrays: dict[str, np.ndarray], facts: str) -> str:

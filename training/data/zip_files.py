@@ -18,7 +18,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 import numpy as np
 
 from edm2.post_hoc_ema.files import first_line
-from edm2.training.data.files import DatasetError, check_size, retry_from
+from edm2.training.data.files import DatasetError, check_size, is_litter, normalized, retry_from
 from edm2.training.data.retry import retry
 
 LOCAL_HEADER = 30
@@ -73,9 +73,10 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class Members:
-    """Directory of a ZIP, sorted by name: M members."""
+    """Directory of a ZIP, sorted by name: M members, without litter and folders."""
 
     names: Names
+    """Names relative to the root of the dataset, as `relative_names` makes them of those in the file."""
     offset: np.ndarray
     """Offset of the local header in the file, int64 [M]."""
     packed: np.ndarray
@@ -121,13 +122,16 @@ def read_members(path: Path) -> Members:
 
 def _list_members(path: Path) -> Members:
     with ZipFile(path) as archive:
-        infos = sorted(archive.infolist(), key=lambda info: info.filename)
+        stored = archive.infolist()
+    relative = relative_names([info.filename for info in stored])
+    named = sorted((name, row) for row, name in enumerate(relative) if name is not None)
+    infos = [stored[row] for _, row in named]
 
     def column(attribute: str, dtype: type[np.generic]) -> np.ndarray:
         return np.array([getattr(info, attribute) for info in infos], dtype=dtype)
 
     return Members(
-        Names.of([info.filename for info in infos]),
+        Names.of([name for name, _ in named]),
         column("header_offset", np.int64),
         column("compress_size", np.int64),
         column("file_size", np.int64),
@@ -135,6 +139,37 @@ def _list_members(path: Path) -> Members:
         column("compress_type", np.uint16),
         column("flag_bits", np.uint16),
     )
+
+
+def relative_names(stored: Sequence[str]) -> list[str | None]:
+    """Names of members relative to the root of the dataset; None for folders and litter.
+
+    The root is the folder that wraps everything, where there is one: programs that pack a folder put its name in front.
+    A folder of a ZIP that holds nothing but images is such a wrapper, not a class.
+    """
+    names = [normalized(name) for name in stored]
+    kept = [None if name.endswith("/") or any(map(is_litter, name.split("/"))) else name for name in names]
+    while (wrapper := _common_folder(kept)) is not None:
+        kept = [None if name is None else name.removeprefix(wrapper) for name in kept]
+    return kept
+
+
+def _common_folder(names: Sequence[str | None]) -> str | None:
+    """Top folder that all names are in, with a slash at its end; None if they are in several, or in none."""
+    tops = {None if "/" not in name else name.partition("/")[0] for name in names if name is not None}
+    only = tops.pop() if len(tops) == 1 else None
+    return None if only is None else f"{only}/"
+
+
+def stored_name(stored: Sequence[str], name: str) -> str:
+    """Name in the file of the member that is called `name` relative to the root; also of one that is not there yet."""
+    relative = relative_names(stored)
+    if name in relative:
+        return stored[relative.index(name)]
+    wrapped, known = next(
+        ((normalized(whole), part) for whole, part in zip(stored, relative, strict=True) if part is not None), ("", "")
+    )
+    return wrapped.removesuffix(known) + name
 
 
 class ZipFiles:

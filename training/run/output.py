@@ -109,6 +109,8 @@ class Output:
             return None
         net = self.blank()
         net.load_state_dict(whole, assign=True)
+        if hasattr(net, "empty_classes"):
+            net.empty_classes = self._empty_classes()
         return net.eval().requires_grad_(False)
 
     def measured_losses(self, net: Any, distribution: NoiseDistribution, images_per_forward: int) -> dict[str, Any]:
@@ -188,11 +190,16 @@ class Output:
                 "name": self.stream.dataset.name,
                 "num_images": len(self.stream.train_set),
                 "class_names": list(self.stream.dataset.class_names),
+                **({"empty_classes": list(empty)} if (empty := self._empty_classes()) else {}),
             },
             "training": config,
             "buffers": self.buffers,
             "edm2_version": __version__,
         }
+
+    def _empty_classes(self) -> tuple[int, ...]:
+        """Classes without an image to train on."""
+        return self.stream.train_set.empty_classes() if self.stream.has_labels else ()
 
     def _drawn_images(self) -> dict[str, Any]:
         """Shape and classes of the images of an external network, which sampling must know."""

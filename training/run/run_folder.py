@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from edm2.post_hoc_ema import SafetensorsSnapshot
-from edm2.post_hoc_ema.files import parse_json, plain_line
+from edm2.post_hoc_ema.files import parse_json, plain_line, visible_files
 from edm2.training.config import TrainingConfig
 from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.field_types import mistyped_fields
@@ -114,14 +114,16 @@ class RunFolder:
 
     def snapshot_times(self, until: int) -> list[int]:
         """Images seen at the snapshots up to `until`, by the names of their files."""
-        names = (re.fullmatch(r"snapshot-(\d+)-[\d.]+", path.stem) for path in self.snapshots.glob("*.safetensors"))
+        names = (
+            re.fullmatch(r"snapshot-(\d+)-[\d.]+", path.stem) for path in visible_files(self.snapshots, "*.safetensors")
+        )
         return sorted({time for name in names if name and 0 < (time := int(name[1])) <= until})
 
     def interim_times(self) -> set[int]:
         """Images seen at snapshots that were written because the run stopped."""
         if not self.snapshots.is_dir():
             return set()
-        snapshots = (SafetensorsSnapshot(path) for path in self.snapshots.glob("snapshot-*.safetensors"))
+        snapshots = (SafetensorsSnapshot(path) for path in visible_files(self.snapshots, "snapshot-*.safetensors"))
         return {snapshot.images_seen for snapshot in snapshots if snapshot.metadata.get(INTERIM)}
 
     def images_seen(self) -> int:
@@ -131,7 +133,7 @@ class RunFolder:
 
     def has_begun(self) -> bool:
         """True if a run has left a checkpoint or a snapshot here."""
-        return self.images_seen() > 0 or any(self.snapshots.glob("*.safetensors"))
+        return self.images_seen() > 0 or bool(visible_files(self.snapshots, "*.safetensors"))
 
     def _refuse_another(self, config: TrainingConfig, other: TrainingConfig, names: Mapping[str, str]) -> None:
         found = config.differences(other)

@@ -6,12 +6,12 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
 import time
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
@@ -24,8 +24,24 @@ from golden_data import table
 from PIL import Image
 
 from edm2.datasets import conversion
-from edm2.datasets.conversion import TRANSFORMS, CenterCrop, CenterCropDhariwal, CenterCropWide, Resize, convert
+from edm2.datasets.conversion import (
+    TRANSFORMS,
+    BrokenImages,
+    CenterCrop,
+    CenterCropDhariwal,
+    CenterCropWide,
+    Resize,
+    convert,
+    evenly_from_classes,
+)
+from edm2.datasets.pictures import PictureReader
 from edm2.training import DatasetError, open_dataset
+from edm2.training.data.archive import Catalog
+from edm2.training.data.files import Files
+from edm2.training.data.index import open_archive
+
+AS_PUBLISHED = PictureReader("ignore", "drop")
+"""The published tool looks neither at orientation nor at transparency."""
 
 LEVELS = 0 if PIL.__version__ == "13.0.0" else 2
 """Pixels equal the published ones exactly; those were made by Pillow 13.0.0, and resize filters differ by
@@ -73,6 +89,12 @@ def same_pixels(ours: Path, theirs: Path) -> bool:
     )
 
 
+def first_images(source: Path, count: int) -> tuple[Files, Catalog]:
+    """The published tool takes the first images in order of names, whatever their classes."""
+    files, catalog = open_archive(source)
+    return files, replace(catalog, names=catalog.names[:count], labels=catalog.labels[:count])
+
+
 def converted_alike(golden: Path, name: str, entry: dict, tmp_path: Path) -> list[Path]:
     """Our conversions, of each possible source, that have the published pixels."""
     width, height = entry["options"]["resolution"]
@@ -82,7 +104,7 @@ def converted_alike(golden: Path, name: str, entry: dict, tmp_path: Path) -> lis
     alike = []
     for i, source in enumerate(sources(golden, name)):
         out = tmp_path / f"{name}-{i}.zip"
-        convert(source, out, transform, max_images)
+        convert(first_images(source, max_images), out, transform, reader=AS_PUBLISHED)
         if same_pixels(out, golden / "dataset" / f"{name}.zip"):
             alike.append(out)
     return alike
@@ -177,11 +199,11 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversion, "_part_size", lambda transform: 2)
 
 
-def test_transparency_is_dropped_and_gray_becomes_color(tmp_path: Path):
+def test_transparency_can_be_dropped_and_gray_becomes_color(tmp_path: Path):
     (tmp_path / "photos").mkdir()
     Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(tmp_path / "photos/a.png")
     Image.new("LA", (4, 4), (40, 7)).save(tmp_path / "photos/b.png")
-    convert(tmp_path / "photos", tmp_path / "out.zip", Resize(4, 4))
+    convert(tmp_path / "photos", tmp_path / "out.zip", Resize(4, 4), reader=AS_PUBLISHED)
     colors = [image[0, 0].tolist() for image in pixels(tmp_path / "out.zip").values()]
     assert colors == [[10, 20, 30], [40, 40, 40]]
 
@@ -233,9 +255,9 @@ def test_progress_ends_at_the_number_of_images(folder: Path, tmp_path: Path, wor
 
 @pytest.mark.usefixtures("small_parts")
 def test_stopped_at_any_rename_and_resumed(folder: Path, tmp_path: Path):
-    """Four parts, the whole in their folder, and in its place: six places to stop at."""
+    """Four parts, each after its tally, the whole in their folder, and in its place: ten places to stop at."""
     convert(folder, tmp_path / "reference.zip", Resize(8, 8))
-    for number in range(6):
+    for number in range(10):
         out = tmp_path / f"out{number}.zip"
         with pytest.MonkeyPatch.context() as monkeypatch:
             stop_at_rename(monkeypatch, number)
@@ -244,7 +266,7 @@ def test_stopped_at_any_rename_and_resumed(folder: Path, tmp_path: Path):
         assert not out.exists()
         done = []
         convert(folder, out, Resize(8, 8), report=lambda images, total, done=done: done.append(images))
-        assert done[:1] == [min(2 * number, 7)], "finished parts were made again"
+        assert done[:1] == [min(2 * (number // 2), 7)], "finished parts were made again"
         assert out.read_bytes() == (tmp_path / "reference.zip").read_bytes()
         assert not (tmp_path / f".out{number}.zip.parts").exists()
 
@@ -255,7 +277,7 @@ def test_parts_of_another_conversion_are_not_used(folder: Path, tmp_path: Path, 
     """Stopped before the end, then something is changed: as if it had never been started."""
     out = tmp_path / "out.zip"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        stop_at_rename(monkeypatch, 4)
+        stop_at_rename(monkeypatch, 8)
         with pytest.raises(Stopped):
             convert(folder, out, Resize(8, 8))
     transform, max_images = Resize(8, 8), None
@@ -278,10 +300,8 @@ def test_parts_of_another_conversion_are_not_used(folder: Path, tmp_path: Path, 
 def test_a_mended_image_costs_only_its_own_part(folder: Path, tmp_path: Path, workers: int):
     whole = (folder / "class1/5.png").read_bytes()
     (folder / "class1/5.png").write_bytes(whole[:60])
-    with pytest.raises(DatasetError, match=r"class1/5\.png: cannot be read.*replace or remove it"):
+    with pytest.raises(BrokenImages, match=r"class1/5\.png: cannot be read.*replace or remove them"):
         convert(folder, tmp_path / "out.zip", Resize(8, 8), workers=workers)
-    finished = set((tmp_path / ".out.zip.parts").iterdir())
-    assert len(finished) == 3  # of four; the broken image is the last of all
     (folder / "class1/5.png").write_bytes(whole)
     done = []
     convert(folder, tmp_path / "out.zip", Resize(8, 8), report=lambda images, total: done.append(images))
@@ -403,7 +423,102 @@ def test_numbers_below_one(folder: Path, tmp_path: Path, numbers: dict[str, int]
 
 
 def test_arrays_are_not_images(folder: Path, tmp_path: Path):
-    shutil.rmtree(folder / "class1")
+    """A dataset of arrays is one already; a single one among images is another program's."""
     np.save(folder / "class0/x.npy", np.zeros((3, 8, 8), dtype=np.uint8))
-    with pytest.raises(DatasetError, match=r"class0/x\.npy: an array"):
-        convert(folder, tmp_path / "out.zip", Resize(8, 8))
+    convert(folder, tmp_path / "out.zip", Resize(8, 8))
+    assert len(open_dataset(tmp_path / "out.zip")) == 7
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DatasetError, match=r"class0/x\.npy: an array.*can be used as it is"):
+        convert(folder, tmp_path / "other.zip", Resize(8, 8))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures as they come
+
+
+@pytest.mark.parametrize("size", [(40_000, 1), (1, 40_000), (30_000, 3)])
+def test_thin_images_take_little_memory(size: tuple[int, int]):
+    """Enlarged whole, the first would have ten billion pixels."""
+    assert CenterCropDhariwal(512, 512)(Image.new("RGB", size, "red")).getpixel((5, 5)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(37, 400), (401, 36), (3, 90)])
+def test_cropping_first_gives_the_same_pixels(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]):
+    """Up to rounding. Neither dark nor bright: Pillow clips after each of two passes, in an order of its own."""
+    image, transform = photo(*size).point(lambda level: 64 + level // 2), CenterCropDhariwal(64, 64)
+    whole = np.asarray(transform(image), dtype=int)
+    monkeypatch.setattr(conversion, "LARGEST", 0)
+    assert np.abs(np.asarray(transform(image), dtype=int) - whole).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "taken"),
+    [
+        ([0, 0, 0, 0, 1, 1, 2], 5, [0, 1, 4, 5, 6]),
+        ([0, 0, 0, 0, 1, 1, 2], 2, [0, 4]),
+        ([2, 2, 0, 1, 0, 2], 4, [0, 2, 3, 4]),
+        ([0, 0, 1], 9, [0, 1, 2]),
+        ([-1, -1, -1], 2, [0, 1]),
+    ],
+)
+def test_some_images_are_taken_evenly_from_the_classes(labels: list[int], count: int, taken: list[int]):
+    assert evenly_from_classes(np.array(labels), count).tolist() == taken
+
+
+@pytest.fixture
+def messy(tmp_path: Path) -> Path:
+    """Good and bad files of many kinds, some in folders and some beside."""
+    folder = tmp_path / "messy"
+    (folder / "icons").mkdir(parents=True)
+    photo(40, 30).save(folder / "photo.JPG")
+    photo(40, 30).save(folder / "scan.tif", save_all=True, append_images=[photo(40, 30)])
+    photo(4, 4).save(folder / "small.gif")
+    Image.new("RGBA", (16, 16)).save(folder / "icons/icon.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(40, 30).save(folder / "lying.jfif", format="JPEG", exif=exif)
+    (folder / "cut.png").write_bytes((folder / "photo.JPG").read_bytes()[:80])
+    (folder / "icons/none.webp").write_bytes(b"nothing")
+    (folder / "layers.psd").write_bytes(b"8BPS")
+    return folder
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_became_of_every_file(messy: Path, tmp_path: Path, workers: int):
+    """All broken ones are named; then, without them, the parts that are there are used, and their counts too."""
+    out = tmp_path / "out.zip"
+    with pytest.raises(BrokenImages, match=r"messy: 2 of 7 images cannot be read.*--skip-broken") as failure:
+        convert(messy, out, CenterCrop(16, 16), workers=workers, labelled=False)
+    assert [line.partition(": ")[0] for line in failure.value.lines] == [f"{messy}/cut.png", f"{messy}/icons/none.webp"]
+    assert not out.exists()
+    done = []
+    report = lambda images, total: done.append(images)  # noqa: E731
+    result = convert(messy, out, CenterCrop(16, 16), workers=workers, report=report, labelled=False, skip_broken=True)
+    tally = result.tally
+    assert done == [7]
+    assert (result.images, result.skipped) == (5, 2)
+    assert (tally.turned, tally.composited, tally.further_pages) == (1, 1, 1)
+    assert [line.split() for line in tally.table()] == [
+        ["found", "converted", "enlarged", "broken"],
+        [".gif", "1", "1", "1", "0"],
+        [".jfif", "1", "1", "0", "0"],
+        [".jpg", "1", "1", "0", "0"],
+        [".png", "2", "1", "0", "1"],
+        [".tif", "1", "1", "0", "0"],
+        [".webp", "1", "0", "0", "1"],
+    ]
+    assert result.notes == ("1 .psd left out: save them as PNG to use them",)
+    assert open_dataset(out).num_classes == 0
+    assert labels(out)["labels"] is None
+
+
+def test_labels_survive_images_that_are_left_out(tmp_path: Path):
+    for i in range(6):
+        path = tmp_path / f"photos/class{i % 2}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(8, 8).save(path)
+    (tmp_path / "photos/class0/2.png").write_bytes(b"")
+    convert(tmp_path / "photos", tmp_path / "out.zip", Resize(8, 8), 5, skip_broken=True)
+    assert [label for _, label in labels(tmp_path / "out.zip")["labels"]] == [0, 0, 1, 1]

@@ -13,7 +13,8 @@ from torch.nn.functional import one_hot
 
 import edm2
 from edm2.networks import NetworkConfig, Precond, build_network, fold
-from edm2.sampling.generation import SampleBatch, classes_of_seeds
+from edm2.sampling.external import empty_classes_of
+from edm2.sampling.generation import SampleBatch, class_index, classes_of_seeds, random_classes
 from edm2.sampling.guidance import without_labels
 from edm2.sampling.samplers.heun import Denoiser, sample_heun
 from edm2.training import PixelCodec
@@ -211,6 +212,59 @@ def test_a_network_guides_itself_without_labels(net):
 def test_classes_are_known_without_drawing(net, classes):
     assert classes_of_seeds(net, []).tolist() == []
     assert torch.equal(classes_of_seeds(net, SEEDS, classes, batch_size=4), draw(net, SEEDS, classes).classes)
+
+
+# ------------------------------------------------------------------------------------------------ classes
+
+GAPS = (0, 3, 4, 9)
+
+
+def test_classes_without_images_are_not_drawn_by_themselves(net, make_net):
+    """Others are drawn in their place, equally often; what is drawn of the others, and what is asked for, stays."""
+    with_gaps, seeds = make_net(), range(3000)
+    with_gaps.empty_classes = GAPS
+    before, after = classes_of_seeds(net, seeds), classes_of_seeds(fold(with_gaps), seeds)
+    full = torch.tensor([c not in GAPS for c in before.tolist()])
+    assert torch.equal(before[full], after[full])
+    counts = after.bincount(minlength=10)
+    assert counts[list(GAPS)].sum() == 0
+    assert counts[[1, 2, 5, 6, 7, 8]].min() > 400  # 500 expected, with a standard deviation of 20
+    [batch] = edm2.generate(with_gaps, [1, 2], 3, num_steps=1)
+    assert batch.classes.tolist() == [3, 3]
+
+
+def test_without_empty_classes_one_number_is_drawn():
+    """So that churn draws what it always drew."""
+    asked = []
+    random_classes(lambda high: asked.append(high) or torch.zeros(1, dtype=torch.int64), 10, ())
+    assert asked == [10]
+
+
+@pytest.mark.parametrize(
+    ("data", "empty"),
+    [({"empty_classes": [2, 1]}, (1, 2)), ({}, ()), (None, ()), ("x", ()), ({"empty_classes": [7, -1, "1", True]}, ())]
+    + [({"empty_classes": [0, 1, 2]}, ()), ({"empty_classes": 1}, ())],
+)
+def test_what_a_file_says_of_empty_classes_is_not_trusted(data, empty):
+    assert empty_classes_of({"data": data}, 3) == empty
+
+
+NUMBERS = ("1", "10", "2")
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "index"),
+    [("dog", ("cat", "dog"), 1), ("1", ("cat", "dog"), 1), (1, ("cat", "dog"), 1), ("7", (), 7), ("2", NUMBERS, 2)]
+    + [(10, NUMBERS, 1), (-1, NUMBERS, -1), ("e\u0301", ("\u00e9",), 0), ("\u00e9", ("e\u0301",), 0)],
+)
+def test_classes_by_name_or_number(label, names, index):
+    assert class_index(label, names) == index
+
+
+@pytest.mark.parametrize(("label", "names"), [("0", NUMBERS), (3, NUMBERS), ("bird", ("cat", "dog")), ("bird", ())])
+def test_what_is_no_class(label, names):
+    with pytest.raises(ValueError, match=r"class '?(0|3|bird)'? is (none of|neither a number)"):
+        class_index(label, names)
 
 
 # ------------------------------------------------------------------------------------------------ mistakes

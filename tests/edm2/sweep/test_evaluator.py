@@ -96,9 +96,12 @@ def test_guidance_changes_the_score_where_the_interval_allows(evaluator, make_ne
     assert score_network(net, CODEC, evaluator, never, guide, 2.0) == plain
 
 
-def test_as_many_samples_of_each_class_are_drawn():
-    assert SETTINGS.classes(10, range(25)) == [*range(10), *range(10), *range(5)]
-    assert SETTINGS.classes(0, range(25)) is None
+def test_as_many_samples_of_each_class_are_drawn(net, make_net, unconditional):
+    assert SETTINGS.classes(net, range(25)) == [*range(10), *range(10), *range(5)]
+    assert SETTINGS.classes(unconditional, range(25)) is None
+    with_gaps = make_net()
+    with_gaps.empty_classes = (0, *range(4, 10))
+    assert SETTINGS.classes(with_gaps, range(5)) == [1, 2, 3, 1, 2]
 
 
 def test_a_drawing_by_heun_has_the_key_that_it_had_before_there_were_others():

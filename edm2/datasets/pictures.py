@@ -1,0 +1,118 @@
+"""Pictures as people have them: photos on their side, icons on transparent ground, scans of several pages.
+
+`PictureReader` makes RGB images of them, as a viewer shows them, for conversion to a dataset.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+
+from PIL import Image, ImageColor, ImageOps
+
+from edm2.training.data.archive import CHANNELS, CONVERTIBLE, FORMATS, HEIF_SUFFIXES, read_image
+from edm2.training.data.files import Files
+
+EXIF = ("apply", "ignore")
+"""What to do with the orientation that a camera stored: turn the image, or leave it as it lies."""
+
+DROP = "drop"
+"""Background that leaves pixels as they are under their transparency, whatever color that is."""
+
+
+ORIENTATION = 0x0112
+"""Number of the entry of EXIF data."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An RGB image, and what was done to it."""
+
+    image: Image.Image
+    turned: bool
+    """True if its EXIF orientation was applied."""
+    composited: bool
+    """True if it was transparent."""
+    further_pages: int
+    """Pages of a TIFF file beside the first, which are left out."""
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """Reader of images of all formats that conversion takes.
+
+    Raises:
+        ValueError: Neither "apply" nor "ignore", or no background.
+    """
+
+    exif: str = "apply"
+    """One of `EXIF`."""
+    background: str = "white"
+    """Color under transparent pixels: white, black, #rrggbb; or `DROP`, as the paper's tools do."""
+
+    def __post_init__(self) -> None:
+        if self.exif not in EXIF:
+            raise ValueError(f"exif={self.exif!r} is unknown; choose {' or '.join(EXIF)}")
+        if self.background not in ("white", "black", DROP) and not re.fullmatch("#[0-9a-fA-F]{6}", self.background):
+            raise ValueError(f"{self.background!r} is no background; write white, black, #rrggbb or {DROP}")
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes of the files that can be read here."""
+        return CONVERTIBLE if _reads_heif() else tuple(s for s in CONVERTIBLE if s not in HEIF_SUFFIXES)
+
+    @property
+    def identity(self) -> list[object]:
+        """Everything that decides the pixels, as JSON."""
+        return [self.exif, self.background, *self.suffixes]
+
+    def __call__(self, files: Files, name: str) -> Picture:
+        """Read one picture; gray is repeated, no color profile is kept. Raises DatasetError as `read_image`."""
+        image = read_image(files, name, _formats())
+        further_pages = getattr(image, "n_frames", 1) - 1 if image.format == "TIFF" else 0
+        orientation = _orientation(image) if self.exif == "apply" else 1
+        transparent = self.background != DROP and image.has_transparency_data
+        rgb = self._on_background(image) if transparent else _rgb(image)
+        rgb.info = {}
+        if orientation != 1:
+            rgb.getexif()[ORIENTATION] = orientation
+            rgb = ImageOps.exif_transpose(rgb)
+            rgb.info = {}
+        return Picture(rgb, orientation != 1, transparent, further_pages)
+
+    def _on_background(self, image: Image.Image) -> Image.Image:
+        layers = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, ImageColor.getrgb(self.background))
+        return Image.alpha_composite(canvas, layers).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Orientation from 1 (upright) to 8; 1 if there is none, or the EXIF data are damaged."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged bytes can raise almost anything
+        return 1
+    return orientation if orientation in range(2, 9) else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """RGB, with transparency dropped without blending."""
+    known = image if image.mode in CHANNELS else image.convert("RGB")
+    return known if known.mode == "RGB" else known.convert("RGB")
+
+
+@lru_cache(maxsize=1)
+def _reads_heif() -> bool:
+    return find_spec("pillow_heif") is not None
+
+
+@lru_cache(maxsize=1)
+def _formats() -> Sequence[str]:
+    """Formats that can be read here, of those whose decoders are safe."""
+    if _reads_heif():
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    Image.init()
+    return [name for name in (*FORMATS, "AVIF", "HEIF") if name in Image.OPEN]
