@@ -25,7 +25,7 @@ SMALL = ("--channels", 16, "--batch", 16, "--device", "cpu", "--precision", "fp3
 
 
 def photos(folder: Path) -> Path:
-    """Red flowers and blue shells as they come: from a phone on its side, transparent, in other formats, with litter."""
+    """Red flowers and blue shells as they come: on their side, transparent, in several formats, with litter."""
     random = np.random.default_rng(0)
     for i in range(60):
         kind = ("flowers", "shells")[i % 2]
@@ -109,9 +109,8 @@ def test_from_a_folder_of_photos_to_pictures(tmp_path, monkeypatch):
     drawn = succeed("generate", "run", "--seeds", "0-19", "--balanced", "--steps", 12, "--out", "drawn", "--grid",
                     "grid.png", "--device", "cpu")  # fmt: skip
     assert "best in" in drawn
-    colors = np.stack(
-        [np.asarray(Image.open(path)).reshape(-1, 3).mean(0) for path in sorted(Path("drawn").glob("*.png"))]
-    )
+    drawn_images = sorted(Path("drawn").glob("*.png"))
+    colors = np.stack([np.asarray(Image.open(path)).reshape(-1, 3).mean(0) for path in drawn_images])
     assert (colors[0::2, 0] > colors[0::2, 2]).mean() > 0.7  # flowers are red
     assert (colors[1::2, 2] > colors[1::2, 0]).mean() > 0.7  # shells are blue
     assert (colors.std(axis=0) > 2).all()
