@@ -102,8 +102,8 @@ class TrainStep:
         self.images_seen += self.config.batch_size
         for average in self.averages().values():
             average.update(self.images_seen)
-        loss, error = means.pop("loss"), means.pop("error", None)
-        return StepResult(loss, grad_norm / self.config.loss_scale, nonfinite, error, reported=means)
+        loss, error, of_zero = means.pop("loss"), means.pop("error", None), means.pop("error_of_zero", None)
+        return StepResult(loss, grad_norm / self.config.loss_scale, nonfinite, error, of_zero, reported=means)
 
     def _backward(self, part: Part) -> Means:
         """Draw sigma and noise, denoise, and add the gradient of the loss: a sum over elements, a mean over images."""

@@ -164,7 +164,9 @@ class Trainer:
             self.totals.add(result)
             self.diagnostics.add(result)
             if result.error is not None:
-                self.divergence.add(result.error)
+                self.divergence.add(
+                    result.error if result.error_of_zero is None else result.error / result.error_of_zero
+                )
             self.output.advance()
             if self.output.is_silent():
                 self.output.show(self.images_seen, {**self.totals.averages(), "lr": self.step.learning_rate()})

@@ -51,7 +51,7 @@ class DenoisingLoss:
             sigma: Noise levels [N]; drawn if not given.
             noise: Unit Gaussian noise shaped like `images`; drawn if not given.
             conditions: Other conditions by name, for `net`.
-            context: Given by a trainer, to report `relative_error` to: context.report("error", value).
+            context: Given by a trainer, to report the `errors` to.
 
         Returns:
             [N, C, H, W]. Training minimizes its sum over all elements divided by the number of images.
@@ -69,7 +69,9 @@ class DenoisingLoss:
             denoised, u = net(noisy, sigma, labels, **given), None
         squared_error = (denoised - images) ** 2
         if context is not None:
-            context.report("error", relative_error(squared_error.detach(), noisy, images, sigma, self.sigma_data))
+            error, error_of_zero = errors(squared_error.detach(), noisy, images, sigma, self.sigma_data)
+            context.report("error", error)
+            context.report("error_of_zero", error_of_zero)
         return self.weighting(squared_error, sigma, u, self.sigma_data)  # Eq. 21
 
 
@@ -93,12 +95,15 @@ class EDM2Loss(DenoisingLoss):
         super().__init__(LnNormal(P_mean, P_std), sigma_data, weighting)
 
 
-def relative_error(squared_error: Tensor, noisy: Tensor, images: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """Error on the raw output F, as a multiple of that of a network whose output is F = 0.
+def errors(
+    squared_error: Tensor, noisy: Tensor, images: Tensor, sigma: Tensor, sigma_data: float
+) -> tuple[Tensor, Tensor]:
+    """Error on the raw output F, and that of a network whose output is F = 0.
 
-        sum lambda (D - y)² / sum lambda (c_skip x - y)²
+        mean λ (D - y)²        mean λ (c_skip x - y)²
 
-    with EDM's lambda (Eq. 16): 1 for a network that has learned nothing, whatever the data and the noise levels.
+    with EDM's λ (Eq. 16). Their ratio is 1 for a network that has learned nothing, whatever the data and the noise
+    levels; both are means, so that those of a batch are the averages over its parts.
 
     Args:
         squared_error: (D - y)², [N, C, H, W].
@@ -108,8 +113,8 @@ def relative_error(squared_error: Tensor, noisy: Tensor, images: Tensor, sigma: 
         sigma_data: Standard deviation of the data y.
 
     Returns:
-        0-dimensional.
+        Both 0-dimensional.
     """
     weight = edm_weight(sigma, sigma_data)
     c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)
-    return (weight * squared_error).sum() / (weight * (c_skip * noisy - images) ** 2).sum()
+    return (weight * squared_error).mean(), (weight * (c_skip * noisy - images) ** 2).mean()

@@ -35,7 +35,7 @@ Tensors = dict[str, "Tensor | Tensors"]
 FILE_BYTES = 1 << 30
 """Tensors per file, about: a file is put together in memory before it is written."""
 
-NEWER = {"totals.error"}
+NEWER = {"totals.error", "totals.error_of_zero"}
 """Tensors that checkpoints of earlier versions do not have."""
 
 TIMEOUT = timedelta(hours=1)

@@ -17,7 +17,9 @@ class StepResult(NamedTuple):
     nonfinite: Tensor
     """1 if any gradient entry was NaN or infinite, else 0 (int64)."""
     error: Tensor | None = None
-    """Error of this rank's images relative to that of a network whose output is zero; None if the loss has none."""
+    """Error of this rank's images on the raw output; None if the loss has none."""
+    error_of_zero: Tensor | None = None
+    """Error of a network whose output is zero on the same images; None: 1."""
     reported: dict[str, Tensor] = {}  # noqa: RUF012
     """What else the loss reports, means over this rank's images."""
 
@@ -33,6 +35,7 @@ class Totals:
     def __init__(self, device: torch.device, reports: Sequence[str] = ()) -> None:
         self.loss = torch.zeros((), device=device)
         self.error = torch.zeros((), device=device)
+        self.error_of_zero = torch.zeros((), device=device)
         self.grad_norm = torch.zeros((), device=device)
         self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=device)
         self.nonfinite_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
@@ -44,6 +47,7 @@ class Totals:
         self.loss += step.loss
         if step.error is not None:
             self.error += step.error
+            self.error_of_zero += 1 if step.error_of_zero is None else step.error_of_zero
         self.grad_norm += step.grad_norm
         self.nonfinite_steps += step.nonfinite
         self.nonfinite_in_a_row.add_(1).mul_(step.nonfinite)
@@ -55,16 +59,16 @@ class Totals:
 
     def average_over_ranks(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Replace what ranks saw of their own images by the mean over them; the rest is the same in all anyway."""
-        for total in (self.loss, self.error, *self.reported.values()):
+        for total in (self.loss, self.error, self.error_of_zero, *self.reported.values()):
             total.copy_(mean(total))
 
     def averages(self) -> dict[str, float | int]:
         """Averages since the last report; the error is left out where the loss has none. Waits for the device."""
         steps = max(int(self.steps), 1)
-        error = float(self.error) / steps
+        of_zero = float(self.error_of_zero)
         return {
             "loss": float(self.loss) / steps,
-            **({"error": error} if error else {}),
+            **({"error": float(self.error) / of_zero} if of_zero else {}),
             "grad_norm": float(self.grad_norm) / steps,
             "nonfinite_steps": int(self.nonfinite_steps),
             **{name: float(total) / steps for name, total in self.reported.items()},

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edm2.networks import NetworkConfig, Precond, build_network, force_weight_normalization_
 from edm2.training import EDM, EDM2Loss, Uncertainty
-from edm2.training.loss.objective import relative_error
+from edm2.training.loss.objective import errors
 
 
 def golden_runs(golden) -> Iterator[tuple[str, dict[str, Any], Precond, dict[str, Tensor], dict[str, Tensor]]]:
@@ -131,7 +131,8 @@ def test_conditions_reach_the_network_and_its_error_is_reported_whatever_the_wei
     EDM2Loss(weighting=weighting)(net, y, sigma=sigma, noise=noise, conditions=given, context=context)
     sigma = sigma.reshape(3, 1, 1, 1)
     x = y + sigma * noise
-    assert torch.equal(reported["error"], relative_error((x / 2 - y) ** 2, x, y, sigma, 0.5))
+    expected = errors((x / 2 - y) ** 2, x, y, sigma, 0.5)
+    assert torch.equal(torch.stack([reported["error"], reported["error_of_zero"]]), torch.stack(expected))
 
 
 def test_calling_the_loss_enters_few_functions():
