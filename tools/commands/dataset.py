@@ -246,9 +246,12 @@ def encode(
     from edm2.datasets.moments import MomentEncoder
     from edm2.tools.reports.description import print_statistics
     from edm2.tools.run import use_device
+    from edm2.training import open_dataset
     from edm2.training.distributed.processes import joined_processes
 
     with joined_processes() as processes:
+        if processes.is_first:
+            _print_notes(open_dataset(source).notes)
         encoder = MomentEncoder(vae, PIXEL_RANGES[vae_range], dtype, precision, use_device(processes, device))
         with _progress(hidden=not processes.is_first) as report:
             result = encoding.encode(
@@ -314,11 +317,16 @@ def check(path: str, workers: int | None) -> None:
 @dataset.command(epilog=INFO_EPILOG, short_help="Describe a dataset and its classes.")
 @click.argument("path")
 def info(path: str) -> None:
-    """Describe the dataset PATH, and count the images of each class."""
+    """Describe the dataset PATH, and count the images of each class. Reads the header of every image.
+
+    Warns of what training would stop at, or what you may not expect: several sizes, files that are left out, classes
+    without images.
+    """
     from edm2.post_hoc_ema.files import plain_line
     from edm2.tools.reports.description import describe_classes
 
-    lines = describe_classes(path)
+    with _progress() as report:
+        lines = describe_classes(path, report)
     width = max(len(subject) for subject, _ in lines) + 2
     for subject, value in lines:
         click.echo(plain_line(f"{subject + ':':<{width}}{value}"))  # names of classes come from untrusted files

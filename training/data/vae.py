@@ -151,7 +151,7 @@ def load_vae(name: str, device: torch.device) -> Any:
     """Load a diffusers AutoencoderKL in evaluation mode, float32; cached for the next call.
 
     Args:
-        name: Local folder, of a VAE or of a pipeline that holds one in vae/; or hub id. A VAE that was fetched before is
+        name: Local folder, of a VAE or of a pipeline with one in vae/; or hub id. A VAE that was fetched before is
             taken from the cache without asking the hub.
         device: Device to put it on.
 

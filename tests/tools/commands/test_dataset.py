@@ -48,6 +48,17 @@ def test_convert_then_info_then_use(photos: Path, tmp_path: Path):
     }
 
 
+def test_info_says_before_training_what_it_would_stop_at(photos: Path):
+    Image.fromarray(np.zeros((20, 30, 4), np.uint8)).save(photos / "class1/icon.png")
+    (photos / "class2/layers.psd").write_bytes(b"8BPS")
+    shown = succeed("dataset", "info", photos)
+    shown = " ".join(shown.split())
+    assert "sizes: 2: height 20 to 40 (median 20), width 25 to 30 (median 30)" in shown
+    assert "channels: 3 (uint8) in 12, 4 (uint8) in 1" in shown
+    assert f"edm2 dataset convert {photos} photos-32.zip --resolution 32" in shown
+    assert "Warning: 1 .psd left out: save them as PNG to use them" in shown
+
+
 def test_info_of_a_folder_and_of_the_digits(tmp_path: Path):
     folder = write_images(tmp_path / "plain", (8, 8), count=3)
     shown = succeed("dataset", "info", folder)
