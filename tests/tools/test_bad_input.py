@@ -196,7 +196,7 @@ CASES: list[tuple] = [
     ("GENERATE @empty", FAILURE, "empty", "a folder, not a file"),
     ("GENERATE @notes.txt", FAILURE, "notes.txt", "another format"),
     ("GENERATE @cut.safetensors", FAILURE, "cut.safetensors", "truncated", "copy or write"),
-    ("GENERATE @network.safetensors --class 10", FAILURE, "class 10", "classes 0 to 9"),
+    ("GENERATE @network.safetensors --class 10", FAILURE, "class 10", "0, 1, 2"),
     ("GENERATE @uncond.safetensors --class 0", FAILURE, "no classes", "without labels"),
     ("GENERATE @network.safetensors --seeds 1;2", USAGE, "--seeds", "'1;2'", "0-63"),
     ("GENERATE @nan.safetensors", FAILURE, "seeds 0, 1, ", "not finite", "--precision"),

@@ -67,9 +67,9 @@ class RunFolder:
         if self.config.exists():
             other = read_run_config(self.path)  # also of a run that left nothing: the file may be somebody else's
             if self.has_begun():
+                self._refuse_other_inputs(config, other, data)  # first: classes and size follow from the images
                 self._refuse_another(config, other, names or {})
                 self._refuse_to_go_back(config)
-                self._refuse_other_inputs(config, other, data)
                 return
         if config.data != "digits" and is_inside(self.path, config.data):
             raise RunFolderError(

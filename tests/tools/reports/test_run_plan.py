@@ -12,10 +12,13 @@ from edm2.tools.reports import run_plan
 from edm2.tools.reports.run_plan import describe_plan
 from edm2.training import ArrayDataset, Dataset, RunFolder, Trainer
 
+SOUND = {"duration": 6_400, "rampup_images": 0, "holdout": 0, "sample_every": None}
+"""Choices that nothing is said against."""
+
 
 def described(dataset: Dataset, preset: str = "edm2-small-32", **choices: Any) -> dict[str, str]:
     tiny = {"model_channels": 8, "channels_per_head": 8, "batch_size": 8}
-    return dict(describe_plan(plan(dataset, preset, **tiny | choices), dataset))
+    return dict(describe_plan(plan(dataset, preset, **tiny | SOUND | choices), dataset))
 
 
 def test_the_description_tells_the_truth():
@@ -97,7 +100,7 @@ def test_costs_of_each_of_several_processes():
 
 def test_too_much_for_the_device_is_warned_of_with_what_would_fit(monkeypatch):
     dataset = images()
-    config = plan(dataset, "edm2-small-32", model_channels=16, channels_per_head=16)
+    config = plan(dataset, "edm2-small-32", model_channels=16, channels_per_head=16, **SOUND)
     assert "WARNING" not in dict(describe_plan(config, dataset))
     monkeypatch.setattr(run_plan, "device_memory", lambda device: 450_000_000)
     lines = dict(describe_plan(config, dataset))
