@@ -151,7 +151,7 @@ def complaint(tmp_path: Path, name: str, **options: str) -> str:
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install datasets" in complaint(tmp_path, "pets")
+    assert "pip install 'edm2[datasets]'" in complaint(tmp_path, "pets")
 
 
 def test_a_dataset_that_is_neither_here_nor_to_be_had(tmp_path: Path):
