@@ -79,7 +79,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if os.environ.get("EDM2_DEBUG"):
             raise
         click.echo(f"Error: {error_line(error)}", err=True)
@@ -91,6 +91,8 @@ def error_line(error: Exception) -> str:
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = " ".join(str(error).split("Set TORCH")[0].split())  # the rest is for the authors of torch
         return f"this machine cannot compile the network: leave out --compile ({plain_line(reason)})"
+    if isinstance(error, MemoryError):
+        return "not enough memory: a number may be larger than meant, or an image than this machine can hold"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return plain_line(f"{error.filename}: {error.strerror}")
     return one_line(error, longest=2000)

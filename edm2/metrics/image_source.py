@@ -43,6 +43,11 @@ class NpzImages(Dataset):
             raise DatasetError(f"{path}: no such file") from None
         except Exception as error:  # damaged or hostile bytes make readers raise almost anything
             raise DatasetError(f"{path}: holds no images; expected arr_0, uint8 [N, H, W, C]") from error
+        if shape[2] not in (1, 2, 3, 4):
+            first = "; with channels first, transpose them" if shape[0] in (1, 3) else ""
+            raise DatasetError(
+                f"{path}: arr_0 has shape {[count, *shape]}; expected [N, H, W, C] with 1 to 4 channels{first}"
+            )
         self._lock = Lock()
         self._start = self._file.tell()
         self._count, self._rows = count, tuple(shape)

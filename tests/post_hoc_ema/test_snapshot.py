@@ -96,6 +96,7 @@ def test_snapshots_of_a_run_are_found_in_order(tmp_path, subfolder):
     write(folder, 3000, 0.07, reconstructed_from=[1000, 3000])  # weights made from snapshots are not snapshots
     (folder / ".snapshot.safetensors.123.tmp").write_bytes(b"half")
     (folder / "notes.txt").write_text("hello")
+    (folder / "._snapshot-000000002048-0.0500.safetensors").write_bytes(b"\0\5\x16\7Mac OS X")
     found = find_snapshots(tmp_path)
     assert [(s.images_seen, s.sigma_rel) for s in found] == sorted(places)
 

@@ -10,6 +10,7 @@ import pytest
 from command_line import complaint, edm2, parse, succeed
 
 import edm2 as package
+from edm2.tools import cli as tools_cli
 from edm2.tools.cli import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -51,6 +52,18 @@ def test_help_imports_nothing_slow():
         [sys.executable, "-c", HELP_WITHOUT_TORCH], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == [[], [], [0]]
+
+
+def test_memory_that_runs_out_is_one_line(monkeypatch, capsys):
+    def greedy(**options) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(tools_cli, "cli", greedy)
+    monkeypatch.setattr(tools_cli, "print_whatever_happens", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        tools_cli.main()
+    assert ended.value.code == 1
+    assert complaint(capsys.readouterr().err).startswith("Error: not enough memory")
 
 
 def test_help_lists_every_command_with_its_summary():

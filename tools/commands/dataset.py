@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edm2.tools.options.parsing import DEVICE, IMAGES, PRECISION, RESOLUTION
+from edm2.tools.options.parsing import DEVICE, IMAGES, PNG_FILE, PRECISION, RESOLUTION
 
 EXIF = ("apply", "ignore")
 
@@ -19,6 +19,7 @@ PIXEL_RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0)}
 EPILOG = """\b
 Examples:
   edm2 dataset convert photos/ photos-64.zip --resolution 64
+  edm2 dataset show photos-64.zip --grid look.png
   edm2 dataset check photos-64.zip
   edm2 dataset stats photos-64.zip
   edm2 dataset encode photos-512.zip latents.zip
@@ -63,6 +64,11 @@ CHECK_EPILOG = """\b
 Examples:
   edm2 dataset check photos-64.zip
   edm2 dataset check photos/ --workers 32
+"""
+
+SHOW_EPILOG = """\b
+Examples:
+  edm2 dataset show photos-64.zip --grid look.png
 """
 
 INFO_EPILOG = """\b
@@ -246,9 +252,12 @@ def encode(
     from edm2.datasets.moments import MomentEncoder
     from edm2.tools.reports.description import print_statistics
     from edm2.tools.run import use_device
+    from edm2.training import open_dataset
     from edm2.training.distributed.processes import joined_processes
 
     with joined_processes() as processes:
+        if processes.is_first:
+            _print_notes(open_dataset(source).notes)
         encoder = MomentEncoder(vae, PIXEL_RANGES[vae_range], dtype, precision, use_device(processes, device))
         with _progress(hidden=not processes.is_first) as report:
             result = encoding.encode(
@@ -314,11 +323,47 @@ def check(path: str, workers: int | None) -> None:
 @dataset.command(epilog=INFO_EPILOG, short_help="Describe a dataset and its classes.")
 @click.argument("path")
 def info(path: str) -> None:
-    """Describe the dataset PATH, and count the images of each class."""
+    """Describe the dataset PATH, and count the images of each class. Reads the header of every image.
+
+    Warns of what training would stop at, or what you may not expect: several sizes, files that are left out, classes
+    without images.
+    """
     from edm2.post_hoc_ema.files import plain_line
     from edm2.tools.reports.description import describe_classes
 
-    lines = describe_classes(path)
+    with _progress() as report:
+        lines = describe_classes(path, report)
     width = max(len(subject) for subject, _ in lines) + 2
     for subject, value in lines:
         click.echo(plain_line(f"{subject + ':':<{width}}{value}"))  # names of classes come from untrusted files
+
+
+@dataset.command(epilog=SHOW_EPILOG, short_help="A picture of what the network will see; near-duplicates.")
+@click.argument("path")
+@click.option("--grid", type=PNG_FILE, required=True, help="PNG file to write: a row of images for each class.")
+@click.option(
+    "--max-images", type=IMAGES, default="20000", show_default=True, help="Look for near-duplicates among so many."
+)
+@click.option("--workers", type=click.IntRange(1), help="Threads that share the work; default: one per processor.")
+def show(path: str, grid: Path, max_images: int, workers: int | None) -> None:
+    """Write a picture of some images of the dataset PATH as the network will see them, with the names of the classes.
+
+    Near-duplicates are counted too: a copy of an image that is held out says nothing of what is new to the network.
+    """
+    from edm2.datasets.look import near_duplicates, save_look
+    from edm2.training import open_dataset
+    from edm2.training.data.dataset import evenly_spaced_indices
+
+    dataset = open_dataset(path)
+    shown = save_look(dataset, grid)
+    looked_at = evenly_spaced_indices(len(dataset), max_images)
+    with _progress() as report:
+        twins = near_duplicates(dataset, looked_at, workers or os.cpu_count() or 1, report)
+    _print_notes(dataset.notes)
+    if twins:
+        names = " and ".join(dataset.item_name(index) for index in reversed(twins[0]))
+        counted = f"{len(twins):,} of {len(looked_at):,} images are near-duplicates of another, such as {names}"
+        _print_notes([f"{counted}; a held-out copy of a trained image tests nothing: remove them"])
+    else:
+        click.echo(f"no near-duplicates among {len(looked_at):,} images")
+    click.echo(f"{shown} images of {path} in {grid}")

@@ -12,6 +12,9 @@ from typing import Any
 
 import click
 
+MOST_SEEDS, MOST_VALUES, LARGEST_SIDE = 10_000_000, 10_000, 16_384
+"""Seeds of a range, numbers of an ellipsis, and pixels of a side, beyond which a text is taken for a slip."""
+
 
 def parse_image_count(text: str) -> int:
     """Parse a number of images: "1000", "128Ki", "8Mi", "2Gi" (1024, 1024², 1024³)."""
@@ -67,6 +70,8 @@ def _fill(text: str, before: list[float], after: list[float]) -> list[float]:
     previous, start, last = around
     step = start - previous
     count = round((last - start) / step) - 1
+    if count > MOST_VALUES:
+        raise ValueError(f"{text!r} stands for {count:,} numbers, more than {MOST_VALUES:,}; write a wider step")
     return [round(start + i * step, 10) for i in range(1, count + 1)]
 
 
@@ -80,6 +85,8 @@ def parse_seeds(text: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ValueError(f"seed range {part!r} is upside down; write {last}-{first}")
+        if last - first >= MOST_SEEDS:  # before they are written out, which would take all memory
+            raise ValueError(f"seed range {part!r} has more than {MOST_SEEDS:,} seeds; draw them in several calls")
         seeds += range(first, last + 1)
     return seeds
 
@@ -99,8 +106,10 @@ def parse_resolution(text: str) -> tuple[int, int]:
     """Parse height and width of an image: "64" for a square, "64x96" for 64 rows and 96 columns."""
     match = re.fullmatch(r"\s*(\d+)(?:x(\d+))?\s*", text)
     height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not height or not width:
-        raise ValueError(f"{text!r} is no size of an image; write 64, or HEIGHTxWIDTH such as 64x96")
+    if not 0 < min(height, width) <= max(height, width) <= LARGEST_SIDE:
+        raise ValueError(
+            f"{text!r} is no size of an image; write 64, or HEIGHTxWIDTH such as 64x96, up to {LARGEST_SIDE} each"
+        )
     return height, width
 
 

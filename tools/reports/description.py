@@ -1,6 +1,6 @@
 """Descriptions of a snapshot, a run folder or a dataset, and the table of a dataset's statistics."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,16 @@ from typing import Any
 import click
 
 from edm2.datasets.measuring import Statistics
+from edm2.datasets.survey import survey
 from edm2.io.model import resolve
 from edm2.io.snapshots import AnySnapshot, open_run, open_snapshot
 from edm2.post_hoc_ema import sigma_rel_to_half_life
 from edm2.post_hoc_ema.files import plain_line
-from edm2.training import Dataset, open_dataset, read_run_config
+from edm2.training import Dataset, DatasetError, open_dataset, read_run_config
+from edm2.training.data.files import DESCRIPTION
 from edm2.training.data.index import open_archive
 from edm2.training.data.vae import latent_codec_of
+from edm2.training.imports import is_target
 from edm2.training.run.logging import read_stats
 
 Lines = list[tuple[str, Any]]
@@ -135,10 +138,17 @@ def describe_dataset(source: str) -> Lines:
     return [*_images(source, dataset), ("classes", f"{dataset.num_classes}: {names}" if names else "none")]
 
 
-def describe_classes(source: str) -> Lines:
-    """Describe a dataset with the number of images of every class, and whether it has a dataset.json."""
+def describe_classes(source: str, report: Callable[[int, int], None] = lambda done, total: None) -> Lines:
+    """Describe a dataset with the number of images of every class, what its files are, and whether all are alike.
+
+    Raises:
+        DatasetError: it cannot be used, or its first image cannot be read.
+    """
+    found = survey(source, report) if _is_archive(source) else None
+    if found is not None and found.first_is_unreadable:
+        raise DatasetError(f"{source}: {'; '.join(found.notes(source))}")
     dataset = open_dataset(source)
-    has_json = source != "digits" and "dataset.json" in open_archive(Path(source))[0].names()
+    has_json = _is_archive(source) and DESCRIPTION in open_archive(Path(source))[0].names()
     lines = [
         *_images(source, dataset),
         ("dataset.json", "yes" if has_json else "no"),
@@ -147,7 +157,11 @@ def describe_classes(source: str) -> Lines:
     if dataset.num_classes:
         counts = dataset.labels(range(len(dataset))).bincount(minlength=dataset.num_classes).tolist()
         lines += [(f"  {name}", f"{count:,}") for name, count in zip(dataset.class_names, counts, strict=True)]
-    return [*lines, *(("Warning", note) for note in dataset.notes)]
+    notes = dataset.notes
+    if found is not None:
+        lines[3:3] = found.describe()
+        notes = (*notes, *found.notes(source))
+    return [*lines, *(("Warning", note) for note in notes)]
 
 
 def _images(source: str, dataset: Dataset) -> Lines:
@@ -157,9 +171,14 @@ def _images(source: str, dataset: Dataset) -> Lines:
         ("dataset", source),
         ("images", f"{len(dataset):,}"),
         ("size", f"{height}x{width}, {channels} channel{'s' if channels > 1 else ''}, {dataset.kind}"),
-        ("stored", dtype if source == "digits" else f"{dtype}, {_size_on_disk(Path(source)) / 1e6:,.2f} MB on disk"),
+        ("stored", f"{dtype}, {_size_on_disk(Path(source)) / 1e6:,.2f} MB on disk" if _is_archive(source) else dtype),
     ]
     return lines + (_latents(dataset) if dataset.kind == "moments" else _statistics(dataset.pixel_stats or {}))
+
+
+def _is_archive(source: str) -> bool:
+    """True for a folder or ZIP; False for the digits and `module:callable`."""
+    return source != "digits" and not is_target(source)
 
 
 def _size_on_disk(path: Path) -> int:

@@ -13,7 +13,7 @@ import math
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -62,6 +62,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 """Channels of images of Pillow's modes; in other modes they are converted to RGB."""
+
+HEAD_BYTES = 1 << 16
+"""Bytes at the beginning of a file that hold the header of most images."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
 """First bytes of a PNG file."""
@@ -375,13 +378,45 @@ def _decode_image(data: bytes) -> Image.Image:
 
 def decode_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
     """Decode an image of at most 8 bits per channel. Raises ValueError, or any other error if it is damaged."""
+    return _read_png_of_pixels_too(lambda data: _loaded(open_image(data, formats)), data)
+
+
+def read_format(files: Files, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an image or array, as `read_array` returns it, from its header alone.
+
+    Raises:
+        StorageError, DatasetError: As `read_array`; damage behind the header is not noticed.
+    """
+    header = npy_format if suffix_of(name) == ".npy" else _image_format
     try:
-        return _loaded(open_image(data, formats))
+        try:
+            return header(files.head(name, HEAD_BYTES))
+        except Exception:  # a header that is longer, such as one with a large color profile
+            return header(files.read(name))
+    except Exception as error:
+        raise _unreadable(f"{files.path}/{name}", error) from error
+
+
+def _image_format(data: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    image = _read_png_of_pixels_too(open_image, data)
+    return (CHANNELS.get(image.mode, 3), image.height, image.width), np.dtype(np.uint8)
+
+
+def npy_format(data: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an NPY array from its first bytes."""
+    shape, _, dtype = _parse_npy_header(data[: _npy_header_size(data)])
+    return shape, dtype
+
+
+def _read_png_of_pixels_too(read: Callable[[bytes], Image.Image], data: bytes) -> Image.Image:
+    """Call `read`, and once more without the other chunks if it refuses a PNG."""
+    try:
+        return read(data)
     except Exception:
         bare = _png_of_pixels(data) if data.startswith(PNG) else data
         if bare == data:
             raise
-        return _loaded(open_image(bare, formats))
+        return read(bare)
 
 
 def _loaded(image: Image.Image) -> Image.Image:

@@ -114,7 +114,10 @@ class BatchStream:
         try:
             return PixelCodec.standardized(*statistics, levels, sigma_data)
         except ValueError as error:
-            raise DatasetError(f"{self.config.data}: {error}; train with --no-standardize") from None
+            remedy = "train with --no-standardize"
+            if self.dataset.shape[0] in (2, 4) and statistics[1][-1] == 0:
+                remedy = "the last channel (alpha) says that nothing is transparent, and edm2 dataset convert drops it"
+            raise DatasetError(f"{self.config.data}: {error}; {remedy}") from None
 
     def _pixel_statistics(self) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and standard deviation per channel, in levels: as stored with the dataset, else measured."""

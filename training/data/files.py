@@ -66,6 +66,9 @@ class Files(Protocol):
     def read(self, name: str) -> bytes:
         """Contents of a file. Raises OSError, or any other error if the file is missing or damaged."""
 
+    def head(self, name: str, count: int) -> bytes:
+        """First bytes of a file, at most `count`. Raises as `read`."""
+
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """Pair of numbers for each of `names` that changes when the file does; no file is read."""
 
@@ -106,6 +109,11 @@ class FolderFiles:
         """Contents of a file. Raises OSError or ValueError."""
         path = os.path.join(self.path, name)
         return retry(lambda: _read_whole(path), path)
+
+    def head(self, name: str, count: int) -> bytes:
+        """First bytes of a file. Raises OSError."""
+        path = os.path.join(self.path, name)
+        return retry(lambda: _read_head(path, count), path)
 
     def stamps(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """Size and time of modification."""
@@ -152,6 +160,11 @@ def _read_whole(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:
         check_size(os.fstat(file.fileno()).st_size)
         return file.read()
+
+
+def _read_head(path: str, count: int) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read(count)
 
 
 def _ends_of(path: str) -> tuple[int, int]:

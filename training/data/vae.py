@@ -151,17 +151,30 @@ def load_vae(name: str, device: torch.device) -> Any:
     """Load a diffusers AutoencoderKL in evaluation mode, float32; cached for the next call.
 
     Args:
-        name: Local folder, or hub id. A VAE that was fetched before is taken from the cache without asking the hub.
+        name: Local folder, of a VAE or of a pipeline with one in vae/; or hub id. A VAE that was fetched before is
+            taken from the cache without asking the hub.
         device: Device to put it on.
 
     Raises:
         VAEError: It is not there and cannot be fetched, or its weights are missing, damaged or of something else.
     """
+    if Path(name).is_file():
+        raise VAEError(f"VAE {name}: is a file; give the folder of an AutoencoderKL, with its config.json and weights")
     import diffusers  # noqa: F401  here: it takes seconds, and sets its level of logging when imported
 
     with _quiet_libraries():
-        vae = _read_vae(name) if Path(name).is_dir() else _fetch_vae(name)
+        vae = _read_folder(name) if Path(name).is_dir() else _fetch_vae(name)
     return vae.to(device).eval().requires_grad_(False)
+
+
+def _read_folder(name: str) -> nn.Module:
+    """Load from a folder: of a VAE or of a pipeline, with weights in full or half precision."""
+    folder = Path(name)
+    if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
+        folder = folder / "vae"
+    stored = (folder / f"diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16"))
+    whole, half = (path.is_file() for path in stored)
+    return _read_vae(str(folder), variant="fp16" if half and not whole else None)
 
 
 def _fetch_vae(name: str) -> nn.Module:
@@ -172,13 +185,14 @@ def _fetch_vae(name: str) -> nn.Module:
         return _read_vae(name)
 
 
-def _read_vae(name: str, local_files_only: bool = False) -> nn.Module:
+def _read_vae(name: str, local_files_only: bool = False, variant: str | None = None) -> nn.Module:
     from diffusers import AutoencoderKL
 
     try:
         vae, loaded = AutoencoderKL.from_pretrained(
             name,
             local_files_only=local_files_only,
+            variant=variant,
             low_cpu_mem_usage=False,
             use_safetensors=True,  # the other form is a pickle
             output_loading_info=True,

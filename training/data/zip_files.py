@@ -209,9 +209,7 @@ class ZipFiles:
     def read(self, name: str) -> bytes:
         """Contents of a member. Raises KeyError, ValueError, OSError or zlib.error if missing or damaged."""
         members = self.members
-        row = members.row(name)
-        if members.flags[row] & ENCRYPTED or members.method[row] not in (ZIP_STORED, ZIP_DEFLATED):
-            raise ValueError("encrypted, or compressed in an unusual way; write the ZIP anew, stored or deflated")
+        row = self._readable_row(name)
         check_size(max(int(members.packed[row]), int(members.size[row])))  # a small file can unpack to any size
         data = retry(lambda: self._read_packed(row), f"{self.path}/{name}")
         if members.method[row] == ZIP_DEFLATED:  # at most a byte more than expected: it could unpack to any size
@@ -221,14 +219,32 @@ class ZipFiles:
             raise ValueError("Bad CRC-32: damaged, copy or write the ZIP anew")
         return data
 
-    def _read_packed(self, row: int) -> bytes:
-        offset = int(self.members.offset[row])
+    def head(self, name: str, count: int) -> bytes:
+        """First bytes of a member, whose checksum is not looked at. Raises as `read`."""
+        row = self._readable_row(name)
+        data = retry(lambda: self._read_packed(row, count), f"{self.path}/{name}")
+        return (
+            data
+            if self.members.method[row] == ZIP_STORED
+            else zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, count)
+        )
+
+    def _readable_row(self, name: str) -> int:
+        members = self.members
+        row = members.row(name)
+        if members.flags[row] & ENCRYPTED or members.method[row] not in (ZIP_STORED, ZIP_DEFLATED):
+            raise ValueError("encrypted, or compressed in an unusual way; write the ZIP anew, stored or deflated")
+        return row
+
+    def _read_packed(self, row: int, most: int | None = None) -> bytes:
+        """Bytes of a member as they are in the file, at most so many."""
+        offset, packed = int(self.members.offset[row]), int(self.members.packed[row])
         try:
             header = self._read_at(offset, LOCAL_HEADER)
             if not header.startswith(b"PK\3\4"):
                 raise ValueError("not where the directory says: damaged, copy or write the ZIP anew")
             name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
-            return self._read_at(offset + LOCAL_HEADER + name + extra, int(self.members.packed[row]))
+            return self._read_at(offset + LOCAL_HEADER + name + extra, min(packed, most or packed))
         except OSError:
             self._file = None  # the next attempt opens it anew: this may be a stale handle of a network file system
             raise

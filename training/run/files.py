@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edm2.post_hoc_ema.files import atomic_output
+from edm2.training.data.files import is_litter
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -32,6 +33,13 @@ def _ends_a_line(file) -> bool:
         return True
     file.seek(-1, os.SEEK_END)
     return file.read(1) == b"\n"
+
+
+def is_inside(path: Path, folder: str | Path) -> bool:
+    """True if a path lies in a folder, or is it, whatever links lead there; litter in it does not count."""
+    path, folder = path.resolve(), Path(folder).resolve()
+    inside = folder.is_dir() and path.is_relative_to(folder)
+    return inside and not any(map(is_litter, path.relative_to(folder).parts))
 
 
 def is_free(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.field_types import mistyped_fields
 from edm2.training.imports import is_target
 from edm2.training.run.checkpoint_folder import find_checkpoints
-from edm2.training.run.files import is_free, write_json
+from edm2.training.run.files import is_free, is_inside, write_json
 from edm2.training.run.inputs import change_of_data, describe_data, describe_file, read_inputs, write_inputs
 
 INTERIM = "interim"
@@ -70,8 +70,13 @@ class RunFolder:
                 self._refuse_other_inputs(config, other, data)  # first: classes and size follow from the images
                 self._refuse_another(config, other, names or {})
                 self._refuse_to_go_back(config)
-        else:
-            self.check_free()
+                return
+        if config.data != "digits" and is_inside(self.path, config.data):
+            raise RunFolderError(
+                f"{self.path}: lies among the images in {config.data}, and its samples would become some of them; "
+                "choose another --out"
+            )
+        self.check_free()
 
     def check_free(self) -> None:
         """Raise RunFolderError if there is something else than a run here."""

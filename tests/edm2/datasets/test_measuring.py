@@ -148,6 +148,56 @@ def test_in_a_folder(tmp_path: Path, given: str):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_more_images_later(tmp_path: Path):
+    """Folders stay the classes; statistics of other images are noticed and not used, until they are measured anew."""
+    folder = write_folder(tmp_path / "photos", classes=True)
+    measure_and_store(folder)
+    assert "labels" not in described(folder)
+    assert open_dataset(folder).notes == ()
+    shutil.copy(folder / "class0/0.png", folder / "class1/9.png")
+    dataset = open_dataset(folder)
+    assert dataset.labels(range(7)).tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert dataset.pixel_stats is None
+    assert dataset.notes == (f"stored statistics are of other images and not used: edm2 dataset stats {folder}",)
+    measure_and_store(folder)
+    assert open_dataset(folder).pixel_stats is not None
+    assert open_dataset(folder).notes == ()
+
+
+def test_other_images_of_the_same_names(tmp_path: Path):
+    folder = write_folder(tmp_path / "photos")
+    measure_and_store(folder)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert open_dataset(copy).notes == ()
+    for path in copy.glob("*/*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) // 8).save(path)
+    assert open_dataset(copy).pixel_stats is None
+
+
+def test_labels_that_earlier_versions_stored_beside_statistics(tmp_path: Path):
+    """An image more, and the line says what to do."""
+    folder = write_folder(tmp_path / "photos", classes=True)
+    pairs = [[f"class{i % 2}/{i}.png", i % 2] for i in range(5)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": pairs}))
+    with pytest.raises(DatasetError, match=r"no label for 1 files.*remove dataset\.json if edm2 dataset stats"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_in_a_wrapped_zip(tmp_path: Path, labelled: bool):
+    """The entry goes where the labels are, or would be."""
+    path = tmp_path / "wrapped.zip"
+    plain = write_zip(tmp_path / "plain.zip", {"labels": LABELS} if labelled else None)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w") as wrapped:
+        for name in source.namelist():
+            wrapped.writestr(f"photos/{name}", source.read(name))
+    measure_and_store(path)
+    with zipfile.ZipFile(path) as wrapped:
+        assert [name for name in wrapped.namelist() if "json" in name] == ["photos/dataset.json"]
+    assert open_dataset(path).pixel_stats is not None
+    assert open_dataset(path).labels([0, 5]).tolist() == ([1, 0] if labelled else [0, 1])
+
+
 @pytest.mark.parametrize("place", ["first", "last", "none"])
 def test_in_a_zip(tmp_path: Path, place: str):
     """Members stay byte for byte, wherever dataset.json stood; measured again, the file is the same."""

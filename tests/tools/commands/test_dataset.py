@@ -1,6 +1,7 @@
 """`edm2 dataset`: what a user with a folder of photos does, and what can be wrong with it."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -46,6 +47,32 @@ def test_convert_then_info_then_use(photos: Path, tmp_path: Path):
         "class1": "4",
         "class2": "4",
     }
+
+
+def test_show_draws_what_the_network_will_see_and_counts_copies(photos: Path, tmp_path: Path):
+    shown = succeed("dataset", "show", "digits", "--grid", tmp_path / "digits.png")
+    assert shown.endswith(f"100 images of digits in {tmp_path / 'digits.png'}\n")
+    out = tmp_path / "photos-16.zip"
+    succeed("dataset", "convert", photos, out, "--resolution", 16)
+    assert "no near-duplicates among 12 images" in succeed("dataset", "show", out, "--grid", tmp_path / "look.png")
+    copy = shutil.copytree(photos, tmp_path / "copy")
+    shutil.copy(photos / "class0/tall3.jpg", copy / "class2/again.jpg")
+    succeed("dataset", "convert", copy, tmp_path / "copy.zip", "--resolution", 16)
+    said = succeed("dataset", "show", tmp_path / "copy.zip", "--grid", tmp_path / "look.png")
+    assert "Warning: 1 of 13 images are near-duplicates of another" in said
+    refused = edm2("dataset", "show", out, "--grid", tmp_path / "look.jpg")
+    assert refused.code == USAGE
+
+
+def test_info_says_before_training_what_it_would_stop_at(photos: Path):
+    Image.fromarray(np.zeros((20, 30, 4), np.uint8)).save(photos / "class1/icon.png")
+    (photos / "class2/layers.psd").write_bytes(b"8BPS")
+    shown = succeed("dataset", "info", photos)
+    shown = " ".join(shown.split())
+    assert "sizes: 2: height 20 to 40 (median 20), width 25 to 30 (median 30)" in shown
+    assert "channels: 3 (uint8) in 12, 4 (uint8) in 1" in shown
+    assert f"edm2 dataset convert {photos} photos-32.zip --resolution 32" in shown
+    assert "Warning: 1 .psd left out: save them as PNG to use them" in shown
 
 
 def test_info_of_a_folder_and_of_the_digits(tmp_path: Path):

@@ -18,6 +18,7 @@ from edm2.tools.options.parsing import (
     parse_interval,
     parse_number,
     parse_parameter_count,
+    parse_resolution,
     parse_seeds,
     parse_sigma_rels,
     parse_time,
@@ -70,7 +71,10 @@ REFUSED = [
     (parse_number, "finite", ["nan", "inf", "-inf", "1e999", "", "a", "1,5"]),  # NaN as a learning rate shows late
     (parse_parameter_count, "write 125M", ["M"]),
     (parse_seeds, "0-63", ["", "a", "-1", "1-", "1..3", "1,,2", "1.0"]),
+    (parse_resolution, "up to 16384", ["0", "64x", "100000", "64x100000"]),
     (parse_seeds, "write 3-9", ["9-3"]),
+    (parse_seeds, "more than 10,000,000 seeds", ["0-99999999999", "7,0-10000000"]),
+    (parse_sigma_rels, "more than 10,000", ["0.1,0.1000000001,...,0.2"]),
     (parse_sigma_rels, "sigma_rel", ["0", "0.2887", "-0.1", "nan", "inf", "1", "0.1,0.3", "0.1,0.2,...,inf"]),
     (parse_sigma_rels, "ascending", ["...", "0.1,...,0.2", "...,0.1,0.2", "0.1,0.2,...", "0.2,0.1,...,0.05"]),
     (parse_sigma_rels, "ascending", ["0.1,0.1,...,0.2", "0.1,0.2,...,0.15"]),

@@ -31,6 +31,23 @@ from edm2.training.randomness import PositionRandom
 from edm2.training.step import TrainStep
 
 
+@pytest.mark.parametrize("form", ["vae", "pipeline", "half precision"])
+def test_a_vae_is_found_in_every_form_that_diffusers_stores(tmp_path, form):
+    folder = save_tiny_vae(tmp_path / "vae")
+    if form == "pipeline":
+        folder = tmp_path
+    elif form == "half precision":
+        whole = folder / "diffusion_pytorch_model.safetensors"
+        whole.rename(folder / "diffusion_pytorch_model.fp16.safetensors")
+    assert load_vae(str(folder), torch.device("cpu")).config.latent_channels == 4
+
+
+def test_a_single_file_is_no_vae(tmp_path):
+    (tmp_path / "one.safetensors").touch()
+    with pytest.raises(VAEError, match=r"one\.safetensors: is a file; give the folder"):
+        load_vae(str(tmp_path / "one.safetensors"), torch.device("cpu"))
+
+
 def test_the_paper_s_constants(golden):
     constants = table(golden, "dataset/dataset.json")["constants"]
     codec = LatentCodec()

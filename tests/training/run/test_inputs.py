@@ -40,6 +40,18 @@ def test_the_same_images_elsewhere_go_on(tmp_path):
     assert len(open_run_data(tmp_path / "run")) == 12
 
 
+@pytest.mark.parametrize("out", ["photos/run", "link/a/b", "photos"])
+def test_a_run_does_not_lie_among_its_images(tmp_path, out):
+    """Its samples would be some of them at the next start; hidden folders are none of the data."""
+    data = photos(tmp_path / "photos")
+    (tmp_path / "link").symlink_to(data)
+    with pytest.raises(RunFolderError, match=r"lies among the images in .*photos.*choose another --out"):
+        train(tmp_path / out, data, 16)
+    assert len(open_dataset(data)) == 12
+    train(data / ".runs/one", data, 16)
+    train(tmp_path / "photos-run", data, 16)
+
+
 def test_changed_images_are_refused_with_what_changed(tmp_path):
     data = photos(tmp_path / "photos")
     train(tmp_path / "run", data, 16)
