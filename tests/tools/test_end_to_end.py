@@ -261,7 +261,37 @@ def test_a_folder_holds_images_of_one_kind_each_drawn_once(outspoken_network, tm
     assert "other settings" in complaint(result.err)
 
 
-# -------------------------------------------------------------------------------------------------- sweep, info, demo
+# --------------------------------------------------------------------------------------------- latents, info, demo
+
+
+def test_pictures_to_latents_to_guided_pictures(tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pictures have several sizes, as people's have, and two classes."""
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("pictures/wide"), (20, 31, 3), count=48)
+    write_images(Path("pictures/high"), (40, 24, 3), count=48)
+    succeed("dataset", "convert", "pictures", "pixels.zip", "--resolution", 16)
+    succeed("dataset", "encode", "pixels.zip", "latents.zip", "--vae", vae, "--dtype", "fp16")
+    described = succeed("dataset", "info", "latents.zip")
+    for fact in ("96", "8x8, 8 channels, moments", str(vae), "high", "wide"):
+        assert fact in described
+
+    plan = ("--data", "latents.zip", "--duration", 1024, *TINY, "--label-dropout", 0.1, "--stratified-noise")
+    plan += ("--lr", 0.05, "--rampup", 0)  # else 16 steps teach too little for guidance to show
+    assert "scaled to standard deviation 0.5" in succeed("train", *plan, "--out", "run")
+    succeed("reconstruct", "run", "--std", "0.1,0.2")
+    long, short = sorted(Path("run/reconstructed").iterdir(), reverse=True)
+
+    draw = ("generate", short, "--seeds", "0-5", "--steps", 6)
+    guided = ("--guidance", 3, "--interval", "0.1,10")
+    succeed(*draw, "--out", "plain")
+    succeed(*draw, *guided, "--unlabelled-guide", "--out", "classifier-free")
+    succeed(*draw, *guided, "--guide", long, "--out", "autoguided", "--grid", "grid.png")
+
+    plain, free, auto = (pixels(Path(name, "000003.png")) for name in ("plain", "classifier-free", "autoguided"))
+    assert plain.shape == (16, 16, 3)
+    assert plain.std() > 0
+    assert min(abs(other - plain).max() for other in (free, auto)) > 0, "guidance changed nothing"
+    assert pixels(Path("grid.png")).shape[2] == 3
 
 
 def test_info_describes_snapshots_runs_and_datasets(network: Path, tiny_run: Path, tmp_path: Path):
