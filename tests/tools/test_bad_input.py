@@ -131,6 +131,7 @@ CASES: list[tuple] = [
     ("TRAIN --data digits --label-dropout 2", USAGE, "--label-dropout 2", "between 0 and 1"),
     ("TRAIN --data digits --ema 0.1,0.3", USAGE, "--ema", "0.3", "less than 0.2887"),
     ("TRAIN --data digits --holdout 1797", USAGE, "1797", "digits", "none"),
+    ("TRAIN --data digits --keep-snapshots 1", USAGE, "keep-snapshots"),
     ("TRAIN --data digits --device foo", USAGE, "--device", "'foo'", "cpu, cuda"),
     ("TRAIN --data digits --init absent.safetensors", USAGE,
      "--init", "absent.safetensors", "no such file", "included network (digits8)"),
