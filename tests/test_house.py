@@ -105,13 +105,9 @@ def profile() -> tuple[Counter[str], list[str]]:
     return calls, deepest
 
 
-def test_a_step_enters_few_functions(profile):
-    calls, _ = profile
+def test_a_step_enters_few_functions_and_is_not_nested_deeply(profile):
+    calls, deepest = profile
     assert len(calls) <= 45, f"{len(calls)} functions, {calls.total()} calls:{lines(sorted(calls))}"
-
-
-def test_a_step_is_not_nested_deeply(profile):
-    _, deepest = profile
     assert len(deepest) <= 10, f"{len(deepest)} deep:{lines(deepest)}"
 
 
@@ -130,32 +126,20 @@ def ours(modules: set[str]) -> list[str]:
     return sorted(name for name in modules if name.split(".")[0] == "edm2")
 
 
-@pytest.fixture(scope="module")
-def loss_modules() -> set[str]:
-    return loaded_by("from edm2.training import EDM2Loss")
-
-
-@pytest.fixture(scope="module")
-def ema_modules() -> set[str]:
-    return loaded_by("import edm2.post_hoc_ema")
-
-
-def test_the_loss_loads_few_modules(loss_modules):
-    assert len(ours(loss_modules)) <= 25, f"{len(ours(loss_modules))} modules:{lines(ours(loss_modules))}"
-
-
-def test_the_loss_loads_neither_images_nor_data(loss_modules):
-    heavy = {"PIL", *(name for name in loss_modules if name.startswith("edm2.training.data"))} & loss_modules
-    assert not heavy, lines(sorted(heavy))
-
-
-def test_post_hoc_ema_loads_few_modules(ema_modules):
-    assert len(ours(ema_modules)) <= 16, f"{len(ours(ema_modules))} modules:{lines(ours(ema_modules))}"
-
-
-def test_post_hoc_ema_loads_no_heavy_library(ema_modules):
-    heavy = {"PIL", "diffusers", "click"} & ema_modules
-    assert not heavy, lines(sorted(heavy))
+@pytest.mark.parametrize(
+    ("program", "most", "heavy"),
+    [
+        ("from edm2.training import EDM2Loss", 25, ("PIL", "edm2.training.data")),
+        ("import edm2.post_hoc_ema", 16, ("PIL", "diffusers", "click")),
+    ],
+    ids=["loss", "post-hoc EMA"],
+)
+def test_doors_are_light(program: str, most: int, heavy: tuple[str, ...]):
+    """Few modules of the project, neither images nor data, and no heavy library."""
+    loaded = loaded_by(program)
+    assert len(ours(loaded)) <= most, f"{len(ours(loaded))} modules:{lines(ours(loaded))}"
+    found = sorted(name for name in loaded if name.startswith(heavy))
+    assert not found, lines(found)
 
 
 # ---------------------------------------------------------------------------------------------- folders, docstrings
@@ -301,21 +285,10 @@ print(json.dumps({name: names for name, names in found.items() if names}))
 change on import is not ours."""
 
 
-@pytest.fixture(scope="module")
-def side_effects() -> dict[str, list[str]]:
-    """Changed settings by action, of actions that change any."""
+def test_imports_and_library_calls_change_nothing_in_the_process():
     names = [name for name in MODULES if floor_name(name) != "tools" and name != "edm2.__main__"]
     program = f"MODULES = {names}\n{ACTIONS}"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def test_importing_changes_nothing_in_the_process(side_effects):
-    found = {action: changed for action, changed in side_effects.items() if action.startswith("import ")}
-    assert not found, lines(found.items())
-
-
-def test_library_calls_change_nothing_in_the_process(side_effects):
-    found = {action: changed for action, changed in side_effects.items() if not action.startswith("import ")}
-    assert not found, lines(found.items())
+    changed = json.loads(run.stdout.splitlines()[-1])
+    assert not changed, lines(changed.items())

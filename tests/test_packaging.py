@@ -67,37 +67,28 @@ def distributions(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def wheel(distributions: Path) -> Path:
-    return next(distributions.glob("*.whl"))
-
-
-@pytest.fixture(scope="module")
-def wheel_files(wheel: Path) -> set[str]:
-    return set(zipfile.ZipFile(wheel).namelist())
-
-
-@pytest.fixture(scope="module")
-def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unpacked(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Contents of the wheel, as pip would put them into site-packages."""
     site = tmp_path_factory.mktemp("site")
-    zipfile.ZipFile(wheel).extractall(site)
+    zipfile.ZipFile(next(distributions.glob("*.whl"))).extractall(site)
     return site
 
 
-def test_wheel_puts_only_edm2_at_the_top_level(wheel_files):
-    tops = {name.split("/")[0] for name in wheel_files}
-    assert tops == {"edm2", f"edm2-{edm2.__version__}.dist-info"}
+@pytest.fixture(scope="module")
+def metadata(unpacked: Path) -> str:
+    """Metadata of the wheel."""
+    return (unpacked / f"edm2-{edm2.__version__}.dist-info" / "METADATA").read_text()
 
 
-def test_wheel_holds_every_module_but_studies_and_no_other(wheel_files):
-    assert {name for name in wheel_files if name.endswith(".py")} == set(map(installed_path, INSTALLED))
+def test_wheel_holds_every_module_but_studies_assets_and_licence_and_nothing_else(unpacked, metadata):
+    assert {path.name for path in unpacked.iterdir()} == {"edm2", f"edm2-{edm2.__version__}.dist-info"}
+    assert f"\nVersion: {edm2.__version__}\n" in metadata
+    files = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*")}
+    assert {name for name in files if name.endswith(".py")} == set(map(installed_path, INSTALLED))
     assert len(INSTALLED) < len(SOURCES)
-
-
-def test_wheel_holds_the_assets_and_the_licence(wheel_files):
     assets = {f"edm2/assets/{path.name}" for path in (ROOT / "edm2" / "assets").glob("*.safetensors")}
-    assert {"edm2/py.typed", *assets} <= wheel_files
-    assert any(name.endswith("licenses/LICENSE") for name in wheel_files)
+    assert {"edm2/py.typed", *assets} <= files
+    assert any(name.endswith("licenses/LICENSE") for name in files)
 
 
 def test_sdist_holds_the_sources_and_what_building_and_testing_need(distributions):
@@ -134,18 +125,6 @@ def test_a_bare_checkout_works(checkout):
     assert all(Path(file).is_relative_to(checkout) for file in run_python("-c", program, cwd=checkout).split())
 
 
-def test_every_public_name_of_edm2_can_be_loaded():
-    for name in edm2.__all__:
-        assert getattr(edm2, name) is not None
-    with pytest.raises(AttributeError, match="no_such_name"):
-        edm2.no_such_name  # noqa: B018
-
-
-def test_wheel_and_package_agree_on_the_version(unpacked):
-    metadata = (next(unpacked.glob("*.dist-info")) / "METADATA").read_text()
-    assert f"\nVersion: {edm2.__version__}\n" in metadata
-
-
 def imports(source: Path) -> Iterator[str]:
     """Absolute dotted names that a file imports anywhere, `from a import b` as a.b."""
     for node in ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8"))):
@@ -162,22 +141,17 @@ def test_folders_are_imported_as_parts_of_edm2(source):
     assert not {name.split(".")[0] for name in imports(source)} & set(FOLDERS)
 
 
-def test_every_imported_package_is_declared(unpacked):
-    """So that a clean environment with the `test` extra runs everything (clean-fid is declared as an extra)."""
-    metadata = (next(unpacked.glob("*.dist-info")) / "METADATA").read_text()
+def test_every_imported_package_is_declared(metadata):
+    """So that a clean environment with the `test` extra runs everything, and `make test` (clean-fid is an extra)."""
+    extra = set(re.findall(r'^Requires-Dist: ([\w.-]+).*; extra == "test"$', metadata, re.MULTILINE))
+    assert {"pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"} <= extra
+    assert {"build", "setuptools"} <= extra  # --no-isolation builds with what is installed
     declared = {normalized(name) for name in re.findall(r"^Requires-Dist: ([\w.-]+)", metadata, re.MULTILINE)}
     ours = {"edm2", *(path.stem for path in python_files("tests"))}
     tops = {name.split(".")[0] for source in [*SOURCES, *python_files("tests")] for name in imports(source)}
     homes = importlib.metadata.packages_distributions()
     for top in tops - set(sys.stdlib_module_names) - ours:
         assert {normalized(name) for name in homes.get(top, [top])} & declared, f"{top} is imported, not declared"
-
-
-def test_the_tools_of_make_test_are_in_the_test_extra(unpacked):
-    metadata = (next(unpacked.glob("*.dist-info")) / "METADATA").read_text()
-    extra = set(re.findall(r'^Requires-Dist: ([\w.-]+).*; extra == "test"$', metadata, re.MULTILINE))
-    assert {"pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"} <= extra
-    assert {"build", "setuptools"} <= extra  # --no-isolation builds with what is installed
 
 
 def normalized(name: str) -> str:

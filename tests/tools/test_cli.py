@@ -66,13 +66,6 @@ def test_memory_that_runs_out_is_one_line(monkeypatch, capsys):
     assert complaint(capsys.readouterr().err).startswith("Error: not enough memory")
 
 
-def test_help_lists_every_command_with_its_summary():
-    shown = succeed("--help")
-    for name, summary in COMMANDS.items():
-        assert f"  {name} " in shown
-        assert summary in shown
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_every_command_has_help(name: str):
     """With examples on lines of their own, also on a narrow terminal; click re-flows paragraphs without \\b."""
@@ -98,26 +91,19 @@ def test_examples_in_help_are_there_to_paste(name: str, tmp_path, monkeypatch):
             parse(line)
 
 
-def test_version():
+def test_help_version_and_words_that_are_unknown():
+    shown = succeed("--help")
+    for name, summary in COMMANDS.items():
+        assert f"  {name} " in shown
+        assert summary in shown
     assert succeed("--version").split() == ["edm2,", "version", package.__version__]
-
-
-def test_without_a_command_help_is_shown_and_the_exit_code_is_that_of_usage():
-    result = edm2()
-    assert result.code == 2
-    assert "Commands:" in result.err
-
-
-def test_unknown_command():
-    result = edm2("trian")
-    assert result.code == 2
-    assert "trian" in complaint(result.err)
-
-
-def test_unknown_option():
-    result = edm2("info", "--shape", "digits")
-    assert result.code == 2
-    assert "--shape" in complaint(result.err)
+    nothing = edm2()
+    assert nothing.code == 2
+    assert "Commands:" in nothing.err
+    for words in (["trian"], ["info", "--shape", "digits"]):
+        result = edm2(*words)
+        assert result.code == 2
+        assert words[-2:][0] in complaint(result.err)
 
 
 @pytest.mark.parametrize(

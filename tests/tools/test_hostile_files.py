@@ -3,7 +3,6 @@
 Each of these was a traceback, a hang, or worse, before it was refused; `tests/fuzz.py` looks for more of them.
 """
 
-import io
 import json
 import struct
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import complaint, edm2, succeed, write_images
+from dataset_files import npy
 from hostile_mutations import DEEP, dumped, objects_npy
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -68,14 +68,14 @@ METADATA = {
 }
 
 
+CODECS = [3, {"kind": []}, {"kind": "pixels", "mean": ""}, {"kind": "pixels", "mean": 3}, {"kind": "pixels", "x": 1},
+          {"kind": "pixels", "std": [10**400]}, {"kind": "pixels", "levels": "many"}]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", METADATA)
 def test_nonsense_in_metadata_is_refused(name: str, network: Path, tmp_path: Path):
     path = with_metadata(network, tmp_path / "network.safetensors", METADATA[name])
     assert "network.safetensors" in refused("info", path)
-
-
-CODECS = [3, {"kind": []}, {"kind": "pixels", "mean": ""}, {"kind": "pixels", "mean": 3}, {"kind": "pixels", "x": 1},
-          {"kind": "pixels", "std": [10**400]}, {"kind": "pixels", "levels": "many"}]  # fmt: skip
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=str)
@@ -110,12 +110,6 @@ def npz(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED)
     return path
 
 
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
 def huge_npy(shape: str = "(1000000, 1000000)", dtype: str = "<f8") -> bytes:
     """A header that announces more than any memory."""
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
@@ -123,6 +117,12 @@ def huge_npy(shape: str = "(1000000, 1000000)", dtype: str = "<f8") -> bytes:
 
 
 STATISTICS = {"mu": npy(np.zeros(64)), "sigma": npy(np.eye(64)), "num_images": npy(np.int64(9))}
+
+
+def reference(folder: Path, members: dict[str, bytes | None] | None = None) -> Path:
+    """A reference file in which some members are others, or None."""
+    content = {f"pixels/{name}": data for name, data in (STATISTICS | (members or {})).items() if data is not None}
+    return npz(folder / "ref.npz", content)
 
 
 @pytest.fixture
@@ -141,21 +141,28 @@ def images(tmp_path: Path) -> Path:
         {"num_images": npy(np.array("many"))},
         {"mu": npy(np.full(64, np.nan))},
         {"sigma": npy(np.eye(63))},
+        {"sigma": None},
         {"mu": npy(np.zeros(64))[:-8]},
         {"mu": npy(np.zeros(64)) + bytes(8)},
+        {"features": huge_npy("(4, 4)", "<i4")},
+        {"features": npy(np.full((4, 64), np.nan))},
+        {"features": objects_npy()},
+        {"features": b"x"},
     ],
 )
-def test_statistics_that_are_none_are_refused(members: dict, images: Path, tmp_path: Path):
-    content = {f"pixels/{name}": data for name, data in (STATISTICS | members).items()}
-    line = refused("metrics", "calc", images, "--ref", npz(tmp_path / "ref.npz", content), "--device", "cpu")
-    assert "ref.npz: " in line
+def test_statistics_and_features_that_are_none_are_refused(members: dict, images: Path, tmp_path: Path):
+    options = ("--metrics", "kid" if "features" in members else "pixels", "--device", "cpu")
+    line = refused("metrics", "calc", images, "--ref", reference(tmp_path, members), *options)
+    assert "ref.npz" in line
 
 
-@pytest.mark.parametrize("features", [huge_npy("(4, 4)", "<i4"), npy(np.full((4, 64), np.nan)), objects_npy(), b"x"])
-def test_features_that_are_none_are_refused(features: bytes, images: Path, tmp_path: Path):
-    content = {f"pixels/{name}": data for name, data in STATISTICS.items()} | {"pixels/features": features}
-    ref = npz(tmp_path / "ref.npz", content)
-    assert "ref.npz" in refused("metrics", "calc", images, "--ref", ref, "--metrics", "kid", "--device", "cpu")
+@pytest.mark.parametrize(
+    "array", [huge_npy("(1000000000, 8, 8, 1)", "|u1"), huge_npy("(64, 0, 1, 1)", "|u1"), objects_npy(), b""]
+)
+def test_samples_that_are_none_are_refused(array: bytes, tmp_path: Path):
+    samples = npz(tmp_path / "samples.npz", {"arr_0": array})
+    line = refused("metrics", "calc", samples, "--ref", reference(tmp_path), "--device", "cpu")
+    assert "samples.npz: holds no images" in line
 
 
 def test_a_reference_does_not_name_programs_to_be_run(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -167,16 +174,6 @@ def test_a_reference_does_not_name_programs_to_be_run(images: Path, tmp_path: Pa
     assert "evil_detector:features" in line
     assert "if you trust it, name it (--metrics)" in line
     assert not Path("PWNED").exists()
-
-
-@pytest.mark.parametrize(
-    "array", [huge_npy("(1000000000, 8, 8, 1)", "|u1"), huge_npy("(64, 0, 1, 1)", "|u1"), objects_npy(), b""]
-)
-def test_samples_that_are_none_are_refused(array: bytes, tmp_path: Path):
-    samples = npz(tmp_path / "samples.npz", {"arr_0": array})
-    content = {f"pixels/{name}": data for name, data in STATISTICS.items()}
-    line = refused("metrics", "calc", samples, "--ref", npz(tmp_path / "ref.npz", content), "--device", "cpu")
-    assert "samples.npz: holds no images" in line
 
 
 # ------------------------------------------------------------------------------------------------ all kinds

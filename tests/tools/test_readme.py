@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from command_line import edm2
-from documentation import README, blocks, check_command, command_lines, documents
+from documentation import README, blocks, command_lines, documents
 
 from edm2.io.model import ASSETS
 
@@ -30,11 +30,6 @@ def test_the_readme_shows_commands_and_code():
     """Else the tests below would pass by having nothing to do."""
     assert blocks("python")
     assert any(map(runs_anywhere, LINES))
-
-
-@pytest.mark.parametrize("line", LINES)
-def test_commands_parse(line: str):
-    check_command(line)
 
 
 @pytest.mark.parametrize("line", filter(runs_anywhere, LINES))

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dinov2_stand_in import install
-from inception_stand_in import Averages, StandIn, save_inception, save_script
+from detector_stand_ins import Averages, install_dinov2, save_inception, save_script
 from PIL import Image
 
 from edm2.metrics import load_detector
@@ -41,15 +40,6 @@ def test_pixels_are_themselves():
 # ------------------------------------------------------------------------------------------------ Inception
 
 
-@pytest.mark.parametrize("name", ["fid", "fid-clean", "is"])
-def test_inception_is_loaded_from_a_file_of_any_name(inception, name):
-    detector = load_detector(name, inception)
-    assert (detector.name, detector.title) == (name, TITLES[name])
-    features = detector(images())
-    assert features.dtype == torch.float32
-    assert features.shape == (5, 1008 if name == "is" else 2048)
-
-
 def test_fid_lets_the_network_resize(inception):
     """legacy_tensorflow of clean-fid: levels go in as they are."""
     detector = load_detector("fid", inception)
@@ -78,9 +68,14 @@ def test_the_inception_score_leaves_the_bias_out(inception):
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(5))
 
 
-@pytest.mark.parametrize("name", ["fid", "fid-clean"])
-def test_gray_images_are_seen_as_gray_rgb(inception, name):
+@pytest.mark.parametrize("name", ["fid", "fid-clean", "is"])
+def test_inception_is_loaded_from_a_file_of_any_name(inception, name):
+    """It sees gray images as gray RGB."""
     detector = load_detector(name, inception)
+    assert (detector.name, detector.title) == (name, TITLES[name])
+    features = detector(images())
+    assert features.dtype == torch.float32
+    assert features.shape == (5, 1008 if name == "is" else 2048)
     gray = images((5, 1, 16, 20))
     assert torch.equal(detector(gray), detector(gray.expand(-1, 3, -1, -1)))
     with pytest.raises(ValueError, match="4 channels"):
@@ -90,29 +85,26 @@ def test_gray_images_are_seen_as_gray_rgb(inception, name):
 # ------------------------------------------------------------------------------------------------ DINOv2
 
 
+def scaled_as_imagenet(images: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    return (images / 255 - mean) / std
+
+
 def test_dinov2_sees_images_of_224_pixels_scaled_as_imagenet(tmp_path):
     detector = load_detector("fd_dinov2", save_script(Averages(), tmp_path / "vit.pt"))
     assert detector.title == "FD-DINOv2"
     flat = torch.tensor([124, 116, 104], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 30, 50)
-    features = detector(flat).view(2, 3, 4)
-    expected = (torch.tensor([124, 116, 104]) / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
-        [0.229, 0.224, 0.225]
-    )
-    torch.testing.assert_close(features, expected.view(1, 3, 1).expand(2, 3, 4), atol=1e-5, rtol=0)
+    expected = scaled_as_imagenet(flat[:, :, :2, :2])
+    torch.testing.assert_close(detector(flat).view(2, 3, 2, 2), expected, atol=1e-5, rtol=0)
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """torch.hub with a small program in place of DINOv2's, and without a net."""
-
-    def offline(*args, **kwargs):
-        raise AssertionError("asked the net")
-
-    monkeypatch.setattr("torch.hub.urlopen", offline)
-    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    for name in ("urlopen", "download_url_to_file"):
+        monkeypatch.setattr(f"torch.hub.{name}", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setenv("STAND_IN_VIT", "48,2,3")
-    return install(tmp_path / "hub")
+    return install_dinov2(tmp_path / "hub")
 
 
 def published_weights(folder, path):
@@ -125,17 +117,19 @@ def published_weights(folder, path):
     return network.eval()
 
 
+def offline(*args, **kwargs):
+    raise OSError("no route to host")
+
+
 def test_published_weights_of_dinov2_are_loaded_into_its_program(hub, tmp_path):
     """The features are the network's own of the resized images: nothing of the file is left out or added."""
     network = published_weights(hub, tmp_path / "dinov2_vitl14_pretrain.pth")
     detector = load_detector("fd_dinov2", tmp_path / "dinov2_vitl14_pretrain.pth")
     x = images((3, 3, 224, 224))
-    scaled = (x / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
-        3, 1, 1
-    )
     features = detector(x)
     assert features.shape == (3, 48)
-    torch.testing.assert_close(features, network(scaled), rtol=1e-4, atol=1e-4)  # one rounds levels / 255 first
+    expected = network(scaled_as_imagenet(x))
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)  # one rounds levels / 255 first
     assert (features[0] - features[1]).abs().max() > 0.1
 
 
@@ -165,32 +159,10 @@ def test_weights_of_another_dinov2_are_refused(change, hub, tmp_path, monkeypatc
     assert not Path("PWNED").exists()
 
 
-def test_dinov2_without_weights_or_net_says_what_to_give(monkeypatch):
-    def offline(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "load", offline)
-    with pytest.raises(OSError, match=r"dinov2_vitl14: cannot be fetched.*no route.*--dinov2 FILE"):
-        load_detector("fd_dinov2")
-
-
 # ------------------------------------------------------------------------------------------------ weights
 
 
-def test_missing_weights_say_where_to_get_them(tmp_path, monkeypatch):
-    pytest.importorskip("cleanfid.inception_torchscript", exc_type=ImportError)
-
-    def offline(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(OSError, match=r"inception-2015-12-05.pt: .*cannot be fetched.*https://.*--inception FILE"):
-        load_detector("fid")
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_fetched_weights_are_kept(tmp_path, monkeypatch, inception):
+def test_weights_are_fetched_once_or_said_where_to_get(tmp_path, monkeypatch, inception):
     fetched = []
 
     def download(url, path, progress):
@@ -198,11 +170,21 @@ def test_fetched_weights_are_kept(tmp_path, monkeypatch, inception):
         save_inception(path)
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(OSError, match=r"inception-2015-12-05.pt: .*cannot be fetched.*https://.*--inception FILE"):
+        load_detector("fid")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     first, second = (load_detector("fid")(images()) for _ in range(2))
     assert torch.equal(first, second)
     assert len(fetched) == 1
     assert (tmp_path / "checkpoints/inception-2015-12-05.pt").is_file()
+
+
+def test_dinov2_without_weights_or_net_says_what_to_give(monkeypatch):
+    monkeypatch.setattr(torch.hub, "load", offline)
+    with pytest.raises(OSError, match=r"dinov2_vitl14: cannot be fetched.*no route.*--dinov2 FILE"):
+        load_detector("fd_dinov2")
 
 
 @pytest.mark.parametrize("name", ["fid", "fid-clean", "is", "fd_dinov2"])
@@ -216,12 +198,9 @@ def test_weights_that_are_something_else(name, tmp_path):
     with pytest.raises(ValueError, match=r"other.pt: (is no TorchScript|holds no weights)") as error:
         load_detector(name, other)
     assert "\n" not in str(error.value)
-
-
-def test_a_script_of_another_network_is_refused(tmp_path):
-    pytest.importorskip("cleanfid.inception_torchscript", exc_type=ImportError)
-    with pytest.raises(ValueError, match="not of clean-fid's Inception"):
-        load_detector("fid", save_script(Averages(), tmp_path / "vit.pt"))
+    if name == "fid":
+        with pytest.raises(ValueError, match="not of clean-fid's Inception"):
+            load_detector(name, save_script(Averages(), tmp_path / "vit.pt"))
 
 
 @pytest.mark.parametrize(
@@ -275,6 +254,8 @@ def test_a_detector_of_the_users_own(own_module):
     features = load_detector("my_features:Net")(x)
     assert features.dtype == torch.float32
     assert torch.equal(features, x.flatten(1)[:, :2].float())
+    with pytest.raises(ValueError, match=r"\(5, 3, 16, 20\) for 5 images.*\[5, D\]"):
+        load_detector("my_features:flat")(x)
 
 
 @pytest.mark.parametrize(
@@ -291,13 +272,3 @@ def test_detectors_that_are_none(own_module, name, mentions):
     with pytest.raises(ValueError, match=mentions) as error:
         load_detector(name)
     assert "\n" not in str(error.value)
-
-
-def test_a_function_that_returns_no_features(own_module):
-    with pytest.raises(ValueError, match=r"\(5, 3, 16, 20\) for 5 images.*\[5, D\]"):
-        load_detector("my_features:flat")(images())
-
-
-def test_the_stand_in_has_the_published_interface():
-    """Else the tests above would prove little: options by these names, features before classes."""
-    assert StandIn().layers(torch.zeros(1, 3, 299, 299)).shape == (1, 2048)

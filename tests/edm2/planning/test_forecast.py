@@ -49,15 +49,10 @@ def test_twice_as_many_gpus_hold_half_as_much_each(gpus):
     for part in ("weights", "adam", "averages", "gradients"):
         assert getattr(few, part) == pytest.approx(2 * getattr(many, part), rel=0.02), part
     assert few.borrowed == many.borrowed, "blocks at work are whole"
-
-
-@pytest.mark.parametrize("settings", [{}, {"micro_batch": 4}, {"recompute": True}])
-def test_memory_under_ddp_does_not_depend_on_the_number_of_gpus(settings):
-    assert estimate_memory(run_of(2 * 8, **settings), 2) == estimate_memory(run_of(64 * 8, **settings), 64)
-
-
-def test_one_process_shards_nothing():
-    assert estimate_memory(run_of(shard=True), 1) == estimate_memory(run_of(), 1)
+    assert estimate_memory(run_of(shard=True), 1) == estimate_memory(run_of(), 1), "one process shards nothing"
+    for settings in ({}, {"micro_batch": 4}, {"recompute": True}):  # under DDP nothing depends on their number
+        alone, together = estimate_memory(run_of(2 * 8, **settings), 2), estimate_memory(run_of(64 * 8, **settings), 64)
+        assert alone == together
 
 
 @pytest.mark.parametrize("shard", [False, True])
@@ -77,19 +72,16 @@ def test_gradients_of_several_rounds_add_up_in_whole():
     assert sharded == [parameter_bytes(NETWORK, 2).total, weights]
 
 
-def test_there_is_room_for_the_copy_that_a_snapshot_is_written_from():
-    """The activations of a step with one small image take less than that."""
-    wide = replace(NETWORK, img_resolution=2, model_channels=256)
-    config = replace(run_of(2), network=wide, recompute=True)
-    assert estimate_memory(config, 2).activations == parameter_bytes(wide).total
-
-
-def test_a_checkpoint_is_copied_process_by_process():
-    """Each of the 8 processes of a machine copies what it keeps between steps."""
+def test_there_is_room_for_the_copies_that_files_are_written_from():
+    """Of a checkpoint, each of the 8 processes of a machine copies what it keeps between steps. Of a snapshot, the
+    first copies the weights, which are more than the activations of a step with one small image."""
     for shard in (False, True):
         variant = TrainingVariant(run_of(256, shard=shard), Cluster(H100, 16, 8), largest=16)
         assert variant.checkpoint_copies == 8 * variant.memory.persistent
         assert variant.memory.persistent == 5 * variant.memory.weights  # two moments, two averages
+    wide = replace(NETWORK, img_resolution=2, model_channels=256)
+    config = replace(run_of(2), network=wide, recompute=True)
+    assert estimate_memory(config, 2).activations == parameter_bytes(wide).total
 
 
 @pytest.mark.parametrize("gigabytes", [0.9, 1.2, 2, 80])
@@ -100,9 +92,6 @@ def test_the_largest_micro_batch_fits_and_twice_as_much_does_not(gigabytes):
         if variant.rounds > 1:
             twice = replace(variant.config, micro_batch=2 * variant.images)
             assert estimate_memory(twice, 4).total > gigabytes * 1e9
-
-
-def test_what_does_not_fit_is_forecast_with_one_image():
     for variant in variants(run_of(), Cluster(replace(H100, memory=0.3), 2, 2), None):
         assert (variant.fits, variant.largest, variant.images) == (False, None, 1)
 
@@ -154,13 +143,17 @@ def test_published_networks_train_as_published_on_the_same_gpus(preset):
 
 def test_a_published_size_is_forecast_from_the_others():
     """Leave one out. Between others 7 % is the worst (M); at the ends one continues a curve, and the smallest is faster
-    than that by 17 %."""
+    than that by 17 %. Another width of a preset is another network: S at M's width is forecast as M is."""
     rates = published_rates()
+    assert [width_of(name) for name in PUBLISHED if "img512" in name] == list(rates), "two tables"
     errors = {w: rates[w] / rate_of_width(w, {v: r for v, r in rates.items() if v != w}) - 1 for w in rates}
     widths = sorted(errors)
     assert all(abs(errors[w]) < 0.07 for w in widths[1:-1]), errors
     assert 0 < errors[widths[0]] < 0.18
     assert abs(errors[widths[-1]]) < 0.02
+    wider = replace(published_network("edm2-img512-s"), model_channels=256)
+    seconds = PUBLISHED_GPUS / PUBLISHED["edm2-img512-m"]
+    assert published_seconds(wider, "edm2-img512-s") == pytest.approx(seconds, rel=0.07)
 
 
 @pytest.mark.parametrize("preset", [name for name in PUBLISHED if "img64" in name])
@@ -168,14 +161,6 @@ def test_pixels_train_as_fast_as_latents_of_their_size(preset):
     """Rates are those of ImageNet-512; ImageNet-64 was timed apart, and comes out to 2 %."""
     network = published_network(preset)
     assert published_seconds(network, None) == pytest.approx(PUBLISHED_GPUS / PUBLISHED[preset], rel=0.02)
-
-
-def test_another_width_of_a_preset_is_another_network():
-    """Its published speed no longer counts: the S preset at M's width is forecast as M is, to 7 % (see above)."""
-    wider = replace(published_network("edm2-img512-s"), model_channels=256)
-    assert published_seconds(wider, "edm2-img512-s") == pytest.approx(
-        PUBLISHED_GPUS / PUBLISHED["edm2-img512-m"], rel=0.07
-    )
 
 
 def test_speed_scales_with_the_gpu():
@@ -190,12 +175,8 @@ def test_speed_scales_with_the_gpu():
     assert list(seconds_per_image(network, None, replace(UNKNOWN, peak=100), None)) == [by_matrix], (
         "its bandwidth is not known"
     )
-
-
-def test_a_measured_efficiency_is_a_fraction_of_the_peak():
-    """Half of 100 TFLOP/s is 25 T multiplications with their additions; an image takes three evaluations."""
-    gpu = GPU("mine", 80, 100, None, 1, 1, "")
-    *_, seconds = seconds_per_image(NETWORK, None, gpu, 0.5).values()
+    # Half of 100 TFLOP/s is 25 T multiplications with their additions; an image takes three evaluations.
+    *_, seconds = seconds_per_image(NETWORK, None, GPU("mine", 80, 100, None, 1, 1, ""), 0.5).values()
     assert seconds == pytest.approx(3 * count_flops(NETWORK) / 25e12)
 
 
@@ -207,13 +188,10 @@ def test_efficiency_comes_from_a_benchmark(tmp_path):
     assert measured_efficiency(path, H100) == pytest.approx(200 / 989)
     with pytest.raises(ValueError, match=r"bench.json: 2\.82 times the peak of rtx3090; was it"):
         measured_efficiency(path, GPUS["rtx3090"])
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"measurements": []}', '{"measurements": [{"section": 1}]}'])
-def test_other_files_have_no_efficiency(tmp_path, text):
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ValueError, match=r"x.json: has no speed of a whole training step"):
-        measured_efficiency(tmp_path / "x.json", H100)
+    for text in ("", "[]", "{}", '{"measurements": []}', '{"measurements": [{"section": 1}]}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"bench.json: has no speed of a whole training step"):
+            measured_efficiency(path, H100)
 
 
 # -------------------------------------------------------------------------------------------------------------- data
@@ -224,8 +202,3 @@ def test_latents_are_stored_as_mean_and_deviation():
     assert (latents.shape, latents.kind, latents.num_classes, len(latents)) == ((8, 64, 64), "moments", 1000, 5000)
     assert stored_bytes(latents) == 8 * 64 * 64 * 4
     assert (pixels.kind, pixels.num_classes, stored_bytes(pixels)) == ("pixels", 0, 3 * 32 * 48)
-
-
-def test_the_paper_trained_what_the_presets_say():
-    """Width and speed are read from two tables."""
-    assert [width_of(name) for name in PUBLISHED if "img512" in name] == list(published_rates())

@@ -29,12 +29,8 @@ def size_s(letter: str) -> NetworkConfig:
 
 
 @pytest.mark.parametrize("letter", LETTERS)
-def test_parameters_of_the_paper(letter):
+def test_parameters_and_operations_of_the_paper(letter):
     assert count_parameters(size_s(letter)) == PARAMETERS[letter] + HEAD[letter]
-
-
-@pytest.mark.parametrize("letter", LETTERS)
-def test_operations_of_the_paper(letter):
     assert count_flops(size_s(letter)) / 1e9 == pytest.approx(OPERATIONS[letter], abs=0.1)
 
 

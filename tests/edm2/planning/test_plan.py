@@ -4,25 +4,24 @@ import pytest
 import torch
 from planned_runs import images, plan, rgb64, with_statistics
 
-from edm2.planning.plan import default_preset, plan_run
+from edm2.planning.plan import default_preset
 from edm2.planning.presets import PRESETS, Preset
 from edm2.training import ArrayDataset, open_dataset
 
 
 def test_the_data_decide_size_and_classes():
-    config = plan(images(3, 16, 16, classes=4))
+    labelled = images(3, 16, 16, classes=4)
+    config = plan(labelled)
     assert (config.network.img_resolution, config.network.img_channels, config.network.label_dim) == (16, 3, 4)
+    assert (config.data, config.preset) == ("data.zip", "digits8")
     assert plan(images(1, 8, 16)).network.img_resolution == (8, 16)
-    assert plan(images()).network.label_dim == 0
-    assert config.data == "data.zip"
-    assert config.preset == "digits8"
-
-
-def test_labels_are_used_unless_declined():
-    labelled = images(classes=4)
     assert plan(labelled, conditional=True).network.label_dim == 4
     assert plan(labelled, conditional=False).network.label_dim == 0
-    assert plan(images(), conditional=False).network.label_dim == 0
+    for conditional in (None, False):
+        assert plan(images(), conditional=conditional).network.label_dim == 0
+    config = plan(open_dataset("digits"))
+    assert config.network.label_dim == 10
+    assert config.standardize
 
 
 def test_choices_override_the_preset():
@@ -62,30 +61,17 @@ def test_impossible_choices_are_refused_in_one_line(arguments, words):
     with pytest.raises(ValueError, match=words) as error:
         plan(images(), **arguments)
     assert "\n" not in str(error.value)
-
-
-def test_images_that_cannot_be_halved_are_refused():
     with pytest.raises(ValueError, match=r"first image has 30x30 .* edm2 dataset convert .* --resolution 32"):
         plan(images(3, 30, 30), "edm2-small-32")
 
 
-def test_digits_fit_their_preset():
-    dataset = open_dataset("digits")
-    config = plan_run(dataset, "digits", "run", "digits8", None, {})
-    assert config.network.label_dim == 10
-    assert config.standardize
-
-
-def test_statistics_in_the_dataset_are_used_unless_somebody_says_otherwise():
+def test_statistics_in_the_dataset_are_used_unless_somebody_says_otherwise(monkeypatch):
     """The paper trains ImageNet-64 on [-1, 1], so its presets do; a user may always decide."""
     plain = {"model_channels": 8, "channels_per_head": 8}
     assert plan(with_statistics(images(3, 16, 16)), "edm2-small-32", **plain).standardize
     assert not plan(with_statistics(images(3, 16, 16)), "edm2-small-32", standardize=False, **plain).standardize
     assert not plan(with_statistics(rgb64()), "edm2-img64-xs").standardize
     assert plan(with_statistics(rgb64()), "edm2-img64-xs", standardize=True).standardize
-
-
-def test_a_preset_that_is_silent_leaves_it_to_the_statistics(monkeypatch):
     monkeypatch.setitem(PRESETS, "silent", Preset("says nothing", network={"model_channels": 64}))
     assert plan(with_statistics(rgb64()), "silent").standardize
     assert not plan(rgb64(), "silent").standardize

@@ -32,7 +32,7 @@ def features_of(evaluator: Evaluator, dataset, indices) -> torch.Tensor:
 
 
 def test_the_classifier_knows_digits_it_has_not_seen(digits, evaluator):
-    """Trained on every other digit, asked about the others."""
+    """Trained on every other digit, asked about the others. Data without classes have no accuracy."""
     indices = range(len(digits))
     features, labels = features_of(evaluator, digits, indices).numpy(), digits.labels(indices).numpy()
     assert features.min() == 0
@@ -40,17 +40,14 @@ def test_the_classifier_knows_digits_it_has_not_seen(digits, evaluator):
     accuracy = ClassAccuracy(features[::2], labels[::2])
     assert accuracy(features[1::2], labels[1::2]) >= 0.97
     assert accuracy(features[1::2], (labels[1::2] + 1) % 10) <= 0.03
-
-
-def test_real_images_score_perfectly(digits, evaluator):
-    indices = range(len(digits))
-    score = evaluator.score(features_of(evaluator, digits, indices), digits.labels(indices).tolist())
-    assert score.distance == pytest.approx(0, abs=1e-6)
-    assert score.accuracy >= 0.99
-    assert evaluator.score(features_of(evaluator, digits, range(100))).accuracy is None
+    assert evaluator_by(ArrayDataset(digits.images(range(50)), levels=17), evaluator.detector).accuracy is None
 
 
 def test_the_floor_falls_with_the_number_of_samples_and_noise_is_far_above(digits, evaluator):
+    indices = range(len(digits))
+    perfect = evaluator.score(features_of(evaluator, digits, indices), digits.labels(indices).tolist())
+    assert perfect.distance == pytest.approx(0, abs=1e-6)
+    assert perfect.accuracy >= 0.99
     floors = [evaluator.real_data_fd(digits, count) for count in (100, 400, 1600)]
     assert floors == sorted(floors, reverse=True)
     assert floors == [evaluator.real_data_fd(digits, count) for count in (100, 400, 1600)]
@@ -62,6 +59,7 @@ def test_the_floor_falls_with_the_number_of_samples_and_noise_is_far_above(digit
 
 
 def test_a_score_is_what_its_images_say(evaluator, make_net):
+    """As many samples of each class are drawn; another set of seeds has none in common, and another score."""
     net = fold(make_net(img_channels=1))
     score = score_network(net, CODEC, evaluator, SETTINGS)
     assert score == score_network(net, CODEC, evaluator, SETTINGS)
@@ -69,7 +67,12 @@ def test_a_score_is_what_its_images_say(evaluator, make_net):
     features = evaluator.detector(images)
     assert score.distance == frechet_distance(feature_statistics(features), evaluator.reference)
     assert score.accuracy == evaluator.accuracy(features, np.arange(30) % 10)
+    assert evaluator.score(features).accuracy is None
     assert 0 < score.deviation < score.distance
+    assert not set(SETTINGS.seeds(0)) & set(SETTINGS.seeds(1))
+    assert score_network(net, CODEC, evaluator, SETTINGS, set_number=1) != score
+    unconditional = fold(make_net(img_channels=1, label_dim=0))
+    assert score_network(unconditional, CODEC, evaluator, SETTINGS).accuracy is None
 
 
 @torch.no_grad()
@@ -78,14 +81,8 @@ def test_what_is_no_image_gets_no_score(evaluator, make_net):
     net.unet.out_gain.fill_(torch.nan)
     with pytest.raises(SamplingError, match="not finite"):
         score_network(fold(net), CODEC, evaluator, SETTINGS)
-
-
-def test_sets_of_seeds_have_nothing_in_common(evaluator, make_net):
-    net = fold(make_net(img_channels=1))
-    assert not set(SETTINGS.seeds(0)) & set(SETTINGS.seeds(1))
-    assert score_network(net, CODEC, evaluator, SETTINGS) != score_network(
-        net, CODEC, evaluator, SETTINGS, set_number=1
-    )
+    with pytest.raises(ValueError, match="moments"):
+        evaluator_by(ArrayDataset(torch.zeros(4, 8, 4, 4)), load_detector("pixels"))
 
 
 def test_guidance_changes_the_score_where_the_interval_allows(evaluator, make_net):
@@ -111,38 +108,20 @@ def test_a_drawing_by_heun_has_the_key_that_it_had_before_there_were_others():
     assert SampleSettings(sampler=SAMPLERS["deis"]).to_json() == before | {"solver": "deis"}
 
 
-def test_networks_and_data_without_classes_have_no_accuracy(digits, evaluator, make_net):
-    assert score_network(fold(make_net(img_channels=1, label_dim=0)), CODEC, evaluator, SETTINGS).accuracy is None
-    unlabelled = ArrayDataset(digits.images(range(50)), levels=17)
-    assert evaluator_by(unlabelled, load_detector("pixels")).accuracy is None
-
-
-def test_latents_are_not_pixels():
-    with pytest.raises(ValueError, match="moments"):
-        evaluator_by(ArrayDataset(torch.zeros(4, 8, 4, 4)), load_detector("pixels"))
-
-
 # ------------------------------------------------------------------------------------------------------- the cache
 
 
-def test_scores_survive_to_the_last_bit(tmp_path):
-    score = Score(1 / 3, 2e-7, None)
-    ScoreCache(tmp_path / "new" / "sweep.jsonl").add({"a": 1, "b": 2}, {"sigma_rel": 0.1}, score)
-    again = ScoreCache(tmp_path / "new" / "sweep.jsonl")
-    assert again.get({"b": 2, "a": 1}) == score
-    assert again.get({"a": 1, "b": 3}) is None
-
-
-def test_half_a_line_is_ignored_and_harms_nothing_after_it(tmp_path):
-    path = tmp_path / "sweep.jsonl"
+def test_scores_survive_to_the_last_bit_and_half_a_line_is_ignored(tmp_path):
+    """What was cut off harms nothing that comes after it."""
+    path, scores = tmp_path / "new" / "sweep.jsonl", [Score(1 / 3, 2e-7, None), Score(2 / 3, None, 0.5)]
     cache = ScoreCache(path)
-    for number in range(2):
-        cache.add({"n": number}, {}, Score(number, None, None))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-20])
+    for number, score in enumerate(scores):
+        cache.add({"n": number, "b": 2}, {"sigma_rel": 0.1}, score)
+    again = ScoreCache(path)
+    assert [again.get({"b": 2, "n": n}) for n in range(3)] == [*scores, None]
+    path.write_bytes(path.read_bytes()[:-20])
     cut = ScoreCache(path)
-    assert cut.get({"n": 0}) is not None
-    assert cut.get({"n": 1}) is None
-    cut.add({"n": 1}, {}, Score(1, None, None))
+    assert [cut.get({"n": n, "b": 2}) for n in range(2)] == [scores[0], None]
+    cut.add({"n": 1, "b": 2}, {}, scores[1])
     mended = ScoreCache(path)
-    assert [mended.get({"n": n}).distance for n in range(2)] == [0, 1]
+    assert [mended.get({"n": n, "b": 2}) for n in range(2)] == scores

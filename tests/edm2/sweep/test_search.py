@@ -38,9 +38,15 @@ def u_shape(sigma_rel, at=0.083):
 
 @pytest.mark.parametrize("at", [0.02, 0.0334, 0.083, 0.15, 0.22])
 def test_a_valley_is_found_to_the_step(at):
-    """From a spacing of 0.05, six halvings of at most two evaluations each reach 0.001."""
+    """From a spacing of 0.05, six halvings of at most two evaluations each reach 0.001. The end of a slope stays there.
+
+    Values are multiples of the step that can be written down, without 0.30000000000000004.
+    """
     known = search([LENGTHS], Recorder(lambda x: u_shape(x, at)), budget=17)
     assert lowest(known)[0] == pytest.approx(at, abs=0.001)
+    assert all(float(f"{x:.3f}") == x for (x,) in known)
+    falling = search([LENGTHS], Recorder(lambda x: x), budget=20)
+    assert lowest(falling) == min(falling) == (0.02,)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -64,37 +70,16 @@ def test_two_axes_that_depend_on_each_other():
 
 @pytest.mark.parametrize("budget", [8, 9, 10, 13, 30])
 def test_the_budget_is_kept_and_nothing_is_evaluated_twice(budget):
+    """Lists come first and together, as they share one pass over the snapshots; then both halves of a bracket."""
     function = Recorder(lambda x, w: u_shape(x) + (w - 1.7) ** 2)
     known = search([LENGTHS, WEIGHTS], function, budget)
     assert len(function.places) == len(set(function.places)) == len(known) <= budget
     assert list(known) == function.places
-
-
-def test_lists_come_first_and_together():
-    """They share one pass over the snapshots."""
-    function = Recorder(u_shape)
-    search([LENGTHS], function, budget=7)
-    assert function.batches[0] == [(value,) for value in LENGTHS.values]
-    assert len(function.batches[1]) == 2  # both halves of the bracket
-
-
-def test_the_minimum_at_an_end_stays_there():
-    known = search([LENGTHS], Recorder(lambda x: x), budget=20)
-    assert lowest(known) == (0.02,)
-    assert min(known) == (0.02,)
-
-
-def test_it_ends_where_steps_are_exhausted():
-    coarse = Axis("length", (0.1, 0.102), 0.001)
-    assert set(search([coarse], Recorder(u_shape), budget=100)) == {(0.1,), (0.101,), (0.102,)}
-
-
-def test_asked_values_can_be_written_down():
-    """Multiples of the step, without 0.30000000000000004."""
-    known = search([LENGTHS], Recorder(u_shape), budget=20)
-    assert all(float(f"{x:.3f}") == x for (x,) in known)
-
-
-def test_too_small_a_budget_is_refused():
+    lengths = Recorder(u_shape)
+    search([LENGTHS], lengths, budget)
+    assert lengths.batches[0] == [(value,) for value in LENGTHS.values]
+    assert len(lengths.batches[1]) == 2
     with pytest.raises(ValueError, match="5 evaluations are too few: the lists alone take 8"):
-        search([LENGTHS, WEIGHTS], Recorder(lambda x, w: x), budget=5)
+        search([LENGTHS, WEIGHTS], function, budget=5)
+    coarse = Axis("length", (0.1, 0.102), 0.001)
+    assert set(search([coarse], Recorder(u_shape), budget=100)) == {(0.1,), (0.101,), (0.102,)}, "all steps"

@@ -79,13 +79,9 @@ def test_a_point_is_what_reconstruction_and_scoring_give_by_hand(sweeper, run):
     [state] = reconstruct(snapshots, [0.15])
     net = fold(network_from_state(snapshots[-1].metadata, state))
     assert result.score == score_network(net, sweeper.codec, sweeper.evaluator, sweeper.sampling)
-
-
-def test_a_stored_length_is_what_reconstruction_gives(run):
-    """Float32 coefficients of a tracked profile are 1 and 0 up to rounding."""
-    [net] = Averages(run).networks(128, [0.05])
-    [state] = reconstruct(find_snapshots(run), [0.05], 128)
-    for name, tensor in net.state_dict().items():
+    [stored] = Averages(run).networks(128, [0.05])  # coefficients of a tracked profile are 1 and 0 up to rounding
+    [state] = reconstruct(snapshots, [0.05], 128)
+    for name, tensor in stored.state_dict().items():
         assert torch.allclose(tensor, state[name], rtol=1e-5, atol=1e-7), name
 
 
@@ -125,21 +121,14 @@ def test_guides(sweeper, run, other_run, kind):
 # ----------------------------------------------------------------------------------------------------- many points
 
 
-def test_all_combinations_once(sweeper):
-    """Without guidance the guide's length makes no difference."""
-    area = Range([128, LAST], [0.05, 0.1], [1.0, 2.0], [0.05, 0.1, 0.15])
-    assert len(area.points()) == 2 * 2 * (1 + 3)
-
-
-def test_lengths_of_a_time_share_one_pass(sweeper, passes):
+def test_lengths_of_a_time_share_passes_as_large_as_memory_allows(sweeper, run, other_run, passes):
+    """Each point once: without guidance the guide's length makes no difference."""
     points = Range([128, LAST], [0.07, 0.12, 0.15]).points()
-    results = sweeper.results(points)
-    assert [result.point for result in results] == points
+    assert [result.point for result in sweeper.results(points)] == points
     assert passes == [(128, [0.07, 0.12, 0.15]), (LAST, [0.07, 0.12, 0.15])]
-
-
-def test_passes_are_bounded_by_memory_and_give_the_same(sweeper, run, other_run, passes):
+    passes.clear()
     area = Range([LAST], [0.07, 0.12, 0.15], [1.0, 2.0], [0.06, 0.16])
+    assert len(area.points()) == 3 * (1 + 2)
     sweeper.guide = GuideRun(Averages(other_run), LAST)
     whole = sweeper.results(area.points())
     assert len(passes) == 2
@@ -151,16 +140,14 @@ def test_passes_are_bounded_by_memory_and_give_the_same(sweeper, run, other_run,
     assert max(len(lengths) for _, lengths in passes) == 2
 
 
-def test_the_best_has_the_lowest_distance(sweeper, digits):
+def test_the_best_has_the_lowest_distance(sweeper, run, digits):
+    """Beside it stand raw weights and real images; midway and with snapshots alone there are no raw weights."""
     sweep = sweeper.sweep(Range([LAST], LENGTHS), digits)
     assert [result.point.sigma_rel for result in sweep.averages] == LENGTHS
     assert sweep.best.distance == min(result.distance for result in sweep.averages)
     assert sweep.raw is not None
     assert sweep.raw not in sweep.averages
     assert sweep.real_data_fd == sweeper.evaluator.real_data_fd(digits, 12)
-
-
-def test_midway_and_of_snapshots_alone_there_are_no_raw_weights(sweeper, run):
     assert sweeper.sweep(Range([128], [0.05])).raw is None
     assert replace(sweeper, averages=Averages(run / "snapshots")).sweep(Range([LAST], [0.05])).raw is None
 
@@ -176,21 +163,17 @@ def test_a_search_keeps_to_its_budget_and_is_no_worse_than_its_lists(sweeper):
         assert all(result in of_time for result in lists)
 
 
-def test_progress_counts_every_image_once(sweeper, tmp_path):
-    seen = []
-    sweeper = replace(sweeper, repeats=2, known=ScoreCache(tmp_path / "sweep.jsonl"), report=seen.append)
-    sweeper.results([Point(LAST, 0.1)])
-    sweeper.results([Point(LAST, 0.1), Point(LAST, 0.12)])
-    assert sum(seen) == 12 * 2 * 3
-
-
 # ------------------------------------------------------------------------------------------------------- the cache
 
 
 def test_what_is_known_is_not_computed_again(sweeper, tmp_path, monkeypatch):
-    path = tmp_path / "sweep.jsonl"
+    """Progress counts every image once, drawn or known."""
+    path, seen = tmp_path / "sweep.jsonl", []
     points = Range([LAST], [0.1, 0.12]).points()
+    sweeper = replace(sweeper, repeats=2, report=seen.append)
+    replace(sweeper, known=ScoreCache(path)).results(points[:1])
     first = replace(sweeper, known=ScoreCache(path)).results(points)
+    assert sum(seen) == 12 * 2 * (1 + 2)
     monkeypatch.setattr("edm2.sweep.sweep.score_network", None)
     assert replace(sweeper, known=ScoreCache(path)).results(points) == first
 
@@ -213,14 +196,9 @@ def test_whatever_decides_a_score_is_part_of_its_key(sweeper, run, other_run, tm
     assert len(replace(sweeper, known=ScoreCache(path))._known(point)) == 1
     copied = Averages(run / "snapshots")  # the same snapshots, seen from elsewhere
     assert len(replace(sweeper, known=ScoreCache(path), averages=copied)._known(point)) == 1
-
-
-def test_a_longer_run_keeps_the_scores_of_earlier_times(sweeper):
-    """A snapshot that comes later changes nothing that was scored before."""
-    shorter = Averages(sweeper.averages.folder)
+    shorter = Averages(run)  # a snapshot that comes later changes nothing that was scored before
     shorter.snapshots = [snapshot for snapshot in shorter.snapshots if snapshot.images_seen <= 128]
-    assert shorter.fingerprint(128) == sweeper.averages.fingerprint(128)
-    assert shorter.fingerprint(128) != sweeper.averages.fingerprint(LAST)
+    assert shorter.fingerprint(128) == sweeper.averages.fingerprint(128) != sweeper.averages.fingerprint(LAST)
 
 
 # -------------------------------------------------------------------------------------------------------- mistakes

@@ -54,12 +54,6 @@ def fake_rival(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(folder.parent)
 
 
-@pytest.fixture
-def no_rival(monkeypatch):
-    """As if nobody had installed it."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-
-
 def table_rows(markdown: str) -> list[list[str]]:
     """Cells of all lines of tables, heads included, rules left out."""
     lines = [line for line in markdown.splitlines() if line.startswith("|") and not line.startswith("|--")]
@@ -120,10 +114,14 @@ def test_it_says_what_where_and_how(measured):
     assert found["network"]["flops_per_image"] == 2 * count_flops(network)
 
 
-def test_the_markdown_is_tables_of_the_same_numbers(measured):
+def test_the_plain_form_is_compared_and_the_markdown_is_tables_of_the_same_numbers(measured):
     said, found, markdown = measured
-    rows = table_rows(markdown)
     measurements, comparisons = found["measurements"], found["comparisons"]
+    assert {(c["section"], c["part"]) for c in comparisons} == {
+        ("training", "forward and backward"), ("training", "whole step"), ("training", "averages"),
+        ("sampling", "Heun"), ("sampling", "Heun with guidance"),
+    }  # fmt: skip
+    rows = table_rows(markdown)
     assert len(rows) == 2 + len(measurements) + len(comparisons)
     assert {len(row) for row in rows[: 1 + len(measurements)]} == {7}
     assert {len(row) for row in rows[1 + len(measurements) :]} == {6}
@@ -132,24 +130,14 @@ def test_the_markdown_is_tables_of_the_same_numbers(measured):
     assert all(title in said for title in titles)
     for row, comparison in zip(rows[2 + len(measurements) :], comparisons, strict=True):
         assert row[4] == f"{comparison['ratio']:.2f}"
-    why = "networks of preset digits8 draw pixels, which need none"
-    assert found["skipped"] == [{"section": "vae", "why": why}]
-    assert f"vae: skipped, {why}" in said
-    assert f"vae was skipped: {why}" in markdown
-
-
-def test_the_plain_form_is_compared_in_all_that_it_has(measured):
-    _, found, _ = measured
-    compared = {(c["section"], c["part"]) for c in found["comparisons"]}
-    assert compared == {
-        ("training", "forward and backward"), ("training", "whole step"), ("training", "averages"),
-        ("sampling", "Heun"), ("sampling", "Heun with guidance"),
-    }  # fmt: skip
-    for comparison in found["comparisons"]:
         assert comparison["rival"] == "plain"
         assert comparison["what"]
         assert comparison["precisions"] == ["fp32", "fp32"]
         assert len(comparison["ratios"]) == found["settings"]["repeats"]
+    why = "networks of preset digits8 draw pixels, which need none"
+    assert found["skipped"] == [{"section": "vae", "why": why}]
+    assert f"vae: skipped, {why}" in said
+    assert f"vae was skipped: {why}" in markdown
 
 
 def test_half_precision_and_a_choice_of_sections(tmp_path):
@@ -162,16 +150,17 @@ def test_half_precision_and_a_choice_of_sections(tmp_path):
     assert all("bfloat16" in peak["name"] for peak in found["peaks"])
 
 
-def test_a_vae_decodes_latents(tmp_path):
+def test_a_vae_decodes_latents_if_there_is_one(tmp_path, monkeypatch):
     vae, out = save_tiny_vae(tmp_path / "vae"), tmp_path / "b.json"
     succeed(*LATENTS, "--only", "vae", "--vae", vae, "--out", out)
     [decoding] = json.loads(out.read_text())["measurements"]
     assert decoding["section"] == "vae"
     assert decoding["images_per_second"] == pytest.approx(1 / decoding["timing"]["seconds"])
     assert str(vae) in decoding["note"]
-
-
-def test_without_diffusers_decoding_is_skipped(monkeypatch):
+    (tmp_path / "empty").mkdir()
+    result = edm2(*LATENTS, "--vae", tmp_path / "empty")
+    assert (result.code, result.out) == (1, ""), "nothing was measured"
+    assert f"VAE {tmp_path / 'empty'}: cannot be read" in complaint(result.err)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert "vae: skipped, diffusers is not installed: pip install diffusers" in succeed(*LATENTS, "--only", "vae")
 
@@ -203,41 +192,32 @@ def test_unknown_names_are_refused_in_one_line(tmp_path, words, code, message):
     assert not out.exists()
 
 
-def test_a_vae_that_is_not_there_is_refused_before_anything_is_measured(tmp_path):
-    (tmp_path / "vae").mkdir()
-    result = edm2(*LATENTS, "--vae", tmp_path / "vae")
-    assert result.code == 1
-    assert f"VAE {tmp_path / 'vae'}: cannot be read" in complaint(result.err)
-    assert result.out == ""
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Another implementation
 
 
-def test_where_it_is_not_installed_it_says_how_to_get_it(no_rival):
-    """Before anything is measured."""
-    result = edm2(*TINY, "--against", "karras-unet")
-    assert result.code == 1
-    assert "pip install --no-deps --target DIR denoising-diffusion-pytorch einops" in complaint(result.err)
-    assert result.out == ""
-
-
 def test_it_is_compared_without_running_its_package(fake_rival, tmp_path):
+    """With as many parameters, none of which is zero: that would be quick to compute with."""
     out = tmp_path / "b.json"
     succeed(*TINY, "--only", "training,sampling", "--against", "karras-unet", "--out", out)
     passes, evaluation = json.loads(out.read_text())["comparisons"]
     assert (passes["part"], evaluation["part"]) == ("forward and backward", "evaluation")
     assert "times the parameters" in passes["what"]
     assert karras.PACKAGE not in sys.modules  # an import of the real one still works
-
-
-def test_it_gets_as_many_parameters(fake_rival):
     network = NetworkConfig(16, 3, 5, model_channels=32, channel_mult=(1, 2), num_blocks=1)
     theirs = karras.equal_karras_unet(network)
-    count = sum(p.numel() for p in theirs.parameters())
-    assert count == pytest.approx(count_parameters(network), rel=0.02)
-    assert theirs.gain == 1  # zeros would be quick to compute with
+    assert sum(p.numel() for p in theirs.parameters()) == pytest.approx(count_parameters(network), rel=0.02)
+    assert theirs.gain == 1
+
+
+def test_what_it_cannot_be_compared_with_is_refused(fake_rival, monkeypatch):
+    """Before anything is measured."""
+    with pytest.raises(ValueError, match="KarrasUnet is for square images, not 8x16"):
+        karras.check_karras_unet(NetworkConfig((8, 16), 1, 0, model_channels=8, channel_mult=(1,)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = edm2(*TINY, "--against", "karras-unet")
+    assert (result.code, result.out) == (1, "")
+    assert "pip install --no-deps --target DIR denoising-diffusion-pytorch einops" in complaint(result.err)
 
 
 def test_the_real_one_fits_too():
@@ -253,18 +233,8 @@ def test_the_real_one_fits_too():
     assert karras.count_karras_flops(theirs, digits) == pytest.approx(2 * count_flops(digits), rel=1)  # same order
 
 
-def test_other_shapes_than_its_are_refused(fake_rival):
-    with pytest.raises(ValueError, match="KarrasUnet is for square images, not 8x16"):
-        karras.check_karras_unet(NetworkConfig((8, 16), 1, 0, model_channels=8, channel_mult=(1,)))
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Measuring
-
-
-def test_a_timing_is_the_median_and_the_extremes():
-    durations = [Duration(s, 10 * s, 5 * s) for s in (3.0, 1.0, 2.0, 100.0, 2.5)]
-    assert Timing.of(durations) == Timing(2.5, 1.0, 100.0, wall=25.0, processor=12.5)
 
 
 class FakeTime:
@@ -294,59 +264,40 @@ def fake_time(monkeypatch) -> FakeTime:
 
 @pytest.mark.parametrize(("threads", "kind", "seconds"), [(1, "processor time", 2), (4, "wall time", 5)])
 def test_the_clock_that_counts(fake_time, monkeypatch, threads, kind, seconds):
-    """Other programs make one thread wait, which is not its own slowness; several threads wait for each other, too."""
+    """Other programs make one thread wait, which is not its own slowness; several threads wait for each other, too.
+
+    Preparations are off the clock.
+    """
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     clock = Clock(torch.device("cpu"), repeats=3)
-    timing = clock.time(lambda: fake_time.spend(wall=5, processor=2))
+    timing = clock.time(lambda: fake_time.spend(wall=5, processor=2), lambda: fake_time.spend(10, 10))
     assert clock.kind == kind
     assert (timing.seconds, timing.wall, timing.processor) == (seconds, 5, 2)
-
-
-def test_preparations_are_off_the_clock(fake_time):
-    order: list[str] = []
-
-    def spend(name: str, seconds: float) -> None:
-        order.append(name)
-        fake_time.spend(seconds, seconds)
-
-    clock = Clock(torch.device("cpu"), repeats=2, warmup=1)
-    assert clock.time(lambda: spend("work", 1), lambda: spend("before", 10)).seconds == 1
-    assert order == ["before", "work"] * 4  # to warm up, to see how long it takes, and twice
+    durations = [Duration(s, 10 * s, 5 * s) for s in (3.0, 1.0, 2.0, 100.0, 2.5)]
+    assert Timing.of(durations) == Timing(2.5, 1.0, 100.0, wall=25.0, processor=12.5), "the median and the extremes"
 
 
 def test_works_take_turns_in_alternating_order(fake_time):
     """So that a machine that grows slower or faster favours none of them."""
     order: list[str] = []
 
-    def spend(name: str) -> None:
+    def spend(name: str, seconds: float = 1) -> None:
         order.append(name)
-        fake_time.spend(1, 1)
+        fake_time.spend(seconds, seconds)
 
-    durations = Clock(torch.device("cpu"), repeats=4, warmup=0).by_turns(
-        {name: lambda n=name: spend(n) for name in "ab"}
-    )
+    clock = Clock(torch.device("cpu"), repeats=4, warmup=0)
+    durations = clock.by_turns({name: lambda n=name: spend(n) for name in "ab"})
     assert "".join(order) == "ab" + "abba" * 2  # once each to see how long it takes
     assert durations == {name: [Duration(1, 1, 1)] * 4 for name in "ab"}
 
-
-def test_short_work_is_done_many_times(fake_time):
-    """So that a clock's resolution does not matter; the time is still that of one."""
-    calls: list[None] = []
-
-    def work() -> None:
-        calls.append(None)
-        fake_time.spend(0.001, 0.001)
-
-    timing = Clock(torch.device("cpu"), repeats=1, warmup=0).time(work)
-    assert len(calls) == 1 + 20
+    order.clear()
+    timing = Clock(torch.device("cpu"), repeats=1, warmup=0).time(lambda: spend("short", 0.001))
+    assert len(order) == 1 + 20, "short work is done many times, so that the clock's resolution does not matter"
     assert timing.seconds == pytest.approx(0.001)
 
-
-def test_twice_as_slow_is_a_ratio_of_two(fake_time):
     bench = Bench(Workload(settings_for("cpu", {}, quick=True)), Clock(torch.device("cpu"), repeats=3), ())
-    ours, theirs = (lambda: fake_time.spend(1, 1)), (lambda: fake_time.spend(2, 2))
-    comparison = bench.compared("training", "step", "plain", ours, theirs, "")
-    assert comparison.ratios == (2, 2, 2)
+    comparison = bench.compared("training", "step", "plain", lambda: spend("a", 1), lambda: spend("b", 2), "")
+    assert comparison.ratios == (2, 2, 2), "twice as slow"
     assert (comparison.ours.seconds, comparison.theirs.seconds) == (1, 2)
 
 

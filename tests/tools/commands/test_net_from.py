@@ -71,12 +71,8 @@ def test_generate_draws_its_images_by_seed_and_class(own_run: Path, tmp_path: Pa
     decoded = codec_from_json(read_metadata(snapshot)["codec"])
     assert np.array_equal(decoded.to_display(decoded.decode(batch.samples)).permute(0, 2, 3, 1), shown["arr_0"])
     assert torch.equal(net.net.mean.weight, load(snapshot, net=own_network()).mean.weight)
-
-
-def test_it_guides_itself_and_is_guided(own_run: Path, tmp_path: Path):
-    snapshots = sorted((own_run / "snapshots").iterdir())
-    guided = (*OWN, *FAST, "--guide", snapshots[0], "--guidance", 2, "--precision", "fp32")
-    succeed("generate", snapshots[-1], *guided, "--grid", tmp_path / "grid.png")
+    guided = (*OWN, *FAST, "--guide", own_run / "raw-weights.safetensors", "--guidance", 2, "--precision", "fp32")
+    succeed("generate", snapshot, *guided, "--grid", tmp_path / "grid.png")
 
 
 def test_sweep_scores_its_averages_and_names_commands_that_draw(own_run: Path, tmp_path: Path):
@@ -89,12 +85,9 @@ def test_sweep_scores_its_averages_and_names_commands_that_draw(own_run: Path, t
     assert "--balanced" in generates[0]
 
 
-def test_info_describes_run_and_snapshot(own_run: Path):
+def test_snapshots_say_what_images_their_network_draws(own_run: Path, tmp_path: Path):
     assert "network:      the user's own" in succeed("info", own_run)
     assert "images:       img_resolution=(8, 8)" in succeed("info", own_run / "raw-weights.safetensors")
-
-
-def test_snapshots_say_what_images_their_network_draws(own_run: Path, tmp_path: Path):
     metadata = read_metadata(own_run / "raw-weights.safetensors")
     assert DrawnImages.from_metadata(metadata) == DrawnImages((8, 8), 1, 10)
     silent = {name: value for name, value in metadata.items() if name != "images"}
@@ -110,27 +103,17 @@ MISTAKES = {
     "no function": (("--net-from", "my_own_network:torch"), "is no function"),
     "no module": (("--net-from", "my_own_network:no_module"), "makes a str, not a torch.nn.Module"),
     "another network": (("--net-from", "torch.nn:Identity"), "holds tensors of another network"),
+    "a network that describes itself": (OWN, "describes its network itself; leave out --net-from"),
     "half precision": ((*OWN, "--precision", "bf16"), "--precision bf16 is for networks that edm2 builds"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes(name: str, own_run: Path, tmp_path: Path):
+def test_mistakes(name: str, own_run: Path, tiny_run: Path, tmp_path: Path):
     options, message = MISTAKES[name]
-    commands = {
-        "sweep": (own_run, "--samples", 4, "--out", tmp_path / "out"),
-        "generate": (own_run / "raw-weights.safetensors", "--out", tmp_path / "out"),
-    }
-    for command, arguments in commands.items():
-        result = edm2(command, *arguments, *options, *FAST)
+    run = tiny_run if name == "a network that describes itself" else own_run
+    for command, source in (("sweep", run), ("generate", run / "raw-weights.safetensors")):
+        result = edm2(command, source, "--out", tmp_path / "out", *options, *FAST)
         assert result.code != 0
         assert message in complaint(result.err)
         assert not (tmp_path / "out").exists()
-
-
-def test_networks_that_describe_themselves_need_no_option(tiny_run: Path, tmp_path: Path):
-    for command in (
-        ("generate", "digits8", "--grid", tmp_path / "a.png"),
-        ("sweep", tiny_run, "--out", tmp_path / "b"),
-    ):
-        assert "describes its network itself; leave out --net-from" in complaint(edm2(*command, *OWN, *FAST).err)

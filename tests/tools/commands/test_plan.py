@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from command_line import parse, succeed, write_images
+from command_line import succeed, write_images
 
 from edm2.planning.speed import WHOLE_STEP
 from edm2.tools.bench.report import Measurement
-from edm2.tools.commands.plan import EPILOG
 
 SMALL = ("plan", "--preset", "edm2-small-32", "--shape", "3x32x32", "--channels", 32, "--gpus", 4, "--gpu", "h100")
 
@@ -31,6 +30,12 @@ def test_the_table_adds_up():
     assert len(parts) == 7
     for total, *column in zip(map(float, table["GB per GPU"]), *parts, strict=True):
         assert sum(column) == pytest.approx(total, abs=0.04)  # each is rounded to 0.01
+    alone = succeed(*SMALL, "--gpus", 1)
+    assert rows(alone)["edm2 train --shard"] == ["no", "no"]
+    assert "links:" not in alone
+    small = rows(succeed(*SMALL, "--memory", 0.3))
+    assert small["largest --micro-batch that fits"] == ["none"] * 4
+    assert small["fits"] == ["no"] * 4
 
 
 def test_the_json_says_the_same(tmp_path):
@@ -67,12 +72,6 @@ def test_keeping_fewer_snapshots_takes_less_disk(tmp_path):
     assert disk("--snapshot-precision", "fp32")["final"] > everything["final"]
 
 
-def test_one_gpu_has_nothing_to_share():
-    shown = succeed(*SMALL, "--gpus", 1)
-    assert rows(shown)["edm2 train --shard"] == ["no", "no"]
-    assert "links:" not in shown
-
-
 def test_a_dataset_says_its_size_itself(tmp_path: Path):
     data = write_images(tmp_path / "photos", (32, 32, 3), count=20, classes=2)
     shown = succeed("plan", "--preset", "edm2-small-32", "--data", data, "--channels", 32, "--gpus", 1, "--gpu", "a10")
@@ -89,21 +88,9 @@ def test_gpus_that_are_not_listed_are_described_by_numbers():
     assert "4 x h100 (94 GB, 989 TFLOP/s" in succeed(*SMALL, "--memory", 94)
 
 
-def test_what_does_not_fit_is_shown_and_said():
-    table = rows(succeed(*SMALL, "--memory", 0.3))
-    assert table["largest --micro-batch that fits"] == ["none"] * 4
-    assert table["fits"] == ["no"] * 4
-
-
 def test_efficiency_from_a_benchmark(tmp_path: Path):
     section, part = WHOLE_STEP
     assert {"section", "part"} <= set(Measurement.__dataclass_fields__)
     step = {"section": section, "part": part, "flops_per_second": 0.4 * 989e12}
     (tmp_path / "bench.json").write_text(json.dumps({"measurements": [step]}))
     assert "measured, 40.0% of the peak:" in succeed(*SMALL, "--efficiency", tmp_path / "bench.json")
-
-
-def test_the_examples_of_the_help_parse(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for line in re.findall(r"^  (edm2 plan .*)$", EPILOG, re.MULTILINE):
-        parse(line)

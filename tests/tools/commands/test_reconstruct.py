@@ -22,10 +22,12 @@ def test_any_memory_and_threads_give_the_same_files(tiny_run: Path, tmp_path: Pa
     lengths = ("--std", "0.06,0.07,...,0.12")
     succeed("reconstruct", tiny_run, *lengths, "--out", tmp_path / "a")
     succeed("reconstruct", tiny_run, *lengths, "--out", tmp_path / "b", "--memory", "256K", "--threads", 2)
+    succeed("reconstruct", tiny_run, *lengths, "--out", tmp_path / "half", "--dtype", "fp16")
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert len(files) == 7
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert torch.float16 in {tensor.dtype for tensor in load_file(tmp_path / "half" / name).values()}
 
 
 def test_plan_of_a_run_writes_nothing(tiny_run: Path, tmp_path: Path):
@@ -46,9 +48,6 @@ def test_plan_for_a_run_that_is_to_come():
     assert " 0.17%" in shown
     assert "71.7 GB in fp16" in shown  # 64 x 2 x 280 million x 2 bytes
     assert "14 of each length" in shown
-
-
-def test_a_plan_too_coarse_to_hold_a_snapshot():
     result = edm2("reconstruct", "--plan", "--std", "0.1", "--interval", "4Gi", "--duration", "2Gi")
     assert result.code == 2
     assert "longer than the run" in complaint(result.err)
@@ -71,12 +70,6 @@ def test_groups_of_parameters(tiny_run: Path, tmp_path: Path):
         torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_storage_type(tiny_run: Path, tmp_path: Path):
-    succeed("reconstruct", tiny_run, "--std", "0.08", "--dtype", "fp16", "--out", tmp_path)
-    kinds = {tensor.dtype for tensor in load_file(tmp_path / "ema-000000000512-0.0800.safetensors").values()}
-    assert torch.float16 in kinds
-
-
 def fails(run: Path, *options: object) -> str:
     """The complaint, and nothing is left."""
     out = run.parent / "out"
@@ -87,25 +80,27 @@ def fails(run: Path, *options: object) -> str:
     return complaint(result.err)
 
 
-def test_snapshots_of_two_runs(run: Path):
-    """Another seed: the same names and shapes."""
-    last = sorted((run / "snapshots").iterdir())[0]
-    metadata = read_metadata(last)
-    metadata["training"]["seed"] = 7
-    write_snapshot(last, load_file(last), metadata)
+def test_snapshots_that_do_not_belong_together_are_named(run: Path):
+    """Of another seed, of another network, twice the same, or truncated."""
+    first, second, *_ = sorted((run / "snapshots").iterdir())
+    state, metadata = load_file(first), read_metadata(first)
+    write_snapshot(first, state, metadata | {"training": metadata["training"] | {"seed": 7}})
     assert "different runs: training.seed is 0 in one and 7 in the other" in fails(run)
-
-
-def test_snapshots_of_two_networks(run: Path):
-    last = sorted((run / "snapshots").iterdir())[0]
-    state = load_file(last)
     name = max(state, key=lambda name: state[name].numel())
-    write_snapshot(last, state | {name: state[name][:1].clone()}, read_metadata(last))
+    write_snapshot(first, state | {name: state[name][:1].clone()}, metadata)
     message = fails(run)
     assert "different networks" in message
-    assert last.name in message
-    write_snapshot(last, state | {"more": torch.zeros(2)}, read_metadata(last))
+    assert first.name in message
+    write_snapshot(first, state | {"more": torch.zeros(2)}, metadata)
     assert "has more" in fails(run)
+    write_snapshot(first, state, metadata)
+    copy = Path(shutil.copy(first, first.with_name("copy.safetensors")))
+    message = fails(run)
+    assert "two averages of 128 images" in message
+    assert copy.name in message
+    copy.unlink()
+    second.write_bytes(second.read_bytes()[:-100])
+    assert second.name in fails(run)
 
 
 def test_a_snapshot_missing_in_the_middle_is_told_and_allowed_for(run: Path, tmp_path: Path):
@@ -116,14 +111,3 @@ def test_a_snapshot_missing_in_the_middle_is_told_and_allowed_for(run: Path, tmp
     assert "From 7 snapshots" in result.out
     whole = succeed("reconstruct", run, "--std", "0.08", "--at", 128, "--plan")
     assert "Warning" not in whole
-
-
-def test_truncated_and_duplicate_snapshots(run: Path):
-    first, second, *_ = sorted((run / "snapshots").iterdir())
-    shutil.copy(first, first.with_name("copy.safetensors"))
-    message = fails(run)
-    assert "two averages of 128 images" in message
-    assert "copy.safetensors" in message
-    first.with_name("copy.safetensors").unlink()
-    second.write_bytes(second.read_bytes()[:-100])
-    assert second.name in fails(run)

@@ -66,36 +66,30 @@ def test_a_registered_detector_and_metric_score_images(registered, tmp_path: Pat
     assert "compared with what? Give --ref" in complaint(edm2(*calc).err)
 
 
-def test_a_registered_detector_scores_a_sweep(registered, tiny_run: Path, tmp_path: Path):
-    sweep = ("sweep", tiny_run, "--std", "0.05,0.1", "--samples", 20, "--steps", 1, "--device", "cpu")
-    assert "compared by FD-brightness" in succeed(*sweep, "--detector", "brightness", "--out", tmp_path / "out")
-    with open(tmp_path / "out/sweep.csv", newline="") as file:
-        assert {row["metric"] for row in csv.DictReader(file)} == {"FD-brightness"}
-
-
 def test_every_registered_name_has_its_class():
     for name, registered in (DETECTORS | CLASSIFIERS).items():
         assert import_target(registered.target).name == name
         assert registered.weights_option in (None, *WEIGHTS_OPTIONS)
     for target in METRICS.values():
         assert {"from_reference", "lower_is_better", "num_features"} <= set(dir(import_target(target)))
-
-
-def test_help_lists_them():
     shown = " ".join(succeed("metrics", "ref", "--help").split())
     assert all(name in shown for name in (*DETECTORS, "--inception", "--dinov2"))
 
 
-def test_a_registered_metric_scores_a_sweep(registered, tiny_run: Path, tmp_path: Path):
-    """Its scores are kept apart from Frechet distances of the same samples."""
+def test_a_registered_detector_or_metric_scores_a_sweep(registered, tiny_run: Path, tmp_path: Path):
+    """Scores of the metric are kept apart from Frechet distances of the same samples."""
     reference, out = tmp_path / "ref.npz", tmp_path / "out"
     succeed("metrics", "ref", "digits", reference, "--detector", "pixels", "--keep", 100, "--device", "cpu")
     sweep = ("sweep", tiny_run, "--std", "0.05,0.1", "--samples", 20, "--steps", 1, "--device", "cpu", "--out", out)
-    frechet = succeed(*sweep, "--ref", reference)
-    shown = succeed(*sweep, "--ref", reference, "--metric", "gap")
-    assert "compared by FD-pixels" in frechet
-    assert "compared by gap by pixels" in shown
+    assert "compared by FD-pixels" in succeed(*sweep, "--ref", reference)
+    assert "compared by gap by pixels" in succeed(*sweep, "--ref", reference, "--metric", "gap")
     assert len((out / "sweep.jsonl").read_text().splitlines()) == 6  # two lengths and the raw weights, twice
-    assert "high ones of this are good" in complaint(edm2(*sweep, "--ref", reference, "--metric", "pr").err)
-    assert "give --ref" in complaint(edm2(*sweep, "--metric", "gap").err)
-    assert "there are kid, pr, is, gap" in complaint(edm2(*sweep, "--metric", "fid").err)
+    assert "compared by FD-brightness" in succeed(*sweep, "--detector", "brightness")
+    with open(out / "sweep.csv", newline="") as file:
+        assert {row["metric"] for row in csv.DictReader(file)} == {"FD-brightness"}
+    for options, message in (
+        (("--ref", reference, "--metric", "pr"), "high ones of this are good"),
+        (("--metric", "gap"), "give --ref"),
+        (("--metric", "fid"), "there are kid, pr, is, gap"),
+    ):
+        assert message in complaint(edm2(*sweep, *options).err)

@@ -51,22 +51,17 @@ def test_precision_is_what_the_processor_has_instructions_for(instructions, pres
     assert "cpu, fp16, " in subjects(succeed(*run, "--precision", "fp16"))["device"]
 
 
-def test_measuring_makes_steps_and_writes_nothing(tmp_path: Path):
-    shown = subjects(succeed(*DIGITS, "--out", tmp_path / "run", "--dry-run", "--measure"))
-    assert re.fullmatch(r"[\d,.e+]+ images/s", shown["speed"])
-    assert "for 512 images" in shown["time"]
-    assert shown["peak memory"].endswith(" GB")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_measuring_in_a_folder_with_a_run_leaves_the_run_alone(tiny_run: Path):
+def test_measuring_makes_steps_and_writes_nothing(tiny_run: Path, tmp_path: Path):
+    """Neither where there is nothing, nor in a folder with a run."""
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
-    succeed(*DIGITS, "--out", tiny_run, "--dry-run", "--measure")
+    for out in (tmp_path / "run", tiny_run):
+        shown = subjects(succeed(*DIGITS, "--out", out, "--dry-run", "--measure"))
+        assert re.fullmatch(r"[\d,.e+]+ images/s", shown["speed"])
+        assert "for 512 images" in shown["time"]
+        assert shown["peak memory"].endswith(" GB")
+    assert list(tmp_path.iterdir()) == []
     assert before == {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
-
-
-def test_measure_is_for_dry_runs():
-    result = edm2(*DIGITS, "--out", "run", "--measure")
+    result = edm2(*DIGITS, "--out", tmp_path / "run", "--measure")
     assert result.code == 2
     assert "--dry-run" in complaint(result.err)
 

@@ -57,16 +57,12 @@ def test_lines_far_away_do_not_squash_the_curve(drawn):
     results = scored(Range([512], LENGTHS).points(), deviation=None)
     distances = [result.distance for result in results]
     [panel] = drawn(results, real_data_fd=min(distances) - 100)
+    assert not panel.collections, "no band where deviations are unknown"
     low, high = panel.get_ylim()
     assert high - low < 2 * (max(distances) - min(distances))
     assert any("below" in name for name in curves(panel))
     [panel] = drawn(results, real_data_fd=min(distances) - 0.005)
     assert panel.get_ylim()[0] < min(distances) - 0.005
-
-
-def test_no_band_where_deviations_are_unknown(drawn):
-    [panel] = drawn(scored(Range([512], LENGTHS).points(), deviation=None))
-    assert not panel.collections
 
 
 def test_one_curve_per_time_and_the_best_length_against_time(drawn):
@@ -76,41 +72,31 @@ def test_one_curve_per_time_and_the_best_length_against_time(drawn):
 
 
 def test_two_lists_make_a_map(drawn):
+    """Scattered points of a search are all on it; weights alone are the axis of a curve."""
     left, right = drawn(scored(Range([512], LENGTHS, [1.0, 1.5, 2.0]).points()))
     assert curves(left) == {"guidance 1": 3, "guidance 1.5": 3, "guidance 2": 3}
     assert right.collections[0].get_array().size == 9
-
-
-def test_scattered_points_of_a_search_are_all_on_the_map(drawn):
-    points = [*Range([512], LENGTHS, [1.5]).points(), Point(512, 0.1, 2.0), Point(512, 0.15, 1.25)]
-    _, right = drawn(scored(points))
+    _, right = drawn(scored([*Range([512], LENGTHS, [1.5]).points(), Point(512, 0.1, 2.0), Point(512, 0.15, 1.25)]))
     assert len(right.collections[0].get_offsets()) == 5
-
-
-def test_weights_alone_are_the_axis_then(drawn):
     [panel] = drawn(scored(Range([512], [0.1], [1.0, 2.0, 3.0]).points()))
     assert panel.get_xlabel() == "guidance weight"
 
 
 @pytest.mark.parametrize(
-    ("other", "names"),
+    ("other", "names", "unnamed"),
     [
-        (Range([512], LENGTHS), ["B"]),
-        (Range([1000, 2000], LENGTHS), ["B, 1k images", "B, 2k images"]),
-        (Range([512], LENGTHS, [1.0, 1.5]), ["B, guidance 1", "B, guidance 1.5"]),
+        (Range([512], LENGTHS), ["B"], 0),
+        (Range([1000, 2000], LENGTHS), ["B, 1k images", "B, 2k images"], 0),
+        (Range([512], LENGTHS, [1.0, 1.5]), ["B, guidance 1", "B, guidance 1.5"], 0),
+        (Range([1000 * k for k in range(1, 13)], LENGTHS), ["B, 12k images"], 11),
     ],
+    ids=["one", "times", "weights", "many times"],
 )
-def test_another_sweep_has_a_curve_for_each_time_and_weight(drawn, other, names):
-    """Not one that joins them all."""
+def test_another_sweep_has_a_curve_for_each_time_and_weight(drawn, other, names, unnamed):
+    """Not one that joins them all. Of many the last is named."""
     panel, *_ = drawn(scored(Range([512], LENGTHS).points()), {"B": scored(other.points())})
     assert curves(panel) == {"reconstructed EMA": 3} | dict.fromkeys(names, 3)
-
-
-def test_of_many_curves_of_another_sweep_the_last_is_named(drawn):
-    other = Range([1000 * k for k in range(1, 13)], LENGTHS)
-    panel, *_ = drawn(scored(Range([512], LENGTHS).points()), {"B": scored(other.points())})
-    assert curves(panel) == {"reconstructed EMA": 3, "B, 12k images": 3}
-    assert sum(len(line.get_xdata()) == 3 for line in panel.lines) == 13
+    assert sum(len(line.get_xdata()) == 3 for line in panel.lines) == 1 + len(names) + unnamed
 
 
 @pytest.mark.parametrize("best", [0.02, 0.04, 0.12, 0.22, 0.24])

@@ -34,6 +34,8 @@ def test_the_description_tells_the_truth():
     assert "EMA lengths 0.05 and 0.1" in lines["snapshots"]
     assert "labels not used" in dict(describe_plan(plan(dataset, conditional=False), dataset))["data"]
     assert "no labels" in dict(describe_plan(plan(images()), images()))["data"]
+    assert "one from each of 64 strata" in described(images(), batch_size=64)["noise levels"]
+    assert described(images(), batch_size=64, stratified_sigma=False)["noise levels"] == "ln sigma ~ N(-1.2, 1.2²)"
 
 
 @pytest.mark.parametrize("every", [1, 16, 20, 24, 48, 64, 1000])
@@ -85,10 +87,6 @@ def test_costs_are_those_of_the_planning():
     memory = estimate_memory(config)
     assert f"about {memory.total / 1e6:.3g} MB" in lines["memory"]
     assert "each visited 44 times" in lines["training"]  # 1600 / (40 - 4)
-
-
-def test_costs_of_each_of_several_processes():
-    dataset = images()
     config = plan(dataset, batch_size=32, shard=True)
     alone, four = dict(describe_plan(config, dataset)), dict(describe_plan(config, dataset, processes=4))
     assert "cpu, fp32, 32 images per forward pass" in alone["device"]
@@ -107,8 +105,3 @@ def test_too_much_for_the_device_is_warned_of_with_what_would_fit(monkeypatch):
     assert "cpu has 450 MB; try --micro-batch 16" in lines["WARNING"]
     monkeypatch.setattr(run_plan, "device_memory", lambda device: 1_000_000)
     assert "choose a smaller network" in dict(describe_plan(config, dataset))["WARNING"]
-
-
-def test_stratified_noise_is_mentioned():
-    assert "one from each of 64 strata" in described(images(), batch_size=64)["noise levels"]
-    assert described(images(), batch_size=64, stratified_sigma=False)["noise levels"] == "ln sigma ~ N(-1.2, 1.2²)"
