@@ -14,7 +14,6 @@ from torch.nn.functional import one_hot
 import edm2
 from edm2.networks import NetworkConfig, Precond, build_network, fold
 from edm2.sampling.generation import SampleBatch, classes_of_seeds
-from edm2.sampling.guidance import without_labels
 from edm2.sampling.samplers.heun import Denoiser, sample_heun
 from edm2.training import PixelCodec
 
@@ -126,7 +125,9 @@ def test_seeds_count_modulo_2_to_the_32(net):
 
 
 def test_churn_noise_belongs_to_the_seed_too(net):
+    state = torch.random.get_rng_state()
     alone, together = draw(net, [7], S_churn=3), draw(net, SEEDS, S_churn=3)
+    assert torch.equal(torch.random.get_rng_state(), state)  # global random numbers are left alone
     pixels, pixels_ = alone.image_of(7)[2], together.image_of(7)[2]
     assert (pixels.int() - pixels_.int()).abs().max() <= 1
     assert not torch.equal(pixels, draw(net, [7]).image_of(7)[2])
@@ -138,18 +139,6 @@ def test_choosing_the_class_keeps_the_noise(net):
     assert chosen.classes.tolist() == [3] * len(SEEDS)
     same = draw(net, SEEDS, drawn.classes.tolist())
     assert torch.equal(same.samples, drawn.samples)
-
-
-@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor], ids=["list", "tuple", "array", "tensor"])
-def test_classes_come_in_any_sequence_and_follow_the_batches(net, kind):
-    assert draw(net, range(5), kind([4, 3, 2, 1, 0]), batch_size=2).classes.tolist() == [4, 3, 2, 1, 0]
-    assert draw(net, range(2), np.int64(3)).classes.tolist() == [3, 3]
-
-
-def test_global_random_numbers_are_left_alone(net):
-    state = torch.random.get_rng_state()
-    draw(net, [1, 2], S_churn=1)
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 # ------------------------------------------------------------------------------------------------ other networks
@@ -188,29 +177,13 @@ def test_guidance_reaches_the_sampler(net, unconditional):
     assert torch.equal(nowhere.samples, plain.samples)
 
 
-def test_an_unconditional_guide_ignores_labels(net, unconditional):
-    """Classifier-free guidance by a second network: it draws what the formula says, evaluation by evaluation."""
-
-    def by_hand(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        from_guide = unconditional(x, sigma)
-        return from_guide + 1.4 * (net(x, sigma, labels) - from_guide)
-
-    guided = draw(net, SEEDS, guide=unconditional, guidance=1.4)
-    assert max_rel(guided.samples, sample_heun(by_hand, guided.noise, guided.classes, num_steps=STEPS)) < 2e-5
-
-
-def test_a_network_guides_itself_without_labels(net):
-    """Equal to guidance by a separate copy, up to float32 rounding over the steps."""
-    together = draw(net, SEEDS, guide=without_labels(net), guidance=1.8)
-    apart = draw(net, SEEDS, guide=without_labels(fold(net)), guidance=1.8)
-    assert max_rel(together.samples, apart.samples) < 2e-5
-    assert max_rel(together.samples, draw(net, SEEDS).samples) > 0.01
-
-
-@pytest.mark.parametrize("classes", [None, 3, [9, 8, 7, 6, 5, 4, 3, 2, 1]], ids=["drawn", "one", "list"])
-def test_classes_are_known_without_drawing(net, classes):
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor], ids=["list", "tuple", "array", "tensor"])
+def test_classes_are_known_without_drawing_and_come_in_any_sequence(net, kind):
     assert classes_of_seeds(net, []).tolist() == []
-    assert torch.equal(classes_of_seeds(net, SEEDS, classes, batch_size=4), draw(net, SEEDS, classes).classes)
+    assert draw(net, range(2), np.int64(3)).classes.tolist() == [3, 3]
+    for classes in (None, 3, kind([9, 8, 7, 6, 5, 4, 3, 2, 1])):
+        drawn = draw(net, SEEDS, classes, batch_size=4)
+        assert torch.equal(classes_of_seeds(net, SEEDS, classes, batch_size=4), drawn.classes)
 
 
 # ------------------------------------------------------------------------------------------------ mistakes

@@ -37,7 +37,10 @@ def stored_noise(noise: Tensor | None) -> Callable[[Tensor], Tensor]:
 
 
 def runs(golden, kind: str) -> list[dict[str, Any]]:
+    """Runs whose options are all understood: one with an option that is ignored would compare the wrong thing."""
     found = [run for run in table(golden, "sampler/sampler.json")["runs"] if run.get("denoiser") == kind]
+    known = {*OPTIONS, "id", "dtype", "denoiser", "churn_steps", "guidance"}
+    assert all(set(run) <= known for run in found)
     return present(found, arrays(golden, "sampler/sampler.safetensors"))
 
 
@@ -49,13 +52,9 @@ def check_run(golden, run: dict[str, Any], main: Denoiser, guide: Denoiser, tole
     denoise = edm2.guided(main, guide, run["guidance"]) if "guidance" in run else main
     options = {name: run[name] for name in OPTIONS if name in run}
     final = edm2.sample_heun(
-        denoise,
-        expected["noise"],
-        expected["labels"],
-        dtype=dtype,
-        randn_like=stored_noise(expected.get("churn_noise_used")),
-        **options,
-    )
+        denoise, expected["noise"], expected["labels"], dtype=dtype,
+        randn_like=stored_noise(expected.get("churn_noise_used")), **options,
+    )  # fmt: skip
     called = guide if run.get("guidance") == 0 else main  # a guide of weight 0 never asks the main denoiser
     x, sigma = torch.stack(called.x), torch.stack(called.sigma)
     schedule = {name: value for name, value in options.items() if not name.startswith("S_")}
@@ -99,14 +98,6 @@ def test_network_runs(golden):
         check_run(golden, run, main, guide, 2e-5)
 
 
-def test_every_option_of_the_json_is_understood(golden):
-    """A run with an option that these tests ignore would compare the wrong thing."""
-    known = {*OPTIONS, "id", "dtype", "denoiser", "churn_steps", "guidance"}
-    for kind in ("gmm", "network"):
-        for run in runs(golden, kind):
-            assert set(run) <= known, run["id"]
-
-
 # ------------------------------------------------------------------------------------------------ noise levels
 
 
@@ -124,6 +115,8 @@ def test_levels_descend_from_sigma_max_over_sigma_min_to_zero(N, low, high, rho,
     assert steps[-1] == 0
     assert steps[0].item() == pytest.approx(high, rel=tolerance)
     assert steps[-2].item() == pytest.approx(low, rel=tolerance)
+    single = edm2.sigma_steps(1, low, high, rho, dtype=dtype)  # where the published formula divides by zero
+    assert single.tolist() == pytest.approx([high, 0], rel=tolerance)
 
 
 @pytest.mark.parametrize("rho", [1, 3, 7])
@@ -133,24 +126,13 @@ def test_levels_are_evenly_spaced_after_the_power_1_over_rho(rho):
     assert (spacing / spacing.mean() - 1).abs().max() < 1e-10  # float64, relative to steps of about 1/10 of the range
 
 
-def test_one_step_goes_from_sigma_max_to_zero():
-    """The published formula divides by zero here."""
-    assert edm2.sigma_steps(1, dtype=torch.float64).tolist() == pytest.approx([80, 0], rel=1e-14)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"num_steps": 0},
-        {"num_steps": -3},
-        {"sigma_min": 0},
-        {"sigma_min": -1},
-        {"sigma_min": 80},
-        {"sigma_min": math.nan},
+        *[{"num_steps": value} for value in (0, -3)],
+        *[{"sigma_min": value} for value in (0, -1, 80, math.nan)],
         {"sigma_max": math.inf},
-        {"rho": 0},
-        {"rho": -7},
-        {"rho": math.inf},
+        *[{"rho": value} for value in (0, -7, math.inf)],
         {"rho": 0.5},  # sigma_min would be lost to rounding in float32, and the sampler divide by zero
     ],
     ids=str,
