@@ -170,18 +170,6 @@ def test_heun_converges_with_order_two(noise):
     assert orders == pytest.approx([2, 2], abs=0.1)
 
 
-def test_the_last_step_is_eulers(noise):
-    """Euler's step to level 0 is the denoised image itself: of x when there is one step, of the last x otherwise."""
-    single = edm2.sample_heun(gaussian_denoiser, noise, num_steps=1, dtype=torch.float64)
-    # x - t (x - D) / t, where x is 80 times larger than D
-    torch.testing.assert_close(
-        single, gaussian_denoiser(80 * noise, torch.tensor(80.0, dtype=torch.float64)), rtol=0, atol=1e-12
-    )
-    recorder = Recorder(gaussian_denoiser)
-    final = edm2.sample_heun(recorder, noise, num_steps=5, dtype=torch.float64)
-    torch.testing.assert_close(final, recorder.D[-1], rtol=0, atol=1e-14)
-
-
 def test_churn_keeps_the_distribution():
     """Fresh noise raises the noise level by as much as it is said to, so samples stay distributed like the data.
 
