@@ -127,14 +127,6 @@ def test_killed_run_resumes_from_its_last_checkpoint(tmp_path):
     assert stats(tmp_path / "whole") == stats(tmp_path / "killed")
 
 
-def test_micro_batches_change_nothing_but_rounding(tmp_path):
-    a = final_state(run(tiny_config(tmp_path / "a", duration=40)))
-    b = final_state(run(tiny_config(tmp_path / "b", duration=40, micro_batch=2)))
-    for name in a:
-        # Adam divides by the gradient's size: entries whose gradient is nearly zero may move by the learning rate.
-        assert a[name].numel() == 1 or rms_rel(b[name], a[name]) < 1e-3, name
-
-
 def test_workers_change_nothing(tmp_path):
     a = run(tiny_config(tmp_path / "a", duration=24))
     b = run(tiny_config(tmp_path / "b", duration=24, workers=2))
@@ -153,15 +145,17 @@ def test_reduced_precision_trains_like_float32(tmp_path, precision):
 
 
 def test_run_folder_holds_what_was_promised(tmp_path):
+    """With the largest seed, and dropout."""
     drawn = []
-    config = tiny_config(tmp_path, sample_every=48)
+    config = tiny_config(tmp_path, sample_every=48, holdout=5, holdout_every=40, seed=2**32 - 1, dropout=0.1)
     run(config, callbacks=[SampleGrids(lambda net, codec, path: drawn.append((path.name, net.training)))])
     early = (8, 16, 24)  # after 1/64 of the run, and at each doubling
     assert drawn == [(f"samples-{images:012d}.png", False) for images in (*early, 48, 96)]
     assert [s.path.name for s in find_snapshots(tmp_path)] == [
         f"snapshot-{images:012d}-{s:.4f}.safetensors" for images in (24, 48, 72, 96) for s in (0.05, 0.10)
     ]
-    assert [r["images_seen"] for r in stats(tmp_path)] == [16, 32, 48, 64, 80, 96]
+    assert [r["images_seen"] for r in stats(tmp_path)] == [16, 32, 40, 48, 64, 80, 96]
+    assert [r["images_seen"] for r in stats(tmp_path) if "holdout_loss" in r] == [40, 80, 96]
     assert [p.name for p in find_checkpoints(tmp_path / "checkpoints")] == ["000000000080", "000000000096"]
     assert TrainingConfig.from_json(json.loads((tmp_path / "config.json").read_text())) == config
     assert (tmp_path / "raw-weights.safetensors").is_file()
@@ -258,15 +252,6 @@ def test_finished_run_is_left_alone_and_cannot_become_shorter(tmp_path):
     with pytest.raises(RunFolderError, match="96 images already"):
         run(tiny_config(tmp_path, duration=48))
     assert (tmp_path / "config.json").read_text() == before
-
-
-def test_any_seed_works_with_dropout(tmp_path):
-    assert run(tiny_config(tmp_path, duration=16, seed=2**32 - 1, dropout=0.1)).images_seen == 16
-
-
-def test_heldout_loss_is_measured_when_due_whatever_the_status_interval(tmp_path):
-    run(tiny_config(tmp_path, holdout=5, holdout_every=40, status_every=16))
-    assert [r["images_seen"] for r in stats(tmp_path) if "holdout_loss" in r] == [40, 80, 96]
 
 
 def test_single_nonfinite_step_does_not_stop_the_run(tmp_path):
