@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from golden_data import arrays, max_rel, present, select, table
+from known_denoisers import golden_network
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 import edm2
-from edm2.networks import NetworkConfig, Precond, build_network, fold
+from edm2.networks import Precond, fold
 from edm2.sampling.generation import SampleBatch, classes_of_seeds
 from edm2.sampling.samplers.heun import Denoiser, sample_heun
 from edm2.training import PixelCodec
@@ -56,12 +57,6 @@ def draw(net: Precond, seeds: Sequence[int], *args: Any, **options: Any) -> Draw
 
 
 # ------------------------------------------------------------------------------------------------ golden/sampler
-
-
-def golden_network(golden, name: str) -> Precond:
-    net = build_network(NetworkConfig.from_json(table(golden, "sampler/sampler.json")[f"{name}_config"]))
-    net.load_state_dict(select(arrays(golden, "sampler/sampler.safetensors"), f"{name}/state"))
-    return net.eval().requires_grad_(False)
 
 
 def golden_options(golden, run: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,19 @@ from typing import Any
 import pytest
 import torch
 from golden_data import arrays, max_rel, present, select, table
-from known_denoisers import MEAN, STD, Recorder, Stepped, gaussian_denoiser, gaussian_solution, mixture
+from known_denoisers import (
+    MEAN,
+    STD,
+    Recorder,
+    Stepped,
+    gaussian_denoiser,
+    gaussian_solution,
+    golden_mixtures,
+    golden_network,
+)  # fmt: skip
 from torch import Tensor
 
 import edm2
-from edm2.networks import NetworkConfig, build_network
 from edm2.sampling.generation import SeedRandom
 from edm2.sampling.samplers.heun import Denoiser
 
@@ -21,13 +29,6 @@ OPTIONS = ("num_steps", "sigma_min", "sigma_max", "rho", "S_churn", "S_min", "S_
 
 
 # ------------------------------------------------------------------------------------------------ golden/sampler
-
-
-def network(golden, name: str) -> Denoiser:
-    config = NetworkConfig.from_json(table(golden, "sampler/sampler.json")[f"{name}_config"])
-    net = build_network(config)
-    net.load_state_dict(select(arrays(golden, "sampler/sampler.safetensors"), f"{name}/state"))
-    return net.eval().requires_grad_(False)
 
 
 def stored_noise(noise: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -83,8 +84,7 @@ def check_run(golden, run: dict[str, Any], main: Denoiser, guide: Denoiser, tole
 
 def test_closed_form_runs(golden):
     """Schedules, guidance and churn around the closed-form denoiser, every intermediate state included."""
-    numbers = arrays(golden, "sampler/sampler.safetensors")
-    main, guide = (mixture(select(numbers, f"gmm/{name}")) for name in ("main", "guide"))
+    main, guide = golden_mixtures(golden)
     for run in runs(golden, "gmm"):
         # Few steps are long steps: rounding of the first levels, near 80, weighs more in the result.
         single = 1e-4 if run["num_steps"] <= 3 else 1e-5
@@ -93,7 +93,7 @@ def test_closed_form_runs(golden):
 
 def test_network_runs(golden):
     """Tiny networks. 2e-5: float32 rounding of the networks (5e-6 each evaluation) over the steps."""
-    main, guide = network(golden, "net"), network(golden, "gnet")
+    main, guide = golden_network(golden, "net"), golden_network(golden, "gnet")
     for run in runs(golden, "network"):
         check_run(golden, run, main, guide, 2e-5)
 

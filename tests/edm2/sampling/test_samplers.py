@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DEISMultistepScheduler, EDMDPMSolverMultistepScheduler
-from golden_data import arrays, select
-from known_denoisers import STD, Recorder, Stepped, gaussian_denoiser, gaussian_solution, mixture
+from golden_data import arrays
+from known_denoisers import STD, Recorder, Stepped, gaussian_denoiser, gaussian_solution, golden_mixtures
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -45,11 +45,9 @@ def noise() -> Tensor:
 
 @pytest.fixture
 def mixtures(golden) -> tuple[Denoiser, Denoiser, Tensor]:
-    """Closed-form denoisers of the golden numbers, one to guide the other, and labels of eight images."""
-    numbers = select(arrays(golden, "sampler/sampler.safetensors"), "gmm")
-    main, guide = (mixture(select(numbers, name)) for name in ("main", "guide"))
-    label_dim = len(numbers["main/logw"])
-    return main, guide, one_hot(torch.arange(8) % label_dim, label_dim).double()
+    """Closed-form denoisers, one to guide the other, and labels of eight images."""
+    label_dim = len(arrays(golden, "sampler/sampler.safetensors")["gmm/main/logw"])
+    return *golden_mixtures(golden), one_hot(torch.arange(8) % label_dim, label_dim).double()
 
 
 def observed_orders(sample: Callable[[int], Tensor], exact: Tensor, steps: list[int]) -> list[float]:
