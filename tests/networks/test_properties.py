@@ -209,37 +209,37 @@ def test_gradients_are_orthogonal_to_the_weights_from_d_on():
 # Attention
 
 
+@pytest.fixture
+def attended(monkeypatch) -> list[tuple[Tensor, ...]]:
+    """Queries, keys and values [N, pixels, heads, d] of every attention."""
+    seen, blend = [], attention.blend
+    monkeypatch.setattr(attention, "blend", lambda q, k, v, size: seen.append((q, k, v)) or blend(q, k, v, size))
+    return seen
+
+
 @torch.no_grad()
 @every_letter
-def test_logits_are_bounded_by_sqrt_d_from_c_on(letter, monkeypatch):
+def test_logits_are_bounded_by_sqrt_d_from_c_on(letter, attended):
     """Queries and keys 100-fold, 10,000-fold the logits of dot products. With d = 16: |q·k| / sqrt(d) <= 4."""
-    net, largest = a_network(letter), []
-    blend = attention.blend
-
-    def observed(q: Tensor, k: Tensor, v: Tensor, size: torch.Size) -> Tensor:
-        largest.append((torch.einsum("nqhc,nkhc->nhqk", q, k) / math.sqrt(q.shape[-1])).abs().max().item())
-        return blend(q, k, v, size)
-
-    monkeypatch.setattr(attention, "blend", observed)
+    net = a_network(letter)
     for name, layer in net.named_modules():
         if name.endswith("qkv"):
             layer.weight.mul_(100)
     net(*an_input(net))
+    largest = [torch.einsum("nqhc,nkhc->nhqk", q, k).abs().max().item() / math.sqrt(16) for q, k, _ in attended]
     assert len(largest) == 4
     assert (max(largest) <= 4.0001) == (letter in "CDEFG")
 
 
 @torch.no_grad()
 @every_letter
-def test_attention_is_in_float32_in_a_and_b(letter, monkeypatch):
+def test_attention_is_in_float32_in_a_and_b(letter, attended):
     """Its values too have unit magnitude per head and pixel from C on."""
-    net, seen = a_network(letter), []
-    blend = attention.blend
-    monkeypatch.setattr(attention, "blend", lambda q, k, v, size: seen.append((q, k, v)) or blend(q, k, v, size))
+    net = a_network(letter)
     net.compute_dtype = torch.bfloat16
     net(*an_input(net))
-    assert seen
-    for part in (tensor for parts in seen for tensor in parts):
+    assert attended
+    for part in (tensor for parts in attended for tensor in parts):
         assert part.dtype == (torch.float32 if letter in "AB" else torch.bfloat16)
         magnitudes = part.float().square().mean(dim=-1).sqrt()
         assert bool(((magnitudes - 1).abs() < 0.02).all()) == (letter not in "AB")
