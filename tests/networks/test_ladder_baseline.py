@@ -41,19 +41,14 @@ def test_names_and_counts_are_the_published_ones_golden(golden):
     assert sum(parameter.numel() for parameter in net.parameters()) == expected["num_params"]
 
 
-@torch.no_grad()
-def test_output_golden(golden):
-    """Also image by image, since noise levels make their magnitudes differ."""
+def test_output_loss_and_gradients_golden(golden):
+    """Output also image by image, since noise levels make their magnitudes differ; EDM's objective: noise levels, loss
+    map, its sum per image, and the gradient of every parameter."""
     net, data = golden_network(golden)
-    D_x = net(data["in/x"], data["in/sigma"], data.get("in/labels"))
-    assert max_rel(D_x, data["eval/D_x"]) <= 1e-5
-    for ours, expected in zip(D_x, data["eval/D_x"], strict=True):
+    with torch.no_grad():
+        D_x = net(data["in/x"], data["in/sigma"], data.get("in/labels"))
+    for ours, expected in [(D_x, data["eval/D_x"]), *zip(D_x, data["eval/D_x"], strict=True)]:
         assert max_rel(ours, expected) <= 1e-5
-
-
-def test_loss_and_gradients_golden(golden):
-    """EDM's objective: noise levels, loss map, its sum per image, and the gradient of every parameter."""
-    net, data = golden_network(golden)
     settings = table(golden, "ladder/config_a.json")
     objective = EDM2Loss(settings["P_mean"], settings["P_std"], net.sigma_data, weighting=EDM())
     sigma, labels = data["loss/sigma"], data.get("loss/labels", data.get("in/labels"))

@@ -214,15 +214,20 @@ def test_missing_and_truncated_files(tmp_path, file):
         refused(file)
 
 
-def test_foreign_files(tmp_path):
-    text, tensors = tmp_path / "text.safetensors", tmp_path / "tensors.safetensors"
+def test_foreign_files_and_tensors(file, tmp_path):
+    text, foreign, pickled = (tmp_path / name for name in ("text.safetensors", "foreign.safetensors", "network.pkl"))
     text.write_text("not a network, but long enough to hold a header of eight bytes")
     refused(text)
-    save_file({"weight": torch.zeros(3)}, tensors)
-    assert "not written by edm2" in refused(tensors)
-    pickled = tmp_path / "network.pkl"
+    save_file({"weight": torch.zeros(3)}, foreign)
+    assert "not written by edm2" in refused(foreign)
     torch.save({"weight": torch.zeros(3)}, pickled)
     refused(pickled)
+    tensors, text = load_file(file), {METADATA_KEY: json.dumps(edm2.read_metadata(file))}
+    first = tensors.pop("unet.out_conv.weight")
+    save_file(tensors, file, metadata=text)
+    assert "unet.out_conv.weight" in refused(file)
+    save_file(tensors | {"unet.out_conv.weight": first, "surplus": first.clone()}, file, metadata=text)
+    assert "surplus" in refused(file)
 
 
 @pytest.mark.parametrize(
@@ -248,10 +253,3 @@ def test_networks_that_nobody_can_build_or_of_other_tensors(file, complaint, net
         assert complaint in refused(rewritten(file, network=wrong)), network
 
 
-def test_a_missing_and_an_unknown_tensor(file):
-    tensors, text = load_file(file), {METADATA_KEY: json.dumps(edm2.read_metadata(file))}
-    first = tensors.pop("unet.out_conv.weight")
-    save_file(tensors, file, metadata=text)
-    assert "unet.out_conv.weight" in refused(file)
-    save_file(tensors | {"unet.out_conv.weight": first, "surplus": first.clone()}, file, metadata=text)
-    assert "surplus" in refused(file)

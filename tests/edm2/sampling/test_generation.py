@@ -1,7 +1,7 @@
 """An image depends on its seed and its class alone."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,17 +23,6 @@ STEPS = 4
 
 
 @dataclass
-class Watched:
-    """A sampler that notes the noise it starts from."""
-
-    noise: list[Tensor] = field(default_factory=list)
-
-    def __call__(self, denoise: Denoiser, noise: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
-        self.noise.append(noise)
-        return sample_heun(denoise, noise, labels, **options)
-
-
-@dataclass
 class Drawn:
     """Batches of a call, concatenated."""
 
@@ -49,11 +38,16 @@ class Drawn:
 
 
 def draw(net: Precond, seeds: Sequence[int], *args: Any, **options: Any) -> Drawn:
-    watched = Watched()
+    noise = []
+
+    def watched(denoise: Denoiser, start: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
+        noise.append(start)
+        return sample_heun(denoise, start, labels, **options)
+
     batches = list(edm2.generate(net, seeds, *args, sampler=watched, **{"num_steps": STEPS, **options}))
     classes = None if batches[0].classes is None else torch.cat([batch.classes for batch in batches])
     drawn_seeds = [seed for batch in batches for seed in batch.seeds]
-    return Drawn(drawn_seeds, torch.cat(watched.noise), classes, torch.cat([batch.samples for batch in batches]))
+    return Drawn(drawn_seeds, torch.cat(noise), classes, torch.cat([batch.samples for batch in batches]))
 
 
 # ------------------------------------------------------------------------------------------------ golden/sampler
@@ -107,13 +101,10 @@ def test_an_image_depends_on_its_seed_alone(net, batch_size: int, order: Callabl
         assert (pixels.int() - pixels_.int()).abs().max() <= 1
 
 
-def test_seeds_differ(net):
+def test_seeds_differ_and_count_modulo_2_to_the_32(net):
     drawn = draw(net, range(100), num_steps=1)
     assert len(drawn.noise.flatten(1).unique(dim=0)) == 100
     assert set(drawn.classes.tolist()) == set(range(10))  # missing one of ten has a chance of 3e-4; seeds are fixed
-
-
-def test_seeds_count_modulo_2_to_the_32(net):
     first, second = draw(net, [5, -1]), draw(net, [5 + 2**32, 2**32 - 1])
     assert torch.equal(first.samples, second.samples)
     assert not torch.equal(first.noise, draw(net, [5 + 2**31, 2**31 - 1]).noise)
@@ -128,26 +119,10 @@ def test_churn_noise_belongs_to_the_seed_too(net):
     assert not torch.equal(pixels, draw(net, [7]).image_of(7)[2])
 
 
-def test_choosing_the_class_keeps_the_noise(net):
-    drawn, chosen = draw(net, SEEDS), draw(net, SEEDS, 3)
-    assert torch.equal(drawn.noise, chosen.noise)
-    assert chosen.classes.tolist() == [3] * len(SEEDS)
-    same = draw(net, SEEDS, drawn.classes.tolist())
-    assert torch.equal(same.samples, drawn.samples)
-
-
 # ------------------------------------------------------------------------------------------------ other networks
 
 
-def test_networks_without_classes(unconditional):
-    [batch] = edm2.generate(unconditional, [1, 2], num_steps=2)
-    assert batch.classes is classes_of_seeds(unconditional, SEEDS) is None
-    assert batch.samples.shape == (2, 3, 8, 8)
-    with pytest.raises(ValueError, match="without labels"):
-        edm2.generate(unconditional, [0], 3)
-
-
-def test_batches_say_what_they_hold(net):
+def test_batches_say_what_they_hold(net, unconditional):
     batches = list(edm2.generate(net, range(5), batch_size=2, num_steps=2))
     assert [batch.seeds for batch in batches] == [(0, 1), (2, 3), (4,)]
     for batch in batches:
@@ -156,29 +131,34 @@ def test_batches_say_what_they_hold(net):
         assert batch.samples.shape == (len(batch.seeds), 3, 8, 8)
         assert batch.classes.dtype == torch.int64
     assert list(edm2.generate(net, [])) == []
+    [batch] = edm2.generate(unconditional, [1, 2], num_steps=2)
+    assert batch.classes is classes_of_seeds(unconditional, SEEDS) is None
+    assert batch.samples.shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="without labels"):
+        edm2.generate(unconditional, [0], 3)
 
 
-def test_a_folded_network_draws_the_same(net):
+def test_guidance_reaches_the_sampler_and_a_folded_network_draws_the_same(net, unconditional):
     """Weights normalized beforehand: float32 rounding over a few steps."""
-    assert max_rel(draw(fold(net), SEEDS).samples, draw(net, SEEDS).samples) < 2e-5
-
-
-def test_guidance_reaches_the_sampler(net, unconditional):
     plain, unguided = draw(net, SEEDS), draw(net, SEEDS, guide=unconditional)
     assert torch.equal(plain.samples, unguided.samples)  # the default weight is 1
     guided = draw(net, SEEDS, guide=unconditional, guidance=2.0)
     assert max_rel(guided.samples, plain.samples) > 0.01
     nowhere = draw(net, SEEDS, guide=unconditional, guidance=2.0, interval=(500, 1000))
     assert torch.equal(nowhere.samples, plain.samples)
+    assert max_rel(draw(fold(net), SEEDS).samples, plain.samples) < 2e-5
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor], ids=["list", "tuple", "array", "tensor"])
-def test_classes_are_known_without_drawing_and_come_in_any_sequence(net, kind):
+def test_classes_are_known_without_drawing_come_in_any_sequence_and_keep_the_noise(net, kind):
     assert classes_of_seeds(net, []).tolist() == []
     assert draw(net, range(2), np.int64(3)).classes.tolist() == [3, 3]
+    by_seed = draw(net, SEEDS, batch_size=4)
+    assert torch.equal(draw(net, SEEDS, by_seed.classes.tolist(), batch_size=4).samples, by_seed.samples)
     for classes in (None, 3, kind([9, 8, 7, 6, 5, 4, 3, 2, 1])):
         drawn = draw(net, SEEDS, classes, batch_size=4)
         assert torch.equal(classes_of_seeds(net, SEEDS, classes, batch_size=4), drawn.classes)
+        assert torch.equal(drawn.noise, by_seed.noise)
 
 
 # ------------------------------------------------------------------------------------------------ mistakes

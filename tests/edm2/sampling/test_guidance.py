@@ -128,26 +128,21 @@ def test_a_network_without_labels_guides_itself_in_one_batch_of_twice_the_size(n
 
 
 def test_it_costs_one_evaluation_at_every_weight(net, x):
-    """Weight 1 with the labels, weight 0 without, each of the plain size; 2 N - 1 evaluations for N steps."""
+    """Weight 1 with the labels, weight 0 without, each of the plain size, as outside of an interval; 2 N - 1
+    evaluations for N steps. Where there are no labels, nothing is to guide away from."""
     for weight, size in ((1.0, 4), (0.0, 4), (1.5, 8)):
         recorder = Recorder(net)
         edm2.sample_heun(guided(recorder, without_labels(recorder), weight), x, LABELS, num_steps=3)
         assert recorder.sizes == [size] * 5
         assert all(labels is (None if weight == 0 else LABELS) for labels in recorder.labels) or weight == 1.5
-
-
-def test_without_labels_there_is_nothing_to_guide_away_from(net, x):
-    recorder = Recorder(net)
-    D = guided(recorder, without_labels(recorder), 5.0)(x, SIGMA, None)
-    assert recorder.sizes == [4]
-    torch.testing.assert_close(D, net(x, SIGMA), rtol=1e-5, atol=1e-6)  # a blend of a value with itself
-
-
-def test_outside_the_interval_the_batch_is_not_doubled(net, x):
     recorder = Recorder(net)
     denoise = guided(recorder, without_labels(recorder), 2.0, interval_of_steps(1, 3, 5))
     edm2.sample_heun(denoise, x, LABELS, num_steps=5)
     assert recorder.sizes == [4, 4, 8, 8, 8, 8, 4, 4, 4]
+    recorder = Recorder(net)
+    D = guided(recorder, without_labels(recorder), 5.0)(x, SIGMA, None)
+    assert recorder.sizes == [4]
+    torch.testing.assert_close(D, net(x, SIGMA), rtol=1e-5, atol=1e-6)  # a blend of a value with itself
 
 
 def test_another_network_without_labels_is_asked_separately(net, make_net, x):
