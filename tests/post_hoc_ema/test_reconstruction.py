@@ -108,15 +108,6 @@ def test_golden_reconstruction_stored_in_float16(golden, key, when, tmp_path):
     assert (np.abs(result - expected) <= ulp).all()
 
 
-@pytest.mark.parametrize("at", [None, 2, 1])
-def test_a_stored_average_reconstructs_to_itself(at):
-    given = snapshots(dtype=torch.float64)
-    for state, s in zip(
-        reconstruct(given, [0.05, 0.1], at), [s for s in given if s.images_seen == (at or 2)], strict=True
-    ):
-        torch.testing.assert_close(state, s.tensors, rtol=1e-12, atol=1e-12)  # condition number 1e2
-
-
 def test_reconstruction_agrees_with_tracking(tmp_path):
     """Within the forecast: for weights |θ| <= 1 and profiles p̂, p over [0, T], by Cauchy and Schwarz,
 

@@ -17,13 +17,10 @@ def test_json_is_read_as_json(value):
 @pytest.mark.parametrize("depth", [MAX_DEPTH, 500, 100_000])
 @pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}")])
 def test_what_is_too_deep_is_a_value_error(depth, start, end):
-    """Not a RecursionError, here or wherever somebody walks through it."""
+    """Not a RecursionError, here or wherever somebody walks through it. As deep as allowed is fine."""
+    parse_json("[" * (MAX_DEPTH - 1) + "0" + "]" * (MAX_DEPTH - 1))
     with pytest.raises(ValueError, match="inside each other"):
         parse_json(start * depth + "0" + end * depth)
-
-
-def test_as_deep_as_allowed_is_fine():
-    parse_json("[" * (MAX_DEPTH - 1) + "0" + "]" * (MAX_DEPTH - 1))
 
 
 @pytest.mark.parametrize("text", ["", "{", "nan", b"\xff\xff", "1" * 10_000, '"'])
@@ -32,13 +29,10 @@ def test_what_is_no_json_is_a_value_error(text):
         parse_json(text)
 
 
-def test_a_line_stays_a_line():
+def test_a_line_stays_a_line_and_a_long_one_keeps_its_start_and_its_end():
     assert plain_line("a b\u00e9") == "a b\u00e9"
     assert plain_line("a\nb\x1b[2J\u202e\ud800") == r"a\nb\x1b[2J\u202e\ud800"
     assert plain_line(plain_line("a\nb")) == plain_line("a\nb")
-
-
-def test_a_long_line_keeps_its_start_and_its_end():
     line = plain_line("start" + "x" * 100_000 + "end")
     assert len(line) == 1000
     assert line.startswith("start")
