@@ -42,10 +42,7 @@ SAFE: dict[tuple[str, str], str] = {
         "edm2/io/published/inert_pickle.py",
         "pickle._Unpickler",
     ): "imports and calls nothing: REDUCE, NEWOBJ and BUILD record, and no callable is ever on its stack",
-    (
-        "edm2/io/published/inert_pickle.py",
-        "pickle._Unpickler.dispatch",
-    ): "of which harmless instructions are taken",
+    ("edm2/io/published/inert_pickle.py", "pickle._Unpickler.dispatch"): "harmless instructions are taken from it",
     ("edm2/io/published/inert_pickle.py", "pickle.UnpicklingError"): "an exception",
     ("training/settings.py", "compile"): "a field of this name, for torch.compile",
     ("training/distributed/strategies.py", "compile"): "a parameter of this name, for torch.compile",
@@ -56,10 +53,7 @@ SAFE: dict[tuple[str, str], str] = {
     ("edm2/metrics/efficientnet.py", "torch.load"): "weights_only: tensors, and nothing that is called",
     ("edm2/metrics/dinov2.py", "torch.load"): "weights_only: tensors, and nothing that is called",
     ("edm2/metrics/dinov2.py", "torch.hub.load"): "the program of one repository, if the user asks for this detector",
-    (
-        "edm2/metrics/pretrained.py",
-        "torch.jit.load",
-    ): "a program of tensors, named by the user as a detector's weights",
+    ("edm2/metrics/pretrained.py", "torch.jit.load"): "a program of tensors, named by the user as a detector's weights",
     ("edm2/metrics/inception.py", "importlib.import_module"): "cleanfid, a package that the user installed",
     (
         "training/imports.py",

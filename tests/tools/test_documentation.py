@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from documentation import anchors, problems
+from documentation import problems
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def root(tmp_path: Path) -> Path:
     """A repository of one picture, two tests and a Makefile."""
     for path, text in {
         "docs/there.png": "",
-        "docs/more.md": "# More, and `code`\n\n# Twice\n\n# Twice\n",
+        "docs/more.md": "# More, and `code`\n\n# A [link](there.png)\n## A link\n# What it is: `edm2`, *today*\n",
         "tests/a/test_a.py": "def test_one_thing():\n    pass\n\n\ndef test_another_thing():\n    pass\n",
         "Makefile": "test: lint\nlint:\n",
     }.items():
@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
     "text",
     [
         "![picture](docs/there.png) and [page](docs/more.md#more-and-code)",
-        "[second of its name](docs/more.md#twice-1)",
+        "[second of its name](docs/more.md#a-link-1) and [others](docs/more.md#what-it-is-edm2-today)",
         "# Here\n\n[above](#here), [elsewhere](https://example.org/nothing.md)",
         "| done | `test_a.py::test_one_…`, `…_another_…`, `tests/a/test_a.py` |",
         "```bash\nedm2 generate digits8 --seeds 0-7   # a comment\nmake lint\n```",
@@ -64,12 +64,6 @@ def test_what_is_wrong_is_found(root: Path, text: str, wrong: str):
     found = list(problems(root))
     assert found
     assert all(line.startswith("README.md: ") and wrong in line for line in found)
-
-
-def test_headings_have_the_anchors_of_github(tmp_path: Path):
-    page = tmp_path / "page.md"
-    page.write_text("# What it is: `edm2`, *today*\n## A [link](x.md)\n\n```bash\n# no heading\n```\n## A link\n")
-    assert anchors(page) == {"what-it-is-edm2-today", "a-link", "a-link-1"}
 
 
 def test_the_documentation_is_true():

@@ -385,28 +385,14 @@ def test_files_are_json_safetensors_and_the_card(folder, net):
 
 
 @pytest.mark.parametrize("scheduler", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
-def test_their_schedulers_are_saved_too(pipe, scheduler, tmp_path):
+def test_large_networks_are_sharded_and_their_schedulers_saved_too(pipe, scheduler, tmp_path):
     pipe.scheduler = scheduler(sigma_max=20.0)
-    pipe.save_pretrained(tmp_path / "saved")
+    pipe.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+    assert len(list((tmp_path / "saved" / "unet").glob("*.safetensors"))) > 1
     loaded = EDM2Pipeline.from_pretrained(tmp_path / "saved")
     assert type(loaded.scheduler) is scheduler
     assert loaded.scheduler.config.sigma_max == 20.0
     assert torch.equal(draw(quiet(loaded)), draw(pipe))
-
-
-def test_the_network_alone(folder, net):
-    denoiser = EDM2Denoiser.from_pretrained(folder, subfolder="unet")
-    x, sigma = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 3.0])
-    assert torch.equal(denoiser(x, sigma, torch.tensor([1, 7])), net(x, sigma, torch.tensor([1, 7])))
-    fresh = EDM2Denoiser.from_config(denoiser.config)
-    assert fresh.description == net.config
-    assert EDM2Denoiser(8, 3, 10, model_channels=8, channels_per_head=8).config["model_channels"] == 8
-
-
-def test_large_networks_are_sharded(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
-    assert len(list((tmp_path / "saved" / "unet").glob("*.safetensors"))) > 1
-    assert torch.equal(draw(quiet(EDM2Pipeline.from_pretrained(tmp_path / "saved"))), draw(pipe))
     tensors = dict(read_pipeline_tensors(tmp_path / "saved"))
     assert all(torch.equal(tensors[name], tensor) for name, tensor in pipe.unet.state_dict().items())
 
@@ -494,7 +480,11 @@ def test_a_folder_reads_without_diffusers(folder, net):
     assert metadata["codec"] == json.loads(json.dumps(CODEC.to_json()))
     loaded = network_from_state(metadata, dict(read_pipeline_tensors(folder)))
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
-    assert torch.equal(edm2.load(folder)(*(inputs := (torch.ones(2, 3, 8, 8), torch.ones(2)))), net(*inputs))
+    inputs = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 3.0]), torch.tensor([1, 7])
+    denoiser = EDM2Denoiser.from_pretrained(folder, subfolder="unet")
+    for network in (edm2.load(folder), denoiser):
+        assert torch.equal(network(*inputs), net(*inputs))
+    assert EDM2Denoiser.from_config(denoiser.config).description == net.config
     subprocess.run([sys.executable, "-c", FRESH, folder], check=True)
 
 
@@ -515,21 +505,33 @@ def card_of(folder: Path) -> tuple[dict[str, Any], str]:
     return card.data.to_dict(), card.text
 
 
-def test_the_card(folder):
-    header, text = card_of(folder)
-    assert (header["license"], header["library_name"]) == ("other", "diffusers")
-    for fact in ("tiny", "4,096", "0.1", "ibis", "animals.zip", "2312.02696", "@inproceedings", "Not stated"):
-        assert fact in text, fact
-    assert "somebody" not in text  # nor the folders of whoever trained it
-
-
-@pytest.mark.parametrize("licence", ["cc-by-nc-sa-4.0", "CC BY-NC-SA 4.0, non-commercial"])
-def test_the_card_of_published_weights(net, tmp_path, licence):
-    make_pipeline(net, metadata={"license": licence}, codec=LatentCodec().to_json()).save_pretrained(tmp_path / "saved")
+@pytest.mark.parametrize(
+    ("metadata", "licence", "facts", "absent"),
+    [
+        (
+            ABOUT,
+            "other",
+            ("tiny", "4,096", "0.1", "ibis", "animals.zip", "2312.02696", "@inproceedings", "Not stated"),
+            "somebody",  # nor the folders of whoever trained it
+        ),
+        ({"license": "cc-by-nc-sa-4.0"}, "cc-by-nc-sa-4.0", ("cc-by-nc-sa-4.0",), "ibis"),
+        ({"license": "CC BY-NC-SA 4.0, for study"}, "cc-by-nc-sa-4.0", ("CC BY-NC-SA 4.0, for study",), "ibis"),
+        (
+            {"preset": "a\n---\n# b | c", "license": "x: [y]\n---"},
+            "other",
+            ("under x: [y] ---.", "a --- # b \\| c"),  # texts from files stay in their place
+            "\n# b",
+        ),
+    ],
+    ids=["own", "published", "published otherwise", "strange"],
+)
+def test_the_card(net, tmp_path, metadata, licence, facts, absent):
+    make_pipeline(net, metadata=metadata, codec=LatentCodec().to_json()).save_pretrained(tmp_path / "saved")
     header, text = card_of(tmp_path / "saved")
-    assert header["license"] == "cc-by-nc-sa-4.0"
-    assert licence in text
-    assert "stabilityai/sd-vae-ft-mse" in text
+    assert (header["license"], header["library_name"]) == (licence, "diffusers")
+    for fact in (*facts, "stabilityai/sd-vae-ft-mse"):
+        assert fact in text, fact
+    assert absent not in text
 
 
 def test_the_card_s_example_runs(folder, monkeypatch):
@@ -541,16 +543,6 @@ def test_the_card_s_example_runs(folder, monkeypatch):
     assert len(names["images"]) == 4
     exec(sampler, names)
     assert isinstance(names["pipe"].scheduler, EDMDPMSolverMultistepScheduler)
-
-
-def test_texts_from_files_stay_in_their_place(net, tmp_path):
-    about = {"preset": "a\n---\n# b | c", "license": "x: [y]\n---"}
-    make_pipeline(net, metadata=about).save_pretrained(tmp_path / "saved")
-    header, text = card_of(tmp_path / "saved")
-    assert header["license"] == "other"
-    assert "under x: [y] ---." in text
-    assert "\n# b" not in text
-    assert "a --- # b \\| c" in text
 
 
 # ------------------------------------------------------------------------------------------------ the hub
@@ -597,23 +589,18 @@ def test_pushing_uploads_the_files_and_our_card(pipe, tmp_path, monkeypatch, way
 
 
 def test_from_the_hub(folder, pipe, monkeypatch):
+    """A failure to fetch is one line, whatever the hub says."""
+
     def fetch(repo_id: str, allow_patterns: list[str], **options: Any) -> str:
+        if repo_id == "somebody/gone":
+            raise ConnectionError("a long story\nof many lines")
         assert (repo_id, options["revision"]) == ("somebody/tiny", "v1")
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     loaded = EDM2Pipeline.from_pretrained("somebody/tiny", revision="v1")
     assert torch.equal(draw(quiet(loaded)), draw(pipe))
-
-
-def test_not_on_the_hub(monkeypatch):
-    def fetch(*arguments: Any, **options: Any) -> str:
-        raise ConnectionError("a long story\nof many lines")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    with pytest.raises(OSError, match="somebody/gone: no such file or folder") as error:
-        EDM2Pipeline.from_pretrained("somebody/gone")
-    assert "\n" not in str(error.value)
+    assert "somebody/gone: no such file or folder" in refused_folder("somebody/gone", OSError)
 
 
 # ------------------------------------------------------------------------------------------------ mistakes
@@ -623,6 +610,14 @@ def refused(pipe: EDM2Pipeline, **options: Any) -> str:
     """The one line of a mistake."""
     with pytest.raises(ValueError) as error:
         draw(pipe, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def refused_folder(folder: Path | str, error_types: Any = SnapshotError) -> str:
+    """The one line by which a folder is refused."""
+    with pytest.raises(error_types) as error:
+        EDM2Pipeline.from_pretrained(folder)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -659,14 +654,6 @@ def test_parts_that_do_not_fit_each_other(net, make_net, unconditional, pipe):
     draw(make_pipeline(net, metadata={"training": {"label_dropout": 0.1}}), guidance_scale=2.0)
     pipe.scheduler = diffusers.DDIMScheduler()
     assert "DDIMScheduler is not for EDM" in refused(pipe)
-
-
-def refused_folder(folder: Path, error_types: Any = SnapshotError) -> str:
-    """The one line by which a folder is refused."""
-    with pytest.raises(error_types) as error:
-        EDM2Pipeline.from_pretrained(folder)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_folders_that_are_no_pipeline(folder):
