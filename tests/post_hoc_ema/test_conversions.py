@@ -31,8 +31,6 @@ def test_width_of_a_traditional_average_is_that_of_its_weights(half_life):
     assert half_life_to_sigma_rel(half_life, steps) == pytest.approx(spread, rel=1e-4)  # discretization, 1e-6 / 0.001
 
 
-
-
 def test_there_and_back_and_the_widths_of_short_half_lives():
     """λ / (t ln 2) of an exponential, as initial weights have nothing left; the paper's time has β = 0.9999."""
     np.testing.assert_allclose(half_life_to_sigma_rel(sigma_rel_to_half_life(WIDTHS, 5e6), 5e6), WIDTHS, rtol=1e-12)

@@ -119,8 +119,6 @@ def test_inner_product_equals_numerical_integral(t_a, sigma_a, t_b, sigma_b):
     assert profile_inner_product(t_a, sigma_a, t_b, sigma_b) == pytest.approx(integral, rel=1e-8)  # quad's own accuracy
 
 
-
-
 def test_updates_factor_the_first_keeps_nothing_and_late_ones_keep_their_digits():
     """β(0 -> t) factors, so the update interval may be anything. At dt/t = 1e-12 the step is (γ + 1) dt/t to first
     order; 1 - β would be left with four digits."""
@@ -176,8 +174,6 @@ def test_error_falls_with_the_number_of_snapshots(widths, order):
     errors = [reconstruction_error(*evenly_spaced(n, widths), 1, 0.13).profile_error.item() for n in (16, 32, 64)]
     observed = -np.diff(np.log2(errors))
     np.testing.assert_allclose(observed, order, atol=0.05)  # higher orders in 1/n remain
-
-
 
 
 @pytest.mark.parametrize("bad", [0, -0.1, SIGMA_REL_MAX, 0.3, float("nan")])

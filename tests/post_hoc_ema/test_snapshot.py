@@ -62,8 +62,6 @@ def test_storage_type_applies_to_floating_point_tensors(tmp_path, dtype):
         torch.testing.assert_close(snapshot.read(name), expected, rtol=0, atol=0)
 
 
-
-
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def disk_full(tensors, path, metadata):
         path.write_bytes(b"half")
@@ -75,8 +73,6 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_snapshot(tmp_path / "a.safetensors", tensors(), METADATA)
     assert list(tmp_path.iterdir()) == []
-
-
 
 
 @pytest.mark.parametrize("subfolder", [".", "snapshots"])
@@ -141,8 +137,6 @@ def test_a_file_damaged_after_it_was_opened_is_told_too(tmp_path):
     UNREADABLE["truncated"](snapshot.path)
     with pytest.raises(SnapshotError, match="cannot be read"):
         snapshot.read("weight")
-
-
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,6 @@ def test_what_does_not_fit_is_named(name: str, value: Any):
     assert mistyped_fields(replace(Record(), **{name: value})) == [name]
 
 
-
-
 OLD_FIELDS = {
     "preset": "p", "seed": 3, "duration": 96, "batch_size": 8, "micro_batch": 2, "ref_lr": 0.02, "ref_batches": 5.0,
     "rampup_images": 7, "betas": [0.8, 0.9], "loss_scale": 2.0, "noise": "uniform", "P_mean": -1.0, "P_std": 1.5,

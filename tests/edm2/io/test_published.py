@@ -254,8 +254,6 @@ def test_conversion_loses_nothing(net, tmp_path):
         convert_published(out, tmp_path / "again.safetensors")
 
 
-
-
 def test_encoders(net, tmp_path):
     paper = LatentCodec()
     scale = paper.sigma_data / np.float32(paper.std)

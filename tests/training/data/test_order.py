@@ -41,8 +41,6 @@ def test_the_order_outlives_versions_of_numpy():
     assert ShuffledOrder(5, seed=7).indices(12, 20).tolist() == [0, 4, 3, 2, 1, 4, 3, 0]
 
 
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
 @pytest.mark.parametrize("micro_batch", [None, 1, 2])
 def test_several_processes_see_together_what_one_sees(world_size, micro_batch):

@@ -96,8 +96,6 @@ def test_latents_that_do_not_fit_are_refused(description, channels, named):
     assert latent_codec_of(described, 8, 0.5).sigma_data == 0.5  # the network's, whatever the latents have
 
 
-
-
 @pytest.fixture(scope="module")
 def tiny_vae(tmp_path_factory):
     return save_tiny_vae(tmp_path_factory.mktemp("vae"))

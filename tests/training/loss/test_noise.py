@@ -125,8 +125,6 @@ def test_every_batch_has_one_noise_level_per_stratum(strata):
     torch.testing.assert_close(lowest, -stratified_normal(strata - 1, ends[1:], strata))
 
 
-
-
 def test_each_number_for_itself_is_normal():
     """One position, drawn at random, of each of 5,000 batches, as an image meets them over the epochs."""
     strata, batches = 16, 5_000

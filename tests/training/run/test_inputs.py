@@ -31,8 +31,6 @@ def train(out, data, duration: int, **changes) -> Trainer:
     return trainer
 
 
-
-
 def test_changed_images_are_refused_with_what_changed_and_the_same_go_on_elsewhere(tmp_path):
     data = photos(tmp_path / "photos")
     train(tmp_path / "run", data, 16)
