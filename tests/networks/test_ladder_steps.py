@@ -236,18 +236,18 @@ RENAMED = {
 """F and G have the names of the published EDM2 networks, A to E those of EDM's."""
 
 
-def test_f_has_lost_a_linear_layer_and_moved_a_convolution():
+def test_f_has_lost_a_linear_layer_and_moved_a_convolution_and_g_has_gained_gains():
     """The second linear layer of the embedding is gone. Where the encoder changes the number of channels, it does so
     before the residual branch, whose first convolution then has as many inputs as outputs. Group norms have nothing to
     store in E."""
-    e = shapes(new_network("E"))
-    f = {
-        ".".join(RENAMED.get(part, part) for part in name.split(".")): x for name, x in shapes(new_network("F")).items()
-    }
-    assert set(e) - set(f) == {"map_layer1.weight"}
-    assert set(f) <= set(e)
-    changed = {name: (e[name], f[name]) for name in f if e[name] != f[name]}
+    e, f, g = (shapes(new_network(letter)) for letter in "EFG")
+    renamed = {".".join(RENAMED.get(part, part) for part in name.split(".")): shape for name, shape in f.items()}
+    assert set(e) - set(renamed) == {"map_layer1.weight"}
+    assert set(renamed) <= set(e)
+    changed = {name: (e[name], shape) for name, shape in renamed.items() if e[name] != shape}
     assert changed == {"enc.8x8_block0.conv0.weight": ((32, 16, 3, 3), (32, 32, 3, 3))}
+    gains = {f"{name}.emb_gain" for name, _ in blocks(new_network("G"))} | {"out_gain"}
+    assert g == f | dict.fromkeys(gains, ())
 
 
 def without_norms(block: BlockE) -> BlockE:
@@ -308,14 +308,6 @@ def test_embedding_and_output_of_f_have_one_layer_less():
 
 
 # F to G
-
-
-def test_g_has_gained_gains():
-    f, g = shapes(new_network("F")), shapes(new_network("G"))
-    gains = {f"{name}.emb_gain" for name, _ in blocks(new_network("G"))} | {"out_gain"}
-    assert set(g) - set(f) == gains
-    assert all(g[name] == () for name in gains)
-    assert {name: g[name] for name in f} == f
 
 
 @torch.no_grad()

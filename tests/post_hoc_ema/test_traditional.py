@@ -60,7 +60,7 @@ def test_its_width_is_that_of_the_ramp_up_and_then_falls():
         assert ema.sigma_rel == pytest.approx(width, abs=1e-4)
 
 
-def test_it_resumes():
+def test_it_resumes_with_its_half_life_alone_which_is_positive():
     module = Ramp()
     whole, first = TraditionalEMA(module, 50), TraditionalEMA(module, 50)
     for t in range(10, 200, 10):
@@ -76,9 +76,6 @@ def test_it_resumes():
     assert torch.equal(second.average()["weight"], whole.average()["weight"])
     with pytest.raises(ValueError, match="another run"):
         TraditionalEMA(module, 60).load_state_dict(first.state_dict())
-
-
-@pytest.mark.parametrize(("half_life", "ratio"), [(0, 0.05), (-1, 0.05), (10, 0)])
-def test_impossible_lengths_are_refused(half_life, ratio):
-    with pytest.raises(ValueError, match="must be positive"):
-        TraditionalEMA(Ramp(), half_life, ratio)
+    for half_life, ratio in ((0, 0.05), (-1, 0.05), (10, 0)):
+        with pytest.raises(ValueError, match="must be positive"):
+            TraditionalEMA(module, half_life, ratio)

@@ -218,10 +218,17 @@ class Poisoned(Trainer):
 
 
 @pytest.mark.parametrize(("most", "steps"), [(3, 3), (64, 12)])
-def test_persistent_nonfinite_gradients_stop_the_run(tmp_path, most, steps):
+def test_persistent_nonfinite_gradients_stop_the_run_and_a_single_step_does_not(tmp_path, most, steps):
     """Also if a run has fewer steps than the limit, all of them bad: it must not say that it is done."""
+    config = tiny_config(tmp_path / "bad", max_nonfinite_steps=most)
     with pytest.raises(TrainingError, match=rf"{steps} steps .* non-finite"):
-        Poisoned(tiny_config(tmp_path, max_nonfinite_steps=most), dataset=tiny_data()).run()
+        Poisoned(config, dataset=tiny_data()).run()
+    trainer = Poisoned(tiny_config(tmp_path / "good", max_nonfinite_steps=most), dataset=tiny_data())
+    trainer.poisoned = [40]
+    trainer.run()
+    assert trainer.images_seen == 96
+    assert all(p.isfinite().all() for p in trainer.net.parameters())
+    assert sum(r["nonfinite_steps"] for r in stats(tmp_path / "good")) == 1
 
 
 def test_finished_run_is_left_alone_and_cannot_become_shorter(tmp_path):
@@ -233,15 +240,6 @@ def test_finished_run_is_left_alone_and_cannot_become_shorter(tmp_path):
     with pytest.raises(RunFolderError, match="96 images already"):
         run(tiny_config(tmp_path, duration=48))
     assert (tmp_path / "config.json").read_text() == before
-
-
-def test_single_nonfinite_step_does_not_stop_the_run(tmp_path):
-    trainer = Poisoned(tiny_config(tmp_path, max_nonfinite_steps=2), dataset=tiny_data())
-    trainer.poisoned = [40]
-    trainer.run()
-    assert trainer.images_seen == 96
-    assert all(p.isfinite().all() for p in trainer.net.parameters())
-    assert sum(r["nonfinite_steps"] for r in stats(tmp_path)) == 1
 
 
 # --------------------------------------------------------------------------------------------------- fine-tuning
@@ -258,18 +256,16 @@ def test_init_starts_the_clock_at_zero(tmp_path):
 # ------------------------------------------------------------------------------------------------ random numbers
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 7), (5, 6), (3, 29), (8, 16)])
-def test_random_numbers_belong_to_their_place(start, stop):
+def test_random_numbers_belong_to_their_place(tmp_path):
+    """However a batch is split, and wherever a run goes on; stratified, one noise level per eighth of the distribution
+    in a step."""
     random = PositionRandom(seed=1, block_size=8, device=torch.device("cpu"))
     whole = random.normal(Stream.NOISE, 0, 32, (2, 3))
-    assert torch.equal(random.normal(Stream.NOISE, start, stop, (2, 3)), whole[start:stop])
-
-
-def test_stratified_noise_levels_belong_to_their_place_too(tmp_path):
-    """However a batch is split, and wherever a run goes on; one level per eighth of the distribution in a step."""
-    trainer = Trainer(tiny_config(tmp_path, stratified_sigma=True))
-    whole = trainer.step.draws.sigma(0, 32)
-    parts = [trainer.step.draws.sigma(start, stop - start) for start, stop in [(0, 2), (2, 8), (8, 13), (13, 32)]]
+    for start, stop in ((0, 7), (5, 6), (3, 29), (8, 16)):
+        assert torch.equal(random.normal(Stream.NOISE, start, stop, (2, 3)), whole[start:stop])
+    draws = Trainer(tiny_config(tmp_path, stratified_sigma=True)).step.draws
+    whole = draws.sigma(0, 32)
+    parts = [draws.sigma(start, stop - start) for start, stop in [(0, 2), (2, 8), (8, 13), (13, 32)]]
     assert torch.equal(whole, torch.cat(parts))
     quantile = torch.special.ndtr(whole.log() + 0.4).reshape(4, 8)
     assert torch.equal((8 * quantile).floor(), torch.arange(8.0).expand(4, 8))
@@ -302,17 +298,14 @@ def test_stored_statistics_make_the_codec(tmp_path):
     images = measured.all_of(dataset)[0]
     assert images.mean().item() == pytest.approx(0, abs=1e-5)
     assert images.std().item() == pytest.approx(0.5, rel=1e-3)
+    blank = ArrayDataset(torch.zeros(40, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(DatasetError, match=r"^tiny: .*never varies[^\n]*--no-standardize"):
+        opened(tmp_path, blank, standardize=True)
 
 
 def opened(tmp_path, dataset, **settings) -> BatchStream:
     config = tiny_config(tmp_path, **settings)
     return BatchStream(config, dataset, PositionRandom(0, 4, torch.device("cpu")))
-
-
-def test_images_that_never_vary_are_refused_in_one_line(tmp_path):
-    blank = ArrayDataset(torch.zeros(40, 1, 8, 8, dtype=torch.uint8))
-    with pytest.raises(DatasetError, match=r"tiny: .*never varies.*--no-standardize"):
-        opened(tmp_path, blank, standardize=True)
 
 
 def test_statistics_stored_during_a_run_do_not_change_what_it_sees(tmp_path):

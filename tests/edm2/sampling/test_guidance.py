@@ -96,15 +96,6 @@ def test_intervals_upside_down_and_steps_that_do_not_exist_are_refused(main, gui
             interval_of_steps(first, end)
 
 
-def test_networks_guide_each_other(net, unconditional, x):
-    """Classifier-free guidance: the unconditional network gets labels, and has no use for them."""
-    labels = torch.arange(4)
-    D = edm2.guided(net, unconditional, 1.5)(x, SIGMA, labels)
-    from_main, from_guide = net(x, SIGMA, labels), unconditional(x, SIGMA)
-    assert not torch.allclose(from_main, from_guide, atol=1e-2)
-    torch.testing.assert_close(D, from_guide + 1.5 * (from_main - from_guide), rtol=1e-5, atol=1e-5)  # float32
-
-
 # ------------------------------------------------------------------------- the same network without labels as a guide
 
 
@@ -145,13 +136,17 @@ def test_it_costs_one_evaluation_at_every_weight(net, x):
     torch.testing.assert_close(D, net(x, SIGMA), rtol=1e-5, atol=1e-6)  # a blend of a value with itself
 
 
-def test_another_network_without_labels_is_asked_separately(net, make_net, x):
-    main, guide = Recorder(net), Recorder(make_net(seed=5))
-    D = guided(main, without_labels(guide), 2.0)(x, SIGMA, LABELS)
-    assert main.sizes == guide.sizes == [4]
-    assert guide.labels == [None]
-    from_guide = guide.denoise(x, SIGMA)
-    torch.testing.assert_close(D, from_guide + 2 * (net(x, SIGMA, LABELS) - from_guide), rtol=1e-5, atol=1e-5)
+def test_another_network_is_asked_separately(net, unconditional, make_net, x):
+    """Classifier-free guidance by a second network: one without classes gets labels, and has no use for them."""
+    other = make_net(seed=5)
+    for guide, wrap, given in ((unconditional, lambda guide: guide, LABELS), (other, without_labels, None)):
+        main, recorder = Recorder(net), Recorder(guide)
+        D = guided(main, wrap(recorder), 2.0)(x, SIGMA, LABELS)
+        assert main.sizes == recorder.sizes == [4]
+        assert recorder.labels[0] is given
+        from_main, from_guide = net(x, SIGMA, LABELS), guide(x, SIGMA)
+        assert not torch.allclose(from_main, from_guide, atol=1e-2)
+        torch.testing.assert_close(D, from_guide + 2 * (from_main - from_guide), rtol=1e-5, atol=1e-5)  # float32
 
 
 # --------------------------------------------------------------------------------------------------- guides of guides

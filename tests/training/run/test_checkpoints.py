@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from jobs import Job, train_together
+from jobs import Job, train, train_together
 from tiny_run import assert_same_bits, assert_same_numbers, final_state, run, stats, tiny_config, tiny_data
 
 from edm2.training import CheckpointError, Trainer
@@ -119,8 +119,6 @@ class Failing(Trainer):
 
 
 def fail(changes: dict) -> None:
-    from jobs import train
-
     try:
         train(changes, None, Failing)
     except (ValueError, RuntimeError) as error:
