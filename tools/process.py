@@ -98,8 +98,9 @@ def print_whatever_happens() -> None:
         setattr(sys, name, safe)
 
 
-def quiet_torch() -> None:
-    """Silence warnings of torch about what is intended."""
+def quiet_libraries() -> None:
+    """Silence warnings of torch about what is intended, and of Pillow about metadata of images, which are not used."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     for message in (
         "torch.distributed is disabled",  # in a job of one process
         "FSDP2-wrapped module .* returned a view",  # u(sigma), which nothing alters in place

@@ -42,8 +42,8 @@ from edm2.datasets.parts import (
 from edm2.datasets.pictures import PictureReader
 from edm2.datasets.tally import Tally, total_of
 from edm2.post_hoc_ema import atomic_output
-from edm2.training.data.archive import Catalog, suffix_of
-from edm2.training.data.files import DatasetError, Files, StorageError
+from edm2.training.data.archive import Catalog
+from edm2.training.data.files import DatasetError, Files, StorageError, suffix_of
 from edm2.training.data.index import open_archive
 
 __all__ = [

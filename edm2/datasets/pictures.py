@@ -11,8 +11,8 @@ from importlib.util import find_spec
 
 from PIL import Image, ImageColor, ImageOps
 
-from edm2.training.data.archive import CHANNELS, CONVERTIBLE, FORMATS, HEIF_SUFFIXES, read_image
-from edm2.training.data.files import Files
+from edm2.training.data.archive import CHANNELS, FORMATS, read_image
+from edm2.training.data.files import CONVERTIBLE, HEIF_SUFFIXES, Files
 
 EXIF = ("apply", "ignore")
 """What to do with the orientation that a camera stored: turn the image, or leave it as it lies."""
@@ -82,9 +82,10 @@ class PictureReader:
         return Picture(rgb, orientation != 1, transparent, further_pages)
 
     def _on_background(self, image: Image.Image) -> Image.Image:
-        layers = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, ImageColor.getrgb(self.background))
-        return Image.alpha_composite(canvas, layers).convert("RGB")
+        layers = image if image.mode == "RGBA" else image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, ImageColor.getrgb(self.background))
+        canvas.paste(layers, mask=layers.getchannel("A"))
+        return canvas
 
 
 def _orientation(image: Image.Image) -> int:

@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 
 from edm2.datasets.pictures import Picture
-from edm2.training.data.archive import suffix_of
+from edm2.training.data.files import suffix_of
 
 COLUMNS = ("found", "converted", "enlarged", "too small", "broken")
 

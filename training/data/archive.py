@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,31 +25,21 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE, TiffImageFile
 
 from edm2.post_hoc_ema.files import first_line, parse_json
 from edm2.training.data.files import (
+    CONVERTIBLE,
     DESCRIPTION,
+    HEIF_SUFFIXES,
+    IMAGE_LIKE,
+    SUFFIXES,
     DatasetError,
     Files,
     FolderFiles,
     StorageError,
     folder_root,
     normalized,
+    suffix_of,
 )
 from edm2.training.data.retry import is_transient
 from edm2.training.data.zip_files import ZipFiles
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
-
-HEIF_SUFFIXES = (".heic", ".heif")
-"""Suffixes of images that conversion reads with the extra "heic"."""
-
-CONVERTIBLE = (*SUFFIXES, ".jfif", ".gif", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES)
-"""Suffixes of images that `edm2 dataset convert` reads; training reads `SUFFIXES` alone."""
-
-IMAGE_LIKE = frozenset(
-    (*CONVERTIBLE, ".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".ppm", ".pgm", ".exr", ".hdr")
-    + (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
-)
-"""Suffixes of files that people take for images: those that are not read are counted."""
 
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 """Names of folders that are parts of a dataset, not classes."""
@@ -80,14 +70,11 @@ def open_files(path: Path) -> Files:
     """Files at `path`, a folder or a ZIP. Raises DatasetError if it does not exist."""
     if path.is_dir():
         return FolderFiles(folder_root(path))
-    if path.exists():
+    if path.is_file():
         return ZipFiles(path)
+    if path.exists():  # a FIFO would never answer
+        raise DatasetError(f"{path}: neither a file nor a folder; give a folder or a ZIP file of images")
     raise DatasetError(f"{path}: no such file or folder; give a folder or a ZIP file of images")
-
-
-def suffix_of(name: str) -> str:
-    """Suffix of a file's name in lower case, with its dot."""
-    return PurePosixPath(name).suffix.lower()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

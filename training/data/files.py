@@ -24,11 +24,36 @@ READERS = 16
 DESCRIPTION = "dataset.json"
 """Name of the file with the labels and what was measured."""
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+
+HEIF_SUFFIXES = (".heic", ".heif")
+"""Suffixes of images that conversion reads with the extra "heic"."""
+
+CONVERTIBLE = (*SUFFIXES, ".jfif", ".gif", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES)
+"""Suffixes of images that `edm2 dataset convert` reads; training reads `SUFFIXES` alone."""
+
+IMAGE_LIKE = frozenset(
+    (*CONVERTIBLE, ".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".ppm", ".pgm", ".exr", ".hdr")
+    + (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
+)
+"""Suffixes of files that people take for images: those that are not read are counted."""
+
 LITTER = frozenset(
     ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
     + ("Thumbs.db", "desktop.ini")
 )
 """Names of files and folders that systems and network storage leave among images; hidden ones are litter too."""
+
+
+def suffix_of(name: str) -> str:
+    """Suffix of a file's name in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()  # pathlib would take longer than the disk
+
+
+def is_of_dataset(name: str) -> bool:
+    """True for a file that matters to a dataset: an image of any kind, an array, or its dataset.json."""
+    return suffix_of(name) in IMAGE_LIKE or name.rpartition("/")[2] == DESCRIPTION
 
 
 def is_litter(part: str) -> bool:
@@ -136,11 +161,12 @@ def list_folder(path: str | Path) -> list[os.DirEntry[str]]:
 
 
 def folder_root(path: Path) -> Path:
-    """Folder of a dataset that `path` wraps: while it holds nothing but one folder with sub-folders or dataset.json."""
+    """Folder of a dataset that `path` wraps: while all is in one folder, which has sub-folders or dataset.json."""
     while True:
         entries = list_folder(path)
         folders = [entry for entry in entries if _is(entry.is_dir)]
-        if len(folders) != 1 or len(entries) != 1 or folders[0].is_symlink():
+        beside = any(is_of_dataset(entry.name) for entry in entries if entry not in folders)
+        if len(folders) != 1 or beside or folders[0].is_symlink():
             return path
         inner = list_folder(folders[0].path)
         if not any(_is(entry.is_dir) or entry.name == DESCRIPTION for entry in inner):

@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 
 from edm2.post_hoc_ema import atomic_output
 from edm2.post_hoc_ema.files import parse_json
-from edm2.training.data.archive import SUFFIXES, Catalog, open_files, read_catalog
-from edm2.training.data.files import Files, retry_from
+from edm2.training.data.archive import Catalog, open_files, read_catalog
+from edm2.training.data.files import SUFFIXES, Files, retry_from
 from edm2.training.data.zip_files import Members, Names, ZipFiles
 
 LARGE = 10_000

@@ -18,7 +18,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 import numpy as np
 
 from edm2.post_hoc_ema.files import first_line
-from edm2.training.data.files import DatasetError, check_size, is_litter, normalized, retry_from
+from edm2.training.data.files import DatasetError, check_size, is_litter, is_of_dataset, normalized, retry_from
 from edm2.training.data.retry import retry
 
 LOCAL_HEADER = 30
@@ -149,14 +149,15 @@ def relative_names(stored: Sequence[str]) -> list[str | None]:
     """
     names = [normalized(name) for name in stored]
     kept = [None if name.endswith("/") or any(map(is_litter, name.split("/"))) else name for name in names]
-    while (wrapper := _common_folder(kept)) is not None:
-        kept = [None if name is None else name.removeprefix(wrapper) for name in kept]
+    while (wrapper := _common_folder(kept)) is not None:  # a README beside it is left out
+        kept = [name[len(wrapper) :] if name is not None and name.startswith(wrapper) else None for name in kept]
     return kept
 
 
 def _common_folder(names: Sequence[str | None]) -> str | None:
-    """Top folder that all names are in, with a slash at its end; None if they are in several, or in none."""
-    tops = {None if "/" not in name else name.partition("/")[0] for name in names if name is not None}
+    """Top folder, with a slash at its end, that all files of a dataset are in; None if there is none, or several."""
+    of_dataset = (name for name in names if name is not None and is_of_dataset(name))
+    tops = {name.partition("/")[0] if "/" in name else None for name in of_dataset}
     only = tops.pop() if len(tops) == 1 else None
     return None if only is None else f"{only}/"
 

@@ -11,8 +11,8 @@ from dataset_files import encoded, npy, write_folder, write_zip
 from PIL import Image
 
 from edm2.training import DatasetError, open_dataset
-from edm2.training.data.archive import CONVERTIBLE, open_files, read_catalog
-from edm2.training.data.files import FolderFiles, is_litter, normalized
+from edm2.training.data.archive import open_files, read_catalog
+from edm2.training.data.files import CONVERTIBLE, FolderFiles, is_litter, normalized
 
 PNG = encoded(Image.new("RGB", (4, 4)))
 PETS = ("cat/1.png", "cat/2.png", "dog/1.png")
@@ -57,6 +57,19 @@ def test_a_zip_is_read_alike_whoever_packed_it(tmp_path: Path, form: str, descri
     path = write_zip(tmp_path / "a.zip", stored)
     assert seen(path) == (list(PETS), *(([0, 1, 0], ("even", "odd")) if described else ([0, 0, 1], ("cat", "dog"))))
     assert open_dataset(path).images([0, 1, 2]).shape == (3, 3, 4, 4)
+
+
+@BOTH
+def test_a_readme_beside_the_wrapper_changes_nothing(tmp_path: Path, write):
+    members = {f"wrapper/{name}": data for name, data in files(*PETS, "README.txt").items()}
+    assert seen(write(tmp_path / "data", members | {"README.txt": b"", "LICENSE": b""}))[2] == ("cat", "dog")
+    assert seen(write(tmp_path / "two", members | {"other/1.png": PNG}))[2] == ("other", "wrapper")
+
+
+def test_what_is_neither_a_file_nor_a_folder(tmp_path: Path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(DatasetError, match="fifo: neither a file nor a folder"):
+        open_dataset(tmp_path / "fifo")
 
 
 @pytest.mark.parametrize("where", ["wrapper", "two/wrappers"])
