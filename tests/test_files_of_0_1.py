@@ -167,8 +167,6 @@ def test_no_point_of_a_sweep_is_scored_again(here, name):
     assert name == "sweep" or (here / "sweep/sweep.csv").read_bytes() == table
 
 
-
-
 def test_a_study_is_finished(here):
     before = contents(here / "study/runs")
     table = (here / "study/ablation.csv").read_text()

@@ -260,8 +260,7 @@ def convert(
     check_new_zip(out)
     if workers < 1 or (max_images is not None and max_images < 1):
         raise ValueError(f"max_images={max_images} and workers={workers} must be at least 1")
-    is_open = isinstance(source, tuple)
-    files, catalog = source if is_open else open_archive(Path(source), reader.suffixes, labelled)
+    files, catalog = source if isinstance(source, tuple) else open_archive(Path(source), reader.suffixes, labelled)
     if not labelled:
         catalog = replace(catalog, labels=np.full_like(catalog.labels, -1), class_names=())
     chosen = evenly_from_classes(catalog.labels, max_images or len(catalog.labels))

@@ -6,12 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_data import max_rel
-from ladder_networks import SMALL, a_network, an_input, new_network, raw_output, shapes
+from ladder_networks import LETTERS, SMALL, a_network, an_input, new_network, raw_output, shapes
 from torch import nn
 
 from edm2.networks import (
     Conv,
-    Fourier,
     MPConv,
     NetworkConfig,
     Precond,
@@ -25,7 +24,6 @@ from edm2.networks import (
 from edm2.networks.attention import cosine_attention
 from edm2.networks.blocks import SILU_SCALE, ResidualBlock
 from edm2.networks.ladder import BlockE, DecoderBlockF, EncoderBlockF
-from edm2.networks.ladder.config_a import GroupNorm, PositionalEmbedding
 from edm2.networks.ladder.config_c import ScalingGroupNorm
 
 ROUNDING = 2e-5
@@ -157,26 +155,22 @@ def test_group_norm_only_scales():
     torch.testing.assert_close(ScalingGroupNorm(4)(small), torch.full_like(small, 0.5))
 
 
-def test_noise_features_are_cosines_of_random_frequencies_and_phases():
-    """cos(2π (f x + p)), f ~ N(0, 1), p ~ U(0, 1), without sqrt(2): magnitude sqrt(1/2), up to a sampling error of
-    0.5 % for 10,000 features."""
-    torch.manual_seed(0)
-    layer = Fourier(10_000)
-    x = torch.tensor([0.4])
-    assert layer(x).square().mean().item() == pytest.approx(0.5, abs=0.015)
-    assert (layer.freqs / (2 * math.pi)).std().item() == pytest.approx(1, abs=0.03)
-    assert (layer.phases / (2 * math.pi)).min() >= 0
-    assert (layer.phases / (2 * math.pi)).max() <= 1
-    torch.testing.assert_close(layer(x)[0], torch.cos(0.4 * layer.freqs + layer.phases))
-
-
 @pytest.mark.parametrize("letter", "CDEF")
 def test_nothing_starts_at_zero_from_c_to_f(letter):
-    """And weights are of one kind: uniform in C, Gaussian from D on."""
-    for name, parameter in new_network(letter).named_parameters():
+    """And weights are of one kind: uniform in C, N(0, 1) from D on; on use, unit norm per output unit."""
+    net = new_network(letter, model_channels=32)
+    for name, parameter in net.named_parameters():
         assert parameter.all(), name
         bound = 1 / math.sqrt(parameter[0].numel())
         assert (parameter.abs().max() <= bound) == (letter == "C"), name
+    layers = [layer for layer in net.modules() if isinstance(layer, Conv)]
+    assert all(isinstance(layer, WeightNormConv) == (letter != "C") for layer in layers)
+    if letter != "C":
+        everything = torch.cat([layer.weight.flatten() for layer in layers])  # over 200,000 numbers
+        assert everything.std().item() == pytest.approx(1, abs=0.01)
+        for layer in layers:
+            norms = layer.effective_weight().flatten(1).norm(dim=1) / getattr(layer, "scale", 1)
+            torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-3)  # eps of rows with 3 weights
 
 
 # C to D
@@ -199,19 +193,6 @@ def test_d_is_c_of_normalized_weights():
     assert_different(c, d)
 
 
-def test_all_layers_of_d_start_gaussian_and_unit_out():
-    """N(0, 1); on use, unit norm per output unit."""
-    d = new_network("D", model_channels=32)
-    layers = [layer for layer in d.modules() if isinstance(layer, Conv)]
-    assert layers
-    assert all(type(layer) is WeightNormConv for layer in layers)
-    everything = torch.cat([layer.weight.flatten() for layer in layers])  # over 300,000 numbers
-    assert everything.std().item() == pytest.approx(1, abs=0.01)
-    for layer in layers:
-        norms = layer.effective_weight().flatten(1).norm(dim=1)
-        torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-3)  # eps of rows with 3 weights
-
-
 # D to E
 
 
@@ -225,25 +206,21 @@ def test_e_is_d_in_values_and_gradients():
         assert torch.equal(a.grad, b.grad), name
 
 
-@pytest.mark.parametrize("letter", "ABCD")
-def test_forced_normalization_touches_nothing_before_e(letter):
-    net = a_network(letter).train()
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    force_weight_normalization_(net)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("letter", "EFG")
-def test_forced_normalization_keeps_weights_and_function_from_e_on(letter):
+@pytest.mark.parametrize("letter", LETTERS)
+def test_forced_normalization_keeps_weights_and_function_from_e_on_and_touches_nothing_before(letter):
     """Weights of 30 times the magnitude come back to 1; the function only loses the eps of each layer, 1e-4."""
     net = a_network(letter)
     layers = [layer for layer in net.modules() if isinstance(layer, Conv)]
-    assert all(isinstance(layer, MPConv) for layer in layers)
     before = raw_output(net, *an_input(net))
     for layer in layers:
         layer.weight.mul_(30)
+    scaled = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     force_weight_normalization_(net)
+    if letter in "ABCD":
+        assert all(torch.equal(tensor, scaled[name]) for name, tensor in net.state_dict().items())
+        return
+    assert all(isinstance(layer, MPConv) for layer in layers)
     for layer in layers:
         rms = layer.weight.flatten(1).square().mean(dim=1).sqrt()
         torch.testing.assert_close(rms, torch.ones_like(rms), rtol=0, atol=1e-4)
@@ -259,18 +236,18 @@ RENAMED = {
 """F and G have the names of the published EDM2 networks, A to E those of EDM's."""
 
 
-def test_f_has_lost_a_linear_layer_and_moved_a_convolution():
+def test_f_has_lost_a_linear_layer_and_moved_a_convolution_and_g_has_gained_gains():
     """The second linear layer of the embedding is gone. Where the encoder changes the number of channels, it does so
     before the residual branch, whose first convolution then has as many inputs as outputs. Group norms have nothing to
     store in E."""
-    e = shapes(new_network("E"))
-    f = {
-        ".".join(RENAMED.get(part, part) for part in name.split(".")): x for name, x in shapes(new_network("F")).items()
-    }
-    assert set(e) - set(f) == {"map_layer1.weight"}
-    assert set(f) <= set(e)
-    changed = {name: (e[name], f[name]) for name in f if e[name] != f[name]}
+    e, f, g = (shapes(new_network(letter)) for letter in "EFG")
+    renamed = {".".join(RENAMED.get(part, part) for part in name.split(".")): shape for name, shape in f.items()}
+    assert set(e) - set(renamed) == {"map_layer1.weight"}
+    assert set(renamed) <= set(e)
+    changed = {name: (e[name], shape) for name, shape in renamed.items() if e[name] != shape}
     assert changed == {"enc.8x8_block0.conv0.weight": ((32, 16, 3, 3), (32, 32, 3, 3))}
+    gains = {f"{name}.emb_gain" for name, _ in blocks(new_network("G"))} | {"out_gain"}
+    assert g == f | dict.fromkeys(gains, ())
 
 
 def without_norms(block: BlockE) -> BlockE:
@@ -330,31 +307,7 @@ def test_embedding_and_output_of_f_have_one_layer_less():
     assert torch.equal(raw_output(f, *an_input(f)), unet_f.out_conv(*last))
 
 
-def test_norms_by_letter():
-    """Group norms before every 3x3 convolution of a block, before attention in A and B, and before the output; from F
-    on there is none."""
-
-    def norms(letter: str) -> tuple[int, int]:
-        net = new_network(letter)
-        found = [type(module) for module in net.modules()]
-        return found.count(GroupNorm), found.count(ScalingGroupNorm)
-
-    count = len(blocks(new_network("A")))
-    attention = sum(block.num_heads > 0 for _, block in blocks(new_network("A")))
-    assert norms("A") == norms("B") == (2 * count + attention + 1, 0)
-    assert norms("C") == norms("D") == norms("E") == (0, 2 * count + 1)
-    assert norms("F") == norms("G") == (0, 0)
-
-
 # F to G
-
-
-def test_g_has_gained_gains():
-    f, g = shapes(new_network("F")), shapes(new_network("G"))
-    gains = {f"{name}.emb_gain" for name, _ in blocks(new_network("G"))} | {"out_gain"}
-    assert set(g) - set(f) == gains
-    assert all(g[name] == () for name in gains)
-    assert {name: g[name] for name in f} == f
 
 
 @torch.no_grad()
@@ -412,19 +365,7 @@ def test_f_is_g_with_plain_functions_of_which_each_matters(function, plain_funct
     assert_different(f, g)
 
 
-# The head of u(sigma)
-
-
-def test_layers_of_the_uncertainty_follow_the_letter():
-    kinds = {letter: type(new_network(letter).logvar_linear) for letter in "CDEFG"}
-    assert [kinds[letter] for letter in "DEFG"] == [WeightNormConv, MPConv, MPConv, MPConv]
-    assert not issubclass(kinds["C"], WeightNormConv)
-    for letter in "ABCDEFG":
-        net = new_network(letter)
-        assert (net.logvar_linear.bias is not None) == (letter in "AB")
-        assert net.logvar_fourier.amplitude == (math.sqrt(2) if letter == "G" else 1)
-    assert isinstance(new_network("B").unet.map_noise, PositionalEmbedding)
-    assert isinstance(new_network("B").logvar_fourier, Fourier)
+# Fields
 
 
 def test_a_letter_refuses_fields_that_it_does_not_use():

@@ -64,16 +64,13 @@ def test_normalize_maps_magnitude_r_to_r_over_r_plus_eps(scale):
 
 
 def test_normalize_default_is_one_scale_per_first_index():
+    """1000² is beyond float16, whose largest number is 65504: so the root-mean-square is accumulated in float32."""
     x = gaussian(4, 6, 3)
     torch.testing.assert_close(normalize(x), torch.stack([row / (1e-4 + row.square().mean().sqrt()) for row in x]))
     torch.testing.assert_close(normalize(x), normalize(x, dim=(1, 2)))
     torch.testing.assert_close(normalize(x, dim=1), normalize(x, dim=(1,)))
-
-
-def test_normalize_survives_magnitudes_whose_square_overflows_half_precision():
-    """1000² is beyond float16, whose largest number is 65504: so the root-mean-square is accumulated in float32."""
-    y = normalize(torch.full((1, 64), 1000.0, dtype=torch.float16))
-    assert magnitude(y) == pytest.approx(1, abs=1e-3)  # half a unit in the last place of float16 at 1
+    large = normalize(torch.full((1, 64), 1000.0, dtype=torch.float16))
+    assert magnitude(large) == pytest.approx(1, abs=1e-3)  # half a unit in the last place of float16 at 1
 
 
 def test_mp_silu_keeps_the_magnitude_of_a_unit_gaussian():
@@ -89,6 +86,8 @@ def test_mp_sum_keeps_unit_magnitude_and_its_ends(t):
     assert magnitude(mp_sum(a, b, t)) == pytest.approx(1, abs=MAGNITUDE_ERROR)
     torch.testing.assert_close(mp_sum(a, b, 0), a)
     torch.testing.assert_close(mp_sum(a, b, 1), b)
+    w_a, w_b = mp_sum_weights(t)  # what layers and additions are given instead
+    torch.testing.assert_close(w_a * a + w_b * b, mp_sum(a, b, t))
 
 
 @pytest.mark.parametrize("channels", [(8, 8), (3, 29), (16, 1)])
@@ -102,11 +101,6 @@ def test_mp_cat_keeps_unit_magnitude_and_weighs_the_branches(channels, t):
     assert magnitude(y) == pytest.approx(1, abs=MAGNITUDE_ERROR)
     norm_a, norm_b = y[:, :n_a].norm(), y[:, n_a:].norm()
     assert norm_a / norm_b == pytest.approx((1 - t) / t, rel=2 * MAGNITUDE_ERROR)
-
-
-def test_mp_cat_takes_any_dimension():
-    a, b = gaussian(2, 5, 3), gaussian(2, 5, 4, seed=1)
-    torch.testing.assert_close(mp_cat(a, b, dim=2), mp_cat(a.mT, b.mT, dim=1).mT)
 
 
 @pytest.mark.parametrize("filter", [(1, 1), (1, 3, 3, 1), (1, 2, 3, 4), (1, 5, 10, 10, 5, 1)])
@@ -144,9 +138,8 @@ def test_up_is_four_times_the_adjoint_of_down(filter):
 )
 @pytest.mark.parametrize("magnitude", [1.0, 0.3, -2.0])
 def test_gradient_of_normalize_is_that_of_its_formula(shape, dim, magnitude):
-    """By central differences (gradcheck), with an eps that counts; and as autograd has it, of the formula as such."""
+    """As autograd has it, of the formula as such."""
     x = differentiable(gaussian(*shape, dtype=torch.float64))
-    assert torch.autograd.gradcheck(lambda x: normalize(x, dim, 0.2, magnitude=magnitude), x)
     dims = tuple(range(1, x.ndim)) if dim is None else dim
     written_out = magnitude * x / (1e-4 + x.square().mean(dim=dims, keepdim=True).sqrt())
     g = gaussian(*shape, seed=1, dtype=torch.float64)
@@ -204,11 +197,3 @@ def test_normalize_has_derivatives_of_every_kind(dim, leaf):
     assert torch.autograd.gradgradcheck(y, x, check_fwd_over_rev=True)
     batch = torch.func.vmap(y)(torch.stack([x, 2 * x]))
     torch.testing.assert_close(batch, torch.stack([y(x), y(2 * x)]))
-
-
-def test_weights_of_sum_and_cat_are_those_of_the_functions():
-    """What layers and additions are given in place of mp_sum; in float64, so to rounding."""
-    a, b = gaussian(2, 4, 6, dtype=torch.float64)
-    w_a, w_b = mp_sum_weights(0.3)
-    torch.testing.assert_close(w_a * a + w_b * b, mp_sum(a, b, 0.3), rtol=1e-14, atol=1e-15)
-    assert torch.equal(mp_cat(a, b), torch.cat([a, b], dim=1))  # equally many channels: the weights are 1

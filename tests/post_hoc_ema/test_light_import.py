@@ -17,33 +17,27 @@ def loaded_by(statement):
     return set(json.loads(run.stdout))
 
 
-@pytest.fixture(scope="module")
-def modules():
-    """Names of all modules loaded by all public names of `edm2.post_hoc_ema`."""
-    return loaded_by("from edm2.post_hoc_ema import *")
+def test_all_public_names_load_nothing_else_of_the_project_and_no_heavy_library():
+    modules = loaded_by("from edm2.post_hoc_ema import *")
+    assert "torch" in modules  # the list is of the right process
+    assert not modules & {"diffusers", "sklearn", "matplotlib", "scipy", "PIL", "tensorboard", "transformers"}
+    ours = {name for name in modules if name.startswith("edm2.")}
+    assert {name for name in ours if not name.startswith("edm2.post_hoc_ema")} == set()
 
 
 @pytest.mark.parametrize(
-    "library", ["diffusers", "sklearn", "matplotlib", "scipy", "PIL", "tensorboard", "transformers"]
+    ("names", "spared"),
+    [
+        ("find_snapshots", "edm2.post_hoc_ema.reconstruction"),
+        ("PowerFunctionEMA", "edm2.post_hoc_ema.reconstruction"),
+        ("__all__", "torch"),
+        ("solve_coefficients, sigma_rel_to_half_life", "torch"),
+        ("atomic_output", "torch"),
+    ],
 )
-def test_importing_loads_no_heavy_library(modules, library):
-    assert "torch" in modules  # the list is of the right process
-    assert library not in modules
-
-
-def test_importing_loads_nothing_else_of_the_project(modules):
-    ours = {name for name in modules if name.split(".")[0] == "edm2"}
-    assert {name for name in ours if name != "edm2" and not name.startswith("edm2.post_hoc_ema")} == set()
-
-
-@pytest.mark.parametrize("names", ["find_snapshots", "PowerFunctionEMA"])
-def test_snapshots_and_trackers_load_no_reconstruction(names):
-    assert "edm2.post_hoc_ema.reconstruction" not in loaded_by(f"from edm2.post_hoc_ema import {names}")
-
-
-@pytest.mark.parametrize("names", ["__all__", "solve_coefficients, sigma_rel_to_half_life", "atomic_output"])
-def test_the_mathematics_needs_no_torch(names):
-    assert "torch" not in loaded_by(f"from edm2.post_hoc_ema import {names}")
+def test_names_load_only_what_they_need(names, spared):
+    """The mathematics needs no torch, snapshots and trackers no reconstruction."""
+    assert spared not in loaded_by(f"from edm2.post_hoc_ema import {names}")
 
 
 def test_public_names_exist():

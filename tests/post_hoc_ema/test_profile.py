@@ -119,16 +119,12 @@ def test_inner_product_equals_numerical_integral(t_a, sigma_a, t_b, sigma_b):
     assert profile_inner_product(t_a, sigma_a, t_b, sigma_b) == pytest.approx(integral, rel=1e-8)  # quad's own accuracy
 
 
-@pytest.mark.parametrize("sigma_rel", [0.02, 0.1, 0.25])
-def test_two_updates_keep_what_one_over_both_intervals_keeps(sigma_rel):
-    """β(0 -> t) factors, so the update interval may be anything."""
-    both = power_function_beta(sigma_rel, t=1000, dt=300)
-    one_by_one = power_function_beta(sigma_rel, 900, 200) * power_function_beta(sigma_rel, 1000, 100)
-    assert one_by_one == pytest.approx(both, rel=1e-13)
-
-
-def test_first_update_keeps_nothing_and_late_steps_keep_their_digits():
-    """At dt/t = 1e-12 the step is (γ + 1) dt/t to first order; 1 - β would be left with four digits."""
+def test_updates_factor_the_first_keeps_nothing_and_late_ones_keep_their_digits():
+    """β(0 -> t) factors, so the update interval may be anything. At dt/t = 1e-12 the step is (γ + 1) dt/t to first
+    order; 1 - β would be left with four digits."""
+    sigma_rels = [0.02, 0.05, 0.1, 0.25]
+    one_by_one = power_function_beta(sigma_rels, 900, 200) * power_function_beta(sigma_rels, 1000, 100)
+    np.testing.assert_allclose(one_by_one, power_function_beta(sigma_rels, t=1000, dt=300), rtol=1e-13)
     with np.errstate(all="raise"):  # and no warning about the logarithm of zero reaches the user
         assert power_function_beta([0.05, 0.1], t=64, dt=64).tolist() == [0, 0]
         assert power_function_step([0.05, 0.1], t=64, dt=64).tolist() == [1, 1]
@@ -156,17 +152,20 @@ def test_coefficients_sum_to_one_scale_with_no_unit_of_time_and_have_times_of_th
 
 
 @pytest.mark.parametrize("sigma_rel", [0.03, 0.07, 0.15, 0.2])
-def test_forecast_equals_numerical_integral(sigma_rel):
+def test_forecast_equals_numerical_integral_and_noise_gain_the_growth_of_independent_errors(sigma_rel):
     """The error of the profile, integrated between snapshots, where it is smooth."""
     t, s = evenly_spaced(8, [0.05, 0.10])
-    x = solve_coefficients(t, s, 1, sigma_rel)[:, 0]
+    x, forecast = solve_coefficients(t, s, 1, sigma_rel)[:, 0], reconstruction_error(t, s, 1, sigma_rel)
     nodes, weights = np.polynomial.legendre.leggauss(40)
     tau = ((np.arange(8)[:, None] + (nodes + 1) / 2) / 8).ravel()
     weights = np.tile(weights / 16, 8)
     wanted = power_function_profile(tau, 1, sigma_rel)
     error = x @ power_function_profile(tau, t[:, None], s[:, None]) - wanted
     expected = np.sqrt((weights @ error**2) / (weights @ wanted**2))
-    assert reconstruction_error(t, s, 1, sigma_rel).profile_error == pytest.approx(expected, rel=1e-6)
+    assert forecast.profile_error == pytest.approx(expected, rel=1e-6)
+    noise = np.random.default_rng(0).standard_normal((16, 100_000))
+    assert forecast.noise_gain.item() == pytest.approx((x @ noise).std(), rel=0.01)  # 4x the sampling error
+    assert np.abs(x @ noise).max() < forecast.noise_bound.item() * np.abs(noise).max()
 
 
 @pytest.mark.parametrize(("widths", "order"), [([0.05, 0.10], 2), ([0.10], 1)])
@@ -175,14 +174,6 @@ def test_error_falls_with_the_number_of_snapshots(widths, order):
     errors = [reconstruction_error(*evenly_spaced(n, widths), 1, 0.13).profile_error.item() for n in (16, 32, 64)]
     observed = -np.diff(np.log2(errors))
     np.testing.assert_allclose(observed, order, atol=0.05)  # higher orders in 1/n remain
-
-
-def test_noise_gain_is_the_growth_of_independent_errors():
-    t, s = evenly_spaced(8, [0.05, 0.10])
-    noise = np.random.default_rng(0).standard_normal((16, 100_000))
-    x, forecast = solve_coefficients(t, s, 1, 0.03)[:, 0], reconstruction_error(t, s, 1, 0.03)
-    assert forecast.noise_gain.item() == pytest.approx((x @ noise).std(), rel=0.01)  # 4x the sampling error
-    assert np.abs(x @ noise).max() < forecast.noise_bound.item() * np.abs(noise).max()
 
 
 @pytest.mark.parametrize("bad", [0, -0.1, SIGMA_REL_MAX, 0.3, float("nan")])

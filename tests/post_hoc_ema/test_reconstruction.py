@@ -1,13 +1,13 @@
 """Reconstruction from snapshots: golden numbers, agreement with tracking, and every way to ask for the impossible."""
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from golden_data import arrays, table
-from torch import Tensor, nn
+from memory_snapshot import MemorySnapshot
+from torch import nn
 
 from edm2.post_hoc_ema import (
     PowerFunctionEMA,
@@ -19,24 +19,6 @@ from edm2.post_hoc_ema import (
     snapshot_name,
     write_snapshot,
 )
-
-
-@dataclass
-class MemorySnapshot:
-    """The smallest reader that satisfies the protocol, without the optional `buffers`; counts what is read."""
-
-    images_seen: int
-    sigma_rel: float
-    tensors: dict[str, Tensor]
-    reads: Counter = field(default_factory=Counter)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.tensors)
-
-    def read(self, name: str) -> Tensor:
-        self.reads[name] += 1
-        return self.tensors[name]
 
 
 @dataclass
@@ -106,15 +88,6 @@ def test_golden_reconstruction_stored_in_float16(golden, key, when, tmp_path):
     result = torch.stack([state["theta"] for state in states]).half().numpy()
     ulp = np.spacing(np.maximum(np.abs(result), np.abs(expected)))
     assert (np.abs(result - expected) <= ulp).all()
-
-
-@pytest.mark.parametrize("at", [None, 2, 1])
-def test_a_stored_average_reconstructs_to_itself(at):
-    given = snapshots(dtype=torch.float64)
-    for state, s in zip(
-        reconstruct(given, [0.05, 0.1], at), [s for s in given if s.images_seen == (at or 2)], strict=True
-    ):
-        torch.testing.assert_close(state, s.tensors, rtol=1e-12, atol=1e-12)  # condition number 1e2
 
 
 def test_reconstruction_agrees_with_tracking(tmp_path):

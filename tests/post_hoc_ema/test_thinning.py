@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from memory_snapshot import MemorySnapshot
 
 from edm2.post_hoc_ema import PowerFunctionEMA, reconstruct, reconstruction_error, thin, thin_along
 
@@ -45,18 +46,6 @@ def test_the_newest_stays_and_nothing_comes_back():
     assert thin_along(range(1 << 23, 300 << 23, 1 << 23), 7) == [t << 23 for t in kept]
 
 
-class Stored:
-    """A snapshot in memory."""
-
-    def __init__(self, images_seen: int, sigma_rel: float, average: dict[str, torch.Tensor]) -> None:
-        self.images_seen, self.sigma_rel = images_seen, sigma_rel
-        self.average = {name: tensor.clone() for name, tensor in average.items()}
-        self.names = list(average)
-
-    def read(self, name: str) -> torch.Tensor:
-        return self.average[name]
-
-
 def test_weights_reconstructed_after_thinning_are_as_far_off_as_forecast():
     """Update k trains the k-th basis vector, so averaged weights are the profile, and their distance is its error.
 
@@ -72,7 +61,7 @@ def test_weights_reconstructed_after_thinning_are_as_far_off_as_forecast():
         net.weight[0, k - 1] = 1
         tracker.update(images_seen=k)
         if k % every == 0:
-            snapshots += [Stored(k, s, tracker.average(s)) for s in STORED]
+            snapshots += [MemorySnapshot(k, s, {"weight": tracker.average(s)["weight"].clone()}) for s in STORED]
             kept = thin([*kept, k], keep)
             snapshots = [snapshot for snapshot in snapshots if snapshot.images_seen in kept]
     assert len(snapshots) == 2 * keep

@@ -1,9 +1,13 @@
-"""Denoisers of known data, whose ODE has a known solution, and two that keep their arguments."""
+"""Denoisers of known data, whose ODE has a known solution, golden networks, and two that keep their arguments."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from golden_data import arrays, select, table
 from torch import Tensor
 
+from edm2.networks import NetworkConfig, Precond, build_network
 from edm2.sampling.samplers.heun import Denoiser
 
 MEAN, STD = 0.3, 0.5
@@ -27,13 +31,19 @@ class Recorder:
     denoise: Denoiser
     x: list[Tensor] = field(default_factory=list)
     sigma: list[Tensor] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
     D: list[Tensor] = field(default_factory=list)
 
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Any = None) -> Tensor:
         D = self.denoise(x, sigma, labels)
-        for kept, value in ((self.x, x), (self.sigma, sigma), (self.D, D)):
+        for kept, value in ((self.x, x), (self.sigma, sigma), (self.labels, labels), (self.D, D)):
             kept.append(value)
         return D
+
+    @property
+    def sizes(self) -> list[int]:
+        """Images of each evaluation."""
+        return [len(x) for x in self.x]
 
 
 @dataclass
@@ -63,3 +73,16 @@ def mixture(parameters: dict[str, Tensor]) -> Denoiser:
         return (r[:, :, None, None, None] * means / v[:, None, None, None]).sum(dim=1)
 
     return denoise
+
+
+def golden_network(golden: Path, name: str) -> Precond:
+    """A tiny network of the golden sampler runs: `net`, or its guide `gnet`."""
+    net = build_network(NetworkConfig.from_json(table(golden, "sampler/sampler.json")[f"{name}_config"]))
+    net.load_state_dict(select(arrays(golden, "sampler/sampler.safetensors"), f"{name}/state"))
+    return net.eval().requires_grad_(False)
+
+
+def golden_mixtures(golden: Path) -> tuple[Denoiser, Denoiser]:
+    """Closed-form denoisers of the golden sampler runs, one to guide the other."""
+    numbers = arrays(golden, "sampler/sampler.safetensors")
+    return mixture(select(numbers, "gmm/main")), mixture(select(numbers, "gmm/guide"))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import pytest
 import torch
@@ -31,7 +30,6 @@ from edm2.training.randomness import PositionRandom, Stream
 from edm2.training.run import speed
 from edm2.training.run.checkpoint import adam_state
 from edm2.training.run.checkpoint_folder import find_checkpoints
-from edm2.training.run.logging import StatusLine
 
 # ------------------------------------------------------------------------------------------ the published trajectory
 
@@ -116,25 +114,6 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(tmp_path, changes, 
         assert all(torch.equal(a.read(name), b.read(name)) for name in a.names)
 
 
-def test_killed_run_resumes_from_its_last_checkpoint(tmp_path):
-    """Later records and snapshots are made again, not repeated."""
-    whole = run(tiny_config(tmp_path / "whole"))
-    run(tiny_config(tmp_path / "killed"))
-    for late in find_checkpoints(tmp_path / "killed" / "checkpoints")[1:]:
-        shutil.rmtree(late)
-    resumed = run(tiny_config(tmp_path / "killed"))
-    assert_same_bits(final_state(whole), final_state(resumed))
-    assert stats(tmp_path / "whole") == stats(tmp_path / "killed")
-
-
-def test_micro_batches_change_nothing_but_rounding(tmp_path):
-    a = final_state(run(tiny_config(tmp_path / "a", duration=40)))
-    b = final_state(run(tiny_config(tmp_path / "b", duration=40, micro_batch=2)))
-    for name in a:
-        # Adam divides by the gradient's size: entries whose gradient is nearly zero may move by the learning rate.
-        assert a[name].numel() == 1 or rms_rel(b[name], a[name]) < 1e-3, name
-
-
 def test_workers_change_nothing(tmp_path):
     a = run(tiny_config(tmp_path / "a", duration=24))
     b = run(tiny_config(tmp_path / "b", duration=24, workers=2))
@@ -153,15 +132,17 @@ def test_reduced_precision_trains_like_float32(tmp_path, precision):
 
 
 def test_run_folder_holds_what_was_promised(tmp_path):
+    """With the largest seed, and dropout."""
     drawn = []
-    config = tiny_config(tmp_path, sample_every=48)
+    config = tiny_config(tmp_path, sample_every=48, holdout=5, holdout_every=40, seed=2**32 - 1, dropout=0.1)
     run(config, callbacks=[SampleGrids(lambda net, codec, path: drawn.append((path.name, net.training)))])
     early = (8, 16, 24)  # after 1/64 of the run, and at each doubling
     assert drawn == [(f"samples-{images:012d}.png", False) for images in (*early, 48, 96)]
     assert [s.path.name for s in find_snapshots(tmp_path)] == [
         f"snapshot-{images:012d}-{s:.4f}.safetensors" for images in (24, 48, 72, 96) for s in (0.05, 0.10)
     ]
-    assert [r["images_seen"] for r in stats(tmp_path)] == [16, 32, 48, 64, 80, 96]
+    assert [r["images_seen"] for r in stats(tmp_path)] == [16, 32, 40, 48, 64, 80, 96]
+    assert [r["images_seen"] for r in stats(tmp_path) if "holdout_loss" in r] == [40, 80, 96]
     assert [p.name for p in find_checkpoints(tmp_path / "checkpoints")] == ["000000000080", "000000000096"]
     assert TrainingConfig.from_json(json.loads((tmp_path / "config.json").read_text())) == config
     assert (tmp_path / "raw-weights.safetensors").is_file()
@@ -202,12 +183,6 @@ def test_a_run_that_left_nothing_may_become_another_one(tmp_path):
         assert read_run_config(out).ref_lr == tiny_config(out).ref_lr
 
 
-def test_harmless_changes_are_accepted_on_resume(tmp_path):
-    run(tiny_config(tmp_path, duration=24))
-    trainer = run(tiny_config(tmp_path, duration=48, micro_batch=4, workers=1, status_every=8, snapshot_every=8))
-    assert trainer.images_seen == 48
-
-
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
@@ -243,10 +218,17 @@ class Poisoned(Trainer):
 
 
 @pytest.mark.parametrize(("most", "steps"), [(3, 3), (64, 12)])
-def test_persistent_nonfinite_gradients_stop_the_run(tmp_path, most, steps):
+def test_persistent_nonfinite_gradients_stop_the_run_and_a_single_step_does_not(tmp_path, most, steps):
     """Also if a run has fewer steps than the limit, all of them bad: it must not say that it is done."""
+    config = tiny_config(tmp_path / "bad", max_nonfinite_steps=most)
     with pytest.raises(TrainingError, match=rf"{steps} steps .* non-finite"):
-        Poisoned(tiny_config(tmp_path, max_nonfinite_steps=most), dataset=tiny_data()).run()
+        Poisoned(config, dataset=tiny_data()).run()
+    trainer = Poisoned(tiny_config(tmp_path / "good", max_nonfinite_steps=most), dataset=tiny_data())
+    trainer.poisoned = [40]
+    trainer.run()
+    assert trainer.images_seen == 96
+    assert all(p.isfinite().all() for p in trainer.net.parameters())
+    assert sum(r["nonfinite_steps"] for r in stats(tmp_path / "good")) == 1
 
 
 def test_finished_run_is_left_alone_and_cannot_become_shorter(tmp_path):
@@ -258,24 +240,6 @@ def test_finished_run_is_left_alone_and_cannot_become_shorter(tmp_path):
     with pytest.raises(RunFolderError, match="96 images already"):
         run(tiny_config(tmp_path, duration=48))
     assert (tmp_path / "config.json").read_text() == before
-
-
-def test_any_seed_works_with_dropout(tmp_path):
-    assert run(tiny_config(tmp_path, duration=16, seed=2**32 - 1, dropout=0.1)).images_seen == 16
-
-
-def test_heldout_loss_is_measured_when_due_whatever_the_status_interval(tmp_path):
-    run(tiny_config(tmp_path, holdout=5, holdout_every=40, status_every=16))
-    assert [r["images_seen"] for r in stats(tmp_path) if "holdout_loss" in r] == [40, 80, 96]
-
-
-def test_single_nonfinite_step_does_not_stop_the_run(tmp_path):
-    trainer = Poisoned(tiny_config(tmp_path, max_nonfinite_steps=2), dataset=tiny_data())
-    trainer.poisoned = [40]
-    trainer.run()
-    assert trainer.images_seen == 96
-    assert all(p.isfinite().all() for p in trainer.net.parameters())
-    assert sum(r["nonfinite_steps"] for r in stats(tmp_path)) == 1
 
 
 # --------------------------------------------------------------------------------------------------- fine-tuning
@@ -292,31 +256,30 @@ def test_init_starts_the_clock_at_zero(tmp_path):
 # ------------------------------------------------------------------------------------------------ random numbers
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 7), (5, 6), (3, 29), (8, 16)])
-def test_random_numbers_belong_to_their_place(start, stop):
+def test_random_numbers_belong_to_their_place(tmp_path):
+    """However a batch is split, and wherever a run goes on; stratified, one noise level per eighth of the distribution
+    in a step."""
     random = PositionRandom(seed=1, block_size=8, device=torch.device("cpu"))
     whole = random.normal(Stream.NOISE, 0, 32, (2, 3))
-    assert torch.equal(random.normal(Stream.NOISE, start, stop, (2, 3)), whole[start:stop])
-
-
-def test_stratified_noise_levels_belong_to_their_place_too(tmp_path):
-    """However a batch is split, and wherever a run goes on; one level per eighth of the distribution in a step."""
-    trainer = Trainer(tiny_config(tmp_path, stratified_sigma=True))
-    whole = trainer.step.draws.sigma(0, 32)
-    parts = [trainer.step.draws.sigma(start, stop - start) for start, stop in [(0, 2), (2, 8), (8, 13), (13, 32)]]
+    for start, stop in ((0, 7), (5, 6), (3, 29), (8, 16)):
+        assert torch.equal(random.normal(Stream.NOISE, start, stop, (2, 3)), whole[start:stop])
+    draws = Trainer(tiny_config(tmp_path, stratified_sigma=True)).step.draws
+    whole = draws.sigma(0, 32)
+    parts = [draws.sigma(start, stop - start) for start, stop in [(0, 2), (2, 8), (8, 13), (13, 32)]]
     assert torch.equal(whole, torch.cat(parts))
     quantile = torch.special.ndtr(whole.log() + 0.4).reshape(4, 8)
     assert torch.equal((8 * quantile).floor(), torch.arange(8.0).expand(4, 8))
 
 
 def test_a_run_from_before_a_field_existed_goes_on(tmp_path):
-    """And goes on as it was: what came new since is off."""
+    """And goes on as it was: what came new since is off. Changes that do no harm are accepted."""
     run(tiny_config(tmp_path, duration=24))
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
     del values["stratified_sigma"]
     path.write_text(json.dumps(values))
-    assert run(tiny_config(tmp_path, duration=48)).images_seen == 48
+    harmless = {"micro_batch": 4, "workers": 1, "status_every": 8, "snapshot_every": 8}
+    assert run(tiny_config(tmp_path, duration=48, **harmless)).images_seen == 48
     with pytest.raises(RunFolderError, match="stratified_sigma"):
         run(tiny_config(tmp_path, duration=96, stratified_sigma=True))
 
@@ -335,17 +298,14 @@ def test_stored_statistics_make_the_codec(tmp_path):
     images = measured.all_of(dataset)[0]
     assert images.mean().item() == pytest.approx(0, abs=1e-5)
     assert images.std().item() == pytest.approx(0.5, rel=1e-3)
+    blank = ArrayDataset(torch.zeros(40, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(DatasetError, match=r"^tiny: .*never varies[^\n]*--no-standardize"):
+        opened(tmp_path, blank, standardize=True)
 
 
 def opened(tmp_path, dataset, **settings) -> BatchStream:
     config = tiny_config(tmp_path, **settings)
     return BatchStream(config, dataset, PositionRandom(0, 4, torch.device("cpu")))
-
-
-def test_images_that_never_vary_are_refused_in_one_line(tmp_path):
-    blank = ArrayDataset(torch.zeros(40, 1, 8, 8, dtype=torch.uint8))
-    with pytest.raises(DatasetError, match=r"tiny: .*never varies.*--no-standardize"):
-        opened(tmp_path, blank, standardize=True)
 
 
 def test_statistics_stored_during_a_run_do_not_change_what_it_sees(tmp_path):
@@ -381,12 +341,3 @@ def test_measuring_leaves_nothing_behind(tmp_path):
     assert images_per_second > 0
     assert peak_memory > 1e6
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_time_left_is_told_in_days_where_there_are(capsys):
-    """A clock would start anew every 24 hours."""
-    record = {"images_seen": 1_000, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0, "images_per_second": 10.0}
-    StatusLine(duration=10_000_000, images_seen=0).report(record)
-    assert "12 days left" in capsys.readouterr().out
-    StatusLine(duration=1_000, images_seen=0).report(record)
-    assert capsys.readouterr().out.rstrip().endswith("img/s  done")

@@ -427,7 +427,7 @@ def _loaded(image: Image.Image) -> Image.Image:
 def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
     """Read the header of an image. Raises ValueError if it has more than 8 bits per channel, or is no image."""
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
+        image = Image.open(io.BytesIO(data), formats=tuple(formats))
     except UnidentifiedImageError:
         raise ValueError("not an image, or damaged") from None  # Pillow's own text shows the address of a buffer
     if _bits_per_channel(data, image) > 8:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edm2 import __version__
+from edm2.networks import Precond
 from edm2.post_hoc_ema import TraditionalEMA, snapshot_name, write_snapshot
 from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.data.batches import BatchStream
@@ -109,7 +110,7 @@ class Output:
             return None
         net = self.blank()
         net.load_state_dict(whole, assign=True)
-        if hasattr(net, "empty_classes"):
+        if isinstance(net, Precond):
             net.empty_classes = self._empty_classes()
         return net.eval().requires_grad_(False)
 

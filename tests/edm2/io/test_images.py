@@ -14,22 +14,16 @@ def picture(channels: int, height: int = 5, width: int = 7, seed: int = 0) -> to
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
-def test_png_gives_back_every_pixel(tmp_path, channels, mode):
-    pixels, path = picture(channels), tmp_path / "deep" / "folder" / "image.png"
+@pytest.mark.parametrize("name", ["image.png", "image.jpg"])
+def test_png_gives_back_every_pixel(tmp_path, channels, mode, name):
+    """The suffix does not decide the format."""
+    pixels, path = picture(channels), tmp_path / "deep" / "folder" / name
     save_png(pixels, path)
     with Image.open(path) as image:
-        assert image.format == "PNG"
-        assert image.mode == mode
-        assert image.size == (7, 5)
+        assert (image.format, image.mode, image.size) == ("PNG", mode, (7, 5))
         read = np.asarray(image).reshape(5, 7, channels)
     assert np.array_equal(read, pixels.permute(1, 2, 0).numpy())
-    assert [file.name for file in path.parent.iterdir()] == ["image.png"]
-
-
-def test_the_suffix_does_not_decide_the_format(tmp_path):
-    save_png(picture(3), tmp_path / "image.jpg")
-    with Image.open(tmp_path / "image.jpg") as image:
-        assert image.format == "PNG"
+    assert [file.name for file in path.parent.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("pixels", [picture(5), picture(3)[:0], picture(3).float()], ids=["five", "none", "float"])
@@ -37,6 +31,8 @@ def test_other_pictures_are_refused_and_leave_nothing(tmp_path, pixels):
     with pytest.raises(ValueError, match=r"image\.png") as error:
         save_png(pixels, tmp_path / "image.png")
     assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="at least one image"):
+        save_grid(picture(3)[None][:0], tmp_path / "grid.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -56,26 +52,14 @@ def test_a_failure_leaves_the_old_picture_and_no_temporary_file(tmp_path, monkey
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_grid_is_filled_row_by_row():
+def test_a_grid_is_filled_row_by_row_and_about_square():
     images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 1, 2, 3)
     grid = image_grid(images, columns=4)
     assert grid.shape == (1, 4, 12)
     assert grid[0, ::2, ::3].tolist() == [[0, 1, 2, 3], [4, 5, 255, 255]]  # white where images have run out
+    for count, shape in ((1, (1, 1)), (4, (2, 2)), (5, (2, 3)), (7, (3, 3)), (16, (4, 4))):
+        assert image_grid(torch.zeros(count, 3, 1, 1, dtype=torch.uint8)).shape == (3, *shape)
 
-
-@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (4, (2, 2)), (5, (2, 3)), (7, (3, 3)), (16, (4, 4))])
-def test_a_grid_is_about_square(count, shape):
-    assert image_grid(torch.zeros(count, 3, 1, 1, dtype=torch.uint8)).shape == (3, *shape)
-
-
-def test_no_images_are_no_grid(tmp_path):
-    for make in (image_grid, lambda pixels: save_grid(pixels, tmp_path / "grid.png")):
-        with pytest.raises(ValueError, match="at least one image"):
-            make(torch.zeros(0, 3, 8, 8, dtype=torch.uint8))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_scale_and_gap():
     images = torch.stack([picture(3, seed=seed) for seed in range(4)])
     grid = image_grid(images, columns=2, scale=2, gap=3)
     assert grid.shape == (3, 2 * 10 + 3, 2 * 14 + 3)

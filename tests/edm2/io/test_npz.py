@@ -26,26 +26,17 @@ def test_numpy_reads_what_was_written(tmp_path, dtype):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["samples.npz"]
 
 
-def test_labels_are_left_out_where_there_are_none(tmp_path):
-    write_npz(tmp_path / "a.npz", pictures(2), 2)
-    with np.load(tmp_path / "a.npz") as read:
-        assert sorted(read) == ["arr_0"]
-
-
-def test_arrays_seen_from_another_side_are_written_as_they_are_seen(tmp_path):
-    """Channels come first in the network and last in the file."""
+def test_bytes_depend_on_the_contents_alone(tmp_path):
+    """Not on how an array lies in memory: channels come first in the network and last in the file. Labels are left out
+    where there are none."""
     images = pictures(3)
     turned = [np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0) for image in images]
-    write_npz(tmp_path / "a.npz", turned, 3)
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["arr_0"], images)
-
-
-def test_bytes_depend_on_the_contents_alone(tmp_path):
-    for name in ("a.npz", "b.npz"):
-        write_npz(tmp_path / name, pictures(3), 3, np.arange(3))
+    for name, given in (("a.npz", images), ("b.npz", turned)):
+        write_npz(tmp_path / name, given, 3)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.npz") as archive:
-        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        [member] = archive.infolist()
+        assert (member.filename, member.date_time) == ("arr_0.npy", (1980, 1, 1, 0, 0, 0))
 
 
 def test_the_whole_need_not_fit_into_memory(tmp_path):

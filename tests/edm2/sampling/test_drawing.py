@@ -38,12 +38,10 @@ def reference(net) -> Tensor:
     return store.read(SEEDS)
 
 
-def test_batches_hold_every_seed_once_in_order():
+def test_one_process_draws_what_generate_draws(net, reference):
+    """Batches hold every seed once, in order."""
     assert batches_of(SEEDS, 3) == [[3, 0, 8], [11, 5, 7], [1, 2]]
     assert batches_of([], 3) == []
-
-
-def test_the_first_process_draws_what_generate_draws(net, reference):
     samples = torch.cat([b.samples for b in edm2.generate(net, [3, 0, 8, 11, 5, 7, 1, 2], batch_size=3, num_steps=2)])
     assert torch.equal(reference[[0, 1, 2, 3, 5, 6, 7, 9]], samples)
     assert torch.equal(reference[4], reference[0])  # a seed given twice
@@ -110,37 +108,27 @@ def test_pixels_come_back_as_they_were_decoded(net, tmp_path, kind):
 # ------------------------------------------------------------------------------------------------ folders
 
 
-def picture(seed: int) -> Tensor:
-    return torch.full((3, 4, 4), seed, dtype=torch.uint8)
-
-
 def test_a_folder_says_which_settings_differ(tmp_path):
-    ImageFolder(tmp_path, SETTINGS).claim()
-    ImageFolder(tmp_path, SETTINGS)
+    folder = ImageFolder(tmp_path / "out", SETTINGS)
+    assert folder.missing([1]) == [1]
+    assert not folder.path.exists()  # it is made with the first image
+    folder.claim()
+    ImageFolder(folder.path, SETTINGS)
     for other in (SETTINGS | {"network": "big"}, SETTINGS | {"class": 3}):
         with pytest.raises(ValueError, match=r"other settings \((network|class) in generation\.json") as error:
-            ImageFolder(tmp_path, other)
+            ImageFolder(folder.path, other)
         assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", ""])
-def test_a_damaged_description_is_no_permission(tmp_path, text):
-    (tmp_path / DESCRIPTION).write_text(text)
-    with pytest.raises(ValueError, match=DESCRIPTION):
-        ImageFolder(tmp_path, SETTINGS)
+    for damaged in ("{", "[]", ""):
+        (folder.path / DESCRIPTION).write_text(damaged)
+        with pytest.raises(ValueError, match=DESCRIPTION):
+            ImageFolder(folder.path, SETTINGS)
 
 
 def test_images_of_unknown_origin_are_not_taken_for_finished(tmp_path):
     folder = ImageFolder(tmp_path, SETTINGS)
-    folder.save(4, picture(4))
+    folder.save(4, torch.full((3, 4, 4), 4, dtype=torch.uint8))
     assert folder.missing([1, 2]) == [1, 2]
     with pytest.raises(ValueError, match="holds images of these seeds"):
         folder.missing([3, 4])
     folder.claim()
     assert folder.missing([3, 4]) == [3]
-
-
-def test_a_folder_is_made_with_the_first_image(tmp_path):
-    folder = ImageFolder(tmp_path / "out", SETTINGS)
-    assert folder.missing([1]) == [1]
-    assert not folder.path.exists()

@@ -1,37 +1,26 @@
 """An image depends on its seed and its class alone."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from golden_data import arrays, max_rel, present, select, table
+from known_denoisers import golden_network
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 import edm2
-from edm2.networks import NetworkConfig, Precond, build_network, fold
+from edm2.networks import Precond, fold
 from edm2.sampling.external import empty_classes_of
 from edm2.sampling.generation import SampleBatch, class_index, classes_of_seeds, random_classes
-from edm2.sampling.guidance import without_labels
 from edm2.sampling.samplers.heun import Denoiser, sample_heun
 from edm2.training import PixelCodec
 
 SEEDS = [0, 1, 7, 12, 345, 6789, 2**32 - 1, 2**33 + 5, 3]
 STEPS = 4
-
-
-@dataclass
-class Watched:
-    """A sampler that notes the noise it starts from."""
-
-    noise: list[Tensor] = field(default_factory=list)
-
-    def __call__(self, denoise: Denoiser, noise: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
-        self.noise.append(noise)
-        return sample_heun(denoise, noise, labels, **options)
 
 
 @dataclass
@@ -50,20 +39,19 @@ class Drawn:
 
 
 def draw(net: Precond, seeds: Sequence[int], *args: Any, **options: Any) -> Drawn:
-    watched = Watched()
+    noise = []
+
+    def watched(denoise: Denoiser, start: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
+        noise.append(start)
+        return sample_heun(denoise, start, labels, **options)
+
     batches = list(edm2.generate(net, seeds, *args, sampler=watched, **{"num_steps": STEPS, **options}))
     classes = None if batches[0].classes is None else torch.cat([batch.classes for batch in batches])
     drawn_seeds = [seed for batch in batches for seed in batch.seeds]
-    return Drawn(drawn_seeds, torch.cat(watched.noise), classes, torch.cat([batch.samples for batch in batches]))
+    return Drawn(drawn_seeds, torch.cat(noise), classes, torch.cat([batch.samples for batch in batches]))
 
 
 # ------------------------------------------------------------------------------------------------ golden/sampler
-
-
-def golden_network(golden, name: str) -> Precond:
-    net = build_network(NetworkConfig.from_json(table(golden, "sampler/sampler.json")[f"{name}_config"]))
-    net.load_state_dict(select(arrays(golden, "sampler/sampler.safetensors"), f"{name}/state"))
-    return net.eval().requires_grad_(False)
 
 
 def golden_options(golden, run: dict[str, Any]) -> dict[str, Any]:
@@ -114,57 +102,28 @@ def test_an_image_depends_on_its_seed_alone(net, batch_size: int, order: Callabl
         assert (pixels.int() - pixels_.int()).abs().max() <= 1
 
 
-def test_seeds_differ(net):
+def test_seeds_differ_and_count_modulo_2_to_the_32(net):
     drawn = draw(net, range(100), num_steps=1)
     assert len(drawn.noise.flatten(1).unique(dim=0)) == 100
     assert set(drawn.classes.tolist()) == set(range(10))  # missing one of ten has a chance of 3e-4; seeds are fixed
-
-
-def test_seeds_count_modulo_2_to_the_32(net):
     first, second = draw(net, [5, -1]), draw(net, [5 + 2**32, 2**32 - 1])
     assert torch.equal(first.samples, second.samples)
     assert not torch.equal(first.noise, draw(net, [5 + 2**31, 2**31 - 1]).noise)
 
 
 def test_churn_noise_belongs_to_the_seed_too(net):
+    state = torch.random.get_rng_state()
     alone, together = draw(net, [7], S_churn=3), draw(net, SEEDS, S_churn=3)
+    assert torch.equal(torch.random.get_rng_state(), state)  # global random numbers are left alone
     pixels, pixels_ = alone.image_of(7)[2], together.image_of(7)[2]
     assert (pixels.int() - pixels_.int()).abs().max() <= 1
     assert not torch.equal(pixels, draw(net, [7]).image_of(7)[2])
 
 
-def test_choosing_the_class_keeps_the_noise(net):
-    drawn, chosen = draw(net, SEEDS), draw(net, SEEDS, 3)
-    assert torch.equal(drawn.noise, chosen.noise)
-    assert chosen.classes.tolist() == [3] * len(SEEDS)
-    same = draw(net, SEEDS, drawn.classes.tolist())
-    assert torch.equal(same.samples, drawn.samples)
-
-
-@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor], ids=["list", "tuple", "array", "tensor"])
-def test_classes_come_in_any_sequence_and_follow_the_batches(net, kind):
-    assert draw(net, range(5), kind([4, 3, 2, 1, 0]), batch_size=2).classes.tolist() == [4, 3, 2, 1, 0]
-    assert draw(net, range(2), np.int64(3)).classes.tolist() == [3, 3]
-
-
-def test_global_random_numbers_are_left_alone(net):
-    state = torch.random.get_rng_state()
-    draw(net, [1, 2], S_churn=1)
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
 # ------------------------------------------------------------------------------------------------ other networks
 
 
-def test_networks_without_classes(unconditional):
-    [batch] = edm2.generate(unconditional, [1, 2], num_steps=2)
-    assert batch.classes is classes_of_seeds(unconditional, SEEDS) is None
-    assert batch.samples.shape == (2, 3, 8, 8)
-    with pytest.raises(ValueError, match="without labels"):
-        edm2.generate(unconditional, [0], 3)
-
-
-def test_batches_say_what_they_hold(net):
+def test_batches_say_what_they_hold(net, unconditional):
     batches = list(edm2.generate(net, range(5), batch_size=2, num_steps=2))
     assert [batch.seeds for batch in batches] == [(0, 1), (2, 3), (4,)]
     for batch in batches:
@@ -173,45 +132,34 @@ def test_batches_say_what_they_hold(net):
         assert batch.samples.shape == (len(batch.seeds), 3, 8, 8)
         assert batch.classes.dtype == torch.int64
     assert list(edm2.generate(net, [])) == []
+    [batch] = edm2.generate(unconditional, [1, 2], num_steps=2)
+    assert batch.classes is classes_of_seeds(unconditional, SEEDS) is None
+    assert batch.samples.shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="without labels"):
+        edm2.generate(unconditional, [0], 3)
 
 
-def test_a_folded_network_draws_the_same(net):
+def test_guidance_reaches_the_sampler_and_a_folded_network_draws_the_same(net, unconditional):
     """Weights normalized beforehand: float32 rounding over a few steps."""
-    assert max_rel(draw(fold(net), SEEDS).samples, draw(net, SEEDS).samples) < 2e-5
-
-
-def test_guidance_reaches_the_sampler(net, unconditional):
     plain, unguided = draw(net, SEEDS), draw(net, SEEDS, guide=unconditional)
     assert torch.equal(plain.samples, unguided.samples)  # the default weight is 1
     guided = draw(net, SEEDS, guide=unconditional, guidance=2.0)
     assert max_rel(guided.samples, plain.samples) > 0.01
     nowhere = draw(net, SEEDS, guide=unconditional, guidance=2.0, interval=(500, 1000))
     assert torch.equal(nowhere.samples, plain.samples)
+    assert max_rel(draw(fold(net), SEEDS).samples, plain.samples) < 2e-5
 
 
-def test_an_unconditional_guide_ignores_labels(net, unconditional):
-    """Classifier-free guidance by a second network: it draws what the formula says, evaluation by evaluation."""
-
-    def by_hand(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        from_guide = unconditional(x, sigma)
-        return from_guide + 1.4 * (net(x, sigma, labels) - from_guide)
-
-    guided = draw(net, SEEDS, guide=unconditional, guidance=1.4)
-    assert max_rel(guided.samples, sample_heun(by_hand, guided.noise, guided.classes, num_steps=STEPS)) < 2e-5
-
-
-def test_a_network_guides_itself_without_labels(net):
-    """Equal to guidance by a separate copy, up to float32 rounding over the steps."""
-    together = draw(net, SEEDS, guide=without_labels(net), guidance=1.8)
-    apart = draw(net, SEEDS, guide=without_labels(fold(net)), guidance=1.8)
-    assert max_rel(together.samples, apart.samples) < 2e-5
-    assert max_rel(together.samples, draw(net, SEEDS).samples) > 0.01
-
-
-@pytest.mark.parametrize("classes", [None, 3, [9, 8, 7, 6, 5, 4, 3, 2, 1]], ids=["drawn", "one", "list"])
-def test_classes_are_known_without_drawing(net, classes):
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor], ids=["list", "tuple", "array", "tensor"])
+def test_classes_are_known_without_drawing_come_in_any_sequence_and_keep_the_noise(net, kind):
     assert classes_of_seeds(net, []).tolist() == []
-    assert torch.equal(classes_of_seeds(net, SEEDS, classes, batch_size=4), draw(net, SEEDS, classes).classes)
+    assert draw(net, range(2), np.int64(3)).classes.tolist() == [3, 3]
+    by_seed = draw(net, SEEDS, batch_size=4)
+    assert torch.equal(draw(net, SEEDS, by_seed.classes.tolist(), batch_size=4).samples, by_seed.samples)
+    for classes in (None, 3, kind([9, 8, 7, 6, 5, 4, 3, 2, 1])):
+        drawn = draw(net, SEEDS, classes, batch_size=4)
+        assert torch.equal(classes_of_seeds(net, SEEDS, classes, batch_size=4), drawn.classes)
+        assert torch.equal(drawn.noise, by_seed.noise)
 
 
 # ------------------------------------------------------------------------------------------------ classes

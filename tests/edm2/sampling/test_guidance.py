@@ -6,35 +6,25 @@ from itertools import pairwise
 import pytest
 import torch
 from golden_data import max_rel
+from known_denoisers import Recorder
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 import edm2
-from edm2.networks import fold
 from edm2.sampling.guidance import guided, interval_of_steps, without_labels
 from edm2.sampling.samplers.heun import Denoiser
 
 
-class Counted:
-    """D = x · factor, keeping the arguments of its evaluations."""
-
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
-        self.calls: list[tuple[Tensor, float, object]] = []
-
-    def __call__(self, x: Tensor, sigma: Tensor, labels: object = None) -> Tensor:
-        self.calls.append((x, float(sigma), labels))
-        return self.factor * x
+@pytest.fixture
+def main() -> Recorder:
+    """D = 0.9 x."""
+    return Recorder(lambda x, sigma, labels: 0.9 * x)
 
 
 @pytest.fixture
-def main() -> Counted:
-    return Counted(0.9)
-
-
-@pytest.fixture
-def guide() -> Counted:
-    return Counted(0.4)
+def guide() -> Recorder:
+    """D = 0.4 x."""
+    return Recorder(lambda x, sigma, labels: 0.4 * x)
 
 
 @pytest.fixture
@@ -57,36 +47,25 @@ def test_both_are_asked_the_same(main, guide, x):
     labels = torch.arange(4)
     edm2.guided(main, guide, 2.0)(x, SIGMA, labels)
     for denoiser in (main, guide):
-        [(seen, sigma, seen_labels)] = denoiser.calls
-        assert seen is x
-        assert sigma == 2
-        assert seen_labels is labels
+        assert [denoiser.x[0] is x, denoiser.labels[0] is labels, denoiser.sigma] == [True, True, [2]]
 
 
-def test_weight_one_is_main_and_never_asks_the_guide(main, guide, x):
-    assert torch.equal(edm2.guided(main, guide, 1)(x, SIGMA), 0.9 * x)
-    sampled = edm2.sample_heun(edm2.guided(main, guide, 1.0), x, num_steps=4)
-    assert torch.equal(sampled, edm2.sample_heun(main, x, num_steps=4))
-    assert guide.calls == []
-
-
-def test_weight_zero_is_the_guide_and_never_asks_main(main, guide, x):
-    assert torch.equal(edm2.guided(main, guide, 0)(x, SIGMA), 0.4 * x)
-    sampled = edm2.sample_heun(edm2.guided(main, guide, 0.0), x, num_steps=4)
-    assert torch.equal(sampled, edm2.sample_heun(guide, x, num_steps=4))
-    assert main.calls == []
+@pytest.mark.parametrize("weight", [0, 1])
+def test_weight_one_is_main_and_zero_the_guide_and_neither_asks_the_other(main, guide, x, weight):
+    one, other = (main, guide) if weight else (guide, main)
+    assert torch.equal(edm2.guided(main, guide, weight)(x, SIGMA), one.denoise(x, SIGMA, None))
+    sampled = edm2.sample_heun(edm2.guided(main, guide, float(weight)), x, num_steps=4)
+    assert torch.equal(sampled, edm2.sample_heun(one, x, num_steps=4))
+    assert other.x == []
 
 
 @pytest.mark.parametrize(("sigma", "inside"), [(0.5, False), (0.51, True), (2.0, True), (2.01, False)])
 def test_the_interval_is_open_below_and_closed_above(main, guide, x, sigma, inside):
+    """Outside, main is alone, even if its weight is 0 inside."""
+    D = edm2.guided(main, guide, 0, (0.5, 2.0))(x, torch.tensor(sigma))
+    assert torch.equal(D, (0.4 if inside else 0.9) * x)
     edm2.guided(main, guide, 2.0, (0.5, 2.0))(x, torch.tensor(sigma))
-    assert bool(guide.calls) == inside
-
-
-def test_outside_the_interval_main_is_alone(main, guide, x):
-    """The weight is 1 there, even if it is 0 inside."""
-    assert torch.equal(edm2.guided(main, guide, 0, (0.5, 2))(x, torch.tensor(5.0)), 0.9 * x)
-    assert guide.calls == []
+    assert len(guide.x) == (2 if inside else 0)
 
 
 def test_the_weight_is_constant_within_a_step(main, guide, x):
@@ -96,49 +75,28 @@ def test_the_weight_is_constant_within_a_step(main, guide, x):
     high, low = levels[2].item(), levels[5].item()  # bounds on levels of the grid: 2, 3, 4 are inside, 5 is not
     edm2.sample_heun(edm2.guided(main, guide, 2.0, (low, high)), x, num_steps=8)
     expected = [levels[i + second].item() for i in (2, 3, 4) for second in (0, 1)]
-    assert [sigma for _, sigma, _ in guide.calls] == expected
-    assert len(main.calls) == 15
+    assert guide.sigma == expected
+    assert len(main.x) == 15
 
 
 def test_churn_does_not_move_a_step_out_of_the_interval(main, guide, x):
     """A step that begins at the interval's upper end is guided, although churn takes it above."""
     top = edm2.sigma_steps(8)[3].item()
     edm2.sample_heun(edm2.guided(main, guide, 2.0, (0, top)), x, num_steps=8, S_churn=4, randn_like=torch.zeros_like)
-    assert guide.calls[0][1] > top
-    assert len(guide.calls) == 2 * 5 - 1
+    assert guide.sigma[0] > top
+    assert len(guide.x) == 2 * 5 - 1
 
 
-@pytest.mark.parametrize("interval", [(2.0, 0.5), (1.0, 1.0), (-1.0, 2.0), (math.nan, 1.0), (0.0, math.nan)])
-def test_an_interval_upside_down_is_refused(main, guide, interval):
-    with pytest.raises(ValueError, match="interval") as error:
-        edm2.guided(main, guide, 2.0, interval)
-    assert "\n" not in str(error.value)
-
-
-def test_networks_guide_each_other(net, unconditional, x):
-    """Classifier-free guidance: the unconditional network gets labels, and has no use for them."""
-    labels = torch.arange(4)
-    D = edm2.guided(net, unconditional, 1.5)(x, SIGMA, labels)
-    from_main, from_guide = net(x, SIGMA, labels), unconditional(x, SIGMA)
-    assert not torch.allclose(from_main, from_guide, atol=1e-2)
-    torch.testing.assert_close(D, from_guide + 1.5 * (from_main - from_guide), rtol=1e-5, atol=1e-5)  # float32
+def test_intervals_upside_down_and_steps_that_do_not_exist_are_refused(main, guide):
+    for interval in ((2.0, 0.5), (1.0, 1.0), (-1.0, 2.0), (math.nan, 1.0), (0.0, math.nan)):
+        with pytest.raises(ValueError, match=r"^[^\n]*interval[^\n]*$"):
+            edm2.guided(main, guide, 2.0, interval)
+    for first, end in ((3, 3), (4, 3), (-1, 3), (0, 33), (32, 33)):
+        with pytest.raises(ValueError, match=r"^[^\n]*32 steps[^\n]*$"):
+            interval_of_steps(first, end)
 
 
 # ------------------------------------------------------------------------- the same network without labels as a guide
-
-
-class Watched:
-    """Passes on to a denoiser, noting the number of images and the labels of each evaluation."""
-
-    def __init__(self, denoise: Denoiser) -> None:
-        self.denoise = denoise
-        self.sizes: list[int] = []
-        self.labels: list[Tensor | None] = []
-
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        self.sizes.append(len(x))
-        self.labels.append(labels)
-        return self.denoise(x, sigma, labels)
 
 
 LABELS = torch.tensor([3, 1, 4, 1])
@@ -153,50 +111,42 @@ def separately(net: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor, weight: 
 @pytest.mark.parametrize("labels", [LABELS, one_hot(LABELS, 10)], ids=["numbers", "one-hot"])
 def test_a_network_without_labels_guides_itself_in_one_batch_of_twice_the_size(net, x, labels, sigma):
     """Equal to two evaluations, but for float32: convolutions round by the size of the batch, times the weight."""
-    watched = Watched(net)
-    D = guided(watched, without_labels(watched), 1.7)(x, sigma, labels)
-    assert watched.sizes == [8]
+    recorder = Recorder(net)
+    D = guided(recorder, without_labels(recorder), 1.7)(x, sigma, labels)
+    assert recorder.sizes == [8]
     assert max_rel(D, separately(net, x, sigma, labels, 1.7)) < 1e-5
     assert max_rel(D, net(x, sigma, labels)) > 1e-2, "the guide must make a difference"
 
 
-def test_folded_networks_too(net, x):
-    watched = Watched(fold(net))
-    D = guided(watched, without_labels(watched), 3.0)(x, SIGMA, LABELS)
-    assert watched.sizes == [8]
-    assert max_rel(D, separately(net, x, SIGMA, LABELS, 3.0)) < 1e-5
-
-
 def test_it_costs_one_evaluation_at_every_weight(net, x):
-    """Weight 1 with the labels, weight 0 without, each of the plain size; 2 N - 1 evaluations for N steps."""
+    """Weight 1 with the labels, weight 0 without, each of the plain size, as outside of an interval; 2 N - 1
+    evaluations for N steps. Where there are no labels, nothing is to guide away from."""
     for weight, size in ((1.0, 4), (0.0, 4), (1.5, 8)):
-        watched = Watched(net)
-        edm2.sample_heun(guided(watched, without_labels(watched), weight), x, LABELS, num_steps=3)
-        assert watched.sizes == [size] * 5
-        assert all(labels is (None if weight == 0 else LABELS) for labels in watched.labels) or weight == 1.5
-
-
-def test_without_labels_there_is_nothing_to_guide_away_from(net, x):
-    watched = Watched(net)
-    D = guided(watched, without_labels(watched), 5.0)(x, SIGMA, None)
-    assert watched.sizes == [4]
+        recorder = Recorder(net)
+        edm2.sample_heun(guided(recorder, without_labels(recorder), weight), x, LABELS, num_steps=3)
+        assert recorder.sizes == [size] * 5
+        assert all(labels is (None if weight == 0 else LABELS) for labels in recorder.labels) or weight == 1.5
+    recorder = Recorder(net)
+    denoise = guided(recorder, without_labels(recorder), 2.0, interval_of_steps(1, 3, 5))
+    edm2.sample_heun(denoise, x, LABELS, num_steps=5)
+    assert recorder.sizes == [4, 4, 8, 8, 8, 8, 4, 4, 4]
+    recorder = Recorder(net)
+    D = guided(recorder, without_labels(recorder), 5.0)(x, SIGMA, None)
+    assert recorder.sizes == [4]
     torch.testing.assert_close(D, net(x, SIGMA), rtol=1e-5, atol=1e-6)  # a blend of a value with itself
 
 
-def test_outside_the_interval_the_batch_is_not_doubled(net, x):
-    watched = Watched(net)
-    denoise = guided(watched, without_labels(watched), 2.0, interval_of_steps(1, 3, 5))
-    edm2.sample_heun(denoise, x, LABELS, num_steps=5)
-    assert watched.sizes == [4, 4, 8, 8, 8, 8, 4, 4, 4]
-
-
-def test_another_network_without_labels_is_asked_separately(net, make_net, x):
-    main, guide = Watched(net), Watched(make_net(seed=5))
-    D = guided(main, without_labels(guide), 2.0)(x, SIGMA, LABELS)
-    assert main.sizes == guide.sizes == [4]
-    assert guide.labels == [None]
-    from_guide = guide.denoise(x, SIGMA)
-    torch.testing.assert_close(D, from_guide + 2 * (net(x, SIGMA, LABELS) - from_guide), rtol=1e-5, atol=1e-5)
+def test_another_network_is_asked_separately(net, unconditional, make_net, x):
+    """Classifier-free guidance by a second network: one without classes gets labels, and has no use for them."""
+    other = make_net(seed=5)
+    for guide, wrap, given in ((unconditional, lambda guide: guide, LABELS), (other, without_labels, None)):
+        main, recorder = Recorder(net), Recorder(guide)
+        D = guided(main, wrap(recorder), 2.0)(x, SIGMA, LABELS)
+        assert main.sizes == recorder.sizes == [4]
+        assert recorder.labels[0] is given
+        from_main, from_guide = net(x, SIGMA, LABELS), guide(x, SIGMA)
+        assert not torch.allclose(from_main, from_guide, atol=1e-2)
+        torch.testing.assert_close(D, from_guide + 2 * (from_main - from_guide), rtol=1e-5, atol=1e-5)  # float32
 
 
 # --------------------------------------------------------------------------------------------------- guides of guides
@@ -206,7 +156,7 @@ def test_another_network_without_labels_is_asked_separately(net, make_net, x):
 def test_inner_guidance_is_constant_within_a_step_too(main, guide, x, role):
     """Guided denoisers may be guided: both intervals are decided where the step begins."""
     inner = guided(main, guide, 2.0, interval_of_steps(2, 4, 6))
-    other = Counted(0.5)
+    other = Recorder(lambda x, sigma, labels: 0.5 * x)
     outer = {
         "main": lambda: guided(inner, other, 1.5),
         "guide": lambda: guided(other, inner, 1.5),
@@ -214,13 +164,13 @@ def test_inner_guidance_is_constant_within_a_step_too(main, guide, x, role):
     }[role]()
     edm2.sample_heun(outer, x, LABELS, num_steps=6)
     levels = edm2.sigma_steps(6).tolist()
-    assert [sigma for _, sigma, _ in guide.calls] == [levels[i] for i in (2, 3, 3, 4)]
-    assert len(main.calls) == len(other.calls) == 11
+    assert guide.sigma == [levels[i] for i in (2, 3, 3, 4)]
+    assert len(main.x) == len(other.x) == 11
 
 
 def test_a_guided_denoiser_guides_itself_without_labels_in_one_batch(net, make_net, x):
     """Autoguidance inside, classifier-free guidance around it: one doubled batch of each network."""
-    main, weaker = Watched(net), Watched(make_net(seed=5))
+    main, weaker = Recorder(net), Recorder(make_net(seed=5))
     inner = guided(main, weaker, 2.0)
     D = guided(inner, without_labels(inner), 1.5)(x, SIGMA, LABELS)
     assert main.sizes == weaker.sizes == [8]
@@ -246,18 +196,9 @@ def test_an_interval_of_steps_is_these_steps_whatever_the_rounding(num_steps, dt
 
 
 def test_its_ends_are_levels_of_the_solver():
+    """These are further apart than what counts as the same."""
     levels = edm2.sigma_steps(32, dtype=torch.float64).tolist()
     assert interval_of_steps(17, 23) == (levels[23], levels[17])
     assert interval_of_steps(0, 32) == (0, levels[0])
-
-
-def test_levels_a_solver_has_are_further_apart_than_what_counts_as_the_same():
-    levels = edm2.sigma_steps(1000, dtype=torch.float64)[:-1].tolist()
-    assert min(above / below for above, below in pairwise(levels)) > 1 + 100e-5
-
-
-@pytest.mark.parametrize(("first", "end"), [(3, 3), (4, 3), (-1, 3), (0, 33), (32, 33)])
-def test_steps_that_do_not_exist_are_refused(first, end):
-    with pytest.raises(ValueError, match="32 steps") as error:
-        interval_of_steps(first, end)
-    assert "\n" not in str(error.value)
+    fine = edm2.sigma_steps(1000, dtype=torch.float64)[:-1].tolist()
+    assert min(above / below for above, below in pairwise(fine)) > 1 + 100e-5

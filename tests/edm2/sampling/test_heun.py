@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 import torch
 from golden_data import arrays, max_rel, present, select, table
-from known_denoisers import MEAN, STD, Recorder, Stepped, gaussian_denoiser, gaussian_solution, mixture
+from known_denoisers import (
+    MEAN,
+    STD,
+    Recorder,
+    gaussian_denoiser,
+    gaussian_solution,
+    golden_mixtures,
+    golden_network,
+)  # fmt: skip
 from torch import Tensor
 
 import edm2
-from edm2.networks import NetworkConfig, build_network
 from edm2.sampling.generation import SeedRandom
 from edm2.sampling.samplers.heun import Denoiser
 
@@ -23,13 +30,6 @@ OPTIONS = ("num_steps", "sigma_min", "sigma_max", "rho", "S_churn", "S_min", "S_
 # ------------------------------------------------------------------------------------------------ golden/sampler
 
 
-def network(golden, name: str) -> Denoiser:
-    config = NetworkConfig.from_json(table(golden, "sampler/sampler.json")[f"{name}_config"])
-    net = build_network(config)
-    net.load_state_dict(select(arrays(golden, "sampler/sampler.safetensors"), f"{name}/state"))
-    return net.eval().requires_grad_(False)
-
-
 def stored_noise(noise: Tensor | None) -> Callable[[Tensor], Tensor]:
     """A `randn_like` that hands out stored draws in order."""
     draws = iter([] if noise is None else noise)
@@ -37,7 +37,10 @@ def stored_noise(noise: Tensor | None) -> Callable[[Tensor], Tensor]:
 
 
 def runs(golden, kind: str) -> list[dict[str, Any]]:
+    """Runs whose options are all understood: one with an option that is ignored would compare the wrong thing."""
     found = [run for run in table(golden, "sampler/sampler.json")["runs"] if run.get("denoiser") == kind]
+    known = {*OPTIONS, "id", "dtype", "denoiser", "churn_steps", "guidance"}
+    assert all(set(run) <= known for run in found)
     return present(found, arrays(golden, "sampler/sampler.safetensors"))
 
 
@@ -49,13 +52,9 @@ def check_run(golden, run: dict[str, Any], main: Denoiser, guide: Denoiser, tole
     denoise = edm2.guided(main, guide, run["guidance"]) if "guidance" in run else main
     options = {name: run[name] for name in OPTIONS if name in run}
     final = edm2.sample_heun(
-        denoise,
-        expected["noise"],
-        expected["labels"],
-        dtype=dtype,
-        randn_like=stored_noise(expected.get("churn_noise_used")),
-        **options,
-    )
+        denoise, expected["noise"], expected["labels"], dtype=dtype,
+        randn_like=stored_noise(expected.get("churn_noise_used")), **options,
+    )  # fmt: skip
     called = guide if run.get("guidance") == 0 else main  # a guide of weight 0 never asks the main denoiser
     x, sigma = torch.stack(called.x), torch.stack(called.sigma)
     schedule = {name: value for name, value in options.items() if not name.startswith("S_")}
@@ -82,29 +81,16 @@ def check_run(golden, run: dict[str, Any], main: Denoiser, guide: Denoiser, tole
     return max_rel(final, expected["final"])
 
 
-def test_closed_form_runs(golden):
-    """Schedules, guidance and churn around the closed-form denoiser, every intermediate state included."""
-    numbers = arrays(golden, "sampler/sampler.safetensors")
-    main, guide = (mixture(select(numbers, f"gmm/{name}")) for name in ("main", "guide"))
+def test_published_runs(golden):
+    """Schedules, guidance and churn, every intermediate state included, around the closed-form denoiser and around tiny
+    networks. 2e-5: float32 rounding of the networks (5e-6 each evaluation) over the steps."""
     for run in runs(golden, "gmm"):
         # Few steps are long steps: rounding of the first levels, near 80, weighs more in the result.
         single = 1e-4 if run["num_steps"] <= 3 else 1e-5
-        check_run(golden, run, main, guide, 1e-12 if run["dtype"] == "float64" else single)
-
-
-def test_network_runs(golden):
-    """Tiny networks. 2e-5: float32 rounding of the networks (5e-6 each evaluation) over the steps."""
-    main, guide = network(golden, "net"), network(golden, "gnet")
+        check_run(golden, run, *golden_mixtures(golden), 1e-12 if run["dtype"] == "float64" else single)
+    main, guide = golden_network(golden, "net"), golden_network(golden, "gnet")
     for run in runs(golden, "network"):
         check_run(golden, run, main, guide, 2e-5)
-
-
-def test_every_option_of_the_json_is_understood(golden):
-    """A run with an option that these tests ignore would compare the wrong thing."""
-    known = {*OPTIONS, "id", "dtype", "denoiser", "churn_steps", "guidance"}
-    for kind in ("gmm", "network"):
-        for run in runs(golden, kind):
-            assert set(run) <= known, run["id"]
 
 
 # ------------------------------------------------------------------------------------------------ noise levels
@@ -124,33 +110,20 @@ def test_levels_descend_from_sigma_max_over_sigma_min_to_zero(N, low, high, rho,
     assert steps[-1] == 0
     assert steps[0].item() == pytest.approx(high, rel=tolerance)
     assert steps[-2].item() == pytest.approx(low, rel=tolerance)
-
-
-@pytest.mark.parametrize("rho", [1, 3, 7])
-def test_levels_are_evenly_spaced_after_the_power_1_over_rho(rho):
-    roots = edm2.sigma_steps(20, rho=rho, dtype=torch.float64)[:-1] ** (1 / rho)
+    roots = edm2.sigma_steps(N, low, high, rho, dtype=torch.float64)[:-1] ** (1 / rho)
     spacing = roots.diff()
-    assert (spacing / spacing.mean() - 1).abs().max() < 1e-10  # float64, relative to steps of about 1/10 of the range
-
-
-def test_one_step_goes_from_sigma_max_to_zero():
-    """The published formula divides by zero here."""
-    assert edm2.sigma_steps(1, dtype=torch.float64).tolist() == pytest.approx([80, 0], rel=1e-14)
+    assert (spacing / spacing.mean() - 1).abs().max() < 1e-9  # float64, relative to steps of 1/256 of the range
+    single = edm2.sigma_steps(1, low, high, rho, dtype=dtype)  # where the published formula divides by zero
+    assert single.tolist() == pytest.approx([high, 0], rel=tolerance)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"num_steps": 0},
-        {"num_steps": -3},
-        {"sigma_min": 0},
-        {"sigma_min": -1},
-        {"sigma_min": 80},
-        {"sigma_min": math.nan},
+        *[{"num_steps": value} for value in (0, -3)],
+        *[{"sigma_min": value} for value in (0, -1, 80, math.nan)],
         {"sigma_max": math.inf},
-        {"rho": 0},
-        {"rho": -7},
-        {"rho": math.inf},
+        *[{"rho": value} for value in (0, -7, math.inf)],
         {"rho": 0.5},  # sigma_min would be lost to rounding in float32, and the sampler divide by zero
     ],
     ids=str,
@@ -188,18 +161,6 @@ def test_heun_converges_with_order_two(noise):
     assert orders == pytest.approx([2, 2], abs=0.1)
 
 
-def test_the_last_step_is_eulers(noise):
-    """Euler's step to level 0 is the denoised image itself: of x when there is one step, of the last x otherwise."""
-    single = edm2.sample_heun(gaussian_denoiser, noise, num_steps=1, dtype=torch.float64)
-    # x - t (x - D) / t, where x is 80 times larger than D
-    torch.testing.assert_close(
-        single, gaussian_denoiser(80 * noise, torch.tensor(80.0, dtype=torch.float64)), rtol=0, atol=1e-12
-    )
-    recorder = Recorder(gaussian_denoiser)
-    final = edm2.sample_heun(recorder, noise, num_steps=5, dtype=torch.float64)
-    torch.testing.assert_close(final, recorder.D[-1], rtol=0, atol=1e-14)
-
-
 def test_churn_keeps_the_distribution():
     """Fresh noise raises the noise level by as much as it is said to, so samples stay distributed like the data.
 
@@ -233,12 +194,6 @@ def test_churn_is_confined_to_its_noise_levels(noise):
     options = {"S_churn": 5, "S_min": levels[6], "S_max": levels[2], "randn_like": randn_like}
     edm2.sample_heun(recorder, noise, num_steps=10, **options)
     assert drawn_at == [2, 3, 4, 5, 6]
-
-
-def test_at_step_is_asked_once_per_step_with_the_level_where_it_begins(noise):
-    denoise = Stepped()
-    edm2.sample_heun(denoise, noise, num_steps=5, S_churn=3)  # churn raises the level, but not what is asked
-    assert denoise.asked == edm2.sigma_steps(5)[:-1].tolist()
 
 
 # ------------------------------------------------------------------------------------------------ draws from seeds

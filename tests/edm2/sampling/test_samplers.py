@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DEISMultistepScheduler, EDMDPMSolverMultistepScheduler
-from golden_data import arrays, select
-from known_denoisers import STD, Recorder, Stepped, gaussian_denoiser, gaussian_solution, mixture
+from golden_data import arrays
+from known_denoisers import STD, Recorder, Stepped, gaussian_denoiser, gaussian_solution, golden_mixtures
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -45,11 +45,9 @@ def noise() -> Tensor:
 
 @pytest.fixture
 def mixtures(golden) -> tuple[Denoiser, Denoiser, Tensor]:
-    """Closed-form denoisers of the golden numbers, one to guide the other, and labels of eight images."""
-    numbers = select(arrays(golden, "sampler/sampler.safetensors"), "gmm")
-    main, guide = (mixture(select(numbers, name)) for name in ("main", "guide"))
-    label_dim = len(numbers["main/logw"])
-    return main, guide, one_hot(torch.arange(8) % label_dim, label_dim).double()
+    """Closed-form denoisers, one to guide the other, and labels of eight images."""
+    label_dim = len(arrays(golden, "sampler/sampler.safetensors")["gmm/main/logw"])
+    return *golden_mixtures(golden), one_hot(torch.arange(8) % label_dim, label_dim).double()
 
 
 def observed_orders(sample: Callable[[int], Tensor], exact: Tensor, steps: list[int]) -> list[float]:
@@ -75,18 +73,6 @@ def test_order_on_a_linear_equation_of_known_solution(noise, sample, order):
         [64, 128, 256],
     )
     assert orders == pytest.approx([order] * 2, abs=0.2)
-
-
-@every_order
-@pytest.mark.parametrize("sigma_max", [80, 20])
-def test_order_on_a_mixture_of_gaussians(noise, mixtures, sample, order, sigma_max):
-    """Not linear. All end with the same step from sigma_min to 0, so the solution has it too. It is that of DEIS in
-    1024 steps, since Heun's method would need 10,000 of them; that both have one limit, the next test shows."""
-    main, _, labels = mixtures
-    options = {"sigma_max": sigma_max, "dtype": torch.float64}
-    exact = edm2.sample_deis(main, noise, labels, num_steps=1024, **options)
-    orders = observed_orders(lambda N: sample(main, noise, labels, num_steps=N, **options), exact, [64, 128, 256])
-    assert orders == pytest.approx([order] * 2, abs=0.15)  # measured 2.89 and 2.96 for order 3
 
 
 def test_heun_and_deis_have_the_same_limit(noise, mixtures):
@@ -142,15 +128,6 @@ def test_a_single_image_is_reached_on_a_straight_line(noise, sample, N):
         torch.testing.assert_close(x, image + t * (noise - image / 80), rtol=0, atol=1e-12 * 80)
 
 
-@every_multistep
-def test_the_last_step_ends_at_the_denoised_image(noise, sample):
-    for N in (1, 2, 6):
-        recorder = Recorder(gaussian_denoiser)
-        assert torch.equal(sample(recorder, noise, num_steps=N, dtype=torch.float64), recorder.D[-1])
-    single = sample(gaussian_denoiser, noise, num_steps=1, dtype=torch.float64)
-    assert torch.equal(single, gaussian_denoiser(80 * noise, torch.tensor(80.0, dtype=torch.float64)))
-
-
 def test_euler_s_formula(noise):
     t_steps = edm2.sigma_steps(7, dtype=torch.float64)
     x = noise * t_steps[0]
@@ -175,6 +152,9 @@ def test_weights_of_deis_integrate_polynomials_of_the_logarithm(levels, ratio):
     for power, integral in enumerate(antiderivatives[: len(levels)]):
         expected = integral(t_next) - integral(t)
         assert weights @ logs**power == pytest.approx(expected, rel=1e-12, abs=1e-13 * t)
+    for order in (0, 4, -1):
+        with pytest.raises(ValueError, match=f"^order={order} must be 1, 2 or 3$"):
+            edm2.sample_deis(gaussian_denoiser, torch.zeros(1, 1, 1, 1), order=order)
 
 
 # ------------------------------------------------------------------------------------------------ diffusers
@@ -223,117 +203,81 @@ def test_steps_of_deis_are_those_of_diffusers(noise, order):
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 @pytest.mark.parametrize("N", [1, 2, 7])
-def test_evaluations_are_as_many_as_announced(noise, sampler, N):
-    recorder = Recorder(gaussian_denoiser)
-    sampler.sample(recorder, noise, num_steps=N)
+def test_evaluations_are_as_many_as_announced_at_the_levels_of_sigma_steps(noise, sampler, N):
+    """`at_step` is asked once per step, with the level where it begins. The last step ends at the denoised image."""
+    recorder, stepped = Recorder(gaussian_denoiser), Stepped()
+    options = {"num_steps": N, "sigma_min": 0.01, "sigma_max": 50, "rho": 5, "dtype": torch.float64}
+    final = sampler.sample(recorder, noise, **options)
     assert len(recorder.x) == sampler.evaluations(N)
-    assert all(sigma.ndim == 0 and sigma > 0 for sigma in recorder.sigma)
     assert sampler.cost(N).startswith(f"{sampler.evaluations(N)} evaluation")
+    assert all(sigma.ndim == 0 and sigma > 0 for sigma in recorder.sigma)
+    torch.testing.assert_close(recorder.x[0], 50 * noise, rtol=1e-14, atol=0)
+    rounding = 1e-12 if sampler == HEUN else 0  # x - t (x - D) / t, where x is up to 50 times larger than D
+    torch.testing.assert_close(final, recorder.D[-1], rtol=0, atol=rounding)
+    churn = {"S_churn": 3} if sampler.churns else {}  # raises the level, but not what is asked
+    sampler.sample(stepped, noise, **options, **churn)
+    assert stepped.asked == edm2.sigma_steps(**options)[:-1].tolist()
+    if sampler != HEUN:
+        assert torch.equal(torch.stack(recorder.sigma), edm2.sigma_steps(**options)[:-1])
 
 
 def test_solvers_by_name():
+    """Names cost no import of torch."""
     assert {name: sampler.sample for name, sampler in SAMPLERS.items()} == {
         name: getattr(edm2, f"sample_{name}") for name in ("heun", "deis", "dpmpp_2m", "euler")
     }
     assert (HEUN.evaluations(32), SAMPLERS["deis"].evaluations(32)) == (63, 32)
-
-
-def test_names_cost_no_import_of_torch():
     program = "import sys, edm2.sampling.samplers; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(edm2.__file__).parents[1])
 
 
 @every_sampler
 def test_an_image_depends_on_its_noise_alone(noise, sample):
-    together = sample(gaussian_denoiser, noise, num_steps=6)
-    for i in range(len(noise)):
-        assert torch.equal(sample(gaussian_denoiser, noise[i : i + 1], num_steps=6)[0], together[i])
+    """Nothing is drawn, and no gradient recorded; labels pass through, and the dtype is that of the integration."""
 
-
-@every_sampler
-def test_sampling_draws_nothing_and_records_no_gradients(noise, sample):
     def refuse(x: Tensor) -> Tensor:
         raise AssertionError("a deterministic sampler drew random numbers")
 
-    state = torch.random.get_rng_state()
+    state, labels, seen = torch.random.get_rng_state(), object(), []
     weight = torch.ones((), requires_grad=True)
-    first, second = (
-        sample(lambda x, sigma, labels: weight * gaussian_denoiser(x, sigma), noise, num_steps=4, randn_like=refuse)
-        for _ in range(2)
-    )
-    assert torch.equal(first, second)
-    assert not first.requires_grad
-    assert torch.equal(torch.random.get_rng_state(), state)
 
+    def denoise(x: Tensor, sigma: Tensor, labels: object) -> Tensor:
+        seen.append((labels, x.dtype))
+        return weight * gaussian_denoiser(x, sigma).half()
 
-@every_sampler
-def test_dtype_is_that_of_the_integration(noise, sample):
     for dtype in (torch.float32, torch.float64):
-        recorder = Recorder(lambda x, sigma, labels: gaussian_denoiser(x, sigma).half())
-        assert sample(recorder, noise, num_steps=4, dtype=dtype).dtype == dtype
-        assert {x.dtype for x in recorder.x} == {dtype}
-
-
-@every_sampler
-def test_labels_pass_through(noise, sample):
-    labels, seen = object(), []
-    sample(lambda x, sigma, c: seen.append(c) or x * 0, noise, labels, num_steps=3)
-    assert all(c is labels for c in seen)
-
-
-@every_multistep
-def test_levels_are_those_of_sigma_steps(noise, sample):
-    recorder = Recorder(gaussian_denoiser)
-    options = {"num_steps": 9, "sigma_min": 0.01, "sigma_max": 50, "rho": 5}
-    sample(recorder, noise, **options)
-    assert torch.equal(torch.stack(recorder.sigma), edm2.sigma_steps(**options)[:-1])
-
-
-@every_multistep
-def test_at_step_is_asked_once_per_step_with_the_level_where_it_begins(noise, sample):
-    denoise = Stepped()
-    sample(denoise, noise, num_steps=5)
-    assert denoise.asked == edm2.sigma_steps(5)[:-1].tolist()
-
-
-@every_sampler
-def test_impossible_levels_are_refused(noise, sample):
+        options = {"num_steps": 6, "dtype": dtype, "randn_like": refuse}
+        together = sample(denoise, noise, labels, **options)
+        assert together.dtype == dtype
+        assert not together.requires_grad
+        for i in range(len(noise)):
+            assert torch.equal(sample(denoise, noise[i : i + 1], labels, **options)[0], together[i])
+        assert set(seen) == {(labels, dtype)}
+        seen.clear()
+    assert torch.equal(torch.random.get_rng_state(), state)
     with pytest.raises(ValueError, match="num_steps=0 must be at least 1"):
         sample(gaussian_denoiser, noise, num_steps=0)
-
-
-@pytest.mark.parametrize("order", [0, 4, -1])
-def test_orders_that_deis_does_not_have_are_refused(noise, order):
-    with pytest.raises(ValueError, match=f"^order={order} must be 1, 2 or 3$"):
-        edm2.sample_deis(gaussian_denoiser, noise, order=order)
 
 
 # ------------------------------------------------------------------------------------------------ guidance
 
 
-@every_multistep
-def test_the_steps_of_an_interval_are_guided(noise, sample):
+@every_sampler
+def test_the_steps_of_an_interval_are_guided_and_one_without_a_step_changes_nothing(noise, sample):
     main, guide = Recorder(gaussian_denoiser), Recorder(lambda x, sigma, labels: 0.5 * x)
     sample(guided(main, guide, 2.0, interval_of_steps(2, 5, 8)), noise, num_steps=8)
-    assert torch.equal(torch.stack(guide.sigma), edm2.sigma_steps(8)[2:5])
-    assert len(main.x) == 8
-
-
-@every_sampler
-def test_an_interval_without_a_step_changes_nothing(noise, sample):
-    plain = sample(gaussian_denoiser, noise, num_steps=6)
-    never = guided(gaussian_denoiser, lambda x, sigma, labels: 0.5 * x, 2.0, (100, 200))
-    assert torch.equal(sample(never, noise, num_steps=6), plain)
+    levels = edm2.sigma_steps(8).tolist()
+    second = [] if sample != HEUN.sample else levels[3:6]  # evaluations of Heun's method at the ends of these steps
+    assert sorted(map(float, guide.sigma), reverse=True) == sorted([*levels[2:5], *second], reverse=True)
+    assert len(main.x) == (15 if second else 8)
+    never = guided(gaussian_denoiser, guide, 2.0, (100, 200))
+    assert torch.equal(sample(never, noise, num_steps=6), sample(gaussian_denoiser, noise, num_steps=6))
 
 
 def test_where_denoisers_change():
     inner = guided(gaussian_denoiser, gaussian_denoiser, 2.0, (1.0, 5.0))
-    assert changes_between(inner, 6, 5)
-    assert not changes_between(inner, 5, 2)
-    assert changes_between(inner, 2, 1)
-    assert not changes_between(inner, 1, 0.5)
-    assert changes_between(without_labels(inner), 6, 5)
-    assert changes_between(guided(inner, gaussian_denoiser, 1.5), 6, 5)
-    assert changes_between(guided(gaussian_denoiser, inner, 1.5), 6, 5)
-    assert not changes_between(guided(gaussian_denoiser, gaussian_denoiser, 1.0, (1.0, 5.0)), 6, 5)
-    assert not changes_between(gaussian_denoiser, 6, 5)
+    assert [changes_between(inner, *levels) for levels in ((6, 5), (5, 2), (2, 1), (1, 0.5))] == [True, False] * 2
+    outer = guided(inner, gaussian_denoiser, 1.5), guided(gaussian_denoiser, inner, 1.5)
+    assert all(changes_between(denoise, 6, 5) for denoise in (without_labels(inner), *outer))
+    never = guided(gaussian_denoiser, gaussian_denoiser, 1.0, (1.0, 5.0))
+    assert not any(changes_between(denoise, 6, 5) for denoise in (never, gaussian_denoiser))

@@ -283,8 +283,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-
-
 @pytest.mark.slow
 def test_two_processes_make_the_files_that_one_makes(outspoken_network, tmp_path):
     """Batch by batch, so to the bit, also where one left gaps; nothing hidden is left where --out is missing."""

@@ -41,13 +41,6 @@ def test_the_order_outlives_versions_of_numpy():
     assert ShuffledOrder(5, seed=7).indices(12, 20).tolist() == [0, 4, 3, 2, 1, 4, 3, 0]
 
 
-def test_a_run_that_starts_anywhere_goes_on_as_if_it_had_never_stopped():
-    order = ShuffledOrder(10, seed=2)
-    never_stopped = [*chain(*islice(PositionBatches(order, 0, 6), 20))]
-    for step in range(20):
-        assert [*chain(*islice(PositionBatches(order, 6 * step, 6), 20 - step))] == never_stopped[6 * step :]
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
 @pytest.mark.parametrize("micro_batch", [None, 1, 2])
 def test_several_processes_see_together_what_one_sees(world_size, micro_batch):

@@ -48,21 +48,16 @@ def test_a_single_file_is_no_vae(tmp_path):
         load_vae(str(tmp_path / "one.safetensors"), torch.device("cpu"))
 
 
-def test_the_paper_s_constants(golden):
+def test_latents_are_drawn_and_scaled_as_published(golden):
     constants = table(golden, "dataset/dataset.json")["constants"]
     codec = LatentCodec()
-    assert list(codec.mean) == constants["raw_mean"]
-    assert list(codec.std) == constants["raw_std"]
-    scale, bias = codec._scale_and_bias(torch.device("cpu"))
-    torch.testing.assert_close(scale.flatten(), torch.tensor(constants["scale_fp32"]), rtol=1e-6, atol=0)
-    torch.testing.assert_close(bias.flatten(), torch.tensor(constants["bias_fp32"]), rtol=1e-6, atol=0)
-
-
-def test_latents_are_drawn_and_scaled_as_published(golden):
+    assert (list(codec.mean), list(codec.std)) == (constants["raw_mean"], constants["raw_std"])
+    for ours, name in zip(codec._scale_and_bias(torch.device("cpu")), ("scale_fp32", "bias_fp32"), strict=True):
+        torch.testing.assert_close(ours.flatten(), torch.tensor(constants[name]), rtol=1e-6, atol=0)
     values = arrays(golden, "dataset/dataset.safetensors")
-    final = LatentCodec().encode(values["latents/raw_moments"], values["latents/eps"])
+    final = codec.encode(values["latents/raw_moments"], values["latents/eps"])
     assert max_rel(final, values["latents/final"]) < 1e-6
-    assert max_rel(LatentCodec().to_vae(final), values["latents/vae_decoder_input"]) < 1e-6
+    assert max_rel(codec.to_vae(final), values["latents/vae_decoder_input"]) < 1e-6
 
 
 def test_decoded_pixels_are_those_of_the_published_pipeline(golden, monkeypatch):
@@ -118,18 +113,12 @@ def test_latents_that_do_not_fit_are_refused(description, channels, named):
     assert latent_codec_of(described, 8, 0.5).sigma_data == 0.5  # the network's, whatever the latents have
 
 
-def test_a_vae_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(VAEError, match="nowhere"):
-        load_vae(str(tmp_path / "nowhere"), torch.device("cpu"))
-
-
 @pytest.fixture(scope="module")
 def tiny_vae(tmp_path_factory):
     return save_tiny_vae(tmp_path_factory.mktemp("vae"))
 
 
-def test_a_real_autoencoder_decodes(tiny_vae):
+def test_a_real_autoencoder_decodes_and_one_that_is_not_there_is_named(tiny_vae, tmp_path, monkeypatch):
     codec = LatentCodec(vae=str(tiny_vae))
     x = torch.randn(3, 4, 8, 8)
     pixels = codec.decode(x, batch_size=2)
@@ -137,6 +126,9 @@ def test_a_real_autoencoder_decodes(tiny_vae):
     assert pixels.dtype == torch.uint8
     direct = load_vae(str(tiny_vae), torch.device("cpu")).decode(codec.to_vae(x[:1])).sample
     assert torch.equal(pixels[:1], codec.to_pixels(direct))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(VAEError, match="nowhere"):
+        load_vae(str(tmp_path / "nowhere"), torch.device("cpu"))
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -18,28 +18,26 @@ LAYER = "unet.enc.8x8_block0.conv_res0"
 
 
 class Poisoned(Trainer):
-    """A trainer that poisons the step after 16 images."""
+    """A trainer whose step after 16 images is poisoned by a function of the network and the step's batches."""
+
+    def __init__(self, poison, config, **options) -> None:
+        super().__init__(config, dataset=tiny_data(), **options)
+        self.poison = poison
 
     def train_step(self, microbatches, *arguments):
-        return super().train_step(self.poison(microbatches) if self.images_seen == 16 else microbatches, *arguments)
-
-    def poison(self, microbatches):
-        return microbatches
-
-
-class PoisonedWeight(Poisoned):
-    def poison(self, microbatches):
-        self.net.get_submodule(LAYER).weight.data[1, 2, 0, 0] = math.nan
-        return microbatches
+        if self.images_seen == 16:
+            microbatches = self.poison(self.net, microbatches) or microbatches
+        return super().train_step(microbatches, *arguments)
 
 
-class PoisonedGradient(Poisoned):
+def poison_weight(net, microbatches):
+    net.get_submodule(LAYER).weight.data[1, 2, 0, 0] = math.nan
+
+
+def poison_gradient(net, microbatches):
     """NaN in the gradient of a layer's weight."""
-
-    def poison(self, microbatches):
-        weight = self.net.get_submodule(LAYER).weight
-        weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), math.nan))
-        return microbatches
+    weight = net.get_submodule(LAYER).weight
+    weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), math.nan))
 
 
 class Spoil(torch.autograd.Function):
@@ -56,24 +54,32 @@ class Spoil(torch.autograd.Function):
         return gradient
 
 
-class PoisonedBackward(Poisoned):
+def poison_backward(net, microbatches):
     """Infinity in the gradient that a layer returns to the layer before."""
-
-    def poison(self, microbatches):
-        layer = self.net.get_submodule(LAYER)
-        forward = layer.forward
-        layer.forward = lambda x, *rest, **options: forward(Spoil.apply(x), *rest, **options)
-        return microbatches
+    layer = net.get_submodule(LAYER)
+    forward = layer.forward
+    layer.forward = lambda x, *rest, **options: forward(Spoil.apply(x), *rest, **options)
 
 
-class PoisonedImages(Poisoned):
+def poison_images(net, microbatches):
     """NaN and infinity in the second and the fourth image of the step."""
+    [batch] = microbatches
+    images = batch.images.clone()
+    images[1, 0, 3, 3], images[3, 0, 0, 0] = math.nan, math.inf
+    return [batch._replace(images=images)]
 
-    def poison(self, microbatches):
-        [batch] = microbatches
-        images = batch.images.clone()
-        images[1, 0, 3, 3], images[3, 0, 0, 0] = math.nan, math.inf
-        return [batch._replace(images=images)]
+
+def poison_fourth_image(net, microbatches):
+    """The second of the step's four forward passes has it."""
+    images = microbatches[1].images.clone()
+    images[1] = math.nan
+    return [microbatches[0], microbatches[1]._replace(images=images), *microbatches[2:]]
+
+
+def poison_embedding(net, microbatches):
+    """The embedding is finite; the block multiplies activations by it, and some are larger than 1.2."""
+    embedding = net.get_submodule("unet.enc.8x8_block0.emb_linear")
+    embedding.register_forward_hook(lambda *all: torch.full_like(all[-1], 3e38))
 
 
 def message_of(trainer: Trainer) -> str:
@@ -85,48 +91,28 @@ def message_of(trainer: Trainer) -> str:
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "where", "positions"),
+    ("poison", "where", "positions"),
     [
-        (PoisonedWeight, f"forward, in {LAYER} (its weight is not finite)", "positions 16, 17, 18, 19, 20, 21, 22, 23"),
-        (PoisonedGradient, f"gradient of {LAYER}.weight", "which images is unknown"),
-        (PoisonedBackward, f"gradient, in {LAYER}", "positions 18 of"),
-        (PoisonedImages, "the noisy images", "positions 17, 19 of"),
+        (poison_weight, f"forward, in {LAYER} (its weight is not finite)", "positions 16, 17, 18, 19, 20, 21, 22, 23"),
+        (poison_gradient, f"gradient of {LAYER}.weight", "which images is unknown"),
+        (poison_backward, f"gradient, in {LAYER}", "positions 18 of"),
+        (poison_images, "the noisy images", "positions 17, 19 of"),
+        (poison_embedding, f"forward, between the layer before and {LAYER[:-1]}1", "positions"),
     ],
 )
-def test_the_layer_and_the_images_are_named(tmp_path, kind, where, positions, recompute):
+def test_the_layer_and_the_images_are_named(tmp_path, poison, where, positions, recompute):
     config = tiny_config(tmp_path, detect_anomaly=True, checkpoint_every=8, recompute=recompute)
-    said = message_of(kind(config, dataset=tiny_data()))
+    said = message_of(Poisoned(poison, config))
     assert f"in the step after 16 images: {where}; {positions}" in said
     assert said.endswith("000000000016")
 
 
 def test_it_is_found_in_any_part_of_the_step(tmp_path):
-    """The second of the step's four forward passes has the fourth image."""
-
-    class InParts(Poisoned):
-        def poison(self, microbatches):
-            images = microbatches[1].images.clone()
-            images[1] = math.nan
-            return [microbatches[0], microbatches[1]._replace(images=images), *microbatches[2:]]
-
-    trainer = InParts(tiny_config(tmp_path, detect_anomaly=True, micro_batch=2, holdout=5), dataset=tiny_data())
+    trainer = Poisoned(poison_fourth_image, tiny_config(tmp_path, detect_anomaly=True, micro_batch=2, holdout=5))
     said = message_of(trainer)
     [index] = trainer.stream.indices([19])
     assert f"positions 19 of the run (images {index} of tiny)" in said
     assert trainer.stream.train_set.indices[trainer.stream.train_set.indices == index].size == 1  # not one held out
-
-
-def test_an_overflow_between_layers_is_reported_with_its_neighbours(tmp_path):
-    """The embedding is finite; the block multiplies activations by it, and some are larger than 1.2."""
-
-    class Between(Poisoned):
-        def poison(self, microbatches):
-            embedding = self.net.get_submodule("unet.enc.8x8_block0.emb_linear")
-            embedding.register_forward_hook(lambda *all: torch.full_like(all[-1], 3e38))
-            return microbatches
-
-    said = message_of(Between(tiny_config(tmp_path, detect_anomaly=True), dataset=tiny_data()))
-    assert "forward, between the layer before and unet.enc.8x8_block0.conv_res1; positions" in said
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -142,15 +128,11 @@ def test_checks_change_nothing_but_rounding(tmp_path, recompute):
 
 def poisoned_together(out: str, shard: bool) -> None:
     """Train as one of two processes, of which the second has a bad image."""
-
-    class Second(PoisonedImages):
-        def poison(self, microbatches):
-            return super().poison(microbatches) if self.processes.rank == 1 else microbatches
-
     with joined_processes() as processes:
         config = tiny_config(out, detect_anomaly=True, shard=shard)
+        poison = poison_images if processes.rank == 1 else lambda net, microbatches: None
         try:
-            Second(config, dataset=tiny_data(), processes=processes).run()
+            Poisoned(poison, config, processes=processes).run()
         except RuntimeError as error:
             print(type(error).__name__, error)
             raise SystemExit(1) from None

@@ -21,8 +21,10 @@ from edm2.training.run.checkpoint_folder import find_checkpoints
 LONG = {"duration": 80_000, "checkpoint_every": 80_000, "snapshot_every": 80_000, "status_every": 80}
 
 
-def endless(out: str, max_seconds: float | None, workers: int = 0) -> None:
-    """As `edm2 train` does it."""
+def endless(out: str, max_seconds: float | None = None, workers: int = 0) -> None:
+    """As `edm2 train` does it; with readers of data, they are one group."""
+    if workers:
+        os.setpgrp()
     with joined_processes() as processes:
         try:
             train_interruptibly(tiny_config(out, **LONG, workers=workers), tiny_data(), (), processes, max_seconds)
@@ -38,34 +40,25 @@ def wait_for(path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "number", "code"),
-    [(1, signal.SIGINT, 130), (1, signal.SIGTERM, 143), pytest.param(2, signal.SIGUSR1, 138, marks=pytest.mark.slow)],
-    ids=["ctrl-c", "sigterm", "sigusr1-to-one-of-two"],
+    ("count", "workers", "number", "code"),
+    [
+        (1, 0, signal.SIGINT, 130),
+        (1, 0, signal.SIGTERM, 143),
+        pytest.param(1, 2, signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(2, 0, signal.SIGUSR1, 138, marks=pytest.mark.slow),
+    ],
+    ids=["ctrl-c", "sigterm", "sigterm-to-the-group", "sigusr1-to-one-of-two"],
 )
-def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path, count, number, code):
-    """Also where it reaches one process only: they agree, and write one checkpoint together."""
-    job = Job(count, tmp_path / "said", endless, str(tmp_path / "run"), None)
+def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path, count, workers, number, code):
+    """Also where it reaches one process only: they agree, and write one checkpoint together. And where it goes to the
+    whole group, as torchrun and schedulers send it: readers of data leave it alone, as the step still needs images."""
+    job = Job(count, tmp_path / "said", endless, str(tmp_path / "run"), None, workers)
     wait_for(tmp_path / "run" / "stats.jsonl")
-    os.kill(job.processes[-1].pid, number)
+    (os.killpg if workers else os.kill)(job.processes[-1].pid, number)
     assert job.wait(120) == [code] * count, job.words(0)
     [checkpoint] = find_checkpoints(tmp_path / "run" / "checkpoints")
     assert f"Stopped at {int(checkpoint.name):,} images" in job.words(0)
     assert "Traceback" not in job.words(count - 1)
-
-
-@pytest.mark.slow
-def test_a_signal_to_the_whole_group_leaves_the_readers_of_data_alone(tmp_path):
-    """As torchrun and schedulers send it: the step under way still needs images."""
-    job = Job(1, tmp_path / "said", endless_in_a_group, str(tmp_path / "run"))
-    wait_for(tmp_path / "run" / "stats.jsonl")
-    os.killpg(job.processes[0].pid, signal.SIGTERM)
-    assert job.wait(120) == [143], job.words(0)
-    assert len(find_checkpoints(tmp_path / "run" / "checkpoints")) == 1
-
-
-def endless_in_a_group(out: str) -> None:
-    os.setpgrp()
-    endless(out, None, workers=2)
 
 
 @pytest.mark.slow

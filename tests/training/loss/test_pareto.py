@@ -79,8 +79,8 @@ def test_before_the_first_update_all_errors_of_x0_count_alike():
 
 
 def test_an_update_finds_the_optimal_weights():
-    """Of mean gradients: sums over 4 images, of which there are as many in each bin. Then its mean on F is still 1;
-    1e-4: 10,000 levels against 100,000."""
+    """Those of mean gradients: sums over 4 images, of which there are as many in each bin. The loss is the weighted
+    squared error, whose mean on F is still 1; 1e-4: 10,000 levels against 100,000."""
     weighting = pareto(floor=0.0)
     weighting.update(4 * tasks("growing"), IMAGES)
     expected = pareto_weights(gram_of(tasks("growing")), 1.0)
@@ -88,13 +88,7 @@ def test_an_update_finds_the_optimal_weights():
     by_bin = weighting.weight(levels(LnNormal(), 12), 0.5)
     torch.testing.assert_close(by_bin / by_bin.sum(), expected)
     assert mean_on_F(weighting) == pytest.approx(1, abs=1e-4)
-
-
-def test_the_loss_is_the_weighted_squared_error():
-    weighting = pareto()
-    weighting.update(4 * tasks("growing"), IMAGES)
-    sigma = torch.tensor([0.1, 3.0]).reshape(2, 1, 1, 1)
-    squared_error = torch.rand(2, 3, 4, 4)
+    sigma, squared_error = torch.tensor([0.1, 3.0]).reshape(2, 1, 1, 1), torch.rand(2, 3, 4, 4)
     loss = weighting(squared_error, sigma, torch.full((2, 1, 1, 1), 9.0), 0.5)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss / squared_error, weighting.weight(sigma, 0.5).expand_as(loss))
