@@ -132,6 +132,7 @@ CASES: list[tuple] = [
     ("TRAIN --data digits --ema 0.1,0.3", USAGE, "--ema", "0.3", "less than 0.2887"),
     ("TRAIN --data digits --holdout 1797", USAGE, "1797", "digits", "none"),
     ("TRAIN --data digits --keep-snapshots 1", USAGE, "keep-snapshots"),
+    ("TRAIN --data digits --patience 5m --detect-anomaly --compile", USAGE, "leave out --compile"),
     ("TRAIN --data digits --device foo", USAGE, "--device", "'foo'", "cpu, cuda"),
     ("TRAIN --data digits --init absent.safetensors", USAGE,
      "--init", "absent.safetensors", "no such file", "included network (digits8)"),

@@ -247,19 +247,16 @@ def test_their_options(pipe, scheduler, options):
     assert error < 0.06  # twice Euler's error with 64 steps; samples have a standard deviation near 0.5
 
 
-def test_stochastic_solver_belongs_to_the_seed(pipe):
-    pipe.scheduler = EDMDPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
-    together, alone = draw(pipe), draw(pipe, SEEDS[2:3])
-    torch.testing.assert_close(together[2:3], alone, rtol=0, atol=1e-4)  # convolutions round by the batch
-    pipe.scheduler = EDMDPMSolverMultistepScheduler()
-    assert not torch.equal(together, draw(pipe))
-
-
-def test_guidance_with_their_schedulers(pipe):
+def test_guidance_and_random_numbers_of_their_solvers(pipe):
+    """A stochastic solver draws what belongs to the seed."""
     pipe.scheduler = EDMDPMSolverMultistepScheduler()
     plain = draw(pipe)
     assert not torch.equal(draw(pipe, guidance_scale=2.0), plain)
     assert torch.equal(draw(pipe, guidance_scale=2.0, guidance_interval=(500.0, 1000.0)), plain)
+    pipe.scheduler = EDMDPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
+    together, alone = draw(pipe), draw(pipe, SEEDS[2:3])
+    torch.testing.assert_close(together[2:3], alone, rtol=0, atol=1e-4)  # convolutions round by the batch
+    assert not torch.equal(together, plain)
 
 
 def test_our_scheduler_in_a_loop_of_somebody_else(net):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from command_line import complaint, edm2, half_written, succeed, torchrun, write_images
 from PIL import Image
-from published_references import published_reference
 
 from edm2.io.npz import write_npz
 from edm2.metrics import read_reference
@@ -173,17 +172,3 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(words, code, mentions, refer
     assert all(mention in message for mention in mentions), message
     assert result.code == code
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_a_published_reference_without_weights_here(golden, monkeypatch, tmp_path):
-    """The statistics are read; then the detector is missing."""
-    pytest.importorskip("cleanfid.inception_torchscript", exc_type=ImportError)
-
-    def offline(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    result = edm2("metrics", "calc", "digits", "--ref", published_reference(golden, tmp_path), *CPU)
-    assert result.code == 1
-    assert "--inception FILE" in result.err.splitlines()[-1]

@@ -52,6 +52,17 @@ def test_the_json_says_the_same(tmp_path):
         assert speed["gpu_hours"] == pytest.approx(4 * 24 * speed["days"])
         assert speed["days"] == pytest.approx(written["config"]["duration"] / speed["images_per_second"] / 86_400)
 
+    def disk(*options: object) -> int:
+        succeed(*SMALL, *options, "--json", tmp_path / "plan.json")
+        return json.loads((tmp_path / "plan.json").read_text())["disk"]["final"]
+
+    assert disk("--keep-snapshots", 8) < written["disk"]["final"] < disk("--snapshot-precision", "fp32")
+    section, part = WHOLE_STEP
+    assert {"section", "part"} <= set(Measurement.__dataclass_fields__)
+    step = {"section": section, "part": part, "flops_per_second": 0.4 * 989e12}
+    (tmp_path / "bench.json").write_text(json.dumps({"measurements": [step]}))
+    assert "measured, 40.0% of the peak:" in succeed(*SMALL, "--efficiency", tmp_path / "bench.json")
+
 
 @pytest.mark.slow
 def test_the_run_is_the_one_that_train_would_make():
@@ -60,16 +71,6 @@ def test_the_run_is_the_one_that_train_would_make():
     assert "images of 3x32x32, 7 classes" in shown
     assert "each visited 64 times" in shown
     assert rows(shown)["micro-batch x rounds per step"] == ["8", "x", "2"] * 4
-
-
-def test_keeping_fewer_snapshots_takes_less_disk(tmp_path):
-    def disk(*options: object) -> dict[str, int]:
-        succeed(*SMALL, *options, "--json", tmp_path / "plan.json")
-        return json.loads((tmp_path / "plan.json").read_text())["disk"]
-
-    everything = disk()
-    assert disk("--keep-snapshots", 8)["final"] < everything["final"]
-    assert disk("--snapshot-precision", "fp32")["final"] > everything["final"]
 
 
 def test_a_dataset_says_its_size_itself(tmp_path: Path):
@@ -86,11 +87,3 @@ def test_gpus_that_are_not_listed_are_described_by_numbers():
     assert "100 GB/s within a machine, 400 Gbit/s between machines" in shown
     assert "memory bandwidth" not in shown
     assert "4 x h100 (94 GB, 989 TFLOP/s" in succeed(*SMALL, "--memory", 94)
-
-
-def test_efficiency_from_a_benchmark(tmp_path: Path):
-    section, part = WHOLE_STEP
-    assert {"section", "part"} <= set(Measurement.__dataclass_fields__)
-    step = {"section": section, "part": part, "flops_per_second": 0.4 * 989e12}
-    (tmp_path / "bench.json").write_text(json.dumps({"measurements": [step]}))
-    assert "measured, 40.0% of the peak:" in succeed(*SMALL, "--efficiency", tmp_path / "bench.json")

@@ -98,12 +98,3 @@ def test_options_stand_under_headings():
         listed = re.search(rf"\n  {parameter.opts[0]}[ ,]", brief) is not None
         assert listed == (parameter.name in {*FIRST, "help_all"}), parameter.opts
     assert "  min-snr " not in brief
-
-
-def test_detecting_anomalies_excludes_compilation(tmp_path: Path):
-    """Layers are looked at one by one, which a compiled network does not have."""
-    run = (*DIGITS, "--out", tmp_path / "run", "--dry-run", "--patience", "5m", "--detect-anomaly")
-    succeed(*run)
-    result = edm2(*run, "--compile")
-    assert result.code == 2
-    assert "leave out --compile" in complaint(result.err)
