@@ -169,9 +169,8 @@ def moments_zip(path, latents=None, channels=8):
     names = [f"00000/img-mean-std-{i:08d}.npy" for i in range(12)]
     arrays = (g.normal(size=(2, half, 8, 8)).astype(np.float32) for _ in names)
     files = {name: npy(np.concatenate([mean, np.abs(std)])) for name, (mean, std) in zip(names, arrays, strict=True)}
-    description = {"labels": [[name, i % 2] for i, name in enumerate(names)]} | (
-        {"latents": latents} if latents else {}
-    )
+    description = {"labels": [[name, i % 2] for i, name in enumerate(names)]}
+    description |= {"latents": latents} if latents else {}
     return write_zip(path, files | {"dataset.json": json.dumps(description).encode()})
 
 
