@@ -250,13 +250,9 @@ def test_f_has_lost_a_linear_layer_and_moved_a_convolution_and_g_has_gained_gain
     assert g == f | dict.fromkeys(gains, ())
 
 
-def without_norms(block: BlockE) -> BlockE:
+def without_norms(block: BlockE, source: ResidualBlock) -> BlockE:
+    """With the weights of a block of F or G under their names in E; loading is strict."""
     block.norm0 = block.norm1 = nn.Identity()
-    return block
-
-
-def with_weights_of(block: BlockE, source: ResidualBlock) -> BlockE:
-    """The weights of a block of F or G under their names in E; loading is strict."""
     state = {name.split(".")[0]: tensor for name, tensor in source.state_dict().items()}
     block.load_state_dict({f"{RENAMED[layer]}.weight": tensor for layer, tensor in state.items()})
     return block
@@ -272,7 +268,7 @@ def test_decoder_of_f_is_that_of_e_without_norms(options, channels):
     """Doubling pixels before or after SiLU is the same."""
     torch.manual_seed(0)
     f = DecoderBlockF(channels, 32, 10, **OPTIONS, **options)
-    e = with_weights_of(without_norms(BlockE(channels, 32, 10, **OPTIONS, **options)), f)
+    e = without_norms(BlockE(channels, 32, 10, **OPTIONS, **options), f)
     x, emb = torch.randn(2, channels, 8, 8), torch.randn(2, 10)
     torch.testing.assert_close(f(x, emb), e(x, emb), rtol=1e-5, atol=1e-5)
 
@@ -290,7 +286,7 @@ def test_encoder_of_f_is_that_of_e_without_norms_after_an_entry(mode, channels, 
     entered = normalize(skip(entered) if f_skip else entered, dim=1)
     expected = f(x, emb)
     f.conv_skip = None
-    e = with_weights_of(without_norms(BlockE(32, 32, 10, attention=attention, **OPTIONS)), f)
+    e = without_norms(BlockE(32, 32, 10, attention=attention, **OPTIONS), f)
     torch.testing.assert_close(expected, e(entered, emb), rtol=1e-5, atol=1e-5)
 
 

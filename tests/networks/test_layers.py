@@ -46,37 +46,27 @@ def test_mp_fourier_golden(golden):
         assert max_rel(grad_x, data["grad_x"]) <= 1e-5, case
 
 
-def golden_conv(case, data) -> tuple[MPConv, Tensor | float]:
-    """The layer of a case, with the weight that its gradient is taken at, and its gain."""
-    weight = data.get("weight_after", data["weight"])
-    layer = MPConv(case["in_channels"], case["out_channels"], tuple(case["kernel"])).to(weight.dtype)
-    layer.load_state_dict({"weight": weight})
-    return layer, data["gain"].clone().requires_grad_() if "gain" in data else 1
-
-
-def test_mp_conv_golden(golden):
+@pytest.mark.parametrize("operation", ["mp_conv", "mp_conv_half_storage"])
+def test_mp_conv_golden(golden, operation):
     """In training mode the published layer overwrites its weight first; `weight` was recorded after that, too, so
-    these cases check what follows. The overwriting itself is checked with blocks and networks."""
-    for case, data in ops_cases(golden, "mp_conv"):
-        layer, gain = golden_conv(case, data)
+    these cases check what follows. The overwriting itself is checked with blocks and networks.
+
+    Weights and gains stored as float16 as in published files: gain / sqrt(fan_in) is then rounded to float16."""
+    for case, data in ops_cases(golden, operation):
+        weight = data.get("weight_after", data["weight"])  # at which its gradient is taken
+        layer = MPConv(case["in_channels"], case["out_channels"], tuple(case["kernel"])).to(weight.dtype)
+        layer.load_state_dict({"weight": weight})
+        gain = data["gain"].clone().requires_grad_() if "gain" in data else 1
         x = data["x"].clone().requires_grad_()
-        y = layer(x, gain)
-        y.backward(data["w"])
-        results = {"y": y, "grad_x": x.grad, "grad_weight": layer.weight.grad}
-        if "gain" in data:
-            results["grad_gain"] = gain.grad
+        results = {"y": layer(x, gain)}
+        assert results["y"].dtype == torch.float32
+        if operation == "mp_conv":
+            results["y"].backward(data["w"])
+            results |= {"grad_x": x.grad, "grad_weight": layer.weight.grad}
+            results |= {"grad_gain": gain.grad} if "gain" in data else {}
+        assert weight.dtype == (torch.float32 if operation == "mp_conv" else torch.float16)
         for name, ours in results.items():
             assert max_rel(ours, data[name]) <= 2e-6, (case, name)
-
-
-def test_mp_conv_golden_with_half_precision_storage(golden):
-    """Weights and gains stored as float16 as in published files: gain / sqrt(fan_in) is then rounded to float16."""
-    for case, data in ops_cases(golden, "mp_conv_half_storage"):
-        layer, gain = golden_conv(case, data)
-        assert layer.weight.dtype == torch.float16
-        y = layer(data["x"], gain)
-        assert y.dtype == torch.float32
-        assert max_rel(y, data["y"]) <= 2e-6, case
 
 
 @pytest.mark.parametrize("bandwidth", [0.25, 1, 3])

@@ -140,13 +140,11 @@ def test_a_file_damaged_after_it_was_opened_is_told_too(tmp_path):
         snapshot.read("weight")
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [{}, {"images_seen": 1}, {"sigma_rel": 0.1}, {"images_seen": None, "sigma_rel": 0.1}, {"images_seen": "x"}],
-)
-def test_weights_without_time_and_width_are_no_snapshot(tmp_path, metadata):
+def test_weights_without_time_and_width_are_no_snapshot(tmp_path):
     path = tmp_path / "model.safetensors"
-    write_snapshot(path, tensors(), metadata)
-    assert read_metadata(path) == metadata
-    with pytest.raises(SnapshotError, match=rf"{path} does not say .* move it elsewhere"):
-        SafetensorsSnapshot(path)
+    nothing = {"images_seen": None, "sigma_rel": 0.1}
+    for metadata in ({}, {"images_seen": 1}, {"sigma_rel": 0.1}, nothing, {"images_seen": "x"}):
+        write_snapshot(path, tensors(), metadata)
+        assert read_metadata(path) == metadata
+        with pytest.raises(SnapshotError, match=rf"{path} does not say .* move it elsewhere"):
+            SafetensorsSnapshot(path)

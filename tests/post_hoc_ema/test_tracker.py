@@ -233,11 +233,7 @@ def test_the_state_of_another_run_is_refused_and_changes_nothing(other, sigma_re
 
 def test_misuse_is_refused():
     net = nn.Linear(2, 2)
-    for sigma_rels, message in [
-        ((0.05, 0.3), "sigma_rel=0.3"),
-        ((0.1, 0.1), "each once"),
-        ((), "EMA length or more"),
-    ]:
+    for sigma_rels, message in (((0.05, 0.3), "sigma_rel=0.3"), ((0.1, 0.1), "each once"), ((), "EMA length or more")):
         with pytest.raises(ValueError, match=message):
             PowerFunctionEMA(net, sigma_rels)
     with pytest.raises(ValueError, match="Identity has no floating-point parameters"):

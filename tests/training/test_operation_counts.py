@@ -147,15 +147,11 @@ def test_an_evaluation_waits_for_no_number():
     """Of a trained network, and of one folded for sampling; with classes in any form."""
     with torch.device("meta"):
         net = build_network(network()).eval()
-    x, sigma = torch.ones(BATCH, 4, 16, 16, device="meta"), torch.ones(BATCH, device="meta")
+        x, sigma = torch.ones(BATCH, 4, 16, 16), torch.ones(BATCH)
+        classes = None, torch.zeros(BATCH, dtype=torch.int64), torch.zeros(BATCH, 10)
     for evaluated in (net, fold(net, torch.bfloat16)):
-        for labels in (
-            None,
-            torch.zeros(BATCH, dtype=torch.int64, device="meta"),
-            torch.zeros(BATCH, 10, device="meta"),
-        ):
-            operations = operations_of(lambda n=evaluated, c=labels: n(x, sigma, c))
-            assert operations.copied == {}
+        for labels in classes:
+            assert operations_of(lambda n=evaluated, c=labels: n(x, sigma, c)).copied == {}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=lambda sampler: sampler.name)

@@ -218,9 +218,10 @@ def test_what_is_no_class(label, names):
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
+def test_mistakes_are_told_in_one_line_at_the_call(net, make_net):
+    """The sampler's own options with the first batch."""
+    guide = {"guidance": 2.0, "guide": lambda x, sigma, labels: x}
+    for options, words in (
         ({"classes": 10}, "class 10 .* 0 to 9"),
         ({"classes": -1}, "class -1"),
         ({"classes": [0, 1, 2]}, "3 classes for 2 seeds"),
@@ -228,28 +229,12 @@ def test_what_is_no_class(label, names):
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": -4}, "batch_size=-4"),
         ({"guidance": 2.0}, "guide"),
-        ({"guidance": 2.0, "guide": lambda x, sigma, labels: x, "interval": (2.0, 1.0)}, "interval"),
-    ],
-    ids=["class-10", "class--1", "3-classes", "class-99", "batch-0", "batch--4", "no-guide", "interval"],
-)
-def test_mistakes_are_told_in_one_line_at_the_call(net, options, words):
-    with pytest.raises(ValueError, match=words) as error:
-        edm2.generate(net, [0, 1], **options)  # before the first batch
-    assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="num_steps=0"):  # the sampler's own options, with the first batch
+        (guide | {"interval": (2.0, 1.0)}, "interval"),
+        (guide | {"guide": make_net(img_channels=1)}, "1x8x8 of 10 classes, not 3x8x8"),
+        (guide | {"guide": make_net(img_resolution=16)}, "3x16x16"),
+        (guide | {"guide": make_net(label_dim=7)}, "7 classes, not 3x8x8 of 10"),
+    ):
+        with pytest.raises(ValueError, match=rf"^[^\n]*{words}[^\n]*$"):
+            edm2.generate(net, [0, 1], **options)
+    with pytest.raises(ValueError, match="num_steps=0"):
         list(edm2.generate(net, [0, 1], num_steps=0))
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ({"img_channels": 1}, "1x8x8 of 10 classes, not 3x8x8"),
-        ({"img_resolution": 16}, "3x16x16"),
-        ({"label_dim": 7}, "7 classes, not 3x8x8 of 10"),
-    ],
-    ids=str,
-)
-def test_a_guide_for_other_images_is_refused(net, make_net, kind, words):
-    with pytest.raises(ValueError, match=words) as error:
-        edm2.generate(net, [0, 1], guide=make_net(**kind), guidance=2)
-    assert "\n" not in str(error.value)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from dataset_files import encoded, write_folder
 from PIL import Image
 
 from edm2.training.data import loader
@@ -24,11 +24,8 @@ WORKERS = [0, 2]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Ten small images in two classes."""
-    for k in range(10):
-        path = tmp_path / "data" / "ab"[k % 2] / f"{k}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((4, 4), k, dtype=np.uint8)).save(path)
-    return tmp_path / "data"
+    images = {f"{'ab'[k % 2]}/{k}.png": encoded(Image.new("L", (4, 4), k)) for k in range(10)}
+    return write_folder(tmp_path / "data", images)
 
 
 @pytest.mark.parametrize("workers", WORKERS)

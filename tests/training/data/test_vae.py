@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-import zipfile
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from dataset_files import npy, write_zip
 from golden_data import arrays, max_rel, table
 from safetensors.torch import load_file, save_file
 from tiny_vae import save_tiny_vae
@@ -182,17 +182,13 @@ def test_attention_under_the_names_of_old_times(copied_vae, tiny_vae):
 
 
 def moments_zip(path, latents=None, channels=8):
-    g = np.random.default_rng(0)
+    g, half = np.random.default_rng(0), channels // 2
     names = [f"00000/img-mean-std-{i:08d}.npy" for i in range(12)]
-    with zipfile.ZipFile(path, "w") as file:
-        for name in names:
-            moments = g.normal(size=(channels, 8, 8)).astype(np.float32)
-            moments[channels // 2 :] = np.abs(moments[channels // 2 :])
-            with file.open(name, "w") as entry:
-                np.save(entry, moments)
-        description = {"labels": [[name, i % 2] for i, name in enumerate(names)]}
-        file.writestr("dataset.json", json.dumps(description | ({"latents": latents} if latents else {})))
-    return path
+    arrays = (g.normal(size=(2, half, 8, 8)).astype(np.float32) for _ in names)
+    files = {name: npy(np.concatenate([mean, np.abs(std)])) for name, (mean, std) in zip(names, arrays, strict=True)}
+    description = {"labels": [[name, i % 2] for i, name in enumerate(names)]}
+    description |= {"latents": latents} if latents else {}
+    return write_zip(path, files | {"dataset.json": json.dumps(description).encode()})
 
 
 def config(data, out, **changes):

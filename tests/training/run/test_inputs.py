@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from dataset_files import encoded, write_folder
 from PIL import Image
 from tiny_run import run, tiny_config, tiny_data
 
@@ -14,12 +15,9 @@ from edm2.training.run.run_folder import RunFolder, RunFolderError, open_run_dat
 
 def photos(folder, count: int = 12, seed: int = 0, classes=("cat", "cow", "dog")):
     """Images of 8x8 gray pixels in class folders."""
-    random = np.random.default_rng(seed)
-    for i in range(count):
-        path = folder / classes[i % len(classes)] / f"{i:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
-    return folder
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 8, 8), dtype=np.uint8)
+    names = (f"{classes[i % len(classes)]}/{i:03}.png" for i in range(count))
+    return write_folder(folder, {name: encoded(Image.fromarray(x)) for name, x in zip(names, pixels, strict=True)})
 
 
 def train(out, data, duration: int, **changes) -> Trainer:
