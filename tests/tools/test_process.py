@@ -53,11 +53,12 @@ def test_a_closed_terminal_is_a_stop_signal_unless_it_is_ignored():
     from edm2.tools.process import stop_signals_handled
 
     received = []
-    with stop_signals_handled(received.append):
-        os.kill(os.getpid(), signal.SIGHUP)
-    assert received == [signal.SIGHUP]
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with stop_signals_handled(received.append):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == [signal.SIGHUP]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
         with stop_signals_handled(received.append):
             os.kill(os.getpid(), signal.SIGHUP)
         assert received == [signal.SIGHUP]
