@@ -1,7 +1,6 @@
 """Training from the command line: default device and precision, bars, stopping on signals, grids of samples."""
 
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +19,7 @@ from edm2.tools.process import convolve_in_float32, stop_signals_handled
 from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
 from edm2.training.callbacks import Callback, SampleGrids, SpeedReport
 from edm2.training.config import DTYPES
-from edm2.training.distributed.processes import ONE_PROCESS, Processes
+from edm2.training.distributed.processes import ONE_PROCESS, Processes, calling_after
 from edm2.training.run.speed import time_text
 from edm2.training.trainer import OwnTrainingError
 
@@ -128,13 +127,8 @@ def stopping_after(seconds: float | None, trainer: Trainer) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
-    try:
+    with calling_after(seconds, stop):
         yield
-    finally:
-        timer.cancel()
 
 
 def report_speed(images_per_second: float, images_left: int) -> None:

@@ -15,7 +15,7 @@ COLUMNS = ("found", "converted", "enlarged", "too small", "broken")
 
 @dataclass
 class Tally:
-    """What became of images."""
+    """Record of what became of images."""
 
     counts: dict[str, Counter[str]] = field(default_factory=lambda: {column: Counter() for column in COLUMNS})
     """Numbers of images by suffix, for each of `COLUMNS`."""

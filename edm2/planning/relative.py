@@ -61,7 +61,7 @@ FOLLOWING = tuple(name for name in relative_rules(1 << 20, 1000, {"batch_size": 
 
 
 def advice(config: TrainingConfig, images: int) -> list[str]:
-    """What cannot work in a run on so many images, each in one line with the better value, as options."""
+    """List what cannot work in a run on so many images, each in one line with the better value, as options."""
     lines, trained = [], images - config.holdout
     if config.rampup_images and config.duration < 2 * config.rampup_images:
         lines.append(

@@ -13,7 +13,7 @@ from edm2.networks import Precond, fold
 
 @dataclass(frozen=True)
 class DrawnImages:
-    """What a network draws: the fields of `NetworkConfig` that any network has."""
+    """Form of the images that a network draws: the fields of `NetworkConfig` that any network has."""
 
     img_resolution: tuple[int, int]
     """Height and width."""

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -168,7 +168,14 @@ def _saying_who_is_missing() -> Iterator[None]:
     """Say on standard error, after some seconds of waiting, what this process waits for."""
     place = "process {RANK} of {WORLD_SIZE} waits for the others at {MASTER_ADDR}:{MASTER_PORT}".format(**os.environ)
     line = f"{_PLACE} are set in the environment: {place}; {_ALONE}"
-    timer = threading.Timer(SECONDS_OF_PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
+    with calling_after(SECONDS_OF_PATIENCE, lambda: print(line, file=sys.stderr, flush=True)):
+        yield
+
+
+@contextmanager
+def calling_after(seconds: float, function: Callable[[], object]) -> Iterator[None]:
+    """Call a function after some time, in a thread of its own, unless the context ends before."""
+    timer = threading.Timer(seconds, function)
     timer.daemon = True
     timer.start()
     try:
