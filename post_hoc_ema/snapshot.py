@@ -1,9 +1,10 @@
 """Snapshots: one average of a network's weights at one time, one `.safetensors` file each.
 
 A file holds the tensors and, as one JSON text under the key `edm2` of the safetensors metadata, everything else. Of
-that text this package reads four entries:
+that text this package reads these entries:
 
     images_seen, sigma_rel   when the average was stored, and its EMA length: together they make a file a snapshot
+    profile                  in place of sigma_rel where the average has another profile (`Profile.to_json`)
     buffers                  names of tensors that are not averages but copies (optional)
     reconstructed_from       marks weights that were reconstructed from snapshots (optional); they are not snapshots
 """
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edm2.post_hoc_ema.files import atomic_output, parse_json, plain_line, visible_files
+from edm2.post_hoc_ema.tails import Profile, RawProfile, power_profile, profile_from_json
 from edm2.post_hoc_ema.tensor_files import TensorLayout, locate_tensors, read_numbers
 
 METADATA_KEY = "edm2"
@@ -40,8 +42,9 @@ class Snapshot(Protocol):
     images_seen: int
     """Images seen by the training run when the average was stored."""
 
-    sigma_rel: float
-    """EMA length of the average."""
+    sigma_rel: float | None
+    """EMA length of the average, 0 for plain weights. A snapshot of any other profile says None here, and has an attribute
+    `profile`."""
 
     names: Sequence[str]
     """Names of all tensors, in order."""
@@ -74,7 +77,7 @@ class SafetensorsSnapshot(PartialSnapshot):
         """Read names and metadata, no tensors yet.
 
         Raises:
-            SnapshotError: The file is damaged, of another kind, or without `images_seen` and `sigma_rel`.
+            SnapshotError: The file is damaged, of another kind, or without `images_seen` and `sigma_rel` (or `profile`).
             FileNotFoundError: There is no such file.
         """
         self.path = Path(path)
@@ -82,13 +85,16 @@ class SafetensorsSnapshot(PartialSnapshot):
             self.names = tuple(file.keys())
             self.metadata = _parse_metadata(self.path, file.metadata())
         self._stored = locate_tensors(self.path)
-        images_seen, sigma_rel = self.metadata.get("images_seen"), self.metadata.get("sigma_rel")
-        if not _is_time(images_seen) or not _is_sigma_rel(sigma_rel):
+        images_seen = self.metadata.get("images_seen")
+        profile = _read_profile(self.path, self.metadata) if _is_time(images_seen) else None
+        if profile is None:
             raise SnapshotError(
                 f"{self.path} does not say at how many images_seen and with which sigma_rel it was averaged,"
                 " so it is not a snapshot; move it elsewhere"
             )
-        self.images_seen, self.sigma_rel = images_seen, sigma_rel
+        self.images_seen: int = self.metadata["images_seen"]
+        self.profile = profile
+        self.sigma_rel = profile.sigma_rel if "profile" in self.metadata else self.metadata["sigma_rel"]
         self.buffers = frozenset(self.metadata.get("buffers", ()))
 
     def read(self, name: str) -> Tensor:
@@ -158,7 +164,7 @@ def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
     if not snapshots:
         raise FileNotFoundError(f"no snapshots (*.safetensors) in {folder}; give a run folder or its snapshots/")
     tracked = [snapshot for snapshot in snapshots if "reconstructed_from" not in snapshot.metadata]
-    return sorted(tracked, key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel))
+    return sorted(tracked, key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel or 0))
 
 
 @contextmanager
@@ -187,6 +193,22 @@ def _parse_metadata(path: Path, entries: Mapping[str, str] | None) -> dict[str, 
         )
     check_buffers(path, metadata)
     return metadata
+
+
+def profile_at(images_seen: int, sigma_rel: float) -> Profile:
+    """Profile of a snapshot of an EMA length; plain weights at the beginning of training, and where the length is 0."""
+    return power_profile(images_seen, sigma_rel) if images_seen and sigma_rel else RawProfile(images_seen)
+
+
+def _read_profile(path: Path, metadata: Mapping[str, Any]) -> Profile | None:
+    """The profile that metadata with a valid time tell; None if they tell none."""
+    try:
+        if "profile" in metadata:
+            return profile_from_json(metadata["profile"])
+        sigma_rel = metadata.get("sigma_rel")
+        return profile_at(metadata["images_seen"], sigma_rel) if _is_sigma_rel(sigma_rel) else None
+    except ValueError as error:
+        raise SnapshotError(f"{path} is damaged: {error}; copy or write it again") from None
 
 
 def check_buffers(path: Path, metadata: Mapping[str, Any]) -> None:
