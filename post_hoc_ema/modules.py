@@ -25,6 +25,11 @@ class TrackedModule:
         module: Any module, or parameters, whose names are 0, 1, ... then.
         keep: Parameters to average; default: all of floating point.
 
+    Attributes:
+        module: The module inside of all wrappers.
+        given: The module as it was given.
+        names: Names of the averaged parameters, tied ones once.
+
     Raises:
         ValueError: There is nothing to average, or a parameter that cannot be averaged; the message names it.
     """
@@ -46,7 +51,7 @@ class TrackedModule:
                 f"parameter {name} is in flat shards of FSDP1 and cannot be averaged; shard the module by FSDP2 "
                 "instead: torch.distributed.fsdp.fully_shard(module)"
             )
-        self.module = _unwrapped(module)
+        self.given, self.module = module, _unwrapped(module)
         self._look()
 
     def parameters(self) -> list[Tensor]:
@@ -69,7 +74,7 @@ class TrackedModule:
         """Every name of an averaged parameter, with the name by which it is averaged: another one where it is tied."""
         first = {parameter: name for name, parameter in zip(self.names, self.parameters(), strict=True)}
         every = self.module.named_parameters(remove_duplicate=False)
-        return {self._plain(live): first[parameter] for live, parameter in every if parameter in first}
+        return {self.plain(live): first[parameter] for live, parameter in every if parameter in first}
 
     def _look(self) -> None:
         """Find the parameters anew; `names` never change once there are any."""
@@ -77,7 +82,7 @@ class TrackedModule:
             f"{path}.{child}".lstrip(".") for path, m in self.module.named_modules() if (child := _wrapped_child(m))
         }
         self._seen = dict(self.module.named_parameters())
-        floating = {live: (self._plain(live), p) for live, p in self._seen.items() if average_dtype(p.dtype)}
+        floating = {live: (self.plain(live), p) for live, p in self._seen.items() if average_dtype(p.dtype)}
         kept = {name: live for live, (name, p) in floating.items() if self._keep is None or self._keep(name, p)}
         for name in sorted(self.names and kept.keys() ^ {*self.names}):
             change = "added to the module" if name in kept else "removed from the module"
@@ -93,12 +98,12 @@ class TrackedModule:
         self._live = [kept[name] for name in self.names]
         tracked = {self._seen[live] for live in self._live}
         every = self.module.named_parameters(remove_duplicate=False)
-        self._left_out = {self._plain(live) for live, p in every if average_dtype(p.dtype) and p not in tracked}
+        self._left_out = {self.plain(live) for live, p in every if average_dtype(p.dtype) and p not in tracked}
 
     def _state(self) -> dict[str, Any]:
-        return {self._plain(name): value for name, value in self.module.state_dict().items()}
+        return {self.plain(name): value for name, value in self.module.state_dict().items()}
 
-    def _plain(self, name: str) -> str:
+    def plain(self, name: str) -> str:
         """A name without the components that wrappers put in."""
         if not self._wrapped:
             return name
@@ -151,3 +156,12 @@ def whole(tensors: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
             yield name, (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
+
+
+def sharded_like(value: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor, sharded as another one if that is sharded."""
+    if hasattr(tensor, "device_mesh") and not hasattr(value, "to_local"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+    return value

@@ -145,9 +145,9 @@ def write_snapshot(
     """
     metadata = {**getattr(tensors, "metadata", {}), **metadata}  # of a tracker's average
     text = json.dumps(metadata, default=_plain)
-    storable = _storable(tensors, dtype, metadata.get("buffers", ()))
+    stored = storable(tensors, dtype, metadata.get("buffers", ()))
     with atomic_output(path) as temporary:
-        save_file(storable, temporary, metadata={METADATA_KEY: text})
+        save_file(stored, temporary, metadata={METADATA_KEY: text})
 
 
 def snapshot_name(images_seen: int, sigma_rel: float) -> str:
@@ -254,9 +254,9 @@ def _plain(value: Any) -> Any:
     return value.tolist()
 
 
-def _storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, buffers: Collection[str]) -> dict[str, Tensor]:
+def storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, buffers: Collection[str]) -> dict[str, Tensor]:
     """Tensors as safetensors accepts them: on the CPU, contiguous, no two of them in one storage."""
-    storable: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         if reason := _why_unstorable(tensor):
@@ -266,9 +266,9 @@ def _storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, buffers:
             rounded = tensor.to(dtype)
             tensor = rounded if rounded.isfinite().all() or not tensor.isfinite().all() else tensor
         storage = tensor.untyped_storage().data_ptr()
-        storable[name] = tensor.clone() if storage in storages else tensor
+        made[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
-    return storable
+    return made
 
 
 def _why_unstorable(tensor: Any) -> str | None:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from edm2.post_hoc_ema.conversions import half_life_to_beta, half_life_to_sigma_rel, rampup_ratio_to_sigma_rel
 from edm2.post_hoc_ema.files import visible_files
-from edm2.post_hoc_ema.modules import Keep, TrackedModule, is_first_process, whole
+from edm2.post_hoc_ema.modules import Keep, TrackedModule, is_first_process, sharded_like, whole
 from edm2.post_hoc_ema.profile import log_beta, sigma_rel_to_gamma
-from edm2.post_hoc_ema.snapshot import read_metadata, snapshot_name, write_snapshot
+from edm2.post_hoc_ema.snapshot import SafetensorsSnapshot, read_metadata, snapshot_name, write_snapshot
 from edm2.post_hoc_ema.tails import PowerProfile, box_profile
 from edm2.post_hoc_ema.tensor_files import average_dtype
 
@@ -64,6 +64,9 @@ class ParameterAverages(ABC):
         offload: Keep the averages on the CPU. Not for sharded parameters, which FSDP2 offloads itself.
         keep: Parameters to average, by name and tensor; default: all.
 
+    Attributes:
+        tracked: The module.
+
     Raises:
         ValueError: Nothing to average, a parameter that cannot be averaged, or shards to offload.
     """
@@ -71,7 +74,7 @@ class ParameterAverages(ABC):
     def __init__(
         self, module: Module, lengths: Sequence[float | str], offload: bool = False, keep: Keep | None = None
     ) -> None:
-        self._tracked = TrackedModule(module, keep)
+        self.tracked = TrackedModule(module, keep)
         self._images_seen = self._start = self._resumed = self._updates = 0
         parameters = self._parameters()
         if offload and any(hasattr(p, "to_local") for p in parameters):
@@ -83,7 +86,7 @@ class ParameterAverages(ABC):
         self._averages: dict[Any, dict[str, Tensor]] = {
             length: {
                 name: p.detach().to(device, average_dtype(p.dtype), copy=True)
-                for name, p in zip(self._tracked.names, parameters, strict=True)
+                for name, p in zip(self.tracked.names, parameters, strict=True)
             }
             for length in lengths
         }
@@ -132,7 +135,7 @@ class ParameterAverages(ABC):
         if t <= self._images_seen:
             raise ValueError(f"images_seen={t} must exceed {self._images_seen}, where the averages were last updated")
         if module is not None:
-            self._tracked.attach(module)
+            self.tracked.attach(module)
         parameters = self._parameters()
         if list(map(Tensor.size, parameters)) != self._shapes:
             self._refuse_shapes(parameters)
@@ -159,8 +162,8 @@ class ParameterAverages(ABC):
     @torch.no_grad()
     def _average(self, length: float | str) -> Average:
         """A state dict of the module, with averages for its parameters and copies of its buffers."""
-        live, aliases = self._tracked.state_dict(), self._tracked.aliases()
-        devices = {name: p.device for name, p in zip(self._tracked.names, self._tracked.parameters(), strict=True)}
+        live, aliases = self.tracked.state_dict(), self.tracked.aliases()
+        devices = {name: p.device for name, p in zip(self.tracked.names, self.tracked.parameters(), strict=True)}
         averages = {name: average.to(devices[name], copy=True) for name, average in self._averages[length].items()}
         average = Average(
             {name: averages[aliases[name]] if name in aliases else deepcopy(value) for name, value in live.items()}
@@ -189,7 +192,7 @@ class ParameterAverages(ABC):
         if difference := _difference(own, _tensors(state)):
             raise ValueError(f"these averages belong to another run: {difference}")
         for key, average in own.items():
-            average.copy_(state[key])
+            average.copy_(sharded_like(state[key], average))
         self._images_seen = self._resumed = int(state["images_seen"])
         self._start = int(state.get("start", 0))  # earlier versions always began at 0
 
@@ -227,7 +230,7 @@ class ParameterAverages(ABC):
 
     def _parameters(self) -> list[Tensor]:
         """The parameters to average; of sharded ones, the part of this process."""
-        return list(map(_local, self._tracked.parameters()))
+        return list(map(_local, self.tracked.parameters()))
 
     def _fetched(self, parameters: list[Tensor], arrivals: list[Tensor]) -> list[Tensor]:
         """The parameters as they are now, copied to the CPU, into `arrivals`."""
@@ -239,7 +242,7 @@ class ParameterAverages(ABC):
 
     def _refuse_shapes(self, parameters: list[Tensor]) -> None:
         """Raise ValueError that names the first parameter of another shape than its average."""
-        for name, parameter, shape in zip(self._tracked.names, parameters, self._shapes, strict=True):
+        for name, parameter, shape in zip(self.tracked.names, parameters, self._shapes, strict=True):
             if parameter.size() != shape:
                 raise ValueError(
                     f"parameter {name} is {tuple(parameter.size())} now and was {tuple(shape)} when its average began; "
@@ -248,7 +251,7 @@ class ParameterAverages(ABC):
 
     def _refuse_nonfinite(self, tensors: Iterable[Tensor], when: str) -> None:
         """Raise ValueError that names the first tensor with NaN or infinity."""
-        for name, tensor in zip(self._tracked.names, map(_local, tensors), strict=True):
+        for name, tensor in zip(self.tracked.names, map(_local, tensors), strict=True):
             tensor = tensor.to(average_dtype(tensor.dtype))
             if not tensor.sum().isfinite() and not tensor.isfinite().all():  # a sum may overflow
                 raise ValueError(
@@ -272,8 +275,16 @@ class SnapshotTracker(ParameterAverages):
         super().__init__(module, lengths, offload, keep)
 
     @abstractmethod
+    def _described(self, length: Any, t: int) -> tuple[str, dict[str, Any]]:
+        """Name of the file of an average at time t, and what its metadata say."""
+
     def files(self) -> Iterator[tuple[str, Average]]:
         """Names of the files that `save` writes now, and what is in them."""
+        for length in self._averages:
+            name, entries = self._described(length, self._images_seen)
+            average = self._average(length)
+            average.metadata |= {"images_seen": self._images_seen, **entries}
+            yield name, average
 
     def save(
         self,
@@ -353,9 +364,28 @@ class SnapshotTracker(ParameterAverages):
         self.run = state.get("run")
         self._known = set()
 
-    def _file(self, name: str, average: Average, entries: Mapping[str, Any]) -> tuple[str, Average]:
-        average.metadata |= entries
-        return name, average
+    def resume(self, folder: str | os.PathLike[str], images_seen: int) -> None:
+        """Continue from the files that were stored at a time, where no state was kept.
+
+        To the bit if they are in float32; else averages are rounded once, as they are in the files.
+
+        Raises:
+            ValueError: There are no files of this time, or they are of other parameters; nothing is changed then.
+        """
+        state = {"images_seen": images_seen}
+        for length, averages in self._averages.items():
+            path = Path(folder) / self._described(length, images_seen)[0]
+            if not path.exists():
+                raise ValueError(f"{path} is missing; resume at a time at which averages were stored")
+            file = SafetensorsSnapshot(path)
+            state |= {"run": file.metadata.get("run"), "start": self._start_after(file)}
+            for name in averages.keys() & {*file.names}:
+                state[f"{length}/{name}"] = file.read(name).to(averages[name].dtype)
+        self.load_state_dict(state)
+
+    def _start_after(self, file: SafetensorsSnapshot) -> int:
+        """When the averages begin that go on from a file."""
+        return int(file.profile.start)
 
     def _average(self, length: float | str) -> Average:
         average = super()._average(length)
@@ -430,15 +460,13 @@ class PowerFunctionEMA(SnapshotTracker):
             raise ValueError(f"sigma_rel={sigma_rel} is not tracked; tracked are {self._sigma_rels}")
         return self._average(sigma_rel)
 
-    def files(self) -> Iterator[tuple[str, Average]]:
-        """Names of the files that `save` writes now, and what is in them."""
-        t = self._images_seen
-        for sigma_rel in self._sigma_rels:
-            entries: dict[str, Any] = {"images_seen": t, "sigma_rel": sigma_rel}
-            if self._start:
-                profile = PowerProfile(t, self._gammas[sigma_rel] + 1, start=self._start)
-                entries["profile"] = profile.to_json()
-            yield self._file(snapshot_name(t, sigma_rel), self.average(sigma_rel), entries)
+    def _described(self, length: float, t: int) -> tuple[str, dict[str, Any]]:
+        """Name of the file of an average at time t, and what its metadata say."""
+        profile = PowerProfile(t, self._gammas[length] + 1, start=self._start)
+        return snapshot_name(t, length), {
+            "sigma_rel": length,
+            **({"profile": profile.to_json()} if self._start else {}),
+        }
 
     def _one_minus_beta(self, length: float, t: int, dt: int) -> float:
         """1 - β of Eq. 127; β = 0 in the first update (dt = t), so initial weights do not count."""
@@ -469,10 +497,16 @@ class IntervalMeans(SnapshotTracker):
         return self._average("mean")
 
     def files(self) -> Iterator[tuple[str, Average]]:
-        """Name of the file that `save` writes now, and what is in it; nothing if there was no update since the last."""
-        if (t := self._images_seen) > self._start:
-            entries = {"images_seen": t, "profile": box_profile(self._start, t).to_json()}
-            yield self._file(f"snapshot-{t:012d}-mean.safetensors", self.average(), entries)
+        """Name of the file that `save` writes now, and what is in it; none if there was no update since the last."""
+        return super().files() if self._images_seen > self._start else iter(())
+
+    def _described(self, length: str, t: int) -> tuple[str, dict[str, Any]]:
+        """Name of the file of the mean at time t, and what its metadata say."""
+        return f"snapshot-{t:012d}-mean.safetensors", {"profile": box_profile(self._start, t).to_json()}
+
+    def _start_after(self, file: SafetensorsSnapshot) -> int:
+        """When the mean begins that goes on from a file."""
+        return file.images_seen
 
     def save(
         self,
