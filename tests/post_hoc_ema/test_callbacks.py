@@ -203,7 +203,8 @@ def test_transformers(accumulate, tmp_path, monkeypatch):
         config = transformers.GPT2Config(vocab_size=32, n_positions=8, n_embd=8, n_layer=1, n_head=1)
         arguments = transformers.TrainingArguments(
             output_dir=out, per_device_train_batch_size=BATCH, gradient_accumulation_steps=accumulate, max_steps=steps,
-            save_steps=half, save_strategy="steps", report_to=[], use_cpu=True, disable_tqdm=True, logging_strategy="no",
+            save_steps=half, save_strategy="steps", report_to=[], use_cpu=True, disable_tqdm=True,
+            logging_strategy="no",
         )  # fmt: skip
         trainer = trainer or transformers.Trainer(
             transformers.GPT2LMHeadModel(config), arguments, train_dataset=Tokens(), callbacks=[callback]
