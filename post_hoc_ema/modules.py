@@ -81,8 +81,8 @@ class TrackedModule:
         self._wrapped = {
             f"{path}.{child}".lstrip(".") for path, m in self.module.named_modules() if (child := _wrapped_child(m))
         }
-        self._seen = dict(self.module.named_parameters())
-        floating = {live: (self.plain(live), p) for live, p in self._seen.items() if average_dtype(p.dtype)}
+        seen = dict(self.module.named_parameters())
+        floating = {live: (self.plain(live), p) for live, p in seen.items() if average_dtype(p.dtype)}
         kept = {name: live for live, (name, p) in floating.items() if self._keep is None or self._keep(name, p)}
         for name in sorted(self.names and kept.keys() ^ {*self.names}):
             change = "added to the module" if name in kept else "removed from the module"
@@ -92,13 +92,14 @@ class TrackedModule:
             )
         state = self._state()
         for name, live in kept.items():
-            if reason := _refusal(self._seen[live], state.get(name)):
+            if reason := _refusal(seen[live], state.get(name)):
                 raise ValueError(f"parameter {name} {reason}")
         self.names = self.names or tuple(kept)
         self._live = [kept[name] for name in self.names]
-        tracked = {self._seen[live] for live in self._live}
+        tracked = {seen[live] for live in self._live}
         every = self.module.named_parameters(remove_duplicate=False)
         self._left_out = {self.plain(live) for live, p in every if average_dtype(p.dtype) and p not in tracked}
+        self._seen = seen  # a module that is refused is looked at again
 
     def _state(self) -> dict[str, Any]:
         return {self.plain(name): value for name, value in self.module.state_dict().items()}

@@ -176,10 +176,10 @@ class PostHocEMA:
         As a fraction of the way that weights have gone, if they walk at random (`tail_error`): 0.01 is good, and the
         last weights alone are at 0.2 for a length of 0.07.
         """
+        if not self.images_seen:
+            raise ValueError("there are no averages yet; update them first")
         inputs = [snapshot.profile for snapshot in self._inputs()]
         targets = [power_profile(self.images_seen, s) for s in sigma_rels]
-        if not inputs:
-            raise ValueError("there are no averages yet")
         c = tail_coefficients(inputs, targets)
         return [float(e) for e in tail_error(inputs, targets, c) / self.images_seen**0.5]
 

@@ -141,7 +141,8 @@ def write_snapshot(
             frequencies would change the network.
 
     Raises:
-        ValueError: A tensor of a kind that safetensors files do not have, or metadata that are no JSON; by name.
+        ValueError: A tensor of a kind that safetensors files do not have; by name.
+        TypeError: Metadata that are no JSON.
     """
     metadata = {**getattr(tensors, "metadata", {}), **metadata}  # of a tracker's average
     text = json.dumps(metadata, default=_plain)
@@ -250,7 +251,7 @@ def refuse_several_runs(snapshots: Sequence[Snapshot]) -> None:
 def _plain(value: Any) -> Any:
     """A number or array of NumPy or torch, as `json` writes it."""
     if not hasattr(value, "tolist"):
-        raise ValueError(f"metadata cannot hold {value!r}, a {type(value).__name__}; give numbers, texts, lists")
+        raise TypeError(f"metadata are JSON and cannot hold {value!r}, a {type(value).__name__}; give numbers or texts")
     return value.tolist()
 
 

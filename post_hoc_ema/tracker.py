@@ -76,7 +76,7 @@ class ParameterAverages(ABC):
     ) -> None:
         self.tracked = TrackedModule(module, keep)
         self._images_seen = self._start = self._resumed = self._updates = 0
-        parameters = self._parameters()
+        parameters = self.tracked.parameters()
         if offload and any(hasattr(p, "to_local") for p in parameters):
             raise ValueError("sharded parameters cannot be offloaded here; use CPUOffloadPolicy of fully_shard")
         self._arrivals: list[Tensor] | None = None
@@ -112,7 +112,7 @@ class ParameterAverages(ABC):
             raise ValueError(f"these averages have begun already, {self._images_seen} images ago; make a new tracker")
         self._images_seen = self._start = index(images_seen)
         for averages in self._averages.values():
-            for average, parameter in zip(averages.values(), self._parameters(), strict=True):
+            for average, parameter in zip(averages.values(), self.tracked.parameters(), strict=True):
                 average.copy_(parameter)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ def loss_at(t: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["timesteps", "flow", "ln SNR"])
 def test_u_becomes_the_logarithm_of_the_expected_loss(kind):
-    """Within 0.3, where the loss spans 7.6; every level then has the same weighted loss."""
+    """Within 0.5, where the loss spans 7.6; every level then has the same weighted loss."""
     torch.manual_seed(0)
     weighting, to_level = {
         "timesteps": (LearnedWeighting.of_timesteps(1000), lambda t: (1000 * t).long()),
@@ -28,7 +28,7 @@ def test_u_becomes_the_logarithm_of_the_expected_loss(kind):
         weighting(loss_at(t) * 2 * torch.rand(256), to_level(t)).mean().backward()
         optimizer.step()
     t = torch.linspace(0.02, 0.98, 50)
-    torch.testing.assert_close(weighting.u(to_level(t)), loss_at(t).log(), rtol=0, atol=0.3)
+    torch.testing.assert_close(weighting.u(to_level(t)), loss_at(t).log(), rtol=0, atol=0.5)
 
 
 @pytest.mark.parametrize("shape", [(8,), (8, 3), (8, 3, 4, 4)])
