@@ -58,7 +58,16 @@ def lightning():
     return pytest.importorskip("lightning")
 
 
-def fit(lightning, callback, epochs: int, resume: str | None = None, trainer=None, module=None, accumulate: int = 1):
+def fit(
+    lightning,
+    callback,
+    epochs: int,
+    resume: str | None = None,
+    trainer=None,
+    module=None,
+    accumulate: int = 1,
+    momentum=0.9,
+):
     """Train for some epochs of 15 batches; leaves a checkpoint."""
 
     class Module(lightning.LightningModule):
@@ -70,7 +79,7 @@ def fit(lightning, callback, epochs: int, resume: str | None = None, trainer=Non
             return self.net(batch).square().mean()
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+            return torch.optim.SGD(self.parameters(), 0.1, momentum=momentum)
 
     trainer = trainer or lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False,
@@ -109,9 +118,9 @@ def test_lightning_fits_twice_or_refuses(lightning, tmp_path, monkeypatch):
     from edm2.post_hoc_ema.callbacks import LightningEMA
 
     monkeypatch.chdir(tmp_path)
-    fit(lightning, whole := LightningEMA("whole", every=4), epochs=2)
+    fit(lightning, whole := LightningEMA("whole", every=4), epochs=2, momentum=0.0)
     twice = LightningEMA("twice", every=4)
-    trainer, module = fit(lightning, twice, epochs=1)
+    trainer, module = fit(lightning, twice, epochs=1, momentum=0.0)  # which Lightning would begin anew
     fit(lightning, twice, epochs=2, trainer=trainer, module=module)  # the steps go on
     assert_same_averages(state_of(twice.ema), state_of(whole.ema))
     with pytest.raises(ValueError, match="training is at step 0 and its averages are at 30: resume from"):
@@ -198,7 +207,14 @@ def test_transformers(accumulate, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     steps, half = STEPS // accumulate, HALF // accumulate
 
-    def train(callback, out: str, stop: int | None = None, resume: str | None = None, trainer=None):
+    class StopAt(transformers.TrainerCallback):
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def on_step_end(self, args, state, control, **_) -> None:
+            control.should_training_stop = state.global_step == self.step
+
+    def made(callback, out: str, stop: int = steps) -> transformers.Trainer:
         torch.manual_seed(0)
         config = transformers.GPT2Config(vocab_size=32, n_positions=8, n_embd=8, n_layer=1, n_head=1)
         arguments = transformers.TrainingArguments(
@@ -206,23 +222,13 @@ def test_transformers(accumulate, tmp_path, monkeypatch):
             save_steps=half, save_strategy="steps", report_to=[], use_cpu=True, disable_tqdm=True,
             logging_strategy="no",
         )  # fmt: skip
-        trainer = trainer or transformers.Trainer(
-            transformers.GPT2LMHeadModel(config), arguments, train_dataset=Tokens(), callbacks=[callback]
-        )
-        if stop is not None:
+        model = transformers.GPT2LMHeadModel(config)
+        return transformers.Trainer(model, arguments, train_dataset=Tokens(), callbacks=[callback, StopAt(stop)])
 
-            class Stop(transformers.TrainerCallback):
-                def on_step_end(self, args, state, control, **_):
-                    control.should_training_stop = state.global_step == stop
-
-            trainer.add_callback(Stop())
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer
-
-    train(whole := TransformersEMA("whole", every=4), "out-whole")
-    train(TransformersEMA("parts", every=4), "out-parts", stop=half)
-    resumed = TransformersEMA("parts", every=4)
-    trainer = train(resumed, "out-parts", resume=f"out-parts/checkpoint-{half}")
+    made(whole := TransformersEMA("whole", every=4), "out-whole").train()
+    made(TransformersEMA("parts", every=4), "out-parts", stop=half).train()
+    trainer = made(resumed := TransformersEMA("parts", every=4), "out-parts")
+    trainer.train(resume_from_checkpoint=f"out-parts/checkpoint-{half}")
     assert_same_averages(state_of(resumed.ema), state_of(whole.ema), steps)
     check_files(tmp_path / "parts", sorted({*range(4, steps, 4), half, steps}), trainer.model)
     before = trainer.model.transformer.wte.weight.clone()
@@ -230,9 +236,9 @@ def test_transformers(accumulate, tmp_path, monkeypatch):
         assert trainer.evaluate(Tokens())["eval_loss"] > 0
     assert torch.equal(trainer.model.transformer.wte.weight, before)
     with pytest.raises(ValueError, match=f"training is at step 0 and its averages are at {steps}"):
-        train(resumed, "out-parts", trainer=trainer)
+        trainer.train()
     with pytest.raises(ValueError, match="is of another run"):
-        train(TransformersEMA("parts", every=4), "out-again")
+        made(TransformersEMA("parts", every=4), "out-again").train()
 
 
 # ------------------------------------------------------------------------------------------------- plain DDP, compiled

@@ -47,13 +47,11 @@ WRAPPERS = {
 }
 
 
-SLOW = [name for name in WRAPPERS if "compiled" in name]
-"""They load a compiler."""
+SLOW = [pytest.param(name, marks=pytest.mark.slow) if "compiled" in name else name for name in WRAPPERS]
+"""All of them; a compiler takes seconds to load."""
 
 
-@pytest.mark.parametrize(
-    "wrapper", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in WRAPPERS]
-)
+@pytest.mark.parametrize("wrapper", SLOW)
 def test_plain_and_wrapped_modules_exchange_states_and_files(wrapper, one_process, tmp_path):
     plain = small()
     inner = small()
