@@ -7,6 +7,7 @@
 All update θ̂ <- β θ̂ + (1 - β) θ and differ in β only.
 """
 
+import cmath
 import math
 import os
 from abc import ABC, abstractmethod
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from edm2.post_hoc_ema.conversions import half_life_to_beta, half_life_to_sigma_rel, rampup_ratio_to_sigma_rel
 from edm2.post_hoc_ema.files import visible_files
 from edm2.post_hoc_ema.modules import Keep, TrackedModule, is_first_process, sharded_like, whole
-from edm2.post_hoc_ema.profile import log_beta, sigma_rel_to_gamma
+from edm2.post_hoc_ema.profile import sigma_rel_to_gamma
 from edm2.post_hoc_ema.snapshot import SafetensorsSnapshot, read_metadata, snapshot_name, write_snapshot
 from edm2.post_hoc_ema.tails import PowerProfile, box_profile
 from edm2.post_hoc_ema.tensor_files import average_dtype
@@ -141,7 +142,7 @@ class ParameterAverages(ABC):
             self._refuse_shapes(parameters)
         if self._arrivals is not None:
             parameters = self._fetched(parameters, self._arrivals)
-        if self._probe and not torch.cat([parameters[i].flatten() for i in self._probe]).sum().isfinite():
+        if self._probe and not cmath.isfinite(torch.cat([parameters[i].flatten() for i in self._probe]).sum().item()):
             self._refuse_nonfinite(parameters, f"in the step before {t} images")
         weights = [self._one_minus_beta(length, t, t - self._images_seen) for length in self._averages]
         for part, of_lengths in self._batches:
@@ -434,7 +435,7 @@ class PowerFunctionEMA(SnapshotTracker):
                 average, a parameter that cannot be averaged, or shards to offload.
         """
         self._sigma_rels = tuple(float(sigma_rel) for sigma_rel in sigma_rels)
-        self._gammas = dict(zip(self._sigma_rels, sigma_rel_to_gamma(self._sigma_rels), strict=True))
+        self._gammas = {s: float(sigma_rel_to_gamma(s)) for s in self._sigma_rels}
         if not self._sigma_rels or len(set(self._sigma_rels)) < len(self._sigma_rels):
             raise ValueError(f"sigma_rels={self._sigma_rels} must hold one EMA length or more, each once")
         if len({snapshot_name(0, s) for s in self._sigma_rels}) < len(self._sigma_rels):
@@ -470,7 +471,7 @@ class PowerFunctionEMA(SnapshotTracker):
 
     def _one_minus_beta(self, length: float, t: int, dt: int) -> float:
         """1 - β of Eq. 127; β = 0 in the first update (dt = t), so initial weights do not count."""
-        return -math.expm1(log_beta(self._gammas[length], t, dt))
+        return 1.0 if dt == t else -math.expm1((self._gammas[length] + 1) * math.log1p(-dt / t))
 
 
 class IntervalMeans(SnapshotTracker):
