@@ -116,7 +116,7 @@ def _lightning_ema() -> type:
     except ImportError:
         lightning = import_module("pytorch_lightning")
 
-    class LightningEMA(_TrainerEMA, lightning.Callback):  # type: ignore[misc, name-defined]  # imported above
+    class LightningEMA(_TrainerEMA, lightning.Callback):  # type: ignore[name-defined]  # imported above
         """Post-hoc EMA as a callback of Lightning, whose checkpoints hold its state."""
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -146,7 +146,7 @@ def _lightning_ema() -> type:
 def _transformers_ema() -> type:
     transformers = import_module("transformers")
 
-    class TransformersEMA(_TrainerEMA, transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+    class TransformersEMA(_TrainerEMA, transformers.TrainerCallback):  # type: ignore[name-defined]
         """Post-hoc EMA as a callback of transformers' Trainer, whose checkpoints get one more file."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any = None, **_: Any) -> None:

@@ -159,7 +159,7 @@ def whole(tensors: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield name, (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
 
 
-def sharded_like(value: Tensor, tensor: Tensor) -> Tensor:
+def sharded_like(value: Tensor, tensor: Any) -> Tensor:
     """A whole tensor, sharded as another one if that is sharded."""
     if hasattr(tensor, "device_mesh") and not hasattr(value, "to_local"):
         from torch.distributed.tensor import distribute_tensor

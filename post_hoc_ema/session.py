@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edm2.post_hoc_ema.modules import Keep, is_first_process, sharded_like, whole
 from edm2.post_hoc_ema.reconstruction import reconstruct
-from edm2.post_hoc_ema.snapshot import SafetensorsSnapshot, find_snapshots, profile_at, storable
+from edm2.post_hoc_ema.snapshot import Snapshot, find_snapshots, profile_at, storable
 from edm2.post_hoc_ema.tails import power_profile, profile_from_json, tail_coefficients, tail_error
 from edm2.post_hoc_ema.tracker import Average, IntervalMeans, Module, PowerFunctionEMA, SnapshotTracker
 
@@ -158,7 +158,7 @@ class PostHocEMA:
             if name in average:
                 x.copy_(sharded_like(average[name], x))
 
-    def _inputs(self) -> list["SafetensorsSnapshot | _Live"]:
+    def _inputs(self) -> list[Any]:
         """All averages of this run: files, and those of now."""
         now = self.images_seen
         live = [_Live(average, self._dtype) for _, average in self.tracker.files()]
@@ -224,7 +224,7 @@ class PostHocEMA:
         self._stored, self._checked = images_seen, False
 
 
-class _Live:
+class _Live(Snapshot):
     """An average of now, as a snapshot."""
 
     def __init__(self, average: Average, dtype: torch.dtype | None) -> None:

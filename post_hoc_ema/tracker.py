@@ -373,7 +373,7 @@ class SnapshotTracker(ParameterAverages):
         Raises:
             ValueError: There are no files of this time, or they are of other parameters; nothing is changed then.
         """
-        state = {"images_seen": images_seen}
+        state: dict[str, Any] = {"images_seen": images_seen}
         for length, averages in self._averages.items():
             path = Path(folder) / self._described(length, images_seen)[0]
             if not path.exists():

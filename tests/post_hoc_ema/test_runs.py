@@ -8,6 +8,7 @@ from torch import nn
 from edm2.post_hoc_ema import (
     IntervalMeans,
     PowerFunctionEMA,
+    SafetensorsSnapshot,
     SnapshotError,
     find_snapshots,
     read_metadata,
@@ -127,6 +128,9 @@ def test_files_of_two_runs_are_not_combined(tmp_path):
             )  # as older recipes do
     with pytest.raises(SnapshotError, match=r"snapshot-0+64-0.0500.* and .*128-0.0500.* are of different runs"):
         find_snapshots(tmp_path)
+    snapshots = [SafetensorsSnapshot(path) for path in tmp_path.iterdir()]
+    with pytest.raises(SnapshotError, match="are of different runs"):
+        reconstruct(snapshots, [0.08])
 
 
 def test_files_and_states_without_a_run_are_one_run(tmp_path):
