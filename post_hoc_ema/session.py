@@ -166,6 +166,9 @@ class PostHocEMA:
             files = find_snapshots(self.folder)
         except FileNotFoundError:
             files = []
+        if files and not is_first_process():  # files have the identifier of the first one
+            for average in live:
+                average.metadata["run"] = files[0].metadata.get("run")
         return [*(file for file in files if file.images_seen < now or (file.images_seen == now and not live)), *live]
 
     # --------------------------------------------------------------------------------------------------------- errors
