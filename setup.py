@@ -59,6 +59,7 @@ setup(
         "test": [
             *("pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"),
             *("tensorboard", "datasets", "build", "setuptools"),
+            *("accelerate", "lightning", "transformers"),
         ],
     },
     entry_points={"console_scripts": ["edm2 = edm2.tools.cli:main"]},

@@ -7,7 +7,10 @@ time (Karras et al. 2024, arXiv 2312.02696v2, "the paper", Section 3 and Appendi
 
     profile.py         what a profile is: EMA length, update rule, inner products, coefficients, the error to expect
     conversions.py     other ways to name an EMA length, such as a half-life
-    tracker.py         PowerFunctionEMA, kept while training; TraditionalEMA, of a fixed half-life, as a baseline
+    session.py         PostHocEMA: averages, files and weights to validate with, in one object
+    callbacks.py       the same in Lightning, transformers' Trainer and Accelerate
+    tracker.py         PowerFunctionEMA, kept while training; IntervalMeans, in half the memory; TraditionalEMA, a baseline
+    modules.py         parameters under plain names, whatever wraps a module; what cannot be averaged
     snapshot.py        the files in which averages are kept
     reconstruction.py  snapshots and EMA lengths -> weights (Algorithm 3)
     selection.py       which snapshots that takes, and which do not belong together

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from edm2.post_hoc_ema.conversions import half_life_to_beta, half_life_to_sigma_rel, rampup_ratio_to_sigma_rel
 from edm2.post_hoc_ema.files import visible_files
-from edm2.post_hoc_ema.modules import Keep, TrackedModule, is_first_process, sharded_like, whole
+from edm2.post_hoc_ema.modules import WRAPPED, Keep, TrackedModule, is_first_process, sharded_like, whole
 from edm2.post_hoc_ema.profile import sigma_rel_to_gamma
 from edm2.post_hoc_ema.snapshot import SafetensorsSnapshot, read_metadata, snapshot_name, write_snapshot
 from edm2.post_hoc_ema.tails import PowerProfile, box_profile
@@ -190,10 +190,11 @@ class ParameterAverages(ABC):
             ValueError: Lengths, parameter names, shapes or types differ from this tracker's; nothing is changed then.
         """
         own = _tensors(self.state_dict())
-        if difference := _difference(own, _tensors(state)):
+        given = {_plain_key(key, own): value for key, value in _tensors(state).items()}
+        if difference := _difference(own, given):
             raise ValueError(f"these averages belong to another run: {difference}")
         for key, average in own.items():
-            average.copy_(sharded_like(state[key], average))
+            average.copy_(sharded_like(given[key], average))
         self._images_seen = self._resumed = int(state["images_seen"])
         self._start = int(state.get("start", 0))  # earlier versions always began at 0
 
@@ -578,6 +579,13 @@ def _local(tensor: Tensor) -> Tensor:
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The averages in a state, by their keys."""
     return {key: value for key, value in state.items() if "/" in key}
+
+
+def _plain_key(key: str, own: Mapping[str, Any]) -> str:
+    """Key of a state without the wrappers whose names earlier versions kept."""
+    for wrapper in WRAPPED:
+        key = key.replace(f"{wrapper}.", "")
+    return key if key in own else key.replace("/module.", "/", 1)
 
 
 def _difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:

@@ -75,6 +75,16 @@ def test_plain_and_wrapped_modules_exchange_states_and_files(wrapper, one_proces
     assert torch.equal(find_snapshots(tmp_path / "files")[-1].read("0.weight"), ours.average(0.1)["0.weight"])
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module."])
+def test_states_of_earlier_versions_with_names_of_wrappers_are_read(prefix):
+    tracker = PowerFunctionEMA(small())
+    tracker.update(1)
+    old = {key.replace("/", f"/{prefix}"): x for key, x in tracker.state_dict().items() if key != "run"}
+    continued = PowerFunctionEMA(small())
+    continued.load_state_dict(old)
+    assert torch.equal(continued.average(0.1)["module.bias"], tracker.average(0.1)["module.bias"])
+
+
 @pytest.mark.filterwarnings("ignore")  # FSDP1 is out of date
 @pytest.mark.parametrize("use_orig_params", [False, True])
 def test_flat_shards_are_refused(use_orig_params, one_process):

@@ -229,7 +229,7 @@ def test_interval_means_resume_to_the_bit(tmp_path):
 @pytest.mark.parametrize("files", [16, 64])
 def test_means_rebuild_every_length(files, tmp_path):
     """Within 1.5 times the error expected over a walk of unit end spread."""
-    expected = {16: {0.07: 0.0067, 0.15: 0.0012}, 64: {0.07: 0.00033, 0.15: 0.00006}}[files]
+    expected = {16: {0.07: 0.0067, 0.15: 0.0012}, 64: {0.03: 0.0016, 0.07: 0.00033, 0.25: 0.00002}}[files]
     numbers, steps = 4096, 64 * 64
     net = nn.Linear(numbers, 1, bias=False).double()
     nn.init.zeros_(net.weight)
