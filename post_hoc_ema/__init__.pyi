@@ -37,6 +37,7 @@ from edm2.post_hoc_ema.reconstruction import (
     reconstruct_tensors as reconstruct_tensors,
 )
 from edm2.post_hoc_ema.selection import missing_snapshots as missing_snapshots, select_snapshots as select_snapshots
+from edm2.post_hoc_ema.session import PostHocEMA as PostHocEMA
 from edm2.post_hoc_ema.snapshot import (
     PartialSnapshot as PartialSnapshot,
     SafetensorsSnapshot as SafetensorsSnapshot,
@@ -59,4 +60,8 @@ from edm2.post_hoc_ema.tails import (
     tail_forecast as tail_forecast,
 )
 from edm2.post_hoc_ema.tensor_files import TensorLayout as TensorLayout
-from edm2.post_hoc_ema.tracker import PowerFunctionEMA as PowerFunctionEMA, TraditionalEMA as TraditionalEMA
+from edm2.post_hoc_ema.tracker import (
+    IntervalMeans as IntervalMeans,
+    PowerFunctionEMA as PowerFunctionEMA,
+    TraditionalEMA as TraditionalEMA,
+)

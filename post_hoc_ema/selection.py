@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from edm2.post_hoc_ema.snapshot import Snapshot, profile_at
+from edm2.post_hoc_ema.snapshot import Snapshot, profile_at, refuse_several_runs
 from edm2.post_hoc_ema.tails import Profile
 
 AnySnapshot = TypeVar("AnySnapshot", bound=Snapshot)
@@ -24,6 +24,7 @@ def select_snapshots(snapshots: Sequence[AnySnapshot], at: int | None = None) ->
     inputs = sorted(inputs, key=lambda snapshot: (snapshot.images_seen, profile_of(snapshot).width), reverse=True)
     if not inputs:
         raise too_few([], at)
+    refuse_several_runs(inputs)
     for a, b in pairwise(inputs):
         if profile_of(a) == profile_of(b):
             kind = f"sigma_rel={a.sigma_rel:g}" if a.sigma_rel else f"one profile ({profile_of(a)})"

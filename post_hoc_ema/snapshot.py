@@ -6,6 +6,7 @@ that text this package reads these entries:
     images_seen, sigma_rel   when the average was stored, and its EMA length: together they make a file a snapshot
     profile                  in place of sigma_rel where the average has another profile (`Profile.to_json`)
     buffers                  names of tensors that are not averages but copies (optional)
+    run                      identifier of the training run (optional); all files without one are of one unnamed run
     reconstructed_from       marks weights that were reconstructed from snapshots (optional); they are not snapshots
 """
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from edm2.post_hoc_ema.files import atomic_output, parse_json, plain_line, visible_files
 from edm2.post_hoc_ema.tails import Profile, RawProfile, power_profile, profile_from_json
-from edm2.post_hoc_ema.tensor_files import TensorLayout, locate_tensors, read_numbers
+from edm2.post_hoc_ema.tensor_files import CODES, TensorLayout, locate_tensors, read_numbers
 
 METADATA_KEY = "edm2"
 """Key of the metadata in the header."""
@@ -133,14 +134,22 @@ def write_snapshot(
 
     Args:
         path: The file; its folder is created if missing.
-        tensors: Any device, strides and sharing; tied tensors are stored under each name.
+        tensors: Any device, strides and sharing; tied tensors are stored under each name. What a tracker returned as
+            an average brings `buffers` and `run` along.
         metadata: Stored as JSON. A snapshot needs `images_seen` and `sigma_rel`; see this module for other entries.
-        dtype: Storage type of averages; None keeps each as it is. Buffers always keep theirs: they are no averages,
-            and rounding constants such as Fourier frequencies would change the network.
+        dtype: Storage type of averages; None keeps each as it is, and so does an average with numbers that the type
+            cannot hold. Buffers always keep theirs: they are no averages, and rounding constants such as Fourier
+            frequencies would change the network.
+
+    Raises:
+        ValueError: A tensor of a kind that safetensors files do not have; by name.
+        TypeError: Metadata that are no JSON.
     """
-    text = json.dumps(dict(metadata))
+    metadata = {**getattr(tensors, "metadata", {}), **metadata}  # of a tracker's average
+    text = json.dumps(metadata, default=_plain)
+    stored = storable(tensors, dtype, metadata.get("buffers", ()))
     with atomic_output(path) as temporary:
-        save_file(_storable(tensors, dtype, metadata.get("buffers", ())), temporary, metadata={METADATA_KEY: text})
+        save_file(stored, temporary, metadata={METADATA_KEY: text})
 
 
 def snapshot_name(images_seen: int, sigma_rel: float) -> str:
@@ -156,7 +165,7 @@ def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
 
     Raises:
         FileNotFoundError: There is no such folder, or no `.safetensors` file in it.
-        SnapshotError: One of the files is damaged or of another kind.
+        SnapshotError: One of the files is damaged, of another kind, or of another run than the others.
     """
     folder = Path(folder)
     inner = folder / "snapshots"
@@ -165,6 +174,7 @@ def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
     if not snapshots:
         raise FileNotFoundError(f"no snapshots (*.safetensors) in {folder}; give a run folder or its snapshots/")
     tracked = [snapshot for snapshot in snapshots if "reconstructed_from" not in snapshot.metadata]
+    refuse_several_runs(tracked)
     return sorted(tracked, key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel or 0))
 
 
@@ -229,14 +239,46 @@ def _is_sigma_rel(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and 0 <= value < 1
 
 
-def _storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, buffers: Collection[str]) -> dict[str, Tensor]:
+def refuse_several_runs(snapshots: Sequence[Snapshot]) -> None:
+    """Raise SnapshotError if snapshots are of different runs."""
+    of_run: dict[Any, Snapshot] = {}
+    for snapshot in snapshots:
+        of_run.setdefault(getattr(snapshot, "metadata", {}).get("run"), snapshot)
+    if len(of_run) > 1:
+        a, b = (getattr(snapshot, "path", snapshot.images_seen) for snapshot in [*of_run.values()][:2])
+        raise SnapshotError(f"{a} and {b} are of different runs; keep the files of one run in a folder")
+
+
+def _plain(value: Any) -> Any:
+    """A number or array of NumPy or torch, as `json` writes it."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"metadata are JSON and cannot hold {value!r}, a {type(value).__name__}; give numbers or texts")
+    return value.tolist()
+
+
+def storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, buffers: Collection[str]) -> dict[str, Tensor]:
     """Tensors as safetensors accepts them: on the CPU, contiguous, no two of them in one storage."""
-    storable: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
-        storage_dtype = dtype if tensor.is_floating_point() and name not in buffers else None
-        tensor = tensor.detach().to("cpu", storage_dtype).contiguous()
+        if reason := _why_unstorable(tensor):
+            raise ValueError(f"{name} {reason}, which no safetensors file can hold; convert it or leave it out")
+        tensor = tensor.detach().to("cpu").contiguous()
+        if dtype is not None and tensor.is_floating_point() and name not in buffers:
+            rounded = tensor.to(dtype)
+            tensor = rounded if rounded.isfinite().all() or not tensor.isfinite().all() else tensor
         storage = tensor.untyped_storage().data_ptr()
-        storable[name] = tensor.clone() if storage in storages else tensor
+        made[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
-    return storable
+    return made
+
+
+def _why_unstorable(tensor: Any) -> str | None:
+    """Phrase that says why this cannot be in a file; None if it can."""
+    if not isinstance(tensor, Tensor):
+        return f"is no tensor but a {type(tensor).__name__}"
+    if tensor.is_meta:
+        return "is on the meta device, without numbers"
+    if tensor.layout is not torch.strided:
+        return f"is of the layout {tensor.layout}"
+    return None if tensor.dtype in CODES else f"is {tensor.dtype}"
