@@ -224,7 +224,7 @@ def _open_source(source: str, selection: dict[str, str | None]) -> Any:
     help="Storage type; fp16 halves the size.",
 )
 @click.option("--paper-stats", is_flag=True, help="Store the paper's mean and std, for use with its networks.")
-@click.option("--max-images", type=IMAGES, help="Only the first so many images.")
+@click.option("--max-images", type=IMAGES, help="Only so many images, as many of each class.")
 @click.option("--batch", "batch_size", type=click.IntRange(1), default=8, show_default=True, help="Images at a time.")
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Of the VAE; others need CUDA.")
 @click.option("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")

@@ -13,11 +13,11 @@ import math
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -40,6 +40,8 @@ from edm2.training.data.files import (
 )
 from edm2.training.data.retry import is_transient
 from edm2.training.data.zip_files import ZipFiles
+
+Decoded = TypeVar("Decoded")
 
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 """Names of folders that are parts of a dataset, not classes."""
@@ -103,6 +105,12 @@ class Catalog:
     notes: tuple[str, ...] = ()
     """Lines about what its owner may not expect: files that are left out, classes without images."""
 
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Number of files of each suffix that are not among the images."""
+
+    litter: Mapping[str, int] = field(default_factory=dict)
+    """Number of files and folders of other programs, by kind (`Files.litter`)."""
+
 
 def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: bool = True) -> Catalog:
     """List the images among `files`, with their labels.
@@ -133,7 +141,9 @@ def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: boo
     else:
         labels, class_names = np.full(len(names), -1, dtype=np.int64), ()
     notes += _empty_classes(labels, class_names)
-    return Catalog(names, labels, class_names, content.get("latents"), content.get("pixels"), tuple(notes))
+    others = Counter(map(suffix_of, {*present} - {*names, DESCRIPTION}))
+    measured = content.get("latents"), content.get("pixels")
+    return Catalog(names, labels, class_names, *measured, tuple(notes), others, files.litter)
 
 
 def _choose_images(
@@ -339,15 +349,15 @@ def read_array(files: Files, name: str) -> np.ndarray:
         raise _unreadable(f"{files.path}/{name}", error) from error
 
 
-def read_image(files: Files, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Read one image of at most 8 bits per channel, in any mode of Pillow.
+def read_decoded(files: Files, name: str, decode: Callable[[bytes], Decoded]) -> Decoded:
+    """Read one image through a decoder of the caller's own, which may raise anything.
 
     Raises:
         StorageError: The storage gives no answer.
         DatasetError: Missing, damaged, or no such image.
     """
     try:
-        return decode_image(files.read(name), formats)
+        return read_png_of_pixels_too(decode, files.read(name))
     except Exception as error:  # as above
         raise _unreadable(f"{files.path}/{name}", error) from error
 
@@ -358,14 +368,9 @@ def _unreadable(where: str, error: Exception) -> DatasetError:
 
 
 def _decode_image(data: bytes) -> Image.Image:
-    """Image with 1 to 4 channels: gray, gray with alpha, RGB or RGBA."""
-    image = decode_image(data)
+    """Image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA."""
+    image = read_png_of_pixels_too(lambda data: loaded(open_image(data)), data)
     return image if image.mode in CHANNELS else image.convert("RGB")
-
-
-def decode_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Decode an image of at most 8 bits per channel. Raises ValueError, or any other error if it is damaged."""
-    return _read_png_of_pixels_too(lambda data: _loaded(open_image(data, formats)), data)
 
 
 def read_format(files: Files, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -385,7 +390,7 @@ def read_format(files: Files, name: str) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _image_format(data: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    image = _read_png_of_pixels_too(open_image, data)
+    image = read_png_of_pixels_too(open_image, data)
     return (CHANNELS.get(image.mode, 3), image.height, image.width), np.dtype(np.uint8)
 
 
@@ -395,7 +400,7 @@ def npy_format(data: bytes) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _read_png_of_pixels_too(read: Callable[[bytes], Image.Image], data: bytes) -> Image.Image:
+def read_png_of_pixels_too(read: Callable[[bytes], Decoded], data: bytes) -> Decoded:
     """Call `read`, and once more without the other chunks if it refuses a PNG."""
     try:
         return read(data)
@@ -406,23 +411,25 @@ def _read_png_of_pixels_too(read: Callable[[bytes], Image.Image], data: bytes) -
         return read(bare)
 
 
-def _loaded(image: Image.Image) -> Image.Image:
+def loaded(image: Image.Image) -> Image.Image:
+    """The image itself, with its pixels."""
     image.load()
     return image
 
 
-def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Read the header of an image. Raises ValueError if it has more than 8 bits per channel, or is no image."""
+def open_image(data: bytes, formats: Sequence[str] = FORMATS, most_bits: int = 8) -> Image.Image:
+    """Read the header of an image. Raises ValueError if it has more bits per channel than this, or is no image."""
     try:
         image = Image.open(io.BytesIO(data), formats=tuple(formats))
     except UnidentifiedImageError:
         raise ValueError("not an image, or damaged") from None  # Pillow's own text shows the address of a buffer
-    if _bits_per_channel(data, image) > 8:
-        raise ValueError("more than 8 bits per channel are not supported; convert it to 8 bits")
+    if bits_per_channel(data, image) > most_bits:
+        remedy = "edm2 dataset convert makes 8 of 16" if most_bits == 8 else "convert it to 16 or 8"
+        raise ValueError(f"more than {most_bits} bits per channel are not supported; {remedy}")
     return image
 
 
-def _bits_per_channel(data: bytes, image: Image.Image) -> int:
+def bits_per_channel(data: bytes, image: Image.Image) -> int:
     """Bits as stored: Pillow silently drops the lower half of 16-bit colours."""
     if data.startswith(PNG):
         return data[24]  # in the header chunk
