@@ -108,6 +108,7 @@ _machine = option_group("Machine")
 )
 @_what("-n", "--dry-run", is_flag=True, help="Describe the run and stop.")
 @_what("--measure", is_flag=True, help="With --dry-run: train a few steps and print speed, time and memory.")
+@_data("--codec", metavar="MODULE:CALLABLE", help="Codec of your own (encode, decode), such as an autoencoder.")
 @_data("--cond/--uncond", "conditional", default=None, help="Train with labels; default: if the data have any.")
 @_data("--label-dropout", type=NUMBER, help="Fraction of images trained without their label, for guidance.")
 @_data("--xflip/--no-xflip", default=None, help="Mirror half of the images.")
@@ -334,8 +335,9 @@ def configure_run(
     if "init" in chosen:
         chosen["init"] = _initial_network(chosen["init"], out)
     begun = _begun_run(out)
-    fitted = preset is None and data != "digits"
-    preset = preset or default_preset(dataset, data, chosen["device"])
+    proposed = default_preset(dataset, data, chosen["device"], chosen.get("codec"))
+    fitted = preset is None and proposed != "digits8"
+    preset = preset or proposed
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))
     relative = fitted and "duration" in chosen
     try:

@@ -206,8 +206,8 @@ class Output:
         """Shape and classes of the images of an external network, which sampling must know."""
         stream = self.stream
         return {
-            "img_resolution": list(stream.dataset.shape[1:]),
-            "img_channels": stream.channels,
+            "img_resolution": list(stream.shape[1:]),
+            "img_channels": stream.shape[0],
             "label_dim": len(stream.dataset.class_names) if stream.has_labels else 0,
         }
 
