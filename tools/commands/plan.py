@@ -34,7 +34,7 @@ Examples:
   # As data
   edm2 plan --preset edm2-img512-m --gpus 32 --gpu h200 --json plan.json
 
-docs/plan.md explains every line, and how far it was checked. Where there is such a GPU, edm2 bench measures.
+edm2 docs plan explains every line, and how far it was checked. Where there is such a GPU, edm2 bench measures.
 """
 
 

@@ -49,15 +49,15 @@ Examples:
   edm2 train --data digits --config C --out runs/digits-c --diagnostics 16000
   edm2 train --data digits --weighting min-snr --gamma 5 --out runs/digits-min-snr
 \b
-  # On all eight GPUs of a machine (docs/operations.md: several machines, SLURM, Kubernetes)
+  # On all eight GPUs of a machine (edm2 docs operations: several machines, SLURM, Kubernetes)
   torchrun --nproc-per-node 8 -m edm2 train --data img512-latents.zip --preset edm2-img512-xxl --out runs/xxl --shard
 \b
   # Fine-tune from a snapshot
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
 
 Interrupted? Run the same command again: it goes on from the last checkpoint. Ctrl-C, SIGTERM and SIGUSR1 write one, and
-snapshots to draw from. Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). docs/settings.md says how to choose
-settings.
+snapshots to draw from. Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). How to choose settings:
+edm2 docs settings.
 """
 
 FIRST = (
@@ -74,7 +74,7 @@ Presets:
     + """
 
 \b
-Weightings, of the squared error on the image (docs/weightings.md):
+Weightings, of the squared error on the image (edm2 docs weightings):
 """
     + "\n".join(f"  {name:<18} {weighting.summary}" for name, weighting in WEIGHTINGS.items())
     + """

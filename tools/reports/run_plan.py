@@ -157,7 +157,7 @@ def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
 
 
 def _own_scaling(codec: str, dataset: Dataset, sigma_data: float) -> Lines:
-    """What a codec of the user's own makes of some images, which the network expects to be of a certain spread."""
+    """Mean and spread of some images behind a codec of the user's own, which the network expects to be as its own."""
     x = own_codec(codec).encode(dataset.images(evenly_spaced_indices(len(dataset), ENCODED)))
     mean, std = x.mean().item(), x.std().item()
     lines = [("scaling", f"by {codec}: mean {mean:.2f}, standard deviation {std:.2f} in {len(x)} images")]

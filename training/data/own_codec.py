@@ -12,9 +12,9 @@ from edm2.training.imports import import_callable
 
 
 class OwnCodec:
-    """What `module:callable` makes, as a codec.
+    """Codec of the user's own, which `module:callable` makes.
 
-    It needs `encode(data)`, from what the dataset has, uint8 or float32 [N, C, H, W] on any device, to floats [N, c, h, w]
+    It needs `encode(data)`, from what the dataset has, uint8 or float32 [N, C, H, W] on any device, to [N, c, h, w]
     of mean 0 and standard deviation sigma_data; and `decode(x)`, back to uint8 pixels. Where it has `to_json()`, the
     callable is given those fields again when samples are decoded.
 
