@@ -350,7 +350,7 @@ def show(path: str, grid: Path, max_images: int, workers: int | None) -> None:
 
     Near-duplicates are counted too: a copy of an image that is held out says nothing of what is new to the network.
     """
-    from edm2.datasets.look import near_duplicates, save_look
+    from edm2.datasets.look import ROWS, near_duplicates, save_look
     from edm2.training import open_dataset
     from edm2.training.data.dataset import evenly_spaced_indices
 
@@ -366,4 +366,5 @@ def show(path: str, grid: Path, max_images: int, workers: int | None) -> None:
         _print_notes([f"{counted}; a held-out copy of a trained image tests nothing: remove them"])
     else:
         click.echo(f"no near-duplicates among {len(looked_at):,} images")
-    click.echo(f"{shown} images of {path} in {grid}")
+    rest = f": of the first {ROWS} of {dataset.num_classes} classes" if dataset.num_classes > ROWS else ""
+    click.echo(f"{shown} images of {path} in {grid}{rest}")

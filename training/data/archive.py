@@ -72,6 +72,8 @@ def open_files(path: Path) -> Files:
     """Files at `path`, a folder or a ZIP. Raises DatasetError if it does not exist."""
     if path.is_dir():
         return FolderFiles(folder_root(path))
+    if path.is_file() and suffix_of(path.name) in IMAGE_LIKE:
+        raise DatasetError(f"{path}: a single image; give the folder of it, or a ZIP file of images")
     if path.is_file():
         return ZipFiles(path)
     if path.exists():  # a FIFO would never answer
@@ -246,7 +248,8 @@ def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray
     if None in folders:
         raise DatasetError(
             f"{files.path}: {images[folders.index(None)]} lies beside class folders such as {class_names[0]}; "
-            'move it into one, or add a dataset.json with {"labels": null} to train without classes'
+            'move it into one, or add a dataset.json with {"labels": null} to train without classes '
+            "(edm2 dataset convert --unlabelled writes one)"
         )
     number = {folder: index for index, folder in enumerate(class_names)}
     return np.array([number[folder] for folder in folders if folder is not None], dtype=np.int64), tuple(class_names)
