@@ -130,7 +130,7 @@ def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: boo
     content = read_description(files) if described else {}
     where = f"{files.path}/{DESCRIPTION}"
     table = None if content.get("labels") is None else _label_table(content["labels"], where)
-    names, notes = _choose_images(present, suffixes, table or {})
+    names, notes, others = _choose_images(present, suffixes, table or {})
     if not names:
         raise DatasetError(
             f"{files.path}: no images in it; " + ("; ".join(notes) or f"expected files named *{', *'.join(suffixes)}")
@@ -143,29 +143,30 @@ def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: boo
     else:
         labels, class_names = np.full(len(names), -1, dtype=np.int64), ()
     notes += _empty_classes(labels, class_names)
-    others = Counter(map(suffix_of, {*present} - {*names, DESCRIPTION}))
     measured = content.get("latents"), content.get("pixels")
     return Catalog(names, labels, class_names, *measured, tuple(notes), others, files.litter)
 
 
 def _choose_images(
     present: Sequence[str], suffixes: Sequence[str], listed: Iterable[str]
-) -> tuple[list[str], list[str]]:
-    """Images and arrays among the files, in plain sort order, and notes of what looks like images and is left out.
+) -> tuple[list[str], list[str], Counter[str]]:
+    """Choose images and arrays among the files; arrays of another program are left out, unless dataset.json lists them.
 
-    Arrays of another program among images are left out, unless dataset.json lists them.
+    Returns:
+        Names in plain sort order; notes of what looks like images and is left out; number of other files by suffix.
     """
     images = [name for name in present if name.lower().endswith(tuple(suffixes))]
     arrays = {name for name in images if suffix_of(name) == ".npy"}
     stray = arrays.difference(listed) if 2 * len(arrays) < len(images) else set()
     names = sorted((name for name in images if name not in stray), key=normalized)
     counts = Counter(map(suffix_of, present))
-    others = [suffix for suffix in sorted(counts) if suffix in IMAGE_LIKE and suffix not in suffixes]
+    alike = [suffix for suffix in sorted(counts) if suffix in IMAGE_LIKE and suffix not in suffixes]
     notes = [f"{len(stray):,} .npy among images left out, such as {min(stray)}"] if stray else []
-    for remedy in dict.fromkeys(map(_remedy_for, others)):
-        found = [f"{counts[suffix]:,} {suffix}" for suffix in others if _remedy_for(suffix) == remedy]
+    for remedy in dict.fromkeys(map(_remedy_for, alike)):
+        found = [f"{counts[suffix]:,} {suffix}" for suffix in alike if _remedy_for(suffix) == remedy]
         notes.append(f"{', '.join(found)} left out: {remedy}")
-    return names, notes
+    counts[suffix_of(DESCRIPTION)] -= DESCRIPTION in present
+    return names, notes, counts - Counter(map(suffix_of, names))
 
 
 def _remedy_for(suffix: str) -> str:
