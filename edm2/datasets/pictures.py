@@ -37,6 +37,8 @@ class Picture:
     """True if it was transparent."""
     further_pages: int
     """Pages of a TIFF file beside the first, which are left out."""
+    rounded: bool
+    """True if it had more than 8 bits per channel."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class PictureReader:
             rgb.getexif()[ORIENTATION] = orientation
             rgb = ImageOps.exif_transpose(rgb)
             rgb.info = {}
-        return Picture(rgb, orientation != 1, transparent, further_pages)
+        return Picture(rgb, orientation != 1, transparent, further_pages, bits > 8)
 
     def _on_background(self, image: Image.Image) -> Image.Image:
         layers = image if image.mode == "RGBA" else image.convert("RGBA")

@@ -27,6 +27,8 @@ class Tally:
     """Images that were transparent."""
     further_pages: int = 0
     """Pages of TIFF files that are left out."""
+    rounded: int = 0
+    """Images of more than 8 bits per channel."""
 
     def count(self, column: str, name: str) -> None:
         """Count an image."""
@@ -48,6 +50,7 @@ class Tally:
         self.turned += picture.turned
         self.composited += picture.composited
         self.further_pages += picture.further_pages
+        self.rounded += picture.rounded
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(
@@ -56,6 +59,7 @@ class Tally:
             self.turned + other.turned,
             self.composited + other.composited,
             self.further_pages + other.further_pages,
+            self.rounded + other.rounded,
         )
 
     def save(self, path: Path) -> None:
@@ -89,6 +93,7 @@ class Tally:
             (self.turned, "turned upright by their EXIF orientation"),
             (self.composited, f"transparent: composited on {background} (--background)"),
             (self.further_pages, "further pages of TIFF files left out"),
+            (self.rounded, "of more than 8 bits per channel: rounded to 8"),
         )
         return [f"{count:,} {what}" for count, what in said if count]
 

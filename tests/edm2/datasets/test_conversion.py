@@ -475,6 +475,7 @@ def messy(tmp_path: Path) -> Path:
     photo(40, 30).save(folder / "photo.JPG")
     photo(40, 30).save(folder / "scan.tif", save_all=True, append_images=[photo(40, 30)])
     photo(4, 4).save(folder / "small.gif")
+    Image.new("I;16", (16, 16), 40_000).save(folder / "icons/deep.png")
     Image.new("RGBA", (16, 16)).save(folder / "icons/icon.png")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -495,7 +496,7 @@ def test_what_became_of_every_file(messy: Path, tmp_path: Path, workers: int, pa
     """All broken ones are named; then, without them, the parts that are there are used, and their counts too."""
     out = tmp_path / "out.zip"
     messy = Path(shutil.make_archive(str(tmp_path / "messy"), "zip", tmp_path, "messy")) if packed else messy
-    with pytest.raises(BrokenImages, match=r"messy(\.zip)?: 2 of 7 images cannot be read.*--skip-broken") as failure:
+    with pytest.raises(BrokenImages, match=r"messy(\.zip)?: 2 of 8 images cannot be read.*--skip-broken") as failure:
         convert(messy, out, CenterCrop(16, 16), workers=workers, labelled=False)
     assert [line.partition(": ")[0] for line in failure.value.lines] == [f"{messy}/cut.png", f"{messy}/icons/none.webp"]
     assert not out.exists()
@@ -503,9 +504,10 @@ def test_what_became_of_every_file(messy: Path, tmp_path: Path, workers: int, pa
     report = lambda images, total: done.append(images)  # noqa: E731
     result = convert(messy, out, CenterCrop(16, 16), workers=workers, report=report, labelled=False, skip_broken=True)
     tally = result.tally
-    assert done == [7]
-    assert (result.images, result.skipped) == (5, 2)
-    assert (tally.turned, tally.composited, tally.further_pages) == (1, 1, 1)
+    assert done == [8]
+    assert (result.images, result.skipped) == (6, 2)
+    assert (tally.turned, tally.composited, tally.further_pages, tally.rounded) == (1, 1, 1, 1)
+    assert "1 of more than 8 bits per channel: rounded to 8" in tally.remarks("white")
     assert [" ".join(line.split()) for line in tally.table()] == [
         "found converted enlarged broken not read litter",
         ".*/ 1 0 0 0 0 1",
@@ -515,7 +517,7 @@ def test_what_became_of_every_file(messy: Path, tmp_path: Path, workers: int, pa
         ".jfif 1 1 0 0 0 0",
         ".jpg 1 1 0 0 0 0",
         ".npy 1 0 0 0 1 0",
-        ".png 2 1 0 1 0 0",
+        ".png 3 2 0 1 0 0",
         ".psd 1 0 0 0 1 0",
         ".tif 1 1 0 0 0 0",
         ".webp 1 0 0 1 0 0",
