@@ -81,9 +81,10 @@ def test_the_network_is_as_small_as_what_the_codec_makes_and_samples_are_as_larg
     drawn = ("generate", "run", *HALVED, "--seeds", "0-3", "--steps", 2, "--out", tmp_path, *ON_CPU)
     succeed(*drawn)
     assert {Image.open(path).size for path in tmp_path.glob("*.png")} == {(24, 16)}
-    assert Image.open(max(Path("run/samples").iterdir())).width > 10 * 24
+    assert Image.open(max(Path("run/samples").iterdir())).width > 2 * 24  # a column for each class
 
 
+@pytest.mark.slow
 def test_a_sweep_compares_what_it_decodes_and_names_it_in_its_commands(tmp_path: Path):
     scored = ("sweep", "run", *HALVED, "--std", "0.05,0.1", "--samples", 8, "--steps", 1, "--detector", "pixels")
     said = succeed(*scored, "--out", tmp_path, *ON_CPU)
