@@ -130,6 +130,7 @@ class Output:
             batch = stream.all_of(evenly_spaced(dataset, count))
             levels = measure_loss(net, batch, distribution, images_per_forward)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
+            measured[f"{name}_error"] = levels.error(batch.images.square().mean().item(), self.config.sigma_data)
         return measured
 
     # ------------------------------------------------------------------------------------------------ weights
