@@ -143,7 +143,7 @@ def test_from_a_folder_of_photos_to_pictures(tmp_path, monkeypatch, ran):
     assert (colors.max(axis=1) > 40).all()  # none is black
     assert len({path.read_bytes() for path in drawn_images}) == len(drawn_images)  # nor a copy of another
     succeed("metrics", "neighbours", "drawn", "--data", "photos-16.zip", "--detector", "pixels", "--out", "nearest.png",
-            "--device", "cpu")  # fmt: skip
+            "--rows", 5, "--device", "cpu")  # fmt: skip
     assert Image.open("nearest.png").width > 200
 
     # Nothing on the page is left to try.
