@@ -56,8 +56,8 @@ Examples:
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
 
 Interrupted? Run the same command again: it goes on from the last checkpoint. Ctrl-C, SIGTERM and SIGUSR1 write one, and
-snapshots to draw from. Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). How to choose settings:
-edm2 docs settings.
+snapshots to draw from. Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). How to
+choose settings: edm2 docs settings.
 """
 
 FIRST = (
