@@ -93,8 +93,9 @@ class Files(Protocol):
 
     path: Path
 
-    litter: Counter[str]
-    """Number of files and folders of each `kind_of_litter`, once `names` was called."""
+    @property
+    def litter(self) -> Counter[str]:
+        """Number of files and folders of each `kind_of_litter`, once `names` was called."""
 
     def names(self) -> list[str]:
         """Names of all files but litter, relative to the root, with forward slashes."""
