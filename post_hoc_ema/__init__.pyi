@@ -12,6 +12,7 @@ from edm2.post_hoc_ema.foreign.recognition import ForeignFolder as ForeignFolder
 from edm2.post_hoc_ema.planning import (
     StoragePlan as StoragePlan,
     evenly_spaced_error as evenly_spaced_error,
+    forecast_errors as forecast_errors,
     plan_storage as plan_storage,
     rounding_error as rounding_error,
     snapshots_needed as snapshots_needed,
@@ -48,6 +49,17 @@ from edm2.post_hoc_ema.snapshot import (
     read_metadata as read_metadata,
     snapshot_name as snapshot_name,
     write_snapshot as write_snapshot,
+)
+from edm2.post_hoc_ema.tails import (
+    ExponentialProfile as ExponentialProfile,
+    PowerProfile as PowerProfile,
+    Profile as Profile,
+    RawProfile as RawProfile,
+    box_profile as box_profile,
+    power_profile as power_profile,
+    tail_coefficients as tail_coefficients,
+    tail_error as tail_error,
+    tail_forecast as tail_forecast,
 )
 from edm2.post_hoc_ema.tensor_files import TensorLayout as TensorLayout
 from edm2.post_hoc_ema.tracker import PowerFunctionEMA as PowerFunctionEMA, TraditionalEMA as TraditionalEMA

@@ -43,8 +43,8 @@ class Snapshot(Protocol):
     """Images seen by the training run when the average was stored."""
 
     sigma_rel: float | None
-    """EMA length of the average, 0 for plain weights. A snapshot of any other profile says None here, and has an attribute
-    `profile`."""
+    """EMA length of the average, 0 for plain weights. A snapshot of any other profile says None here, and has an
+    attribute `profile`."""
 
     names: Sequence[str]
     """Names of all tensors, in order."""
@@ -77,7 +77,8 @@ class SafetensorsSnapshot(PartialSnapshot):
         """Read names and metadata, no tensors yet.
 
         Raises:
-            SnapshotError: The file is damaged, of another kind, or without `images_seen` and `sigma_rel` (or `profile`).
+            SnapshotError: The file is damaged, of another kind, or without `images_seen` and `sigma_rel` (or
+                `profile`).
             FileNotFoundError: There is no such file.
         """
         self.path = Path(path)

@@ -9,19 +9,20 @@ move like a random walk, with variance D per image and per weight, are combined 
 
     E |Σ_i c_i θ̂_i - θ̂*|² = D ∫ (Σ_i c_i P_i - P*)² du + Σ_i c_i² v_i,    v_i: variance of the rounding of file i
 
-`tail_coefficients` makes that smallest. The densities of Algorithm 3 (`profile.solve_coefficients`) are close to it where
-all averages are power functions of one clock; tails exist for plain checkpoints too, whose density is a delta function.
+`tail_coefficients` makes that smallest. The densities of Algorithm 3 (`profile.solve_coefficients`) are close to it
+where all averages are power functions of one clock; tails exist for plain checkpoints too, whose density is a delta
+function.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from edm2.post_hoc_ema.profile import FloatArray, gamma_to_sigma_rel, sigma_rel_to_gamma
+from edm2.post_hoc_ema.profile import FloatArray, ReconstructionError, gamma_to_sigma_rel, sigma_rel_to_gamma
 
 NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(12)
 """Gauss-Legendre nodes in each interval between two times where tails have a kink."""
@@ -65,7 +66,7 @@ class Profile(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Entries for the metadata of a file, from which `profile_from_json` makes it again."""
-        return {"kind": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]  # subclasses are dataclasses
+        return {"kind": type(self).__name__, **vars(self)}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class PowerProfile(Profile):
         object.__setattr__(self, "start", self.clock if self.start is None else self.start)
         object.__setattr__(self, "full", self.t if self.full is None else self.full)
         if not (self.clock <= self.start < self.t <= self._full and 0 < self.exponent < np.inf):
-            raise ValueError(f"{self} must have clock <= start < t <= full, and exponent > 0")
+            raise ValueError(f"{vars(self)} must have clock <= start < t <= full, and exponent > 0")
 
     @property
     def _full(self) -> float:
@@ -153,8 +154,8 @@ class RawProfile(Profile):
 class ExponentialProfile(Profile):
     """Average of a constant decay, f(u) = e^(-rate (t - u)).
 
-    `rate` is -ln β / interval for an update of weight 1 - β at each interval, or ln 2 / half-life. Mass e^(-rate (t - start))
-    stays on the weights at `start`.
+    `rate` is -ln β / interval for an update of weight 1 - β at each interval, or ln 2 / half-life. Mass e^(-rate (t -
+    start)) stays on the weights at `start`.
 
     Raises:
         ValueError: Not 0 <= start < t, or the rate is not positive.
@@ -166,7 +167,7 @@ class ExponentialProfile(Profile):
 
     def __post_init__(self) -> None:
         if not (0 <= self.start < self.t and 0 < self.rate < np.inf):
-            raise ValueError(f"{self} must have 0 <= start < t, and rate > 0")
+            raise ValueError(f"{vars(self)} must have 0 <= start < t, and rate > 0")
 
     def mass_until(self, u: FloatArray) -> FloatArray:
         """Share of the mass on weights up to u."""
@@ -222,8 +223,8 @@ def profile_from_json(entries: Any) -> Profile:
 def tail_coefficients(inputs: Sequence[Profile], targets: Sequence[Profile], noise: ArrayLike = 0.0) -> FloatArray:
     """Return coefficients c [inputs, targets] that combine stored averages into wanted ones, Σ_i c_i θ̂_i.
 
-    They make ∫ (Σ_i c_i P_i - P*)² du + Σ_i noise_i c_i² smallest among those of sum 1; in float64, by QR on quadrature nodes,
-    whose condition is the square root of that of the normal equations. A target that is stored is a unit vector.
+    They make ∫ (Σ_i c_i P_i - P*)² du + Σ_i noise_i c_i² smallest among those of sum 1; in float64, by QR on quadrature
+    nodes, whose condition is the square root of that of the normal equations. A target that is stored is a unit vector.
 
     Args:
         inputs: Profiles of the stored averages, all different.
@@ -261,6 +262,23 @@ def tail_error(inputs: Sequence[Profile], targets: Sequence[Profile], coefficien
     u, w = _quadrature([*inputs, *targets])
     difference = _tails(inputs, u) @ coefficients - _tails(targets, u)
     return np.sqrt(w @ difference**2)
+
+
+def tail_forecast(
+    inputs: Sequence[Profile], targets: Sequence[Profile], coefficients: FloatArray
+) -> ReconstructionError:
+    """Forecast the quality of the averages that coefficients [inputs, targets] combine.
+
+    `profile_error` is the distance to the wanted average of a random walk, as a share of how far the last weights are
+    from it: 1 for a user who averages nothing.
+    """
+    error = tail_error(inputs, targets, coefficients)
+    unaveraged = np.array([tail_distance(RawProfile(target.t), target) for target in targets])
+    return ReconstructionError(
+        profile_error=np.divide(error, unaveraged, out=np.zeros_like(error), where=unaveraged > 0),
+        noise_gain=np.sqrt((coefficients**2).sum(axis=0)),
+        noise_bound=np.abs(coefficients).sum(axis=0),
+    )
 
 
 def tail_distance(a: Profile, b: Profile) -> float:

@@ -40,6 +40,8 @@ Examples:
 @click.option("--std-for", "groups", type=GROUP, multiple=True,
               help="Another EMA length for the tensors whose names match a pattern (with ! before it: do not match); "
               "repeatable, the first match counts.")  # fmt: skip
+@click.option("--method", type=click.Choice(["tails", "density"]), default="tails", show_default=True,
+              help="Coefficients: of the smallest expected error, or the paper's Algorithm 3.")  # fmt: skip
 @click.option("--dtype", type=PRECISION, default="fp32", show_default=True, help="Precision of the results.")
 @click.option("--memory", type=BYTES, default="4G", show_default=True, help="Memory to use at most.")
 @click.option("--threads", type=click.IntRange(1), help="Threads to use; default: one per core, at most 8.")
@@ -55,6 +57,7 @@ def reconstruct(
     at: int | None,
     out: Path | None,
     groups: Sequence[tuple[str, float]],
+    method: str,
     dtype: str,
     memory: int,
     threads: int | None,
@@ -69,8 +72,9 @@ def reconstruct(
     weights that an average of each given length would have had. A length is the standard deviation of the average's
     profile over time, as a fraction of the training so far: more than 0, less than 0.2887.
 
-    The error column says how far the reconstructed profile is from the exact one; more snapshots, or lengths nearer to
-    the stored ones, lower it. The noise column says by which factor rounding errors of the stored weights grow.
+    The profile column says how far the reconstructed average is from the exact one, as a share of how far the last
+    weights are from it; more snapshots, or lengths nearer to the stored ones, lower it. The weights column is the error
+    to expect in the weights, rounding of the files included; noise, the factor by which that grows.
     """
     from edm2.tools.reports.reconstruction import print_errors, print_storage_plan, reconstructed_name, warn_of_missing
 
@@ -96,14 +100,14 @@ def reconstruct(
         paths = [(out or run / "reconstructed") / reconstructed_name(used[0].images_seen, s) for s in sigma_rels]
         threads = threads or THREADS
         # Refuse what cannot be combined, and too little memory, before the table is printed.
-        reconstruction = Reconstruction(used, sigma_rels, groups=dict(groups))
+        reconstruction = Reconstruction(used, sigma_rels, groups=dict(groups), method=method)
         if not plan:
             reconstruction.resources(reconstruction.layouts(), memory, threads)
-        print_errors(used, sigma_rels, paths)
+        print_errors(reconstruction, sigma_rels, paths)
         if plan:
             return
         lengths = {"sigma_rel_of": dict(groups)} if groups else {}
-        metadata = [reconstructed_metadata(used[::-1], used[0].images_seen, s) | lengths for s in sigma_rels]
+        metadata = [reconstructed_metadata(used[::-1], used[0].images_seen, s, method) | lengths for s in sigma_rels]
         with progress_bar(unit="weights") as bar:
 
             def show(done: int, total: int) -> None:
@@ -111,8 +115,8 @@ def reconstruct(
                 bar.update(done - bar.n)
 
             reconstruct_files(
-                used, sigma_rels, paths, metadata, groups=dict(groups), dtype=DTYPES[dtype], memory=memory,
-                threads=threads, progress=show,
+                used, sigma_rels, paths, metadata, groups=dict(groups), method=method, dtype=DTYPES[dtype],
+                memory=memory, threads=threads, progress=show,
             )  # fmt: skip
     except ValueError as error:
         text = str(error)

@@ -44,7 +44,7 @@ def test_plan_for_a_run_that_is_to_come():
         *("--parameters", "280M"),
     )
     assert "64 snapshots of each" in shown
-    assert " 0.29%" in shown  # 2.9e-3 at 0.03 from 64 snapshots, and 1.7e-3 at 0.2: known from elsewhere
+    assert " 0.02%" in shown  # 2.7e-5 / 0.125 at 0.03 from 64 snapshots: known from elsewhere
     assert " 0.17%" in shown
     assert "71.7 GB in fp16" in shown  # 64 x 2 x 280 million x 2 bytes
     assert "14 of each length" in shown
