@@ -39,7 +39,7 @@ BUFFERS = ("num_batches_tracked", "running_mean", "running_var", "alpha")
 class Tensors(Protocol):
     """Named tensors of one checkpoint, read in parts."""
 
-    layouts: Mapping[str, TensorLayout]
+    layouts: dict[str, TensorLayout]
 
     def read_part(self, name: str, start: int, stop: int) -> Tensor:
         """Numbers `start` to `stop` of a tensor."""
