@@ -39,17 +39,17 @@ class ForeignFolder:
 
 
 def recognize(folder: str | os.PathLike[str], facts: Facts) -> ForeignFolder | None:
-    """Find out what the files in a folder are; None for a run or snapshots of this package, and for published pickles.
+    """Find out what the files of another program in a folder are.
+
+    None for a run or snapshots of this package, for published pickles, and where there is no folder.
 
     Raises:
         SnapshotError: Kinds are mixed, a file is damaged or holds something else than weights, or what must be known of
             the files is not told.
-        FileNotFoundError: There is no such folder, or nothing in it that could be weights.
+        FileNotFoundError: There is nothing in it that could be weights.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give one with snapshots or checkpoints")
-    if _is_ours(folder):
+    if not folder.is_dir() or _is_ours(folder):
         return None
     entries = visible_files(folder, "*")
     files = [path for path in entries if path.suffix in (".safetensors", *PICKLED) and path.is_file()]
@@ -105,8 +105,8 @@ def _one_kind(folder: Path, folders: Sequence[Path], files: Sequence[Path]) -> l
         raise SnapshotError(f"{folder} mixes kinds, such as {one} and {another}; keep one kind in a folder")
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds no snapshots, no files of weights ({', '.join(('.safetensors', *PICKLED))}) and no folders"
-            " with weights such as checkpoint-500"
+            f"no snapshots and no weights in {folder}; give a run folder, or one of snapshots, of files of weights"
+            f" ({', '.join(('.safetensors', *PICKLED))}) or of folders such as checkpoint-500"
         )
     return next(iter(found.values()))
 

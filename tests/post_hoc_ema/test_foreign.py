@@ -426,7 +426,7 @@ def ema_pytorch(folder: Path) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], dict, str]] = {
-    "nothing": (lambda f: (f / "notes.txt").write_text(""), {}, "holds no snapshots, no files of weights"),
+    "nothing": (lambda f: (f / "notes.txt").write_text(""), {}, "no snapshots and no weights in ckpts"),
     "snapshots of ours among others": (
         lambda f: (ours(f), stored(f / "9.safetensors", state(9))),
         {},
