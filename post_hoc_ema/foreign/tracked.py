@@ -64,7 +64,7 @@ def tracked_snapshots(folder: Path, paths: Sequence[Path], facts: Facts) -> list
         )
     paths = sorted(paths, key=lambda path: _numbers(path)[1])
     clock = 0 if package == "ema-pytorch" else _clock_begin(paths[0])
-    last_of = {_profile(step, facts.tracked[i], k, clock): path for path in paths for i, step in [_numbers(path)]}
+    last_of = {profile_after(step, facts.tracked[i], k, clock): path for path in paths for i, step in [_numbers(path)]}
     return [ForeignSnapshot(path, _tensors(path, package), profile) for profile, path in last_of.items()]
 
 
@@ -85,7 +85,7 @@ def _tensors(path: Path, package: str) -> LoadedTensors:
     )
 
 
-def _profile(step: int, sigma_rel: float, k: int, clock: int) -> Profile:
+def profile_after(step: int, sigma_rel: float, k: int, clock: int) -> Profile:
     """Profile that an average of that package has after a number of steps."""
     last = k * ((step - clock - 1) // k) + 1  # updates are at steps 1, 1 + k, 1 + 2 k, ... of its clock
     if last <= 1:  # the copy with which it began

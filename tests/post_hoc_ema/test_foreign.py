@@ -25,6 +25,7 @@ from edm2.post_hoc_ema import (
 )
 from edm2.post_hoc_ema.foreign.facts import Facts
 from edm2.post_hoc_ema.foreign.recognition import recognize
+from edm2.post_hoc_ema.foreign.tracked import profile_after
 
 TIMES = (100, 200, 300, 400)
 LENGTHS = (0.03, 0.07, 0.15, 0.20, 0.25)
@@ -318,6 +319,23 @@ def test_files_without_an_update_between_them_count_once(walk: Tensor, tmp_path:
     assert found.snapshots[0].profile == RawProfile(1)
     assert len(found.snapshots) == 11
     assert len(found.left_aside) == 13
+
+
+def test_the_time_of_a_file_is_that_of_its_last_update():
+    """Profiles that end at the step in the name of the file err by ten times as much, at the short length most."""
+    steps, k = range(200, 2001, 100), 100
+    inputs = [profile_after(step, sigma_rel, k, clock=0) for step in steps for sigma_rel in (0.05, 0.10)]
+    labelled = [PowerProfile(step, inputs[i].exponent) for step in steps for i in (0, 1)]
+    for sigma_rel in (0.03, 0.10, 0.20):
+        error, as_labelled = (
+            tail_error(inputs, target, tail_coefficients(profiles, target)).item() / 2000**0.5
+            for profiles, target in (
+                (inputs, [power_profile(1901, sigma_rel)]),
+                (labelled, [power_profile(2000, sigma_rel)]),
+            )
+        )
+        assert error < 0.02
+        assert as_labelled > 10 * error
 
 
 RESCUED = {10: (0.0098, 0.0027, 0.0011, 0.0006), 100: (0.027, 0.015, 0.011, 0.0085)}

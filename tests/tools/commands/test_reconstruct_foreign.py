@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import complaint, edm2, succeed
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from edm2.post_hoc_ema import rebuild
@@ -53,6 +54,8 @@ def test_files_are_those_of_the_python_call(checkpoints: Path):
     succeed("reconstruct", checkpoints, "--std", "0.1", "--clock-from", 50)
     path = checkpoints / "reconstructed" / NAME
     torch.testing.assert_close(load_file(path)["w"], rebuild(checkpoints, 0.1, clock_from=50)["w"])
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["format"] == "pt"  # transformers before version 5 refuses files that do not say so
     said = read_metadata(path)
     assert (said["images_seen"], said["sigma_rel"], said["profile"]["clock"]) == (400, 0.1, 50)
     assert said["reconstructed_from"] == [[100, 0], [200, 0], [300, 0], [400, 0]]
