@@ -8,6 +8,7 @@ from edm2.post_hoc_ema.conversions import (
 )
 from edm2.post_hoc_ema.files import atomic_output as atomic_output
 from edm2.post_hoc_ema.foreign.facts import Facts as Facts
+from edm2.post_hoc_ema.foreign.rebuilding import rebuild as rebuild
 from edm2.post_hoc_ema.foreign.recognition import ForeignFolder as ForeignFolder, recognize as recognize
 from edm2.post_hoc_ema.planning import (
     StoragePlan as StoragePlan,
@@ -33,7 +34,6 @@ from edm2.post_hoc_ema.profile import (
     sigma_rel_to_gamma as sigma_rel_to_gamma,
     solve_coefficients as solve_coefficients,
 )
-from edm2.post_hoc_ema.rebuilding import rebuild as rebuild
 from edm2.post_hoc_ema.reconstruction import (
     reconstruct as reconstruct,
     reconstruct_files as reconstruct_files,

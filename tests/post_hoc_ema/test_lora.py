@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from edm2.post_hoc_ema import rebuild
 from edm2.post_hoc_ema.foreign.facts import Facts
+from edm2.post_hoc_ema.foreign.lora import stacked_config, truncated
 from edm2.post_hoc_ema.foreign.recognition import recognize
-from edm2.post_hoc_ema.lora import stacked_config, truncated
 from edm2.post_hoc_ema.reconstruction import Reconstruction
 
 RANK, ALPHA, COUNT = 4, 8.0, 10

@@ -134,7 +134,7 @@ def reconstruct(
     from edm2.io.snapshots import refuse_different_runs
     from edm2.post_hoc_ema import reconstruct_files, select_snapshots
     from edm2.post_hoc_ema.foreign.facts import Facts
-    from edm2.post_hoc_ema.rebuilding import wanted_profile
+    from edm2.post_hoc_ema.foreign.rebuilding import wanted_profile
     from edm2.post_hoc_ema.reconstruction import THREADS, Reconstruction
     from edm2.tools.progress import progress_bar
     from edm2.training.config import DTYPES
@@ -218,7 +218,7 @@ def _metadata(
 
 def _check_lora(names: Sequence[str], form: str, longest: float) -> None:
     """Refuse products of what are no LoRAs; advise them where lengths are long."""
-    from edm2.post_hoc_ema.lora import factor_names
+    from edm2.post_hoc_ema.foreign.lora import factor_names
 
     if form != "factors":
         factor_names(names)
@@ -228,7 +228,7 @@ def _check_lora(names: Sequence[str], form: str, longest: float) -> None:
 
 def _write_adapter_configs(paths: Sequence[Path], used: Sequence[Any], form: str) -> None:
     """Write what PEFT reads beside its tensors."""
-    from edm2.post_hoc_ema.lora import write_adapter_config
+    from edm2.post_hoc_ema.foreign.lora import write_adapter_config
 
     if config := getattr(used[0], "adapter", None):
         for path in paths:
@@ -244,7 +244,7 @@ def _write_products(
 ) -> None:
     """Write averages of LoRAs by their products, which are small."""
     from edm2.post_hoc_ema import write_snapshot
-    from edm2.post_hoc_ema.lora import combine_products
+    from edm2.post_hoc_ema.foreign.lora import combine_products
 
     for path, state, said in zip(paths, combine_products(reconstruction, form), metadata, strict=True):
         write_snapshot(path, state, said, dtype)

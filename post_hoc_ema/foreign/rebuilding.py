@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from edm2.post_hoc_ema.foreign.facts import Facts
+from edm2.post_hoc_ema.foreign.lora import combine_products
 from edm2.post_hoc_ema.foreign.recognition import recognize
-from edm2.post_hoc_ema.lora import combine_products
 from edm2.post_hoc_ema.reconstruction import Reconstruction, Target, reconstruct
 from edm2.post_hoc_ema.selection import select_snapshots
 from edm2.post_hoc_ema.snapshot import Snapshot, find_snapshots
