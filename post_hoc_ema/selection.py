@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edm2.post_hoc_ema.snapshot import Snapshot, profile_at
 from edm2.post_hoc_ema.tails import Profile
@@ -65,12 +65,12 @@ def missing_snapshots(snapshots: Sequence[Snapshot], regular: bool = True) -> li
     return sorted({(t, s) for t in times for s in {s for _, s in present}} - present)
 
 
-def group_of(name: str, groups: Mapping[str, float]) -> str | None:
+def group_of(name: str, groups: Mapping[str, Any]) -> str | None:
     """The first pattern that fits a tensor's name, if any: `*.emb_linear.*`, or `!PATTERN` for all others."""
     return next((p for p in groups if fnmatchcase(name, p.removeprefix("!")) != p.startswith("!")), None)
 
 
-def refuse_idle_patterns(groups: Mapping[str, float], names: Iterable[str]) -> None:
+def refuse_idle_patterns(groups: Mapping[str, Any], names: Iterable[str]) -> None:
     """Raise ValueError if a pattern fits no tensor: a slip in it would leave its tensors at the common EMA length."""
     used = {group_of(name, groups) for name in names}
     for pattern in groups:

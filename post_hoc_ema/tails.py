@@ -81,30 +81,25 @@ class PowerProfile(Profile):
     exponent: float
     clock: float = 0.0
     """When the tracker's clock was at 0: that of the run, or where fine-tuning began."""
-    start: float | None = None  # type: ignore[assignment]  # a number as soon as it is made
-    """When the tracker began with a copy of the weights; None for the clock's beginning."""
-    full: float | None = None
-    """When f reaches 1; None for t. Later than t where the last update stands for a longer interval than it ended."""
+    start: float = np.nan
+    """When the tracker began with a copy of the weights; by default at the clock's beginning."""
+    full: float = np.nan
+    """When f reaches 1; by default at t. Later where the last update stands for a longer interval than it ended."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "start", self.clock if self.start is None else self.start)
-        object.__setattr__(self, "full", self.t if self.full is None else self.full)
-        if not (self.clock <= self.start < self.t <= self._full and 0 < self.exponent < np.inf):
+        object.__setattr__(self, "start", self.clock if np.isnan(self.start) else self.start)
+        object.__setattr__(self, "full", self.t if np.isnan(self.full) else self.full)
+        if not (self.clock <= self.start < self.t <= self.full and 0 < self.exponent < np.inf):
             raise ValueError(f"{vars(self)} must have clock <= start < t <= full, and exponent > 0")
-
-    @property
-    def _full(self) -> float:
-        assert self.full is not None  # __post_init__
-        return self.full
 
     def mass_until(self, u: FloatArray) -> FloatArray:
         """Share of the mass on weights up to u."""
-        return ((u - self.clock) / (self._full - self.clock)) ** self.exponent
+        return ((u - self.clock) / (self.full - self.clock)) ** self.exponent
 
     @property
     def width(self) -> float:
         """Time in which f falls by a factor e, near the end."""
-        return (self._full - self.clock) / self.exponent
+        return (self.full - self.clock) / self.exponent
 
     @property
     def sigma_rel(self) -> float | None:

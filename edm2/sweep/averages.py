@@ -147,9 +147,8 @@ class Averages:
         return digest.hexdigest()[:16]
 
     def _stored(self, at: int, sigma_rel: float) -> AnySnapshot | None:
-        at_once = (s for s in self.snapshots if s.images_seen == at and s.sigma_rel is not None)
-        found = (s for s in at_once if abs(s.sigma_rel - sigma_rel) < 1e-9)
-        return next(found, None)
+        then = (s for s in self.snapshots if s.images_seen == at)
+        return next((s for s in then if s.sigma_rel is not None and abs(s.sigma_rel - sigma_rel) < 1e-9), None)
 
     def _read(self, at: int, sigma_rel: float) -> dict[str, Tensor]:
         if sigma_rel == RAW:
