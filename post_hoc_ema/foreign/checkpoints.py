@@ -251,8 +251,11 @@ def _state_dict(path: Path, contents: Mapping[Any, Any], facts: Facts) -> dict[s
     own = dict(_tensors_of(contents))
     if facts.part is not None:
         names = [facts.part] if facts.part in states else []
-    else:
-        names = _named_for(states, facts) or [*states]
+    elif not (names := _named_for(states, facts)) and states:
+        only = next(iter(states))
+        raise SnapshotError(
+            f"{path} holds an average alone; say its --decay, or take it for plain weights (--part {only})"
+        )
     if len(names) > 1:
         raise SnapshotError(f"{path} holds weights in {', '.join(names)}; name one (--part {names[0]})")
     if not names and (facts.part is not None or not own):

@@ -488,6 +488,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict, str]] = {
         {},
         "weights in generator, discriminator; name one",
     ),
+    "an average alone": (
+        lambda f: [pickled(f / f"{t}.pt", {"ema": state(t), "step": t}) for t in TIMES],
+        {},
+        "holds an average alone; say its --decay",
+    ),
     "no such part": (two_networks, {"part": "vae"}, "such as checkpoint-5, has weights in vae"),
     "no lengths": (ema_pytorch, {"update_every": 10}, "tell neither their EMA lengths nor"),
     "too few lengths": (

@@ -140,7 +140,7 @@ def reconstruct(
     from edm2.training.config import DTYPES
 
     facts = Facts(update_every=update_every, tracked=tracked or (), decay=decay, clock_from=clock_from, part=part)
-    snapshots = _open(run, facts)
+    snapshots = _open(run, facts, plan)
     try:
         used = select_snapshots(snapshots, at)
         warn_of_missing(used, "the errors below allow for it")
@@ -178,14 +178,14 @@ def reconstruct(
         raise ValueError(text if str(run) in text else f"{run}: {text}") from None
 
 
-def _open(run: Path, facts: "Facts") -> Sequence[Any]:
+def _open(run: Path, facts: "Facts", plan: bool) -> Sequence[Any]:
     """Open the files of a run or of another program; of the latter, print what they are taken for."""
     from edm2.io.snapshots import open_run
     from edm2.post_hoc_ema.foreign.recognition import recognize
     from edm2.tools.reports.reconstruction import print_recognized
 
     if found := recognize(run, facts):
-        print_recognized(found)
+        print_recognized(found, one_by_one=plan)
         return found.snapshots
     if facts.tracked or facts.update_every or facts.decay or facts.part:
         raise click.UsageError(

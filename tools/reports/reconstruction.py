@@ -37,10 +37,10 @@ def warn_of_missing(snapshots: Sequence[AnySnapshot], consequence: str) -> None:
         click.echo(f"Warning: no snapshot of {t} images at length {s:g}{more}; {consequence}.", err=True)
 
 
-def print_recognized(found: ForeignFolder) -> None:
-    """Print what the files of another program are taken for, and what is left aside."""
-    click.echo(f"Recognized: {found.kind}; {len(found.snapshots)} files:")
-    for snapshot in found.snapshots:
+def print_recognized(found: ForeignFolder, one_by_one: bool) -> None:
+    """Print what the files of another program are taken for, each if asked for, and what is left aside."""
+    click.echo(f"Recognized: {found.kind}; {len(found.snapshots)} files")
+    for snapshot in found.snapshots if one_by_one else []:
         click.echo(f"  {snapshot.path.name}: {snapshot.profile}")
     if found.left_aside:
         click.echo(f"Left aside: {', '.join(found.left_aside)}")
