@@ -7,6 +7,9 @@ from edm2.post_hoc_ema.conversions import (
     sigma_rel_to_rampup_ratio as sigma_rel_to_rampup_ratio,
 )
 from edm2.post_hoc_ema.files import atomic_output as atomic_output
+from edm2.post_hoc_ema.foreign.facts import Facts as Facts
+from edm2.post_hoc_ema.foreign.rebuilding import rebuild as rebuild
+from edm2.post_hoc_ema.foreign.recognition import ForeignFolder as ForeignFolder, recognize as recognize
 from edm2.post_hoc_ema.planning import (
     StoragePlan as StoragePlan,
     evenly_spaced_error as evenly_spaced_error,

@@ -366,10 +366,11 @@ def reconstruct_files(
     results = reconstruction.results(layouts, dtype)
     resources = reconstruction.resources(layouts, memory, threads)
     _refuse_full_disk(paths, sum(layout.nbytes for layout in results.values()))
+    headers = [{"format": "pt", METADATA_KEY: json.dumps(dict(entries))} for entries in metadata]  # transformers 4
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(writing_safetensors(path, results, {METADATA_KEY: json.dumps(dict(entries))}))
-            for path, entries in zip(paths, metadata, strict=True)
+            stack.enter_context(writing_safetensors(path, results, header))
+            for path, header in zip(paths, headers, strict=True)
         ]
         reconstruction.write(layouts, writers, resources, progress)
 

@@ -83,7 +83,7 @@ class SafetensorsSnapshot(PartialSnapshot):
             FileNotFoundError: There is no such file.
         """
         self.path = Path(path)
-        with _opened(self.path) as file:
+        with open_safetensors(self.path) as file:
             self.names = tuple(file.keys())
             self.metadata = _parse_metadata(self.path, file.metadata())
         self._stored = locate_tensors(self.path)
@@ -101,7 +101,7 @@ class SafetensorsSnapshot(PartialSnapshot):
 
     def read(self, name: str) -> Tensor:
         """One tensor, in the type in which it is stored. The file is open only meanwhile, so that memory is freed."""
-        with _opened(self.path) as file:
+        with open_safetensors(self.path) as file:
             return file.get_tensor(name)
 
     def layout(self, name: str) -> TensorLayout:
@@ -120,7 +120,7 @@ class SafetensorsSnapshot(PartialSnapshot):
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Metadata of a file written by `write_snapshot`; raises as `SafetensorsSnapshot` does."""
-    with _opened(Path(path)) as file:
+    with open_safetensors(Path(path)) as file:
         return _parse_metadata(Path(path), file.metadata())
 
 
@@ -179,7 +179,7 @@ def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
+def open_safetensors(path: Path) -> Iterator[safe_open]:
     """Yield an open safetensors file; whatever is wrong with it becomes an error of one line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; give the path of a .safetensors file")

@@ -40,16 +40,13 @@ def load_snapshot_(net: nn.Module, path: str | Path) -> None:
     if missing or foreign:
         example = sorted(missing or foreign)[0]
         raise SnapshotError(f"{path}: is a snapshot of another network ({example} is only in one of them)")
-    for name in snapshot.names:
-        tensor = snapshot.read(name)
-        if name in LABEL_EMBEDDINGS and (name not in own or tensor.shape != own[name].shape):
-            continue
-        if tensor.shape != own[name].shape:
-            raise SnapshotError(
-                f"{path}: is a snapshot of another network ({name} is {tuple(tensor.shape)} there, "
-                f"{tuple(own[name].shape)} here)"
-            )
-        own[name].copy_(tensor)
+    alike = [name for name in snapshot.names if name in own and snapshot.layout(name).shape == tuple(own[name].shape)]
+    if others := sorted(set(snapshot.names).difference(alike, LABEL_EMBEDDINGS)):
+        name = others[0]
+        there, here = snapshot.layout(name).shape, tuple(own[name].shape)
+        raise SnapshotError(f"{path}: is a snapshot of another network ({name} is {there} there, {here} here)")
+    for name in alike:
+        own[name].copy_(snapshot.read(name))
 
 
 def _check_config(net: Precond, snapshot: SafetensorsSnapshot) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from edm2.io.snapshots import AnySnapshot
 from edm2.post_hoc_ema import missing_snapshots
+from edm2.post_hoc_ema.foreign.recognition import ForeignFolder
 from edm2.post_hoc_ema.planning import (
     MOST_SNAPSHOTS,
     STORED,
@@ -34,6 +35,15 @@ def warn_of_missing(snapshots: Sequence[AnySnapshot], consequence: str) -> None:
     if missing := missing_snapshots(snapshots, regular=not thinned):
         (t, s), more = missing[0], f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         click.echo(f"Warning: no snapshot of {t} images at length {s:g}{more}; {consequence}.", err=True)
+
+
+def print_recognized(found: ForeignFolder, one_by_one: bool) -> None:
+    """Print what the files of another program are taken for, each if asked for, and what is left aside."""
+    click.echo(f"Recognized: {found.kind}; {len(found.snapshots)} files")
+    for snapshot in found.snapshots if one_by_one else []:
+        click.echo(f"  {snapshot.path.name}: {snapshot.profile}")
+    if found.left_aside:
+        click.echo(f"Left aside: {', '.join(found.left_aside)}")
 
 
 def print_errors(reconstruction: Reconstruction, sigma_rels: Sequence[float], paths: Sequence[Path]) -> None:

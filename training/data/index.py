@@ -134,7 +134,8 @@ def _from_arrays(
 ) -> tuple[Members, Catalog]:
     """Inverse of `_to_arrays`."""
     names = Names.laid_end_to_end(arrays["names"].tobytes(), arrays["ends"])
-    members = Members(names, **{column: arrays[column] for column in COLUMNS})
+    columns: dict[str, Any] = {column: arrays[column] for column in COLUMNS}
+    members = Members(names, **columns)
     labels, classes = arrays["labels"], tuple(class_names)
     return members, Catalog(names.take(arrays["rows"]), labels, classes, notes=tuple(notes), **entries)
 

@@ -131,6 +131,7 @@ class Output:
             batch = stream.all_of(evenly_spaced(dataset, count))
             levels = measure_loss(net, batch, distribution, images_per_forward)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
+            measured[f"{name}_error"] = levels.error(batch.images.square().mean().item(), self.config.sigma_data)
         return measured
 
     # ------------------------------------------------------------------------------------------------ weights
@@ -208,8 +209,8 @@ class Output:
         """Shape and classes of the images of an external network, which sampling must know."""
         stream = self.stream
         return {
-            "img_resolution": list(stream.dataset.shape[1:]),
-            "img_channels": stream.channels,
+            "img_resolution": list(stream.shape[1:]),
+            "img_channels": stream.shape[0],
             "label_dim": len(stream.dataset.class_names) if stream.has_labels else 0,
         }
 
