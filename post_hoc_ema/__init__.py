@@ -9,15 +9,13 @@ time (Karras et al. 2024, arXiv 2312.02696v2, "the paper", Section 3 and Appendi
     conversions.py     other ways to name an EMA length, such as a half-life
     session.py         PostHocEMA: averages, files and weights to validate with, in one object
     callbacks.py       the same in Lightning, transformers' Trainer and Accelerate
-    tracker.py         PowerFunctionEMA, kept while training; IntervalMeans, in half the memory; TraditionalEMA, a baseline
+    tracker.py         PowerFunctionEMA, kept while training; IntervalMeans, in half the memory; TraditionalEMA
     modules.py         parameters under plain names, whatever wraps a module; what cannot be averaged
     snapshot.py        the files in which averages are kept
     reconstruction.py  snapshots and EMA lengths -> weights (Algorithm 3)
     selection.py       which snapshots that takes, and which do not belong together
     streaming.py       its sums, in bounded memory and by several threads
-    foreign/           files of other programs as snapshots
-    lora.py            averages of LoRAs by their products
-    rebuilding.py      one call from a folder of any kind to an average
+    foreign/           files of other programs as snapshots, averages of LoRAs, one call from a folder to an average
     planning.py        which snapshots to store, and in which precision
     tensor_files.py    parts of safetensors files, read and written
     files.py           files that appear complete or not at all, and texts from untrusted files

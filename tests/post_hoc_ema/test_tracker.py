@@ -202,6 +202,7 @@ def test_resuming_equals_never_stopping_to_the_bit(through, tmp_path):
     resumed_net.load_state_dict(net.state_dict())
     resumed.load_state_dict(through(tracker.state_dict(), resumed.state_dict(), tmp_path))
     assert resumed.images_seen == tracker.images_seen == 320
+    assert resumed.run == tracker.run
     train(net, tracker, 5, seed=2)
     train(resumed_net, resumed, 5, seed=2)
     for sigma_rel in tracker.sigma_rels:
