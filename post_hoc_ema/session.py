@@ -111,6 +111,15 @@ class PostHocEMA:
             self.tracker.save(self.folder, self._dtype, self._metadata)
             self._stored = self.images_seen
 
+    def __enter__(self) -> "PostHocEMA":
+        """Context that stores the end of the run: with PostHocEMA(model, "ema", every=4096) as ema."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Store, unless the run failed: it will be resumed from before."""
+        if kind is None:
+            self.store()
+
     # ------------------------------------------------------------------------------------------------------- weights
 
     def average(self, sigma_rel: float) -> Mapping[str, Any]:

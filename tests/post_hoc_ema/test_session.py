@@ -60,6 +60,20 @@ def test_files_are_stored_by_themselves_and_the_end_too(tmp_path):
     net.load_state_dict(reconstruct(snapshots, [0.08])[0])
 
 
+def interrupted(ema):
+    ema.update(3)
+    raise KeyboardInterrupt
+
+
+def test_a_context_stores_the_end_unless_the_run_failed(tmp_path):
+    with PostHocEMA(net_with_buffers(), tmp_path / "a", every=10) as ema:
+        ema.update(3)
+    assert find_snapshots(tmp_path / "a")[-1].images_seen == 3
+    with pytest.raises(KeyboardInterrupt), PostHocEMA(net_with_buffers(), tmp_path / "b", every=10) as ema:
+        interrupted(ema)
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize("sigma_rel", [0.10, 0.07])
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_model_has_averaged_weights_for_a_while(sigma_rel, fails, tmp_path):
