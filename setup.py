@@ -58,7 +58,7 @@ setup(
         "heic": ["pillow-heif"],
         "test": [
             *("pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"),
-            *("tensorboard", "datasets", "build", "setuptools"),
+            *("tensorboard", "datasets", "ema-pytorch", "build", "setuptools"),
         ],
     },
     entry_points={"console_scripts": ["edm2 = edm2.tools.cli:main"]},

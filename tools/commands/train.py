@@ -178,8 +178,8 @@ _machine = option_group("Machine")
 @_output(
     "--keep-snapshots",
     type=click.IntRange(2),
-    help="Keep snapshots of this many times, spread over the run; the others are deleted on the way. With 64, errors "
-    "of reconstruction stay below 2 %.  [default: all]",
+    help="Keep snapshots of this many times, spread over the run; the others are deleted on the way. With 32, errors "
+    "of reconstruction stay below 0.2 %.  [default: all]",
 )
 @_output("--status", "status_every", type=IMAGES, help="Images between status lines.")
 @_output("--sample", "sample_every", type=IMAGES, help="Images between sample grids.")

@@ -127,7 +127,7 @@ def _origin(metadata: Mapping[str, Any]) -> Lines:
 
 def _times_and_lengths(snapshots: list[AnySnapshot]) -> str:
     times = {snapshot.images_seen for snapshot in snapshots}
-    lengths = sorted({snapshot.sigma_rel for snapshot in snapshots})
+    lengths = sorted({snapshot.sigma_rel for snapshot in snapshots if snapshot.sigma_rel is not None})
     return f"{len(snapshots)} at {len(times)} times, EMA lengths {_compact(lengths)}"
 
 

@@ -1,7 +1,5 @@
 """Description of a run before it starts, for `edm2 train`: data, network, schedule, memory, snapshots, disk."""
 
-import numpy as np
-
 from edm2.planning.costs import (
     TRAINING_FLOPS,
     count_flops,
@@ -14,8 +12,7 @@ from edm2.planning.costs import (
 from edm2.planning.presets import PRESETS
 from edm2.planning.probe import guessed_speed
 from edm2.planning.relative import advice
-from edm2.post_hoc_ema import reconstruction_error
-from edm2.post_hoc_ema.planning import MOST_SNAPSHOTS
+from edm2.post_hoc_ema.planning import MOST_SNAPSHOTS, forecast_errors
 from edm2.tools.reports.description import Lines
 from edm2.training import Dataset, TrainingConfig
 from edm2.training.data.dataset import evenly_spaced_indices
@@ -104,10 +101,9 @@ def _worst_error(times: list[int], stored: tuple[float, ...]) -> float | None:
     """Largest profile error of the wanted lengths at the end, from snapshots of these times; None: impossible."""
     every = -(-len(times) // MOST_SNAPSHOTS)
     times = times[::-every][::-1]  # more of them would not lower the error of the solution
-    t, sigma_rels = np.meshgrid(times, stored)
-    if t.size < 2:
+    if len(times) * len(stored) < 2:
         return None
-    return reconstruction_error(t.ravel(), sigma_rels.ravel(), times[-1], WANTED).profile_error.max().item()
+    return forecast_errors(times, WANTED, stored).profile_error.max().item()
 
 
 def _percent(fraction: float) -> str:

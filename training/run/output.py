@@ -58,6 +58,7 @@ class Output:
         self.buffers = list(buffers)
         self.device = stream.device
         self.writes = strategy.processes.is_first
+        self.run = folder.run()
         self.monitor = Monitor(folder.path, config.duration, images_seen) if self.writes else None
         self._start_clock(images_seen)
 
@@ -196,6 +197,7 @@ class Output:
             },
             "training": config,
             "buffers": self.buffers,
+            **({"run": self.run} if self.run else {}),
             "edm2_version": __version__,
         }
 
