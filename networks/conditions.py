@@ -305,11 +305,21 @@ def prepare(known: Iterable[Condition], given: Mapping[str, Tensor], x: Tensor) 
     given = dict(given)
     for name, condition in by_name.items():
         if isinstance(condition, ImageCondition) and condition.noise and name in given:
-            level = given.setdefault(f"{name}_noise", torch.zeros(len(x))).to(x)
-            shift = constant(condition.mean, x.device, x.dtype).view(-1, 1, 1) if condition.mean else 0
-            scale = (1 + level.reshape(-1, 1, 1, 1) ** 2).rsqrt()  # unit magnitude, with any noise
-            given[name] = shift + (given[name].to(x) - shift) * scale
+            given |= _with_noise_level(condition, given, x)
     return {name: condition.prepare(given.get(name), x) for name, condition in by_name.items()}
+
+
+def _with_noise_level(condition: ImageCondition, given: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """An image condition of unit magnitude with any noise, and the level of that, 0 unless it is given."""
+    level_name = noise_level(condition).name
+    values = given[condition.name].to(x)
+    level = given.get(level_name, x.new_zeros(len(x))).to(x).reshape(-1, 1, 1, 1)
+    mean = constant(condition.mean or (0.0,), x.device, x.dtype).view(-1, 1, 1)
+    absent = values.flatten(1).isnan().any(dim=1)
+    return {
+        condition.name: mean + (values - mean) * (1 + level**2).rsqrt(),
+        level_name: level.flatten().masked_fill(absent, torch.nan),
+    }
 
 
 @lru_cache(maxsize=64)

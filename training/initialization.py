@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from edm2.networks import NetworkConfig, Precond, build_network
+from edm2.networks import ImageCondition, NetworkConfig, Precond, build_network
+from edm2.networks.unet import level_name
 from edm2.post_hoc_ema import SafetensorsSnapshot, SnapshotError
 
 LABEL_EMBEDDINGS = frozenset({"unet.emb_label.weight", "unet.map_label.weight"})
@@ -22,7 +23,8 @@ def fresh_network(config: NetworkConfig, seed: int) -> Precond:
 def load_snapshot_(net: nn.Module, path: str | Path) -> None:
     """Overwrite the parameters and buffers of `net` by those of a snapshot, to fine-tune it.
 
-    The label embedding keeps its fresh weights if the number of classes differs.
+    The label embedding keeps its fresh weights if the number of classes differs. Conditions that the snapshot's network
+    does not have start with weights that are random, but have no effect: `net` is then the same function.
 
     Raises:
         SnapshotError: no snapshot, or one of another network or configuration of the ladder.
@@ -35,13 +37,17 @@ def load_snapshot_(net: nn.Module, path: str | Path) -> None:
     if isinstance(net, Precond):
         _check_config(net, snapshot)
     own = net.state_dict()
-    missing = set(own) - set(snapshot.names) - LABEL_EMBEDDINGS
+    added = _added_conditions(net, snapshot) if isinstance(net, Precond) else []
+    fresh = LABEL_EMBEDDINGS | {name for name in own if _is_of(added, name)}
+    missing = set(own) - set(snapshot.names) - fresh
     foreign = set(snapshot.names) - set(own) - LABEL_EMBEDDINGS
     if missing or foreign:
         example = sorted(missing or foreign)[0]
         raise SnapshotError(f"{path}: is a snapshot of another network ({example} is only in one of them)")
     for name in snapshot.names:
         tensor = snapshot.read(name)
+        if added and name == f"unet.enc.{level_name(net.config, 0)}_conv.weight":
+            tensor = widened(tensor, net.config, added)
         if name in LABEL_EMBEDDINGS and (name not in own or tensor.shape != own[name].shape):
             continue
         if tensor.shape != own[name].shape:
@@ -50,6 +56,9 @@ def load_snapshot_(net: nn.Module, path: str | Path) -> None:
                 f"{tuple(own[name].shape)} here)"
             )
         own[name].copy_(tensor)
+    for name in fresh - set(snapshot.names):
+        if name.endswith("gain"):  # of a source of the embedding; the gates of cross-attention are 0 already
+            own[name].zero_()
 
 
 def _check_config(net: Precond, snapshot: SafetensorsSnapshot) -> None:
@@ -61,3 +70,50 @@ def _check_config(net: Precond, snapshot: SafetensorsSnapshot) -> None:
             f"{snapshot.path}: is a snapshot of config {config}, not of config {net.config.config}; "
             "start from one of the same configuration"
         )
+
+
+def _added_conditions(net: Precond, snapshot: SafetensorsSnapshot) -> list[str]:
+    """Names of the conditions of `net` that the snapshot's network does not have."""
+    description = snapshot.metadata.get("network")
+    before = description.get("conditions", ()) if isinstance(description, dict) else ()
+    known = {condition.get("name") for condition in before if isinstance(condition, dict)}
+    return [condition.name for condition in net.config.conditions if condition.name not in known]
+
+
+def _is_of(conditions: list[str], tensor: str) -> bool:
+    """True for the name of a tensor of one of these conditions, or of the label as a source of the embedding."""
+    parts = tensor.split(".")
+    of_conditions = any(
+        f"{parent}.{name}" in tensor for parent in ("emb_conditions", "contexts", "attn_cross") for name in conditions
+    )
+    return of_conditions or parts[-1] == "label_gain"
+
+
+def widened(weight: Tensor, config: NetworkConfig, added: list[str]) -> Tensor:
+    """Weights of the input convolution with zeros for images that are added as conditions.
+
+    What is used of a row w of fan_in weights is w / (eps + rms(w)) / sqrt(fan_in), and more zeros change the rms: all
+    rows are multiplied by the root of the ratio, so that eps has the same effect.
+
+    Args:
+        weight: [out, in, k, k]: the noisy image's channels, those of earlier image conditions, ones.
+        config: The network with more conditions.
+        added: Names of those.
+
+    Returns:
+        [out, more, k, k].
+    """
+    image, ones = weight[:, : config.img_channels], weight[:, -1:]
+    rest = weight[:, config.img_channels : -1]
+    parts = [image]
+    for condition in config.conditions:
+        if isinstance(condition, ImageCondition):
+            count = condition.input_channels
+            parts.append(
+                torch.zeros_like(weight[:, :1]).expand(-1, count, -1, -1)
+                if condition.name in added
+                else rest[:, :count]
+            )
+            rest = rest if condition.name in added else rest[:, count:]
+    wide = torch.cat([*parts, rest, ones], dim=1)
+    return wide * (wide.shape[1] / weight.shape[1]) ** 0.5

@@ -15,6 +15,7 @@ from edm2.tools.options.parsing import (
     DEVICE,
     FILE,
     IMAGES,
+    NAMED_NUMBER,
     NUMBER,
     PRECISION,
     SEED,
@@ -89,6 +90,7 @@ Distributions of noise levels:
 _what = option_group("The run")
 _eval = option_group("Scores during training")
 _data = option_group("Data")
+_conditions = option_group("Conditions besides the class")
 _network = option_group("Network")
 _schedule = option_group("Schedule")
 _noise = option_group("Noise levels")
@@ -118,6 +120,36 @@ _machine = option_group("Machine")
 )
 @_data("--skip-broken", type=int, help="Without effect, and gone in the next version: see edm2 dataset check.")
 @_data("--holdout", type=int, help="Images to keep out of training, to measure the loss on.")
+@_conditions(
+    "--condition",
+    "asked_conditions",
+    multiple=True,
+    metavar="NAME[=KIND]",
+    help="Train with conditions/NAME of the data; KIND is vector, scalar, image or tokens; default: by shape.",
+)
+@_conditions(
+    "--make-condition",
+    "make_conditions",
+    multiple=True,
+    metavar="NAME=MAKER",
+    help="Train with a condition made of the images: lowres=downsample:2.",
+)
+@_conditions(
+    "--condition-dropout",
+    "condition_dropouts",
+    type=NAMED_NUMBER,
+    multiple=True,
+    metavar="NAME=FRACTION",
+    help="Fraction of images trained without a condition, for guidance and for sampling without: caption=0.1.",
+)
+@_conditions(
+    "--condition-noise",
+    "condition_noises",
+    type=NAMED_NUMBER,
+    multiple=True,
+    metavar="NAME=LEVEL",
+    help="Add noise up to this level, in standard deviations, to an image condition (cascades).",
+)
 @_network(
     "--config",
     "architecture",
@@ -329,7 +361,7 @@ def configure_run(
     from edm2.tools.run import default_device, default_precision
     from edm2.training.config import REMOVED
 
-    chosen = {name: value for name, value in choices.items() if value is not None and name not in REMOVED}
+    chosen = {name: value for name, value in choices.items() if value not in (None, ()) and name not in REMOVED}
     chosen.setdefault("device", default_device())
     if "init" in chosen:
         chosen["init"] = _initial_network(chosen["init"], out)
@@ -339,6 +371,7 @@ def configure_run(
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))
     relative = fitted and "duration" in chosen
     try:
+        _add_conditions(chosen, dataset, begun)
         if "budget" in chosen:
             if "duration" in chosen or measure is None:
                 raise click.UsageError("--budget decides the duration of one run: leave out --duration; not for ablate")
@@ -355,6 +388,18 @@ def configure_run(
     except ValueError as error:
         raise click.UsageError(_in_options(str(error))) from None
     return config
+
+
+def _add_conditions(chosen: dict[str, Any], dataset: "Dataset", begun: "TrainingConfig | None") -> None:
+    """Describe the conditions that are asked for; a run that goes on keeps how the class enters its network."""
+    from edm2.planning.conditions import plan_conditions
+
+    asked, makers = chosen.pop("asked_conditions", ()), chosen.get("make_conditions", ())
+    dropouts, noises = dict(chosen.pop("condition_dropouts", ())), dict(chosen.pop("condition_noises", ()))
+    if asked or makers or dropouts or noises:
+        chosen["conditions"] = plan_conditions(dataset, asked, makers, dropouts, noises)
+        if begun is not None and begun.network is not None:
+            chosen["label_source"] = begun.network.label_source
 
 
 def _begun_run(out: str) -> "TrainingConfig | None":
