@@ -154,7 +154,7 @@ def check_condition_dropout(name: str, net: "SampledNetwork", dropped: Sequence[
         if condition.name in dropped and not condition.dropout:
             raise ValueError(
                 f"{name}: was trained with condition {condition.name} for every image, so it cannot guide itself "
-                f"without; give a network to guide away from (--guide), or train with --condition-dropout {condition.name}=0.1"
+                f"without; give another network (--guide), or train with --condition-dropout {condition.name}=0.1"
             )
 
 

@@ -81,8 +81,8 @@ SAMPLE_OPTIONS = (
         "conditions",
         multiple=True,
         metavar="NAME=VALUE",
-        help="What else NETWORK is told: numbers, a text, a picture or NPY file for all images; or a folder of them, or "
-        "an NPY file of rows, for the seeds in order. Repeatable.",
+        help="What else NETWORK is told: numbers, a text, a picture or NPY file for all images; or a folder of them, "
+        "or an NPY file of rows, for the seeds in order. Repeatable.",
     ),
     _what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP),
     _what("--networks", type=FOLDER, default=".", help="Folder with the networks of --preset; default: here."),
