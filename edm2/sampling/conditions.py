@@ -32,7 +32,7 @@ def rows_of_conditions(known: Iterable[Condition], given: Mapping[str, Any], cou
     for name, value in given.items():
         condition = by_name.get(name)
         values = torch.as_tensor(value) if condition is None else _rows(condition, value)
-        if len(values) not in (1, count) or (len(values) != count and condition is None):
+        if len(values) not in (1, count):
             raise ValueError(f"condition {name}: {len(values)} rows for {count} seeds; give one row per seed")
         values = values.expand(count, *values.shape[1:])
         if condition is not None:
@@ -61,7 +61,7 @@ def _rows(condition: Condition, value: Any) -> Tensor:
 def _as_tensor(value: Any) -> Tensor:
     if isinstance(value, Image.Image):
         return torch.from_numpy(np.atleast_3d(np.array(value)).transpose(2, 0, 1).copy())  # [C, H, W]
-    values = torch.as_tensor(value)
+    values = torch.as_tensor(np.array(value) if isinstance(value, np.ndarray) else value)  # a copy: it may be read-only
     return values if values.dtype == torch.uint8 else values.float()
 
 

@@ -359,7 +359,7 @@ def read_condition(files: Files, name: str) -> np.ndarray:
         DatasetError: Missing, damaged, or no finite numbers.
     """
     if suffix_of(name) != ".npy":
-        return read_array(files, name)
+        return np.array(read_array(files, name))  # a copy that may be written to, as torch asks for
     try:
         array = _parse_npy(files.read(name))
         if array.dtype.kind not in "biuf" or array.ndim > 3 or not array.size:

@@ -124,8 +124,10 @@ def describe_condition(
     dataset: Dataset,
     name: str,
     kind: str | None = None,
-    max_images: int | None = MAX_MEASURED,
+    max_images: int = MAX_MEASURED,
     report: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    anew: bool = False,
 ) -> Condition:
     """Measure a condition of a dataset, or take what is stored of it.
 
@@ -133,8 +135,9 @@ def describe_condition(
         dataset: Images with this condition.
         name: Name of the condition.
         kind: Kind of the condition; default: by the shape of its values.
-        max_images: Images to measure, evenly spaced; None: all, whatever is stored.
+        max_images: Images to measure, evenly spaced.
         report: Called with the number of images done and of all.
+        anew: Measure, whatever is stored.
 
     Raises:
         DatasetError: values are missing, of changing shape, not finite, or never vary; or they are not of this kind.
@@ -142,13 +145,13 @@ def describe_condition(
     where = f"{dataset.name}: condition {name}"
     if kind is not None and kind not in KINDS:
         raise DatasetError(f"{where}: unknown kind {kind!r}; there are {', '.join(KINDS)}")
-    stored = None if max_images is None else dataset.stored_condition(name)
-    if stored is not None and kind in (None, stored.get("kind")):
+    stored = dataset.known_condition(name)
+    if not anew and "kind" in stored and kind in (None, stored["kind"]):
         try:
             return condition_from_json({**stored, "name": name})
         except ValueError as error:
             raise DatasetError(f"{where}: {error}; measure anew with edm2 dataset stats") from None
-    indices = evenly_spaced_indices(len(dataset), max_images or len(dataset))
+    indices = evenly_spaced_indices(len(dataset), max_images)
     sums, length = np.zeros(0), 0
     count, shift, first = 0, np.zeros(0), torch.empty(0)
     for start in range(0, len(indices), CHUNK):
@@ -174,12 +177,18 @@ def describe_condition(
     std = np.sqrt(np.maximum(sums[1] / count - np.square(mean), 0))
     if not (std > 0).any():
         raise DatasetError(f"{where}: never varies, so there is nothing to learn from; leave it out")
-    return _described(
-        name, kind or "", first, (mean + shift[:, 0]).tolist(), np.where(std > 0, std, 1).tolist(), length
-    )
+    about: dict[str, Any] = {"mean": tuple(mean + shift[:, 0]), "std": tuple(np.where(std > 0, std, 1))}
+    match kind:
+        case "scalar":
+            return ScalarCondition(name, **about)
+        case "vector":
+            return VectorCondition(name, first.shape[1], **about)
+        case "image":
+            return ImageCondition(name, first.shape[1], **about)
+    return TokenCondition(name, first.shape[2], length=length, encoder=stored.get("encoder"), **about)
 
 
-def kind_of(values: Tensor) -> str:
+def kind_of(values: Tensor | np.ndarray) -> str:
     """Kind of condition whose values [N, ...] have this shape."""
     match tuple(values.shape[1:]):
         case () | (1,):
@@ -195,17 +204,3 @@ def _check_kind(values: Tensor, kind: str, where: str) -> None:
     found = kind_of(values)
     if found != kind and (found, kind) != ("scalar", "vector"):
         raise DatasetError(f"{where}: values of shape {list(values.shape[1:])} are {found}, not {kind}")
-
-
-def _described(
-    name: str, kind: str, values: Tensor, mean: Sequence[float], std: Sequence[float], length: int
-) -> Condition:
-    about: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
-    match kind:
-        case "scalar":
-            return ScalarCondition(name, **about)
-        case "vector":
-            return VectorCondition(name, values.shape[1], **about)
-        case "image":
-            return ImageCondition(name, values.shape[1], **about)
-    return TokenCondition(name, values.shape[2], length=length, **about)

@@ -123,9 +123,9 @@ class Dataset(ABC):
         """
         return (self.conditions(indices) or {})[name]
 
-    def stored_condition(self, name: str) -> Mapping[str, Any] | None:
-        """Kind and statistics of a condition as `Condition.to_json` has them; None if they are not stored."""
-        return None
+    def known_condition(self, name: str) -> Mapping[str, Any]:
+        """What is stored about a condition, as `Condition.to_json` has it; only its encoder, or nothing, else."""
+        return {}
 
     def item_name(self, index: int) -> str:
         """Name of an image to show to people: that of its file, or its number."""
@@ -282,11 +282,13 @@ class ArchiveDataset(Dataset):
             self._condition_files[name] = found
         return self._condition_files[name]
 
-    def stored_condition(self, name: str) -> Mapping[str, Any] | None:
+    def known_condition(self, name: str) -> Mapping[str, Any]:
         entry = self._condition_stats.get(name) if isinstance(self._condition_stats, dict) else None
-        if not isinstance(entry, dict) or entry.get(CONTENTS) != self.condition_contents(name):
-            return None  # of other files
-        return _without_contents(entry)
+        if not isinstance(entry, dict):
+            return {}
+        if entry.get(CONTENTS) == self.condition_contents(name):
+            return {key: value for key, value in entry.items() if key != CONTENTS}
+        return {"encoder": entry.get("encoder")}  # the rest was measured on other files
 
     def condition_contents(self, name: str) -> str:
         """Digest of sizes and checksums of a condition's files."""
@@ -385,8 +387,8 @@ class Subset(Dataset):
     def read_condition(self, name: str, indices: Indices) -> Tensor:
         return self.dataset.read_condition(name, self.indices[np.asarray(indices, dtype=np.int64)])
 
-    def stored_condition(self, name: str) -> Mapping[str, Any] | None:
-        return self.dataset.stored_condition(name)
+    def known_condition(self, name: str) -> Mapping[str, Any]:
+        return self.dataset.known_condition(name)
 
     def item_name(self, index: int) -> str:
         return self.dataset.item_name(int(self.indices[index]))
