@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edm2.networks.blocks import SILU_SCALE, DecoderBlock, EncoderBlock
 from edm2.networks.conditions import (
+    CrossAttention,
     EmbeddedCondition,
     ImageCondition,
     Prepared,
@@ -35,7 +36,7 @@ class UNet(nn.Module):
         config: Widths, depths, attention; see `NetworkConfig`.
 
     Raises:
-        ValueError: channels that cannot be split into heads.
+        ValueError: channels that cannot be split into heads, or conditions that are tokens without any head.
     """
 
     conv = MPConv
@@ -66,6 +67,11 @@ class UNet(nn.Module):
         first = MPConv(channels, config.widths[0], (3, 3))
         self.enc, skip_channels = build_encoder(config, first, EncoderBlock, options)
         self.dec = build_decoder(config, skip_channels, DecoderBlock, options)
+        if token_sizes and not any(isinstance(module, CrossAttention) for module in self.modules()):
+            raise ValueError(
+                f"condition {next(iter(token_sizes))}: tokens need attention, and no block is wide enough for a head "
+                f"of channels_per_head={config.channels_per_head}; make the network wider"
+            )
         self.out_gain = nn.Parameter(torch.zeros([]))
         self.out_conv = MPConv(config.widths[0], config.img_channels, (3, 3))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ def load_text_encoder(name: str) -> "TextEncoder":
             f"text encoder {name}: cannot be loaded: {first_line(error)}; give a folder of transformers or a hub id"
         ) from error
     model = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
     return TextEncoder(name, tokenizer, getattr(model, "text_model", model).eval())
 
 
@@ -46,7 +48,7 @@ class TextEncoder:
     """A tokenizer and the model that makes a vector of each of its tokens.
 
     Args:
-        name: Name to show to people and to store.
+        name: Name to store: the hub id, or the folder's full path.
         tokenizer, model: Both of transformers.
     """
 
