@@ -27,8 +27,8 @@ from edm2.networks.attention import cross_attention
 from edm2.networks.layers import MPConv, MPFourier
 
 Prepared: TypeAlias = tuple[Tensor, Tensor]
-"""Standardized values, zero where absent; and their presence, 1 or 0: [N, 1], of images [N, 1, H, W], of tokens [N, L]
-(bool)."""
+"""Standardized values, and their presence. Of sources of the embedding 0 where absent, and 1 or 0 [N, 1]; of images 1
+where absent, and a mask of 1 or -1 [N, 1, H, W]; of tokens 0 where absent, and True or False [N, L]."""
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Descriptions
@@ -202,13 +202,16 @@ class ImageCondition(Condition):
         return count, self.img_channels, None, None
 
     def prepare(self, values: Tensor | None, x: Tensor) -> Prepared:
-        """[N, img_channels, H, W] and [N, 1, H, W], for images x of that size: repeated or averaged by a box filter."""
+        """[N, img_channels, H, W] and [N, 1, H, W], for images x of that size: repeated or averaged by a box filter.
+
+        An absent one is an image of ones, and the mask says so: the input has unit magnitude either way.
+        """
         values, there = super().prepare(values, x)
         there = there.flatten(1).all(dim=1).view(-1, 1, 1, 1)
-        values = torch.where(there, values, 0)
+        values = torch.where(there, values, 1)
         if values.shape[2:] != x.shape[2:]:
             values = F.interpolate(values, x.shape[2:], mode="area")
-        return values, there.to(x.dtype).expand(-1, 1, *x.shape[2:])
+        return values, (2 * there.to(x.dtype) - 1).expand(-1, 1, *x.shape[2:])
 
     def input(self, prepared: Prepared, dtype: torch.dtype) -> Tensor:
         """Channels beside the noisy image: [N, input_channels, H, W]."""

@@ -28,11 +28,13 @@ KINDS = (
 
 
 def network(conditions=KINDS, classes: int = 4, **options) -> Precond:
-    """A small network whose output is not zero."""
+    """A small network on whose output everything has an effect but tokens, whose gates are 0."""
     shape = {"model_channels": 32, "channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": (16, 8)}
     options = {"channels_per_head": 32, "label_source": bool(classes and conditions), **shape, **options}
     net = build_network(NetworkConfig(16, 3, classes, conditions=conditions, **options))
-    torch.nn.init.ones_(net.unet.out_gain)
+    for name, parameter in net.named_parameters():
+        if name.endswith(("out_gain", "emb_gain")):
+            torch.nn.init.ones_(parameter)
     return net
 
 
@@ -81,23 +83,20 @@ def test_the_embedding_has_unit_magnitude_whatever_is_present():
 
 
 @torch.no_grad()
-def test_blocks_have_the_magnitude_that_they_have_without_conditions():
+def test_blocks_are_as_close_to_unit_magnitude_as_without_conditions():
     def magnitudes(conditions, given) -> torch.Tensor:
         found = []
-        for seed in range(12):
+        for seed in range(8):
             torch.manual_seed(seed)
-            net = network(conditions, model_channels=64, channels_per_head=64)
-            for block in blocks(net):
-                for cross in getattr(block, "attn_cross", {}).values():
-                    cross.gate.fill_(1)  # as after training
+            net = build_network(network(conditions, model_channels=48, channels_per_head=48).config)
             hooks = [b.register_forward_hook(lambda _, __, y: found.append(rms(y))) for b in blocks(net)]
             net(0.5 * torch.randn(4, 3, 16, 16), 0.5, torch.arange(4), conditions=given)
             assert len(found) == (seed + 1) * len(hooks)
-        return torch.tensor(found).view(12, -1).mean(dim=0)
+        return torch.tensor(found).view(8, -1).mean(dim=0)
 
     without = magnitudes((), {})
     for given in (some_conditions(4), {}):
-        assert (magnitudes(KINDS, given) / without - 1).abs().max() < 0.06
+        assert ((magnitudes(KINDS, given) - 1).abs() - (without - 1).abs()).max() < 0.05
 
 
 # ------------------------------------------------------------------------------------------- presence, image by image
@@ -143,7 +142,9 @@ def test_an_image_condition_is_standardized_and_never_multiplied_by_c_in(sigma):
     assert torch.equal(mask, torch.ones_like(mask))
     assert torch.equal(ones, mask)
     net(torch.randn(2, 3, 16, 16), sigma)
-    assert not inputs[1][:, 3:7].any()
+    _, absent, mask, ones = inputs[1].split([3, 3, 1, 1], dim=1)
+    assert torch.equal(absent, torch.ones_like(absent))  # of unit magnitude, too
+    assert torch.equal(mask, -ones)
 
 
 @torch.no_grad()
@@ -187,7 +188,7 @@ def test_folding_keeps_the_function(compute_dtype):
 def test_every_parameter_learns():
     net, x = network(), torch.randn(2, 3, 16, 16)
     for name, parameter in net.named_parameters():
-        if name.endswith(("gate", "emb_gain")):
+        if name.endswith("gate"):
             torch.nn.init.ones_(parameter)
     net(x, 1.0, torch.tensor([0, 1]), conditions=some_conditions(2)).square().sum().backward()
     still = [n for n, p in net.named_parameters() if "logvar" not in n and (p.grad is None or not p.grad.any())]
