@@ -375,10 +375,10 @@ def mp_sum_of_sources(e_0: Tensor, sources: Iterable[tuple[Tensor, Tensor]]) -> 
         e_0: The branch that is always there, [N, E].
         sources: Branches [N, E], each with its weights [N, 1].
     """
-    total, square = e_0, 1.0
+    total, square = e_0, torch.ones_like(e_0[:, :1])
     for e, g in sources:
         total, square = total + g * e, square + g**2
-    return total / torch.as_tensor(square, device=e_0.device, dtype=e_0.dtype).sqrt()
+    return total / square.sqrt()
 
 
 class TokenContext(nn.Module):

@@ -116,7 +116,9 @@ class UNet(nn.Module):
         """
         emb = self.emb_noise(self.emb_fourier(c_noise))
         sources = [embedding(conditions[name]) for name, embedding in self.emb_conditions.items()]
-        if self.emb_label is not None:
+        if (
+            self.emb_label is not None and class_labels is not None
+        ):  # `Precond` hands some to every network with classes
             label = self.emb_label(class_labels)
             if self.config.label_source:
                 sources.append((label, self.label_gain * class_labels.any(dim=1, keepdim=True)))

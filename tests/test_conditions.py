@@ -255,7 +255,7 @@ def conditioned_run(tmp_path_factory) -> Path:
         "--workers",
         0,
     )
-    length = ("--duration", 128, "--snapshot", 64, "--status", 64, "--sample", 128, "--checkpoint", 64)
+    length = ("--duration", 64, "--snapshot", 32, "--status", 32, "--sample", 64, "--checkpoint", 32)
     with_noise = ("--condition-noise", "edges=0.3", "--xflip")
     succeed(
         "train", "--data", folder / "data.zip", "--out", folder / "run", *kinds, *drops, *with_noise, *small, *length
@@ -325,6 +325,7 @@ def test_pipelines_take_and_save_conditions(conditioned_run, tmp_path):
     torch.testing.assert_close(images, batch.samples, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_with_conditions_resumes_to_the_bit(conditioned_run, tmp_path):
     config = read_run_config(conditioned_run / "run")
 
@@ -332,10 +333,10 @@ def test_a_run_with_conditions_resumes_to_the_bit(conditioned_run, tmp_path):
         changed = {"out": str(tmp_path / name), "duration": duration, "sample_every": None, "status_every": 32}
         return Trainer(dataclasses.replace(config, **changed))
 
-    whole = trainer("whole", 128)
+    whole = trainer("whole", 64)
     whole.run()
-    trainer("stopped", 64).run()
-    resumed = trainer("stopped", 128)
+    trainer("stopped", 32).run()
+    resumed = trainer("stopped", 64)
     resumed.run()
     assert_same_bits(final_state(resumed), final_state(whole))
 

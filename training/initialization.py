@@ -34,10 +34,11 @@ def load_snapshot_(net: nn.Module, path: str | Path) -> None:
             f"{path}: make a snapshot of a published network first: edm2 convert {path} OUT.safetensors"
         )
     snapshot = SafetensorsSnapshot(path)
+    own: dict[str, Tensor] = net.state_dict()
+    added, first = [], ""
     if isinstance(net, Precond):
         _check_config(net, snapshot)
-    own = net.state_dict()
-    added = _added_conditions(net, snapshot) if isinstance(net, Precond) else []
+        added, first = _added_conditions(net, snapshot), f"unet.enc.{level_name(net.config, 0)}_conv.weight"
     fresh = LABEL_EMBEDDINGS | {name for name in own if _is_of(added, name)}
     missing = set(own) - set(snapshot.names) - fresh
     foreign = set(snapshot.names) - set(own) - LABEL_EMBEDDINGS
@@ -46,7 +47,7 @@ def load_snapshot_(net: nn.Module, path: str | Path) -> None:
         raise SnapshotError(f"{path}: is a snapshot of another network ({example} is only in one of them)")
     for name in snapshot.names:
         tensor = snapshot.read(name)
-        if added and name == f"unet.enc.{level_name(net.config, 0)}_conv.weight":
+        if isinstance(net, Precond) and added and name == first:
             tensor = widened(tensor, net.config, added)
         if name in LABEL_EMBEDDINGS and (name not in own or tensor.shape != own[name].shape):
             continue
@@ -82,11 +83,8 @@ def _added_conditions(net: Precond, snapshot: SafetensorsSnapshot) -> list[str]:
 
 def _is_of(conditions: list[str], tensor: str) -> bool:
     """True for the name of a tensor of one of these conditions, or of the label as a source of the embedding."""
-    parts = tensor.split(".")
-    of_conditions = any(
-        f"{parent}.{name}" in tensor for parent in ("emb_conditions", "contexts", "attn_cross") for name in conditions
-    )
-    return of_conditions or parts[-1] == "label_gain"
+    parents = (".emb_conditions.", ".contexts.", ".attn_cross.")
+    return tensor.endswith("label_gain") or any(f"{p}{name}." in tensor for p in parents for name in conditions)
 
 
 def widened(weight: Tensor, config: NetworkConfig, added: list[str]) -> Tensor:
@@ -103,17 +101,13 @@ def widened(weight: Tensor, config: NetworkConfig, added: list[str]) -> Tensor:
     Returns:
         [out, more, k, k].
     """
-    image, ones = weight[:, : config.img_channels], weight[:, -1:]
-    rest = weight[:, config.img_channels : -1]
+    image, rest, ones = weight[:, : config.img_channels], weight[:, config.img_channels : -1], weight[:, -1:]
     parts = [image]
     for condition in config.conditions:
-        if isinstance(condition, ImageCondition):
-            count = condition.input_channels
-            parts.append(
-                torch.zeros_like(weight[:, :1]).expand(-1, count, -1, -1)
-                if condition.name in added
-                else rest[:, :count]
-            )
-            rest = rest if condition.name in added else rest[:, count:]
+        if isinstance(condition, ImageCondition) and condition.name in added:
+            parts.append(torch.zeros_like(ones).expand(-1, condition.input_channels, -1, -1))
+        elif isinstance(condition, ImageCondition):
+            parts.append(rest[:, : condition.input_channels])
+            rest = rest[:, condition.input_channels :]
     wide = torch.cat([*parts, rest, ones], dim=1)
     return wide * (wide.shape[1] / weight.shape[1]) ** 0.5

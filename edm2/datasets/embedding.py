@@ -9,6 +9,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
+from torch import Tensor
 
 from edm2.datasets.conditions import entry_of
 from edm2.datasets.description import check_writable, write_entry
@@ -90,7 +91,7 @@ def _encoded(
     texts: Mapping[str, str], encoder: TextEncoder, report: Callable[[int, int], None]
 ) -> Iterator[tuple[str, bytes]]:
     """Path without suffix and NPY file, float16 [L, size], for each image. A caption that repeats is encoded once."""
-    distinct, tokens = list(dict.fromkeys(texts.values())), {}
+    distinct, tokens = list(dict.fromkeys(texts.values())), dict[str, Tensor]()
     for start in range(0, len(distinct), BATCH):
         part = distinct[start : start + BATCH]
         tokens.update(zip(part, encoder(part), strict=True))

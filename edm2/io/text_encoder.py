@@ -30,8 +30,11 @@ def load_text_encoder(name: str) -> "TextEncoder":
     """
     try:
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
     except ImportError:
         raise TextEncoderError("text encoders need transformers: pip install 'edm2[text]'") from None
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model: Any = AutoModel.from_pretrained(name, use_safetensors=True)  # the alternative is a pickle
@@ -39,6 +42,9 @@ def load_text_encoder(name: str) -> "TextEncoder":
         raise TextEncoderError(
             f"text encoder {name}: cannot be loaded: {first_line(error)}; give a folder of transformers or a hub id"
         ) from error
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
     model = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
     return TextEncoder(name, tokenizer, getattr(model, "text_model", model).eval())

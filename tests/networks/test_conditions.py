@@ -88,14 +88,15 @@ def test_blocks_are_as_close_to_unit_magnitude_as_without_conditions():
         found = []
         for seed in range(8):
             torch.manual_seed(seed)
-            net = build_network(network(conditions, model_channels=48, channels_per_head=48).config)
+            net = build_network(network(conditions, model_channels=32).config)
             hooks = [b.register_forward_hook(lambda _, __, y: found.append(rms(y))) for b in blocks(net)]
             net(0.5 * torch.randn(4, 3, 16, 16), 0.5, torch.arange(4), conditions=given)
             assert len(found) == (seed + 1) * len(hooks)
         return torch.tensor(found).view(8, -1).mean(dim=0)
 
-    without = magnitudes((), {})
-    for given in (some_conditions(4), {}):
+    without, noise = magnitudes((), {}), torch.randn(4, 3, 16, 16)
+    lowres = torch.tensor([100.0, 120, 140]).view(3, 1, 1) + torch.tensor([50.0, 60, 70]).view(3, 1, 1) * noise
+    for given in (some_conditions(4) | {"lowres": lowres}, {}):
         assert ((magnitudes(KINDS, given) - 1).abs() - (without - 1).abs()).max() < 0.05
 
 

@@ -144,8 +144,9 @@ def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: boo
     else:
         labels, class_names = np.full(len(names), -1, dtype=np.int64), ()
     notes += _empty_classes(labels, class_names)
-    entries = (content.get(key) for key in ("latents", "pixels", "conditions"))
-    return Catalog(names, labels, class_names, *entries, tuple(sorted(set(of_conditions))), tuple(notes))
+    entries = {key: content.get(key) for key in ("latents", "pixels", "conditions")}
+    stored = tuple(sorted(set(of_conditions)))
+    return Catalog(names, labels, class_names, condition_names=stored, notes=tuple(notes), **entries)
 
 
 def _choose_images(
@@ -521,6 +522,8 @@ def _decode_npy(data: bytes) -> np.ndarray:
 def _parse_npy(data: bytes) -> np.ndarray:
     start = _npy_header_size(data)
     shape, fortran_order, dtype = _parse_npy_header(data[:start])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{dtype} array of shape {list(shape)}; expected numbers")
     values = np.frombuffer(data, dtype, math.prod(shape), start)
     return values.reshape(shape, order="F" if fortran_order else "C")
 

@@ -180,20 +180,18 @@ class BatchStream:
         """Mirror images, drop labels and conditions, and add noise to these, by random numbers of their positions."""
         images, labels, conditions = batch
         stop = position + len(images)
-        if self._read:
-            conditions = dict(conditions or {})
+        given = dict(conditions or {})
         if self.config.xflip:
             flip = self.random.uniform(Stream.XFLIP, position, stop)[:, None, None, None] < 0.5
             images = torch.where(flip, images.flip(-1), images)
             for c in self._read:
                 if isinstance(c, ImageCondition):
-                    conditions[c.name] = torch.where(flip, conditions[c.name].flip(-1), conditions[c.name])
-        if self._read:
-            self._disturb(conditions, position, stop)
+                    given[c.name] = torch.where(flip, given[c.name].flip(-1), given[c.name])
+        self._disturb(given, position, stop)
         if self.config.label_dropout and labels is not None:
             drop = self.random.uniform(Stream.LABEL_DROPOUT, position, stop) < self.config.label_dropout
             labels = torch.where(drop, -1, labels)
-        return Batch(images, labels, conditions)
+        return Batch(images, labels, None if conditions is None else given)
 
     def _disturb(self, conditions: dict[str, Tensor], position: int, stop: int) -> None:
         """Add noise to image conditions that are trained with it, then drop conditions: NaN says that one is absent."""

@@ -152,32 +152,27 @@ def describe_condition(
         except ValueError as error:
             raise DatasetError(f"{where}: {error}; measure anew with edm2 dataset stats") from None
     indices = evenly_spaced_indices(len(dataset), max_images)
-    sums, length = np.zeros(0), 0
-    count, shift, first = 0, np.zeros(0), torch.empty(0)
+    moments, length, first = Moments(), 0, torch.empty(0)
     for start in range(0, len(indices), CHUNK):
         values = dataset.read_condition(name, indices[start : start + CHUNK])
         values = values[:, None] if values.ndim == 1 else values
         if not start:
             kind, first = kind or kind_of(values), values
             _check_kind(values, kind, where)
-        if values.shape[2 if kind == "tokens" else 1 :] != first.shape[2 if kind == "tokens" else 1 :]:
+        is_tokens = kind == TokenCondition.kind
+        if values.shape[1 + is_tokens :] != first.shape[1 + is_tokens :]:
             raise DatasetError(f"{where}: {list(values.shape[1:])} for one image, {list(first.shape[1:])} for another")
-        by_channel = values.double().movedim(KINDS[kind].channel_dim, 0).flatten(1).numpy()  # [channels, values]
-        if kind == "tokens":
+        by_channel = values.double().movedim(2 if is_tokens else 1, 0).flatten(1).numpy()  # [channels, values]
+        if is_tokens:
             by_channel, length = by_channel[:, ~np.isnan(by_channel[0])], max(length, values.shape[1])
         if not np.isfinite(by_channel).all():
             raise DatasetError(f"{where}: holds NaN or infinity; store finite numbers")
-        if not start:  # sums of differences from a value in the middle keep their digits
-            shift, sums = by_channel.mean(axis=1, keepdims=True), np.zeros((2, len(by_channel)))
-        moved = by_channel - shift
-        sums += np.stack([moved.sum(axis=1), np.square(moved).sum(axis=1)])
-        count += moved.shape[1]
+        moments.add(by_channel)
         report(min(start + CHUNK, len(indices)), len(indices))
-    mean = sums[0] / count
-    std = np.sqrt(np.maximum(sums[1] / count - np.square(mean), 0))
+    mean, std = moments.mean_and_std()
     if not (std > 0).any():
         raise DatasetError(f"{where}: never varies, so there is nothing to learn from; leave it out")
-    about: dict[str, Any] = {"mean": tuple(mean + shift[:, 0]), "std": tuple(np.where(std > 0, std, 1))}
+    about: dict[str, Any] = {"mean": tuple(mean), "std": tuple(np.where(std > 0, std, 1))}
     match kind:
         case "scalar":
             return ScalarCondition(name, **about)
@@ -186,6 +181,31 @@ def describe_condition(
         case "image":
             return ImageCondition(name, first.shape[1], **about)
     return TokenCondition(name, first.shape[2], length=length, encoder=stored.get("encoder"), **about)
+
+
+class Moments:
+    """Sums from which mean and standard deviation of channels follow.
+
+    They are sums of differences from the mean of the first values, which keeps digits where the mean is large.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shift = np.zeros((1, 1))
+        self.sums = np.zeros((2, 1))
+
+    def add(self, values: np.ndarray) -> None:
+        """Add values [channels, any number of them], at least one."""
+        if not self.count:
+            self.shift = values.mean(axis=1, keepdims=True)
+        moved = values - self.shift
+        self.sums = self.sums + np.stack([moved.sum(axis=1), np.square(moved).sum(axis=1)])
+        self.count += values.shape[1]
+
+    def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both of each channel."""
+        mean, square = self.sums / self.count
+        return mean + self.shift[:, 0], np.sqrt(np.maximum(square - np.square(mean), 0))
 
 
 def kind_of(values: Tensor | np.ndarray) -> str:
