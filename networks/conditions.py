@@ -325,9 +325,15 @@ def _with_noise_level(condition: ImageCondition, given: Mapping[str, Tensor], x:
     }
 
 
-@lru_cache(maxsize=64)
 def constant(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Numbers as a tensor. Cached per device: a copy to a GPU would wait for all work queued there."""
+    """Numbers as a tensor; cached per device, as a copy to a GPU would wait for all work queued there."""
+    if torch.compiler.is_compiling():  # which makes constants of it
+        return torch.tensor(numbers, device=device, dtype=dtype)
+    return _cached_constant(numbers, device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _cached_constant(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.tensor(numbers, device=device, dtype=dtype)
 
 
