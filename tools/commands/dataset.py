@@ -65,7 +65,7 @@ EMBED_EPILOG = """\b
 Examples:
   # Needs pip install 'edm2[text]'
   edm2 dataset embed photos-64.zip captions.json --text-encoder openai/clip-vit-base-patch32
-  edm2 train --data photos-64.zip --out runs/photos --condition caption --condition-dropout caption=0.1
+  edm2 dataset embed photos/ titles.json --text-encoder my-encoder/ --name title
 """
 
 CHECK_EPILOG = """\b

@@ -53,6 +53,10 @@ Examples:
   # On all eight GPUs of a machine (docs/operations.md: several machines, SLURM, Kubernetes)
   torchrun --nproc-per-node 8 -m edm2 train --data img512-latents.zip --preset edm2-img512-xxl --out runs/xxl --shard
 \b
+  # Super-resolution; and captions that are stored beside the images (docs/conditions.md)
+  edm2 train --data photos-64.zip --out runs/sr --make-condition lowres=downsample:2
+  edm2 train --data photos-64.zip --out runs/told --condition caption --condition-dropout caption=0.1
+\b
   # Fine-tune from a snapshot
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
 
