@@ -8,7 +8,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-FOLDERS = ("networks", "training", "post_hoc_ema", "tools")
+FOLDERS = ("networks", "training", "post_hoc_ema", "tools", "docs")  # docs: pages and pictures, for `edm2 docs`
 STUDIES = ["bench.studies"]
 """One-off measurements behind the documentation: they run in a checkout and stay out of the wheel."""
 
@@ -34,7 +34,7 @@ setup(
         *(name for folder in FOLDERS for name in subpackages(folder)),
     ],
     package_dir={"edm2": "edm2", **{f"edm2.{folder}": folder for folder in FOLDERS}},
-    package_data={"": ["*.pyi"], "edm2": ["assets/*.safetensors", "py.typed"]},
+    package_data={"": ["*.pyi"], "edm2.docs": ["*.md", "*.png"], "edm2": ["assets/*.safetensors", "py.typed"]},
     install_requires=[
         "torch>=2.9",
         "numpy",
@@ -59,7 +59,7 @@ setup(
         "text": ["transformers"],
         "test": [
             *("pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"),
-            *("tensorboard", "datasets", "build", "setuptools"),
+            *("tensorboard", "datasets", "ema-pytorch", "build", "setuptools"),
         ],
     },
     entry_points={"console_scripts": ["edm2 = edm2.tools.cli:main"]},

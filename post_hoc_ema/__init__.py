@@ -12,6 +12,9 @@ time (Karras et al. 2024, arXiv 2312.02696v2, "the paper", Section 3 and Appendi
     reconstruction.py  snapshots and EMA lengths -> weights (Algorithm 3)
     selection.py       which snapshots that takes, and which do not belong together
     streaming.py       its sums, in bounded memory and by several threads
+    foreign/           files of other programs as snapshots
+    lora.py            averages of LoRAs by their products
+    rebuilding.py      one call from a folder of any kind to an average
     planning.py        which snapshots to store, and in which precision
     tensor_files.py    parts of safetensors files, read and written
     files.py           files that appear complete or not at all, and texts from untrusted files

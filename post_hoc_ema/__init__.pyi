@@ -7,9 +7,13 @@ from edm2.post_hoc_ema.conversions import (
     sigma_rel_to_rampup_ratio as sigma_rel_to_rampup_ratio,
 )
 from edm2.post_hoc_ema.files import atomic_output as atomic_output
+from edm2.post_hoc_ema.foreign.facts import Facts as Facts
+from edm2.post_hoc_ema.foreign.rebuilding import rebuild as rebuild
+from edm2.post_hoc_ema.foreign.recognition import ForeignFolder as ForeignFolder, recognize as recognize
 from edm2.post_hoc_ema.planning import (
     StoragePlan as StoragePlan,
     evenly_spaced_error as evenly_spaced_error,
+    forecast_errors as forecast_errors,
     plan_storage as plan_storage,
     rounding_error as rounding_error,
     snapshots_needed as snapshots_needed,
@@ -36,6 +40,7 @@ from edm2.post_hoc_ema.reconstruction import (
     reconstruct_tensors as reconstruct_tensors,
 )
 from edm2.post_hoc_ema.selection import missing_snapshots as missing_snapshots, select_snapshots as select_snapshots
+from edm2.post_hoc_ema.session import PostHocEMA as PostHocEMA
 from edm2.post_hoc_ema.snapshot import (
     PartialSnapshot as PartialSnapshot,
     SafetensorsSnapshot as SafetensorsSnapshot,
@@ -46,5 +51,20 @@ from edm2.post_hoc_ema.snapshot import (
     snapshot_name as snapshot_name,
     write_snapshot as write_snapshot,
 )
+from edm2.post_hoc_ema.tails import (
+    ExponentialProfile as ExponentialProfile,
+    PowerProfile as PowerProfile,
+    Profile as Profile,
+    RawProfile as RawProfile,
+    box_profile as box_profile,
+    power_profile as power_profile,
+    tail_coefficients as tail_coefficients,
+    tail_error as tail_error,
+    tail_forecast as tail_forecast,
+)
 from edm2.post_hoc_ema.tensor_files import TensorLayout as TensorLayout
-from edm2.post_hoc_ema.tracker import PowerFunctionEMA as PowerFunctionEMA, TraditionalEMA as TraditionalEMA
+from edm2.post_hoc_ema.tracker import (
+    IntervalMeans as IntervalMeans,
+    PowerFunctionEMA as PowerFunctionEMA,
+    TraditionalEMA as TraditionalEMA,
+)

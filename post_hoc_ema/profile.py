@@ -144,8 +144,9 @@ class ReconstructionError:
     """Forecast for reconstructed averages, before any of them is computed; each field is [outputs]."""
 
     profile_error: FloatArray
-    """||Σ x_i p_i - p|| / ||p|| (L2): how far the profile obtained is from the wanted one p. Values below
-    1e-7 · `noise_bound` are rounding: squares are subtracted to compute it."""
+    """Distance of the profile obtained from the wanted one, relative: of densities here, ||Σ x_i p_i - p|| / ||p||
+    (L2), where values below 1e-7 · `noise_bound` are rounding, since squares are subtracted; of tails in
+    `tails.tail_forecast`."""
 
     noise_gain: FloatArray
     """sqrt(Σ x_i²): growth of independent errors of the inputs, as storage in float16 makes them, root mean square."""

@@ -1,10 +1,12 @@
 """Snapshots: one average of a network's weights at one time, one `.safetensors` file each.
 
 A file holds the tensors and, as one JSON text under the key `edm2` of the safetensors metadata, everything else. Of
-that text this package reads four entries:
+that text this package reads these entries:
 
     images_seen, sigma_rel   when the average was stored, and its EMA length: together they make a file a snapshot
+    profile                  in place of sigma_rel where the average has another profile (`Profile.to_json`)
     buffers                  names of tensors that are not averages but copies (optional)
+    run                      identifier of the training run (optional); all files without one are of one unnamed run
     reconstructed_from       marks weights that were reconstructed from snapshots (optional); they are not snapshots
 """
 
@@ -21,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edm2.post_hoc_ema.files import atomic_output, parse_json, plain_line, visible_files
-from edm2.post_hoc_ema.tensor_files import TensorLayout, locate_tensors, read_numbers
+from edm2.post_hoc_ema.tails import Profile, RawProfile, power_profile, profile_from_json
+from edm2.post_hoc_ema.tensor_files import CODES, TensorLayout, locate_tensors, read_numbers
 
 METADATA_KEY = "edm2"
 """Key of the metadata in the header."""
@@ -40,8 +43,9 @@ class Snapshot(Protocol):
     images_seen: int
     """Images seen by the training run when the average was stored."""
 
-    sigma_rel: float
-    """EMA length of the average."""
+    sigma_rel: float | None
+    """EMA length of the average, 0 for plain weights. A snapshot of any other profile says None here, and has an
+    attribute `profile`."""
 
     names: Sequence[str]
     """Names of all tensors, in order."""
@@ -74,26 +78,30 @@ class SafetensorsSnapshot(PartialSnapshot):
         """Read names and metadata, no tensors yet.
 
         Raises:
-            SnapshotError: The file is damaged, of another kind, or without `images_seen` and `sigma_rel`.
+            SnapshotError: The file is damaged, of another kind, or without `images_seen` and `sigma_rel` (or
+                `profile`).
             FileNotFoundError: There is no such file.
         """
         self.path = Path(path)
-        with _opened(self.path) as file:
+        with open_safetensors(self.path) as file:
             self.names = tuple(file.keys())
             self.metadata = _parse_metadata(self.path, file.metadata())
         self._stored = locate_tensors(self.path)
-        images_seen, sigma_rel = self.metadata.get("images_seen"), self.metadata.get("sigma_rel")
-        if not _is_time(images_seen) or not _is_sigma_rel(sigma_rel):
+        images_seen = self.metadata.get("images_seen")
+        profile = _read_profile(self.path, self.metadata) if _is_time(images_seen) else None
+        if profile is None:
             raise SnapshotError(
                 f"{self.path} does not say at how many images_seen and with which sigma_rel it was averaged,"
                 " so it is not a snapshot; move it elsewhere"
             )
-        self.images_seen, self.sigma_rel = images_seen, sigma_rel
+        self.images_seen: int = self.metadata["images_seen"]
+        self.profile = profile
+        self.sigma_rel = profile.sigma_rel if "profile" in self.metadata else self.metadata["sigma_rel"]
         self.buffers = frozenset(self.metadata.get("buffers", ()))
 
     def read(self, name: str) -> Tensor:
         """One tensor, in the type in which it is stored. The file is open only meanwhile, so that memory is freed."""
-        with _opened(self.path) as file:
+        with open_safetensors(self.path) as file:
             return file.get_tensor(name)
 
     def layout(self, name: str) -> TensorLayout:
@@ -112,7 +120,7 @@ class SafetensorsSnapshot(PartialSnapshot):
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Metadata of a file written by `write_snapshot`; raises as `SafetensorsSnapshot` does."""
-    with _opened(Path(path)) as file:
+    with open_safetensors(Path(path)) as file:
         return _parse_metadata(Path(path), file.metadata())
 
 
@@ -126,14 +134,22 @@ def write_snapshot(
 
     Args:
         path: The file; its folder is created if missing.
-        tensors: Any device, strides and sharing; tied tensors are stored under each name.
+        tensors: Any device, strides and sharing; tied tensors are stored under each name. What a tracker returned as
+            an average brings `buffers` and `run` along.
         metadata: Stored as JSON. A snapshot needs `images_seen` and `sigma_rel`; see this module for other entries.
-        dtype: Storage type of averages; None keeps each as it is. Buffers always keep theirs: they are no averages,
-            and rounding constants such as Fourier frequencies would change the network.
+        dtype: Storage type of averages; None keeps each as it is, and so does an average with numbers that the type
+            cannot hold. Buffers always keep theirs: they are no averages, and rounding constants such as Fourier
+            frequencies would change the network.
+
+    Raises:
+        ValueError: A tensor of a kind that safetensors files do not have; by name.
+        TypeError: Metadata that are no JSON.
     """
-    text = json.dumps(dict(metadata))
+    metadata = {**getattr(tensors, "metadata", {}), **metadata}  # of a tracker's average
+    text = json.dumps(metadata, default=_plain)
+    stored = storable(tensors, dtype, metadata.get("buffers", ()))
     with atomic_output(path) as temporary:
-        save_file(_storable(tensors, dtype, metadata.get("buffers", ())), temporary, metadata={METADATA_KEY: text})
+        save_file(stored, temporary, metadata={METADATA_KEY: text})
 
 
 def snapshot_name(images_seen: int, sigma_rel: float) -> str:
@@ -149,7 +165,7 @@ def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
 
     Raises:
         FileNotFoundError: There is no such folder, or no `.safetensors` file in it.
-        SnapshotError: One of the files is damaged or of another kind.
+        SnapshotError: One of the files is damaged, of another kind, or of another run than the others.
     """
     folder = Path(folder)
     inner = folder / "snapshots"
@@ -158,11 +174,12 @@ def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
     if not snapshots:
         raise FileNotFoundError(f"no snapshots (*.safetensors) in {folder}; give a run folder or its snapshots/")
     tracked = [snapshot for snapshot in snapshots if "reconstructed_from" not in snapshot.metadata]
-    return sorted(tracked, key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel))
+    refuse_several_runs(tracked)
+    return sorted(tracked, key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel or 0))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
+def open_safetensors(path: Path) -> Iterator[safe_open]:
     """Yield an open safetensors file; whatever is wrong with it becomes an error of one line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; give the path of a .safetensors file")
@@ -189,6 +206,22 @@ def _parse_metadata(path: Path, entries: Mapping[str, str] | None) -> dict[str, 
     return metadata
 
 
+def profile_at(images_seen: int, sigma_rel: float) -> Profile:
+    """Profile of a snapshot of an EMA length; plain weights at the beginning of training, and where the length is 0."""
+    return power_profile(images_seen, sigma_rel) if images_seen and sigma_rel else RawProfile(images_seen)
+
+
+def _read_profile(path: Path, metadata: Mapping[str, Any]) -> Profile | None:
+    """The profile that metadata with a valid time tell; None if they tell none."""
+    try:
+        if "profile" in metadata:
+            return profile_from_json(metadata["profile"])
+        sigma_rel = metadata.get("sigma_rel")
+        return profile_at(metadata["images_seen"], sigma_rel) if _is_sigma_rel(sigma_rel) else None
+    except ValueError as error:
+        raise SnapshotError(f"{path} is damaged: {error}; copy or write it again") from None
+
+
 def check_buffers(path: Path, metadata: Mapping[str, Any]) -> None:
     """Raise SnapshotError unless the entry `buffers` is missing or a list of names."""
     buffers = metadata.get("buffers", [])
@@ -206,14 +239,46 @@ def _is_sigma_rel(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and 0 <= value < 1
 
 
-def _storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, buffers: Collection[str]) -> dict[str, Tensor]:
+def refuse_several_runs(snapshots: Sequence[Snapshot]) -> None:
+    """Raise SnapshotError if snapshots are of different runs."""
+    of_run: dict[Any, Snapshot] = {}
+    for snapshot in snapshots:
+        of_run.setdefault(getattr(snapshot, "metadata", {}).get("run"), snapshot)
+    if len(of_run) > 1:
+        a, b = (getattr(snapshot, "path", snapshot.images_seen) for snapshot in [*of_run.values()][:2])
+        raise SnapshotError(f"{a} and {b} are of different runs; keep the files of one run in a folder")
+
+
+def _plain(value: Any) -> Any:
+    """A number or array of NumPy or torch, as `json` writes it."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"metadata are JSON and cannot hold {value!r}, a {type(value).__name__}; give numbers or texts")
+    return value.tolist()
+
+
+def storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, buffers: Collection[str]) -> dict[str, Tensor]:
     """Tensors as safetensors accepts them: on the CPU, contiguous, no two of them in one storage."""
-    storable: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
-        storage_dtype = dtype if tensor.is_floating_point() and name not in buffers else None
-        tensor = tensor.detach().to("cpu", storage_dtype).contiguous()
+        if reason := _why_unstorable(tensor):
+            raise ValueError(f"{name} {reason}, which no safetensors file can hold; convert it or leave it out")
+        tensor = tensor.detach().to("cpu").contiguous()
+        if dtype is not None and tensor.is_floating_point() and name not in buffers:
+            rounded = tensor.to(dtype)
+            tensor = rounded if rounded.isfinite().all() or not tensor.isfinite().all() else tensor
         storage = tensor.untyped_storage().data_ptr()
-        storable[name] = tensor.clone() if storage in storages else tensor
+        made[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
-    return storable
+    return made
+
+
+def _why_unstorable(tensor: Any) -> str | None:
+    """Phrase that says why this cannot be in a file; None if it can."""
+    if not isinstance(tensor, Tensor):
+        return f"is no tensor but a {type(tensor).__name__}"
+    if tensor.is_meta:
+        return "is on the meta device, without numbers"
+    if tensor.layout is not torch.strided:
+        return f"is of the layout {tensor.layout}"
+    return None if tensor.dtype in CODES else f"is {tensor.dtype}"

@@ -31,6 +31,11 @@ DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "BOOL": torch.bool,
 }
 """Types by their names in the format."""
@@ -44,7 +49,7 @@ def average_dtype(dtype: torch.dtype) -> torch.dtype | None:
     One update moves an average by parts per million, which vanishes in the rounding of bfloat16 and float16.
     """
     if dtype.is_floating_point or dtype.is_complex:
-        return torch.promote_types(dtype, torch.float32)
+        return dtype if dtype.itemsize > 4 else torch.float32
     return None
 
 

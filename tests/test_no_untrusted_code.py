@@ -50,6 +50,7 @@ SAFE: dict[tuple[str, str], str] = {
     ("tools/bench/karras.py", "importlib.import_module"): "a package that the user installed, of a fixed name",
     ("tools/options/sampling.py", "compile"): "a field of this name, for torch.compile",
     ("tools/bench/workload.py", "compile"): "a field of this name, for torch.compile",
+    ("post_hoc_ema/foreign/checkpoints.py", "torch.load"): "weights_only: tensors, and nothing that is called",
     ("edm2/metrics/efficientnet.py", "torch.load"): "weights_only: tensors, and nothing that is called",
     ("edm2/metrics/dinov2.py", "torch.load"): "weights_only: tensors, and nothing that is called",
     ("edm2/metrics/dinov2.py", "torch.hub.load"): "the program of one repository, if the user asks for this detector",

@@ -91,6 +91,33 @@ def test_wheel_holds_every_module_but_studies_assets_and_licence_and_nothing_els
     assert any(name.endswith("licenses/LICENSE") for name in files)
 
 
+def test_pages_of_the_documentation_are_read_from_the_wheel_and_from_a_checkout(unpacked, checkout, tmp_path):
+    """Messages cite them as `edm2 docs settings`; pictures lie beside them."""
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    for where, folder in ((unpacked, unpacked / "edm2" / "docs"), (checkout, checkout / "docs")):
+        listed = run_python("-m", "edm2", "docs", cwd=tmp_path, path=where)
+        assert {line.split()[0] for line in listed.split("\n\n")[0].splitlines()} == pages
+        assert str(folder) in listed
+        page = run_python("-m", "edm2", "docs", "settings", cwd=tmp_path, path=where)
+        assert page.strip() == (ROOT / "docs" / "settings.md").read_text().strip()
+    assert {path.name for path in (unpacked / "edm2" / "docs").iterdir()} == {
+        path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".png")
+    }
+
+
+def test_messages_cite_pages_as_a_command_that_prints_them():
+    """What a user of the wheel reads, in help, plans and errors, names no file of a checkout."""
+    for source in INSTALLED:
+        tree = ast.parse((ROOT / source).read_text(encoding="utf-8"))
+        nodes = list(ast.walk(tree))
+        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        texts = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        cited = [node.value for node in texts if "docs/" in node.value and node not in docstrings]
+        assert not cited, f"{source}: {cited[0]}"
+    cited = {name for source in INSTALLED for name in re.findall(r"edm2 docs ([a-z_-]+)", (ROOT / source).read_text())}
+    assert cited <= {path.stem for path in (ROOT / "docs").glob("*.md")}
+
+
 def test_sdist_holds_the_sources_and_what_building_and_testing_need(distributions):
     with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

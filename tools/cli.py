@@ -23,6 +23,7 @@ COMMANDS = {
     "info": "Describe a snapshot, a run or a dataset.",
     "plan": "Forecast training on a cluster: memory, days, disk.",
     "bench": "Measure how fast this machine trains and samples.",
+    "docs": "Print a page of the documentation.",
     "demo": "Train, sweep and sample on handwritten digits, in minutes.",
 }
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import logging
 import os
 import platform
 import signal
@@ -99,7 +100,8 @@ def print_whatever_happens() -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence warnings of torch about what is intended, and of Pillow about metadata of images, which are not used."""
+    """Silence warnings of torch about what is intended, and of Pillow, whose errors are told in one line of ours."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     warnings.filterwarnings("ignore", module=r"PIL\.")
     for message in (
         "torch.distributed is disabled",  # in a job of one process

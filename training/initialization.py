@@ -45,18 +45,16 @@ def load_snapshot_(net: nn.Module, path: str | Path) -> None:
     if missing or foreign:
         example = sorted(missing or foreign)[0]
         raise SnapshotError(f"{path}: is a snapshot of another network ({example} is only in one of them)")
-    for name in snapshot.names:
-        tensor = snapshot.read(name)
-        if isinstance(net, Precond) and added and name == first:
-            tensor = widened(tensor, net.config, added)
-        if name in LABEL_EMBEDDINGS and (name not in own or tensor.shape != own[name].shape):
-            continue
-        if tensor.shape != own[name].shape:
-            raise SnapshotError(
-                f"{path}: is a snapshot of another network ({name} is {tuple(tensor.shape)} there, "
-                f"{tuple(own[name].shape)} here)"
-            )
-        own[name].copy_(tensor)
+    wide = {first: widened(snapshot.read(first), net.config, added)} if isinstance(net, Precond) and added else {}
+    shapes = {name: snapshot.layout(name).shape for name in snapshot.names}
+    shapes |= {name: tuple(tensor.shape) for name, tensor in wide.items()}
+    alike = [name for name in snapshot.names if name in own and shapes[name] == tuple(own[name].shape)]
+    if others := sorted(set(snapshot.names).difference(alike, LABEL_EMBEDDINGS)):
+        name = others[0]
+        there, here = shapes[name], tuple(own[name].shape)
+        raise SnapshotError(f"{path}: is a snapshot of another network ({name} is {there} there, {here} here)")
+    for name in alike:
+        own[name].copy_(wide[name] if name in wide else snapshot.read(name))
     for name in fresh - set(snapshot.names):
         if name.endswith("gain"):  # of a source of the embedding; the gates of cross-attention are 0 already
             own[name].zero_()

@@ -27,6 +27,8 @@ class DataConfig:
 
     data: str
     """Dataset: "digits", a ZIP file or a folder."""
+    codec: str | None = None
+    """Codec of the user's own, `module:callable`, as `own_codec` makes it; None for one that the data choose."""
     seed: int = 0
     """Fixes initialization, data order and all random numbers of the run."""
     random_block: int = 64

@@ -147,6 +147,8 @@ class Trainer:
             )
         about = self.config, self.folder, self.stream, self.step.strategy, self._blank, self.step.buffers
         self.output = Output(*about, self.images_seen)
+        if self.images_seen:  # later files are of a future that was given up with the checkpoints of that time
+            self.output.remove_snapshots(self.folder.snapshot_times(after=self.images_seen))
         try:
             self._train()
         except Exception:
@@ -352,6 +354,7 @@ class Trainer:
                 self.output.save_traditional(now, self.step.traditional_ema)
         self.snapshot_times = sorted({*self.snapshot_times, now})
         self.output.remove_snapshots(self._interim - set(self.snapshot_times))
+        self.output.remove_snapshots(self.folder.snapshot_times(after=now))
         self._interim = set()
         self._thin_snapshots()
         if self.output.monitor is not None:  # of the first process

@@ -10,9 +10,11 @@ depend on which process makes it or on earlier interruptions; at the end the par
 """
 
 import io
+import logging
 import os
 import signal
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,6 +36,7 @@ from edm2.datasets.parts import (
     check_new_zip,
     conditions_to_carry,
     divide,
+    evenly_from_classes,
     known_of_conditions,
     labels_to_json,
     make_missing,
@@ -68,7 +71,7 @@ Source: TypeAlias = "str | Path | tuple[Files, Catalog]"
 PART_SIZE, PART_BYTES = 64, 1 << 23
 """Images of a part at least, and bytes of a part about: large enough that waiting for the disk pays."""
 
-PART_VERSION = 3
+PART_VERSION = 4
 """Version of the bytes of a part; parts of other versions are not used."""
 
 LARGEST = 1 << 26
@@ -215,7 +218,7 @@ class Converted:
     images: int
     """Number of images in the result."""
     tally: Tally
-    """What became of all images."""
+    """What became of all files."""
     notes: tuple[str, ...]
     """Lines about the source that may surprise its owner."""
 
@@ -293,17 +296,9 @@ def convert(
         tally = total_of([Tally.load(_tally_path(part)) for part in parts])
         if tally.broken and not skip_broken:
             raise BrokenImages(files.path, len(names), tally)
+        tally.add_others(catalog.others, catalog.litter)
         written = string_together(parts, out, describe)
     return Converted(written, tally, catalog.notes)
-
-
-def evenly_from_classes(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices of at most `count` images, ascending: the first ones of each class, as many of each as there are."""
-    by_class = np.argsort(labels, kind="stable")
-    ordered = labels[by_class]
-    rank = np.empty(len(labels), dtype=np.int64)  # 0 for the first image of each class, 1 for the second, ...
-    rank[by_class] = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
-    return np.sort(np.lexsort((labels, rank))[:count])
 
 
 def _refuse_arrays(files: Files, names: Sequence[str]) -> None:
@@ -359,6 +354,8 @@ _job_of_worker: _Job
 def _start_worker(job: _Job) -> None:
     global _job_of_worker
     _job_of_worker = job
+    logging.disable()  # what Pillow says of broken images is in the error, which the first process prints
+    warnings.simplefilter("ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -32,6 +32,7 @@ from edm2.datasets.parts import (
     check_new_zip,
     conditions_to_carry,
     divide,
+    evenly_from_classes,
     known_of_conditions,
     labels_to_json,
     make_missing,
@@ -98,7 +99,7 @@ def encode(
         out: ZIP file to write; must not exist.
         encoder: Makes moments of pixels.
         batch_size: Images that the VAE encodes at a time.
-        max_images: Number of images to take from the beginning; default: all.
+        max_images: Number of images to take, the first of each class and as many of each as there are; default: all.
         workers: Threads that read images, in each process.
         paper_statistics: Store the paper's mean and standard deviation for the trainer instead of the measured ones, as
             networks trained elsewhere expect. Only for the paper's VAE and range of pixels.
@@ -122,11 +123,12 @@ def encode(
         raise ValueError(f"batch_size={batch_size}, max_images={max_images}, workers={workers} must be at least 1")
     _check_statistics(encoder, paper_statistics)
     files, catalog = open_archive(Path(source))
-    dataset = ArchiveDataset(files, catalog)
+    chosen = evenly_from_classes(catalog.labels, max_images or len(catalog.labels))
+    names = [catalog.names[index] for index in chosen]
+    dataset = ArchiveDataset(files, replace(catalog, names=names, labels=catalog.labels[chosen]))
     if dataset.kind != "pixels":
         raise DatasetError(f"{source}: holds moments already; train on it as it is")
     encoder.check(*dataset.shape[1:])
-    names = list(catalog.names[:max_images])
     conditions = conditions_to_carry(files, catalog, names)
     job = _Job(files, catalog, dataset, encoder, batch_size, workers, conditions)
     # The batch's size is among what decides the bytes of a part: sums in a VAE depend on it.

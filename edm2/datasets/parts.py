@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
+import numpy as np
+
 from edm2.post_hoc_ema import atomic_output
 from edm2.training.data.archive import Catalog, condition_files, missing_condition
 from edm2.training.data.files import CONDITIONS, DESCRIPTION, DatasetError, Files, condition_of, suffix_of
@@ -47,6 +49,15 @@ def check_new_zip(out: Path) -> None:
         shutil.rmtree(_parts_folder(out), ignore_errors=True)  # of a call that was killed while it removed them
         kind = "folder" if out.is_dir() else "file"
         raise FileExistsError(f"{out}: there is a {kind} of this name already; remove it, or choose another name")
+
+
+def evenly_from_classes(labels: np.ndarray, count: int) -> np.ndarray:
+    """Indices of at most `count` images, ascending: the first ones of each class, as many of each as there are."""
+    by_class = np.argsort(labels, kind="stable")
+    ordered = labels[by_class]
+    rank = np.empty(len(labels), dtype=np.int64)  # 0 for the first image of each class, 1 for the second, ...
+    rank[by_class] = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
+    return np.sort(np.lexsort((labels, rank))[:count])
 
 
 def _parts_folder(out: Path) -> Path:

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 
 from PIL import Image, ImageColor, ImageOps
 
-from edm2.training.data.archive import CHANNELS, FORMATS, read_image
+from edm2.datasets.depth import MOST_BITS, eight_bits
+from edm2.training.data.archive import CHANNELS, FORMATS, bits_per_channel, loaded, open_image, read_decoded
 from edm2.training.data.files import CONVERTIBLE, HEIF_SUFFIXES, Files
 
 EXIF = ("apply", "ignore")
@@ -36,6 +37,8 @@ class Picture:
     """True if it was transparent."""
     further_pages: int
     """Pages of a TIFF file beside the first, which are left out."""
+    rounded: bool
+    """True if it had more than 8 bits per channel."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,15 @@ class PictureReader:
         return [self.exif, self.background, *self.suffixes]
 
     def __call__(self, files: Files, name: str) -> Picture:
-        """Read one picture; gray is repeated, no color profile is kept. Raises DatasetError as `read_image`."""
-        image = read_image(files, name, _formats())
-        further_pages = getattr(image, "n_frames", 1) - 1 if image.format == "TIFF" else 0
-        orientation = _orientation(image) if self.exif == "apply" else 1
+        """Read one picture; gray is repeated, no color profile is kept. Raises DatasetError as `read_decoded`."""
+        return read_decoded(files, name, self._picture)
+
+    def _picture(self, data: bytes) -> Picture:
+        opened = open_image(data, _formats(), MOST_BITS)
+        bits = bits_per_channel(data, opened)
+        image = loaded(opened) if bits <= 8 else eight_bits(opened, open_image(data, _formats(), MOST_BITS), bits)
+        further_pages = getattr(opened, "n_frames", 1) - 1 if opened.format == "TIFF" else 0
+        orientation = _orientation(opened) if self.exif == "apply" else 1
         transparent = self.background != DROP and image.has_transparency_data
         rgb = self._on_background(image) if transparent else _rgb(image)
         rgb.info = {}
@@ -79,7 +87,7 @@ class PictureReader:
             rgb.getexif()[ORIENTATION] = orientation
             rgb = ImageOps.exif_transpose(rgb)
             rgb.info = {}
-        return Picture(rgb, orientation != 1, transparent, further_pages)
+        return Picture(rgb, orientation != 1, transparent, further_pages, bits > 8)
 
     def _on_background(self, image: Image.Image) -> Image.Image:
         layers = image if image.mode == "RGBA" else image.convert("RGBA")

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from edm2.datasets.pictures import Picture
 from edm2.training.data.files import suffix_of
 
-COLUMNS = ("found", "converted", "enlarged", "too small", "broken")
+COLUMNS = ("found", "converted", "enlarged", "too small", "broken", "not read", "litter")
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Tally:
     """Record of what became of images."""
 
     counts: dict[str, Counter[str]] = field(default_factory=lambda: {column: Counter() for column in COLUMNS})
-    """Numbers of images by suffix, for each of `COLUMNS`."""
+    """Numbers of files by suffix, litter by its kind, for each of `COLUMNS`."""
     broken: list[list[str]] = field(default_factory=list)
     """Name of each image that cannot be read, and the reason."""
     turned: int = 0
@@ -27,6 +27,8 @@ class Tally:
     """Images that were transparent."""
     further_pages: int = 0
     """Pages of TIFF files that are left out."""
+    rounded: int = 0
+    """Images of more than 8 bits per channel."""
 
     def count(self, column: str, name: str) -> None:
         """Count an image."""
@@ -37,11 +39,18 @@ class Tally:
         self.count("broken", name)
         self.broken.append([name, reason])
 
+    def add_others(self, files: Mapping[str, int], litter: Mapping[str, int]) -> None:
+        """Count files that are no images, by suffix, and those of other programs, by kind."""
+        for column, counts in (("not read", files), ("litter", litter)):
+            self.counts[column].update(counts)
+            self.counts["found"].update(counts)
+
     def add_picture(self, picture: Picture) -> None:
         """Count what was done to an image."""
         self.turned += picture.turned
         self.composited += picture.composited
         self.further_pages += picture.further_pages
+        self.rounded += picture.rounded
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(
@@ -50,6 +59,7 @@ class Tally:
             self.turned + other.turned,
             self.composited + other.composited,
             self.further_pages + other.further_pages,
+            self.rounded + other.rounded,
         )
 
     def save(self, path: Path) -> None:
@@ -83,6 +93,7 @@ class Tally:
             (self.turned, "turned upright by their EXIF orientation"),
             (self.composited, f"transparent: composited on {background} (--background)"),
             (self.further_pages, "further pages of TIFF files left out"),
+            (self.rounded, "of more than 8 bits per channel: rounded to 8"),
         )
         return [f"{count:,} {what}" for count, what in said if count]
 

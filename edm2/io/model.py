@@ -267,8 +267,12 @@ def convert_published(path: str | Path, out: str | Path) -> dict[str, Any]:
     return metadata
 
 
-def reconstructed_metadata(snapshots: Sequence[AnySnapshot], at: int, sigma_rel: float) -> dict[str, Any]:
+def reconstructed_metadata(
+    snapshots: Sequence[AnySnapshot], at: int, sigma_rel: float, method: str = "tails"
+) -> dict[str, Any]:
     """Metadata of weights reconstructed from `snapshots`: the last one's, with the inputs of the reconstruction."""
-    used = [snapshot for snapshot in snapshots if 0 < snapshot.images_seen <= at]
-    inputs = [[snapshot.images_seen, snapshot.sigma_rel] for snapshot in used]
-    return used[-1].metadata | {"images_seen": at, "sigma_rel": sigma_rel, "reconstructed_from": inputs}
+    used = [s for s in snapshots if s.images_seen <= at and (s.images_seen > 0 or s.sigma_rel == 0)]
+    lengths = (s.profile.to_json() if s.sigma_rel is None else s.sigma_rel for s in used)
+    inputs = [[snapshot.images_seen, length] for snapshot, length in zip(used, lengths, strict=True)]
+    said = {"images_seen": at, "sigma_rel": sigma_rel, "reconstructed_from": inputs, "method": method}
+    return {key: value for key, value in used[-1].metadata.items() if key != "profile"} | said

@@ -10,15 +10,20 @@ from edm2.planning.ladder import ladder_settings
 from edm2.planning.presets import PRESETS, Settings
 from edm2.planning.relative import relative_rules
 from edm2.training import Dataset, TrainingConfig
+from edm2.training.data.batches import seen_shape
+from edm2.training.data.own_codec import own_codec
 
 
-def default_preset(dataset: Dataset, data: str, device: str) -> str:
-    """Preset for a dataset, given its name or path, on a kind of device, if the user names none."""
-    if data == "digits":
+def default_preset(dataset: Dataset, data: str, device: str, codec: str | None = None) -> str:
+    """Preset for a dataset, given its name or path, on a kind of device, if the user names none.
+
+    What a codec of the user's own makes of images counts as latents.
+    """
+    if data == "digits" and codec is None:
         return "digits8"
-    if dataset.kind == "pixels" and device == "cpu" and max(dataset.shape[1:]) <= 64:
+    if dataset.kind == "pixels" and device == "cpu" and max(_seen_shape(dataset, codec)[1:]) <= 64:
         return "edm2-tiny"
-    if dataset.kind == "moments":
+    if dataset.kind == "moments" or codec is not None:
         return "edm2-latent-small"
     return "edm2-small-32" if max(dataset.shape[1:]) <= 32 else "edm2-small-64"
 
@@ -51,8 +56,8 @@ def plan_run(
     if preset_name not in PRESETS:
         raise ValueError(f"preset {preset_name!r} is unknown; there are {', '.join(PRESETS)}")
     preset = PRESETS[preset_name]
-    stored, height, width = dataset.shape
-    channels = stored // 2 if dataset.kind == "moments" else stored  # mean and standard deviation of each
+    codec: str | None = choices.get("codec")
+    channels, height, width = _seen_shape(dataset, codec)
     if preset.shape not in (None, (channels, height, width)):
         raise ValueError(
             f"preset {preset_name} is for images of (channels, height, width) = {preset.shape}, "
@@ -70,7 +75,7 @@ def plan_run(
     settings = {**_adapted(proposed, len(dataset), choices), **choices}
     network = {name: value for name, value in settings.items() if name in NetworkConfig.__dataclass_fields__}
     training = {name: value for name, value in settings.items() if name not in network}
-    if dataset.kind != "moments":
+    if dataset.kind != "moments" and codec is None:
         _check_sides(data, height, width, len(network.get("channel_mult", NetworkConfig.channel_mult)) - 1)
     label_dim = dataset.num_classes if conditional is None or conditional else 0
     if label_dim and network.get("conditions"):
@@ -90,6 +95,14 @@ def plan_run(
     if config.holdout >= len(dataset):
         raise ValueError(f"holdout={config.holdout} leaves none of the {len(dataset)} images of {data} to train on")
     return config
+
+
+def _seen_shape(dataset: Dataset, codec: str | None) -> tuple[int, ...]:
+    """(C, H, W) of what the network sees of an image."""
+    if codec is not None:
+        return seen_shape(dataset, own_codec(codec))
+    stored, height, width = dataset.shape
+    return stored // 2 if dataset.kind == "moments" else stored, height, width  # mean and standard deviation of each
 
 
 def _check_sides(data: str, height: int, width: int, halvings: int) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from edm2.io.model import filled, is_external, load_to_sample, network_from_state, read_metadata
 from edm2.io.snapshots import AnySnapshot, open_run, read_weights, refuse_different_runs
 from edm2.networks import NetworkConfig
-from edm2.post_hoc_ema import reconstruct, reconstruct_tensors, reconstruction_error, select_snapshots
+from edm2.post_hoc_ema import reconstruct
+from edm2.post_hoc_ema.reconstruction import Reconstruction
 from edm2.sampling.external import DrawnImages, ExternalNetwork
 from edm2.training import RunFolder
 
@@ -85,12 +86,18 @@ class Averages:
         Raises:
             ValueError: no snapshots of that time, too few before it, or an impossible EMA length.
         """
-        missing = [sigma_rel for sigma_rel in sigma_rels if sigma_rel != RAW and self._stored(at, sigma_rel) is None]
-        if missing:
-            try:
-                reconstruct_tensors(self.snapshots, missing, at)
-            except ValueError as error:
-                raise ValueError(f"{self.folder}: {error}") from None
+        self._reconstruction(at, [s for s in sigma_rels if self.is_combined(at, s)])
+
+    def _reconstruction(self, at: int, sigma_rels: Sequence[float]) -> Reconstruction | None:
+        """Averages that are combined from others; None where there are none."""
+        try:
+            return Reconstruction(self.snapshots, sigma_rels, at) if sigma_rels else None
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {error}") from None
+
+    def is_combined(self, at: int, sigma_rel: float) -> bool:
+        """True if an average is combined from stored ones, since it is neither one of them nor the raw weights."""
+        return sigma_rel != RAW and self._stored(at, sigma_rel) is None
 
     def errors(self, at: int, sigma_rels: Sequence[float]) -> dict[float, float]:
         """Relative errors of the reconstructed profiles by sigma_rel; 0 for those that are stored.
@@ -98,12 +105,10 @@ class Averages:
         Raises:
             ValueError: as `check`.
         """
-        self.check(at, sigma_rels)
-        combined = [s for s in sigma_rels if s != RAW and self._stored(at, s) is None]
+        combined = [s for s in sigma_rels if self.is_combined(at, s)]
         errors = dict.fromkeys(sigma_rels, 0.0)
-        if combined:
-            used = select_snapshots(self.snapshots, at)
-            forecast = reconstruction_error([s.images_seen for s in used], [s.sigma_rel for s in used], at, combined)
+        if reconstruction := self._reconstruction(at, combined):
+            forecast, _ = reconstruction.forecast()
             errors |= dict(zip(combined, map(float, forecast.profile_error), strict=True))
         return errors
 
@@ -124,7 +129,7 @@ class Averages:
             ValueError: as `check`.
         """
         self.check(at, sigma_rels)
-        rest = [s for s in sigma_rels if s != RAW and self._stored(at, s) is None]
+        rest = [s for s in sigma_rels if self.is_combined(at, s)]
         states = dict(zip(rest, reconstruct(self.snapshots, rest, at) if rest else [], strict=True))
         return [self._network(states.get(s) or self._read(at, s)) for s in sigma_rels]
 
@@ -142,8 +147,8 @@ class Averages:
         return digest.hexdigest()[:16]
 
     def _stored(self, at: int, sigma_rel: float) -> AnySnapshot | None:
-        found = (s for s in self.snapshots if s.images_seen == at and abs(s.sigma_rel - sigma_rel) < 1e-9)
-        return next(found, None)
+        then = (s for s in self.snapshots if s.images_seen == at)
+        return next((s for s in then if s.sigma_rel is not None and abs(s.sigma_rel - sigma_rel) < 1e-9), None)
 
     def _read(self, at: int, sigma_rel: float) -> dict[str, Tensor]:
         if sigma_rel == RAW:

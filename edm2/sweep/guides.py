@@ -102,4 +102,4 @@ class GuideRun:
         return guide
 
     def to_json(self) -> Any:
-        return [self.averages.fingerprint(self.at), self.at]
+        return [self.averages.fingerprint(self.at), self.at, "tails"]

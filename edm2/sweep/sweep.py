@@ -308,7 +308,9 @@ class Sweeper:
     def _facts(self, point: Point, set_number: int) -> dict[str, Any]:
         """JSON of everything that decides a score."""
         guided = point.guidance != 1
+        combined = self.averages.is_combined(point.images_seen, point.sigma_rel)
         return {
+            **({"method": "tails"} if combined else {}),
             "run": self._fingerprint_at(point.images_seen),
             "point": asdict(replace(point, guide_sigma_rel=point.used_guide_sigma_rel if guided else None)),
             "guide": self._guide_identity if guided else None,

@@ -12,13 +12,14 @@ from torch import nn
 from edm2.post_hoc_ema import (
     PowerFunctionEMA,
     find_snapshots,
-    profile_inner_product,
     reconstruct,
     reconstruct_tensors,
-    reconstruction_error,
+    rounding_error,
     snapshot_name,
+    tail_error,
     write_snapshot,
 )
+from edm2.post_hoc_ema.reconstruction import Reconstruction
 
 
 @dataclass
@@ -67,7 +68,7 @@ def test_golden_reconstruction(golden, key, tolerance, when):
     """Tolerances of the golden README: rounding in the type of accumulation, times the sum of coefficients."""
     numbers = arrays(golden, "phema/endtoend.safetensors")
     at = table(golden, "phema/phema.json")["endtoend"][f"{when}_nimg"]
-    states = reconstruct(golden_snapshots(numbers, f"snap/{key}"), numbers["target_std"].tolist(), at)
+    states = reconstruct(golden_snapshots(numbers, f"snap/{key}"), numbers["target_std"].tolist(), at, method="density")
     result = torch.stack([state["theta"] for state in states])
     expected = numbers[f"recon_{key}/{when}"]
     assert result.dtype == expected.dtype
@@ -83,7 +84,7 @@ def test_golden_reconstruction_stored_in_float16(golden, key, when, tmp_path):
     for s in golden_snapshots(numbers, f"snap/{key}"):
         metadata = {"images_seen": s.images_seen, "sigma_rel": s.sigma_rel}
         write_snapshot(tmp_path / snapshot_name(s.images_seen, s.sigma_rel), s.tensors, metadata)
-    states = reconstruct(find_snapshots(tmp_path), numbers["target_std"].tolist(), at)
+    states = reconstruct(find_snapshots(tmp_path), numbers["target_std"].tolist(), at, method="density")
     expected = numbers[f"recon_{key}_tool_output_fp16/{when}"].numpy()
     result = torch.stack([state["theta"] for state in states]).half().numpy()
     ulp = np.spacing(np.maximum(np.abs(result), np.abs(expected)))
@@ -91,19 +92,19 @@ def test_golden_reconstruction_stored_in_float16(golden, key, when, tmp_path):
 
 
 def test_reconstruction_agrees_with_tracking(tmp_path):
-    """Within the forecast: for weights |θ| <= 1 and profiles p̂, p over [0, T], by Cauchy and Schwarz,
+    """Within the error of tails: for weights with |dθ/du| <= 3/T over [0, T], by Cauchy and Schwarz,
 
-    |∫ (p̂ - p) θ| <= √T ||p̂ - p|| = (forecast) √T ||p||.
+    |∫ (P̂ - P) dθ| <= 3 √(1/T) ||P̂ - P||.
     """
     targets = [0.06, 0.08, 0.13]
     direct, at = tracked_run(tmp_path, targets, every=20)
-    found = find_snapshots(tmp_path)
-    times, widths = [s.images_seen for s in found], [s.sigma_rel for s in found]
-    forecast = reconstruction_error(times, widths, at, targets).profile_error
-    for sigma_rel, state, error in zip(targets, reconstruct(found, targets), forecast, strict=True):
+    reconstruction = Reconstruction(find_snapshots(tmp_path), targets)
+    errors = tail_error(reconstruction.profiles, reconstruction.wanted[None], reconstruction.coefficients[None])
+    states = reconstruct(find_snapshots(tmp_path), targets)
+    for sigma_rel, state, error in zip(targets, states, errors, strict=True):
         expected = direct.average(sigma_rel)
         assert state.keys() == expected.keys()
-        bound = error * np.sqrt(at * profile_inner_product(at, sigma_rel, at, sigma_rel))
+        bound = 3 * error / np.sqrt(at)
         assert bound < 0.01  # tight enough to tell: from one width to the next the averages change by 0.04 and more
         for name, x in state.items():
             torch.testing.assert_close(x, expected[name], rtol=0, atol=bound)
@@ -158,15 +159,59 @@ def test_order_of_snapshots_and_initial_weights_do_not_matter():
 
 
 def test_each_tensor_is_read_once_and_only_when_its_turn_comes():
-    """Hence memory holds one tensor per width, not a network."""
+    """Hence memory holds one tensor per width, not a network. First and last told before how far weights move."""
     given = snapshots()
     stream = reconstruct_tensors(given, [0.03, 0.07, 0.2])
     assert all(not s.reads for s in given)
     name, tensors = next(stream)
     assert (name, len(tensors)) == ("w", 3)
-    assert all(s.reads == {"w": 1} for s in given)
+    assert all(s.reads == {"w": 1} for s in given[1:-1])
+    assert [given[i].reads for i in (0, -1)] == [{"w": 2, "b": 1}] * 2
     assert [name for name, _ in stream] == ["b"]
-    assert all(s.reads == {"w": 1, "b": 1} for s in given)
+    assert all(s.reads == {"w": 1, "b": 1} for s in given[1:-1])
+
+
+def test_a_stored_length_comes_back_from_a_single_file():
+    """As it is, whatever else is stored."""
+    given = snapshots()
+    for inputs in (given, given[2:3]):
+        (state,) = reconstruct(inputs, [0.05])
+        assert all(torch.equal(x, given[2].tensors[name]) for name, x in state.items())
+
+
+def test_statistics_of_the_weights_decide_on_the_noise():
+    """Of a walk whose files are in float16: D, θ² and the variance of rounding, and the error that comes out."""
+    generator = torch.Generator().manual_seed(0)
+    net, walk = nn.Linear(20_000, 1, bias=False), 0.0
+    tracker, exact = PowerFunctionEMA(net), PowerFunctionEMA(net, [0.015])
+    given, steps = [], 640
+    start = torch.randn(1, 20_000, generator=generator)
+    for k in range(1, steps + 1):
+        walk = walk + torch.randn(1, 20_000, generator=generator) * 0.2 / steps**0.5
+        net.weight.data = start + walk
+        tracker.update(k), exact.update(k)
+        if k % (steps // 64) == 0:
+            given += [MemorySnapshot(k, s, {"w": tracker.average(s)["weight"].half()}) for s in tracker.sigma_rels]
+    true = exact.average(0.015)["weight"]
+    reconstruction = Reconstruction(given, [0.015])
+    statistics = reconstruction.statistics
+    assert statistics.drift == pytest.approx(0.04 / steps, rel=0.05)
+    assert statistics.mean_square == pytest.approx(1.04, rel=0.05)
+    assert statistics.rounding == pytest.approx(rounding_error(torch.float16) ** 2 * 1.04, rel=0.05)
+    _, expected = reconstruction.forecast()
+    found = {m: reconstruct(given, [0.015], method=m)[0]["w"] for m in ("tails", "density")}
+    errors = {m: ((w - true).norm() / true.norm()).item() for m, w in found.items()}
+    assert errors["tails"] < 0.6 * errors["density"]  # rounding grows 33-fold there
+    assert errors["tails"] == pytest.approx(expected.item(), rel=0.2)  # steps are not a continuous walk
+
+
+def test_an_unknown_method_and_densities_of_other_profiles_are_refused():
+    given = snapshots([(10, 0.0), (20, 0.0)])  # plain weights
+    reconstruct(given, [0.1])
+    with pytest.raises(ValueError, match="knows power functions from time 0 only, not a plain weights at 20"):
+        reconstruct(given, [0.1], method="density")
+    with pytest.raises(ValueError, match="method='tail' must be one of tails, density"):
+        reconstruct(given, [0.1], method="tail")
 
 
 @pytest.mark.parametrize(
@@ -174,8 +219,8 @@ def test_each_tensor_is_read_once_and_only_when_its_turn_comes():
     [
         ([], [0.1], None, "needs two snapshots or more, found 0"),
         ([], [0.1], 5, "needs two snapshots or more up to 5 images seen, found 0"),
-        (snapshots([(0, 0.05), (0, 0.1), (1, 0.1)]), [0.1], None, "found 1"),
-        (snapshots([(1, 0.1), (2, 0.1)]), [0.1], 1, "up to 1 images seen, found 1"),
+        (snapshots([(0, 0.05), (0, 0.1), (1, 0.1)]), [0.2], None, "found 1"),
+        (snapshots([(1, 0.1), (2, 0.1)]), [0.2], 1, "up to 1 images seen, found 1"),
         (snapshots([(10, 0.1), (20, 0.1)]), [0.1], 21, "no snapshot was stored at 21 images seen; .* are 20$"),
         (snapshots([(10, 0.1), (20, 0.1)]), [0.1], 5, "no snapshot was stored at 5 images seen; .* are 10$"),
         (snapshots([(10, 0.1), (20, 0.1), (30, 0.1)]), [0.1], 19, "at 19 images seen; .* are 10 and 20$"),

@@ -152,7 +152,7 @@ CASES: list[tuple] = [
     ("reconstruct absent --std 0.1", FAILURE, "absent", "no such folder", "give a run folder"),
     ("reconstruct @empty --std 0.1", FAILURE, "empty", "no snapshots", "give a run folder"),
     ("reconstruct @notes.txt --std 0.1", USAGE, "notes.txt", "is a file"),
-    ("reconstruct @one --std 0.1 --out out", FAILURE, "two snapshots or more", "found 1"),
+    ("reconstruct @one --std 0.07 --out out", FAILURE, "two snapshots or more", "found 1"),
     ("reconstruct @cut --std 0.1 --out out", FAILURE, "snapshot.safetensors", "copy or write"),
     ("reconstruct @run --std 0.3", USAGE, "--std", "0.3", "less than 0.2887"),
     ("reconstruct @run --std long", USAGE, "'long'", "write 0.1"),

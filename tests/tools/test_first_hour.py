@@ -5,6 +5,7 @@ As `docs/first-hour.md` tells it. No step is silent, nothing is lost, and no pic
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import ROOT, complaint, edm2, succeed
+from documentation import command_lines
 from PIL import Image
 
 from edm2.post_hoc_ema import find_snapshots
+from edm2.tools.cli import cli
 from edm2.training.run.run_folder import read_run_config
 
 pytestmark = pytest.mark.slow
@@ -51,6 +54,26 @@ def photos(folder: Path) -> Path:
     return folder
 
 
+def spelled(words: list[str]) -> tuple[str, set[str]]:
+    """Name and options of a command."""
+    count = 2 if words[0] in ("dataset", "metrics") else 1
+    return " ".join(words[:count]), {word for word in words if word.startswith("--")}
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[tuple[str, set[str]]]:
+    """Name and options of every command that a test runs through `main`."""
+    found: list[tuple[str, set[str]]] = []
+    run = cli.main
+
+    def recording(*args: object, **settings: object) -> object:
+        found.append(spelled(sys.argv[1:]))
+        return run(*args, **settings)
+
+    monkeypatch.setattr(cli, "main", recording)
+    return found
+
+
 def start(*arguments: object) -> subprocess.Popen:
     """A command in a process of its own, as a user types it."""
     return subprocess.Popen(
@@ -60,7 +83,7 @@ def start(*arguments: object) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_from_a_folder_of_photos_to_pictures(tmp_path, monkeypatch):
+def test_from_a_folder_of_photos_to_pictures(tmp_path, monkeypatch, ran):
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "photos")
 
@@ -80,6 +103,7 @@ def test_from_a_folder_of_photos_to_pictures(tmp_path, monkeypatch):
 
     # Train for a budget; stopped, it leaves something to draw from; the same command goes on to the end.
     asked = ("train", "--data", "photos-16.zip", *SMALL, "--budget", "20s", "--out", "run")
+    assert "Dry run: nothing was written." in succeed(*asked, "--dry-run")
     training = start(*asked)
     run, end = tmp_path / "run", time.monotonic() + 120
     while not (run / "stats.jsonl").exists() and time.monotonic() < end:
@@ -100,6 +124,9 @@ def test_from_a_folder_of_photos_to_pictures(tmp_path, monkeypatch):
     assert records[-1]["error"] < 0.7 * records[0]["error"]
     assert not any(snapshot.metadata.get("interim") for snapshot in find_snapshots(run))
     assert len(list((run / "samples").iterdir())) >= 4
+    assert "error:" in succeed("info", "run")
+    succeed("plot", "run", "--out", "plots")
+    assert Image.open("plots/error.png").width > 200
 
     # Choose the EMA length, draw at the best, look for copies.
     swept = succeed(
@@ -116,8 +143,13 @@ def test_from_a_folder_of_photos_to_pictures(tmp_path, monkeypatch):
     assert (colors.max(axis=1) > 40).all()  # none is black
     assert len({path.read_bytes() for path in drawn_images}) == len(drawn_images)  # nor a copy of another
     succeed("metrics", "neighbours", "drawn", "--data", "photos-16.zip", "--detector", "pixels", "--out", "nearest.png",
-            "--device", "cpu")  # fmt: skip
+            "--rows", 5, "--device", "cpu")  # fmt: skip
     assert Image.open("nearest.png").width > 200
+
+    # Nothing on the page is left to try.
+    for line in command_lines(ROOT / "docs/first-hour.md"):
+        name, options = spelled(shlex.split(line)[1:])
+        assert any(name == other and options <= given for other, given in ran), line
 
 
 def test_two_names_of_one_folder_and_a_run_of_other_pictures(tmp_path, monkeypatch):

@@ -232,7 +232,7 @@ def _open_source(source: str, selection: dict[str, str | None]) -> Any:
     help="Storage type; fp16 halves the size.",
 )
 @click.option("--paper-stats", is_flag=True, help="Store the paper's mean and std, for use with its networks.")
-@click.option("--max-images", type=IMAGES, help="Only the first so many images.")
+@click.option("--max-images", type=IMAGES, help="Only so many images, as many of each class.")
 @click.option("--batch", "batch_size", type=click.IntRange(1), default=8, show_default=True, help="Images at a time.")
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Of the VAE; others need CUDA.")
 @click.option("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
@@ -385,7 +385,7 @@ def show(path: str, grid: Path, max_images: int, workers: int | None) -> None:
 
     Near-duplicates are counted too: a copy of an image that is held out says nothing of what is new to the network.
     """
-    from edm2.datasets.look import near_duplicates, save_look
+    from edm2.datasets.look import ROWS, near_duplicates, save_look
     from edm2.training import open_dataset
     from edm2.training.data.dataset import evenly_spaced_indices
 
@@ -401,4 +401,5 @@ def show(path: str, grid: Path, max_images: int, workers: int | None) -> None:
         _print_notes([f"{counted}; a held-out copy of a trained image tests nothing: remove them"])
     else:
         click.echo(f"no near-duplicates among {len(looked_at):,} images")
-    click.echo(f"{shown} images of {path} in {grid}")
+    rest = f": of the first {ROWS} of {dataset.num_classes} classes" if dataset.num_classes > ROWS else ""
+    click.echo(f"{shown} images of {path} in {grid}{rest}")

@@ -34,7 +34,7 @@ Examples:
   # As data
   edm2 plan --preset edm2-img512-m --gpus 32 --gpu h200 --json plan.json
 
-docs/plan.md explains every line, and how far it was checked. Where there is such a GPU, edm2 bench measures.
+What every line means, and how far it was checked: edm2 docs plan. Where there is such a GPU, edm2 bench measures.
 """
 
 

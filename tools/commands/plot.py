@@ -29,7 +29,7 @@ Examples:
 
 \b
 Figures:
-  error         error in training: 1 for a network that knows nothing
+  error         error in training and on held-out images: 1 for a network that knows nothing
   loss          training loss
   holdout       loss on held-out and on training images                     --holdout
   lr            learning rate

@@ -1,7 +1,7 @@
 """`edm2 sweep`: score many EMA lengths, times and guidance weights of a run, draw the curves, name the best."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from edm2.metrics.registry import DETECTOR_NAMES, METRICS
 from edm2.sampling.samplers import HEUN, Sampler
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.networks import (
+    CODEC_HELP,
     NET_FROM_HELP,
     check_external,
     check_guidance,
@@ -72,6 +73,7 @@ _what, _guidance, _score, _where, _machine = map(
     help="EMA lengths.",
 )
 @_what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP)
+@_what("--codec", "codec_from", metavar="MODULE:CALLABLE", help=CODEC_HELP)
 @_what("--at", "times", type=TIMES, help="Images seen, times with snapshots; default: the last.")
 @_what("--search", "budget", type=click.IntRange(1), help="Close in on the best with at most so many points per time.")
 @_guidance("--guidance", "guidances", type=WEIGHTS, help="Weights; default: 1, which is none.")
@@ -100,6 +102,7 @@ def sweep(
     run: Path,
     sigma_rels: list[float],
     net_from: str | None,
+    codec_from: str | None,
     times: list[int] | None,
     budget: int | None,
     guidances: list[float] | None,
@@ -159,7 +162,7 @@ def sweep(
     make_net = network_maker(net_from)
     averages = Averages(run, make_net=make_net)
     check_external(run, averages.metadata, net_from)
-    codec = codec_of(run, averages.metadata, vae)
+    codec = codec_of(run, averages.metadata, vae, codec_from)
     dataset = None if ref else _real_images(averages, codec, data)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
     for time in area.times:
@@ -172,7 +175,8 @@ def sweep(
     with joined_processes() as processes:
         bar = partial(progress_bar, hidden=not processes.is_first)
         on = use_device(processes, device)
-        name = detector or default_detector(averages.shape, isinstance(codec, PixelCodec))
+        shown = averages.shape if dataset is None or codec_from is None else dataset.shape
+        name = detector or default_detector(shown, isinstance(codec, PixelCodec) or codec_from is not None)
         evaluator: Any
         if metric is None:
             evaluator = load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
@@ -191,7 +195,7 @@ def sweep(
         if processes.is_first:
             _report(result, area, out, compared)
             click.echo("The best network, and images of it:")
-            for line in _commands(sweeper, result.best.point, guide, net_from):
+            for line in _commands(sweeper, result.best.point, guide, {"--net-from": net_from, "--codec": codec_from}):
                 click.echo(f"  {line}")
 
 
@@ -309,7 +313,7 @@ def _warn_of_edges(area: "Range", best: "ScoredPoint") -> None:
             click.echo(f"The best value of {option}, {value:g}, is the end of its list: the minimum may lie beyond.")
 
 
-def _commands(sweeper: "Sweeper", point: "Point", guide: str | None, net_from: str | None) -> list[str]:
+def _commands(sweeper: "Sweeper", point: "Point", guide: str | None, programs: "Mapping[str, str | None]") -> list[str]:
     """Command lines that make the best network and draw its images."""
     from edm2.sampling.guidance import EVERYWHERE
     from edm2.sweep.guides import GuideRun
@@ -319,7 +323,7 @@ def _commands(sweeper: "Sweeper", point: "Point", guide: str | None, net_from: s
     lines = [reconstruct]
     draw = ["edm2", "generate", network, "--seeds", "0-63"]
     draw += ["--balanced"] if sweeper.averages.config.label_dim else []
-    draw += [] if net_from is None else ["--net-from", net_from]
+    draw += [word for option, target in programs.items() if target is not None for word in (option, target)]
     draw += ["--steps", str(sampling.num_steps)]
     draw += [] if sampling.sampler == HEUN else ["--solver", sampling.sampler.name]
     draw += ["--out", "samples"]

@@ -50,7 +50,7 @@ Examples:
   edm2 train --data digits --config C --out runs/digits-c --diagnostics 16000
   edm2 train --data digits --weighting min-snr --gamma 5 --out runs/digits-min-snr
 \b
-  # On all eight GPUs of a machine (docs/operations.md: several machines, SLURM, Kubernetes)
+  # On all eight GPUs of a machine (edm2 docs operations: several machines, SLURM, Kubernetes)
   torchrun --nproc-per-node 8 -m edm2 train --data img512-latents.zip --preset edm2-img512-xxl --out runs/xxl --shard
 \b
   # Super-resolution; and captions that are stored beside the images (docs/conditions.md)
@@ -61,8 +61,8 @@ Examples:
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
 
 Interrupted? Run the same command again: it goes on from the last checkpoint. Ctrl-C, SIGTERM and SIGUSR1 write one, and
-snapshots to draw from. Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). docs/settings.md says how to choose
-settings.
+snapshots to draw from. Image counts may end in Ki, Mi or Gi (1024, 1024², 1024³). How to
+choose settings: edm2 docs settings.
 """
 
 FIRST = (
@@ -79,7 +79,7 @@ Presets:
     + """
 
 \b
-Weightings, of the squared error on the image (docs/weightings.md):
+Weightings, of the squared error on the image (edm2 docs weightings):
 """
     + "\n".join(f"  {name:<18} {weighting.summary}" for name, weighting in WEIGHTINGS.items())
     + """
@@ -114,6 +114,7 @@ _machine = option_group("Machine")
 )
 @_what("-n", "--dry-run", is_flag=True, help="Describe the run and stop.")
 @_what("--measure", is_flag=True, help="With --dry-run: train a few steps and print speed, time and memory.")
+@_data("--codec", metavar="MODULE:CALLABLE", help="Codec of your own (encode, decode), such as an autoencoder.")
 @_data("--cond/--uncond", "conditional", default=None, help="Train with labels; default: if the data have any.")
 @_data("--label-dropout", type=NUMBER, help="Fraction of images trained without their label, for guidance.")
 @_data("--xflip/--no-xflip", default=None, help="Mirror half of the images.")
@@ -213,8 +214,8 @@ _machine = option_group("Machine")
 @_output(
     "--keep-snapshots",
     type=click.IntRange(2),
-    help="Keep snapshots of this many times, spread over the run; the others are deleted on the way. With 64, errors "
-    "of reconstruction stay below 2 %.  [default: all]",
+    help="Keep snapshots of this many times, spread over the run; the others are deleted on the way. With 32, errors "
+    "of reconstruction stay below 0.2 %.  [default: all]",
 )
 @_output("--status", "status_every", type=IMAGES, help="Images between status lines.")
 @_output("--sample", "sample_every", type=IMAGES, help="Images between sample grids.")
@@ -375,8 +376,9 @@ def configure_run(
     if "init" in chosen:
         chosen["init"] = _initial_network(chosen["init"], out)
     begun = _begun_run(out)
-    fitted = preset is None and data != "digits"
-    preset = preset or default_preset(dataset, data, chosen["device"])
+    proposed = default_preset(dataset, data, chosen["device"], chosen.get("codec"))
+    fitted = preset is None and proposed != "digits8"
+    preset = preset or proposed
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))
     relative = fitted and "duration" in chosen
     try:

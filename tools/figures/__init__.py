@@ -22,7 +22,7 @@ from edm2.tools.figures.diagnostics import (
     draw_updates,
     draw_weights,
 )
-from edm2.tools.figures.progress import draw_holdout, draw_number
+from edm2.tools.figures.progress import draw_error, draw_holdout, draw_number
 from edm2.tools.figures.runs import PlottedRun
 from edm2.training.run.logging import Record
 
@@ -38,7 +38,6 @@ class Source:
 
 
 REPORTS = Source(lambda run: run.stats, "nothing reported yet; wait for the first status line (--status)")
-ERROR_LABEL = "error (1: a network that knows nothing)"
 ERROR = Source(
     lambda run: [record for record in run.stats if "error" in record],
     "no error reported: the run is of version 0.1, or its loss has none",
@@ -52,7 +51,7 @@ DIAGNOSTICS = Source(lambda run: run.diagnostics, "no diagnostics recorded; trai
 Draw = Callable[[Sequence[PlottedRun]], Figure]
 
 FIGURES: dict[str, tuple[Source, Draw]] = {
-    "error": (ERROR, partial(draw_number, key="error", title="Error in training", label=ERROR_LABEL)),
+    "error": (ERROR, draw_error),
     # The objective that is minimized: comparable between runs of the same weighting only.
     "loss": (REPORTS, partial(draw_number, key="loss", title="Training loss", label="training loss per image")),
     "holdout": (HOLDOUT, draw_holdout),

@@ -24,6 +24,7 @@ def draw_neighbours(samples: Dataset, training: Dataset, found: Neighbours, rows
         len(chosen), columns, figsize=(INCHES * columns, (INCHES + 0.35) * len(chosen)), layout="constrained",
         squeeze=False,
     )  # fmt: skip
+    figure.suptitle("file and distance; below 1: nearer than any other training image is", fontsize=7)
     for axes, index in zip(grid, chosen, strict=True):
         _show(axes[0], displayed(samples, [index])[0], f"sample {_short(samples.item_name(index))}", weight="bold")
         numbers = found.indices[index].tolist()

@@ -21,16 +21,24 @@ SMALL = 1024
 """Values per image up to which pixels are compared by default."""
 
 
-def codec_of(name: str | Path, metadata: dict[str, Any], vae: str | None) -> "Codec":
-    """Make the decoder of a network's samples, with another VAE if one is given.
+def codec_of(name: str | Path, metadata: dict[str, Any], vae: str | None, codec_from: str | None = None) -> "Codec":
+    """Make the decoder of a network's samples, with another VAE or by a program of the user's own if one is given.
 
     Raises:
-        ValueError: the network draws pixels, which need no VAE.
+        ValueError: the network draws pixels, which need no VAE; or needs a program, or none.
     """
     from edm2.training import LatentCodec, codec_from_json
+    from edm2.training.data.own_codec import own_codec
+    from edm2.training.imports import is_target
 
+    described = metadata.get("codec") or {"kind": "pixels"}
     try:
-        codec = codec_from_json(metadata.get("codec") or {"kind": "pixels"})
+        if codec_from is None:
+            codec = codec_from_json(described)
+        elif not is_target(str(described.get("kind"))):
+            raise ValueError("describes its codec itself; leave out --codec")
+        else:
+            codec = own_codec(codec_from, **{key: value for key, value in described.items() if key != "kind"})
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if vae is None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edm2.tools.options.sampling import SamplingOptions
 
 NET_FROM_HELP = "MODULE:CALLABLE that makes a network of your own, for snapshots that hold its tensors."
+CODEC_HELP = "MODULE:CALLABLE that makes the codec of your own that the network was trained with."
 
 
 def complete_by_preset(given: dict[str, Any], preset: GenerationPreset) -> None:

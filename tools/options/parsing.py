@@ -29,6 +29,11 @@ def parse_sigma_rels(text: str) -> list[float]:
     return _parse_list(text, _parse_sigma_rel)
 
 
+def parse_tracked(text: str) -> list[float]:
+    """Parse EMA lengths in the order in which they are numbered: "0.05,0.10"."""
+    return [_parse_sigma_rel(part.strip(), text) for part in text.split(",")]
+
+
 def parse_weights(text: str) -> list[float]:
     """Parse guidance weights: "1.5", "1,1.5,2" or "1,1.2,...,3"; ascending, each once."""
     return _parse_list(text, lambda part, text: parse_number(part))
@@ -254,6 +259,7 @@ class _PNGFile(click.Path):
 
 IMAGES = _Parsed("images", parse_image_count)
 SIGMA_RELS = _Parsed("lengths", parse_sigma_rels)
+TRACKED = _Parsed("lengths", parse_tracked)
 TIMES = _Parsed("images,...", parse_times)
 WEIGHTS = _Parsed("weights", parse_weights)
 NUMBER = _Parsed("number", parse_number)

@@ -40,7 +40,7 @@ def _made(run: Path, sigma_rel: float | None) -> Path:
     at = used[0].images_seen
     why = "as asked for"
     if sigma_rel is None:
-        sigma_rel, why = _best(run, at) or (max(s.sigma_rel for s in used if s.images_seen == at), "not swept yet")
+        sigma_rel, why = _best(run, at) or (max(s.sigma_rel or 0 for s in used if s.images_seen == at), "not swept yet")
     click.echo(f"{run}: EMA length {sigma_rel:g} ({why}) at {at:,} images")
     stored = [s for s in used if (s.images_seen, s.sigma_rel) == (at, sigma_rel) and s.path.is_file()]
     if stored:

@@ -13,6 +13,7 @@ from edm2.sampling.samplers import HEUN, SAMPLERS, Sampler
 from edm2.tools.options.conditions import named_paths, read_conditions
 from edm2.tools.options.groups import option_group, with_options
 from edm2.tools.options.networks import (
+    CODEC_HELP,
     NET_FROM_HELP,
     check_guidance,
     check_own_precision,
@@ -85,6 +86,7 @@ SAMPLE_OPTIONS = (
         "or an NPY file of rows, for the seeds in order. Repeatable.",
     ),
     _what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP),
+    _what("--codec", "codec_from", metavar="MODULE:CALLABLE", help=CODEC_HELP),
     _what("--networks", type=FOLDER, default=".", help="Folder with the networks of --preset; default: here."),
     _what(
         "--list-presets",
@@ -145,6 +147,7 @@ class SamplingOptions:
     balanced: bool
     preset: str | None
     net_from: str | None
+    codec_from: str | None
     networks: Path
     guide: str | None
     unlabelled_guide: bool
@@ -283,7 +286,7 @@ class SampleGenerator:
         from edm2.sampling.drawing import decoder
         from edm2.tools.options.evaluators import codec_of
 
-        codec = codec_of(self.options.network, self.metadata, self.options.vae)
+        codec = codec_of(self.options.network, self.metadata, self.options.vae, self.options.codec_from)
         return decoder(codec, self.options.decode_batch, self._dtype(self.options.vae_precision))
 
     def try_out(self, decode: "Decoder") -> None:
@@ -303,7 +306,7 @@ class SampleGenerator:
             "guide": options.guide, "unlabelled_guide": options.unlabelled_guide, "guidance": options.guidance,
             "interval": options.interval and list(options.interval), "precision": self.precision, "vae": options.vae,
             "vae_precision": options.vae_precision, "contents": self.contents,
-            **({} if options.net_from is None else {"net_from": options.net_from}),
+            **{name: value for name in ("net_from", "codec_from") if (value := getattr(options, name)) is not None},
             **({"conditions": options.conditions} if options.conditions else {}),
             **({"unguided": options.unguided} if options.unguided else {}),
         }  # fmt: skip

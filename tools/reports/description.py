@@ -103,7 +103,7 @@ def describe_run(name: str) -> Lines:
         ("preset", config.preset),
         ("progress", f"{seen:,} of {config.duration:,} images ({100 * seen / config.duration:.0f}%)"),
     ]
-    held_out = [record["holdout_loss"] for record in records if "holdout_loss" in record]
+    held_out = [record["holdout_error"] for record in records if "holdout_error" in record]
     if records and "error" in records[-1]:
         last = f", {held_out[-1]:.4f} on held-out images" if held_out else ""
         lines.append(("error", f"{records[-1]['error']:.4f} in training{last}; 1 is a network that knows nothing"))
@@ -128,7 +128,7 @@ def _origin(metadata: Mapping[str, Any]) -> Lines:
 
 def _times_and_lengths(snapshots: list[AnySnapshot]) -> str:
     times = {snapshot.images_seen for snapshot in snapshots}
-    lengths = sorted({snapshot.sigma_rel for snapshot in snapshots})
+    lengths = sorted({snapshot.sigma_rel for snapshot in snapshots if snapshot.sigma_rel is not None})
     return f"{len(snapshots)} at {len(times)} times, EMA lengths {_compact(lengths)}"
 
 

@@ -43,7 +43,7 @@ def print_forecast(forecast: Forecast) -> None:
     _print_table(forecast)
     click.echo()
     print_lines(_data_and_disk(forecast))
-    click.echo("\nHow sure is this? (docs/plan.md)")
+    click.echo("\nHow sure is this? (edm2 docs plan)")
     for subject, phrase in HOW_SURE:
         click.echo(f"  {subject + ':':<13}{phrase}")
 

@@ -7,8 +7,17 @@ import click
 import torch
 
 from edm2.io.snapshots import AnySnapshot
-from edm2.post_hoc_ema import missing_snapshots, reconstruction_error
-from edm2.post_hoc_ema.planning import STORED, evenly_spaced_error, plan_storage, rounding_error, storage_dtype
+from edm2.post_hoc_ema import missing_snapshots
+from edm2.post_hoc_ema.foreign.recognition import ForeignFolder
+from edm2.post_hoc_ema.planning import (
+    MOST_SNAPSHOTS,
+    STORED,
+    evenly_spaced_error,
+    plan_storage,
+    rounding_error,
+    storage_dtype,
+)
+from edm2.post_hoc_ema.reconstruction import Reconstruction
 from edm2.training.config import DTYPES
 
 LARGE_ERROR = 0.05
@@ -28,24 +37,35 @@ def warn_of_missing(snapshots: Sequence[AnySnapshot], consequence: str) -> None:
         click.echo(f"Warning: no snapshot of {t} images at length {s:g}{more}; {consequence}.", err=True)
 
 
-def print_errors(used: Sequence[AnySnapshot], sigma_rels: Sequence[float], paths: Sequence[Path]) -> None:
-    """Print the profile error and the noise gain of each EMA length, and its file."""
-    at = used[0].images_seen
-    forecast = reconstruction_error([s.images_seen for s in used], [s.sigma_rel for s in used], at, sigma_rels)
-    click.echo(f"From {len(used)} snapshots, at {at:,} images:")
-    click.echo(f"{'length':>8} {'error':>8} {'noise':>6}  file")
-    rows = zip(sigma_rels, forecast.profile_error, forecast.noise_gain, paths, strict=True)
-    for sigma_rel, error, gain, path in rows:
+def print_recognized(found: ForeignFolder, one_by_one: bool) -> None:
+    """Print what the files of another program are taken for, each if asked for, and what is left aside."""
+    click.echo(f"Recognized: {found.kind}; {len(found.snapshots)} files")
+    for snapshot in found.snapshots if one_by_one else []:
+        click.echo(f"  {snapshot.path.name}: {snapshot.profile}")
+    if found.left_aside:
+        click.echo(f"Left aside: {', '.join(found.left_aside)}")
+
+
+def print_errors(reconstruction: Reconstruction, sigma_rels: Sequence[float], paths: Sequence[Path]) -> None:
+    """Print the profile's error of each EMA length, the one to expect in the weights, the noise gain, and the file."""
+    forecast, weights = reconstruction.forecast()
+    click.echo(f"From {len(reconstruction.inputs)} snapshots, at {reconstruction.newest.images_seen:,} images:")
+    click.echo(f"{'length':>8} {'profile':>8} {'weights':>9} {'noise':>6}  file")
+    rows = zip(sigma_rels, forecast.profile_error, weights, forecast.noise_gain, paths, strict=True)
+    for sigma_rel, error, weight_error, gain, path in rows:
         warning = "  (more than 5 %: too few snapshots for this length)" if error > LARGE_ERROR else ""
-        click.echo(f"{sigma_rel:8.4f} {100 * error:7.2f}% {gain:6.2f}  {path}{warning}")
+        click.echo(f"{sigma_rel:8.4f} {100 * error:7.2f}% {100 * weight_error:8.3f}% {gain:6.2f}  {path}{warning}")
 
 
 def print_storage_plan(sigma_rels: Sequence[float], interval: int, duration: int, parameters: int) -> None:
-    """Print the errors with snapshots at this interval, and how many snapshots errors of 5 % and 1 % need."""
+    """Print the errors with snapshots at this interval, and how many snapshots errors of 5 % and 1 % need.
+
+    Of profiles alone: coefficients that allow for the rounding of files need the files.
+    """
     count = duration // interval
     stored = " and ".join(f"{s:g}" for s in STORED)
     click.echo(f"{count} snapshots of each of the lengths {stored}, one per {interval:,} of {duration:,} images:")
-    click.echo(f"{'length':>8} {'error':>8} {'noise':>7}  {'rounding':<8} {'size':>9}")
+    click.echo(f"{'length':>8} {'profile':>8} {'noise':>7}  {'rounding':<8} {'size':>9}")
     for sigma_rel in sigma_rels:
         forecast = evenly_spaced_error(count, sigma_rel)
         error, gain = forecast.profile_error.item(), forecast.noise_gain.item()
@@ -61,7 +81,7 @@ def print_storage_plan(sigma_rels: Sequence[float], interval: int, duration: int
         for sigma_rel in sigma_rels:
             plan = plan_storage(sigma_rel, error)
             if plan.snapshots is None:
-                click.echo(f"{sigma_rel:8.4f} 1,024 snapshots of each length are not enough")
+                click.echo(f"{sigma_rel:8.4f} {MOST_SNAPSHOTS} snapshots of each length are not enough")
                 continue
             click.echo(
                 f"{sigma_rel:8.4f} {plan.snapshots:5} of each length, one per {duration // plan.snapshots:,} images,"

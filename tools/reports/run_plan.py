@@ -1,7 +1,5 @@
 """Description of a run before it starts, for `edm2 train`: data, network, schedule, memory, snapshots, disk."""
 
-import numpy as np
-
 from edm2.planning.costs import (
     TRAINING_FLOPS,
     count_flops,
@@ -14,13 +12,17 @@ from edm2.planning.costs import (
 from edm2.planning.presets import PRESETS
 from edm2.planning.probe import guessed_speed
 from edm2.planning.relative import advice
-from edm2.post_hoc_ema import reconstruction_error
-from edm2.post_hoc_ema.planning import MOST_SNAPSHOTS
+from edm2.post_hoc_ema.planning import MOST_SNAPSHOTS, forecast_errors
 from edm2.tools.reports.description import Lines
 from edm2.training import Dataset, TrainingConfig
+from edm2.training.data.dataset import evenly_spaced_indices
+from edm2.training.data.own_codec import own_codec
 from edm2.training.run.disk import DiskForecast, free_space, used_space
 from edm2.training.run.speed import time_text, with_unit
 from edm2.training.settings import ObjectiveConfig, ScheduleConfig
+
+ENCODED = 32
+"""Images whose spread is measured behind a codec of the user's own."""
 
 FAR_OFF = 0.2
 """Relative difference between the data's standard deviation and the network's sigma_data that deserves a warning."""
@@ -100,10 +102,9 @@ def _worst_error(times: list[int], stored: tuple[float, ...]) -> float | None:
     """Largest profile error of the wanted lengths at the end, from snapshots of these times; None: impossible."""
     every = -(-len(times) // MOST_SNAPSHOTS)
     times = times[::-every][::-1]  # more of them would not lower the error of the solution
-    t, sigma_rels = np.meshgrid(times, stored)
-    if t.size < 2:
+    if len(times) * len(stored) < 2:
         return None
-    return reconstruction_error(t.ravel(), sigma_rels.ravel(), times[-1], WANTED).profile_error.max().item()
+    return forecast_errors(times, WANTED, stored).profile_error.max().item()
 
 
 def _percent(fraction: float) -> str:
@@ -135,6 +136,8 @@ def _dropped(fraction: float) -> str:
 def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
     """Scaling of the data on their way into the network."""
     sigma_data = config.own_network.sigma_data
+    if config.codec is not None:
+        return _own_scaling(config.codec, dataset, sigma_data)
     if dataset.kind == "moments":
         whose = "the dataset's" if dataset.latents else "the paper's"
         text = f"latents, drawn anew at every visit, scaled to standard deviation {sigma_data:g} by {whose} statistics"
@@ -151,6 +154,16 @@ def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:
     if stats and abs(stats["sigma_data"] / sigma_data - 1) > FAR_OFF:
         deviation = f"the pixels' standard deviation is {stats['sigma_data']:.2f} on [-1, 1]"
         lines.append(("WARNING", f"{deviation}, but the network expects {sigma_data:g}; --standardize scales them"))
+    return lines
+
+
+def _own_scaling(codec: str, dataset: Dataset, sigma_data: float) -> Lines:
+    """Mean and spread of some images behind a codec of the user's own, which the network expects to be as its own."""
+    x = own_codec(codec).encode(dataset.images(evenly_spaced_indices(len(dataset), ENCODED)))
+    mean, std = x.mean().item(), x.std().item()
+    lines = [("scaling", f"by {codec}: mean {mean:.2f}, standard deviation {std:.2f} in {len(x)} images")]
+    if abs(std / sigma_data - 1) > FAR_OFF or abs(mean) > FAR_OFF:
+        lines.append(("WARNING", f"the network expects mean 0 and standard deviation {sigma_data:g} of {codec}"))
     return lines
 
 

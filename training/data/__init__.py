@@ -8,6 +8,7 @@ index.py        a large ZIP's directory and labels in a file, so that it opens a
 order.py        the shuffled, endless order of images
 loader.py       reading ahead in worker processes
 codecs.py       pixels <-> network input
+own_codec.py    codecs of the user's own, by module:callable
 vae.py          moments of a VAE -> latents <-> pixels
 batches.py      all of it together: the batches of a run
 """

@@ -14,11 +14,11 @@ import os
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -43,6 +43,8 @@ from edm2.training.data.files import (
 )
 from edm2.training.data.retry import is_transient
 from edm2.training.data.zip_files import ZipFiles
+
+Decoded = TypeVar("Decoded")
 
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 """Names of folders that are parts of a dataset, not classes."""
@@ -73,6 +75,8 @@ def open_files(path: Path) -> Files:
     """Files at `path`, a folder or a ZIP. Raises DatasetError if it does not exist."""
     if path.is_dir():
         return FolderFiles(folder_root(path))
+    if path.is_file() and suffix_of(path.name) in IMAGE_LIKE:
+        raise DatasetError(f"{path}: a single image; give the folder of it, or a ZIP file of images")
     if path.is_file():
         return ZipFiles(path)
     if path.exists():  # a FIFO would never answer
@@ -112,6 +116,12 @@ class Catalog:
     notes: tuple[str, ...] = ()
     """Lines about what its owner may not expect: files that are left out, classes without images."""
 
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Number of files of each suffix that are not among the images."""
+
+    litter: Mapping[str, int] = field(default_factory=dict)
+    """Number of files and folders of other programs, by kind (`Files.litter`)."""
+
 
 def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: bool = True) -> Catalog:
     """List the images among `files`, with their labels.
@@ -131,7 +141,7 @@ def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: boo
     content = read_description(files) if described else {}
     where = f"{files.path}/{DESCRIPTION}"
     table = None if content.get("labels") is None else _label_table(content["labels"], where)
-    names, notes = _choose_images(present, suffixes, table or {})
+    names, notes, others = _choose_images(present, suffixes, table or {})
     if not names:
         raise DatasetError(
             f"{files.path}: no images in it; " + ("; ".join(notes) or f"expected files named *{', *'.join(suffixes)}")
@@ -144,29 +154,31 @@ def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: boo
     else:
         labels, class_names = np.full(len(names), -1, dtype=np.int64), ()
     notes += _empty_classes(labels, class_names)
-    entries = {key: content.get(key) for key in ("latents", "pixels", "conditions")}
-    stored = tuple(sorted(set(of_conditions)))
-    return Catalog(names, labels, class_names, condition_names=stored, notes=tuple(notes), **entries)
+    entries: dict[str, Any] = {key: content.get(key) for key in ("latents", "pixels", "conditions")}
+    entries |= {"condition_names": tuple(sorted(set(of_conditions))), "notes": tuple(notes)}
+    return Catalog(names, labels, class_names, others=others, litter=files.litter, **entries)
 
 
 def _choose_images(
     present: Sequence[str], suffixes: Sequence[str], listed: Iterable[str]
-) -> tuple[list[str], list[str]]:
-    """Images and arrays among the files, in plain sort order, and notes of what looks like images and is left out.
+) -> tuple[list[str], list[str], Counter[str]]:
+    """Choose images and arrays among the files; arrays of another program are left out, unless dataset.json lists them.
 
-    Arrays of another program among images are left out, unless dataset.json lists them.
+    Returns:
+        Names in plain sort order; notes of what looks like images and is left out; number of other files by suffix.
     """
     images = [name for name in present if name.lower().endswith(tuple(suffixes))]
     arrays = {name for name in images if suffix_of(name) == ".npy"}
     stray = arrays.difference(listed) if 2 * len(arrays) < len(images) else set()
     names = sorted((name for name in images if name not in stray), key=normalized)
     counts = Counter(map(suffix_of, present))
-    others = [suffix for suffix in sorted(counts) if suffix in IMAGE_LIKE and suffix not in suffixes]
+    alike = [suffix for suffix in sorted(counts) if suffix in IMAGE_LIKE and suffix not in suffixes]
     notes = [f"{len(stray):,} .npy among images left out, such as {min(stray)}"] if stray else []
-    for remedy in dict.fromkeys(map(_remedy_for, others)):
-        found = [f"{counts[suffix]:,} {suffix}" for suffix in others if _remedy_for(suffix) == remedy]
+    for remedy in dict.fromkeys(map(_remedy_for, alike)):
+        found = [f"{counts[suffix]:,} {suffix}" for suffix in alike if _remedy_for(suffix) == remedy]
         notes.append(f"{', '.join(found)} left out: {remedy}")
-    return names, notes
+    counts[suffix_of(DESCRIPTION)] -= DESCRIPTION in present
+    return names, notes, counts - Counter(map(suffix_of, names))
 
 
 def _remedy_for(suffix: str) -> str:
@@ -249,7 +261,8 @@ def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray
     if None in folders:
         raise DatasetError(
             f"{files.path}: {images[folders.index(None)]} lies beside class folders such as {class_names[0]}; "
-            'move it into one, or add a dataset.json with {"labels": null} to train without classes'
+            'move it into one, or add a dataset.json with {"labels": null} to train without classes '
+            "(edm2 dataset convert --unlabelled writes one)"
         )
     number = {folder: index for index, folder in enumerate(class_names)}
     return np.array([number[folder] for folder in folders if folder is not None], dtype=np.int64), tuple(class_names)
@@ -347,7 +360,7 @@ def read_array(files: Files, name: str) -> np.ndarray:
         data = files.read(name)
         if name.lower().endswith(".npy"):
             return _decode_npy(data)
-        return np.atleast_3d(np.asarray(_decode_image(data))).transpose(2, 0, 1)  # [H, W, C] -> [C, H, W]
+        return np.atleast_3d(np.asarray(decode_image(data))).transpose(2, 0, 1)  # [H, W, C] -> [C, H, W]
     except Exception as error:  # damaged or hostile bytes make ZIP, image and NPY readers raise almost anything
         raise _unreadable(f"{files.path}/{name}", error) from error
 
@@ -363,10 +376,8 @@ def read_condition(files: Files, name: str) -> np.ndarray:
         return np.array(read_array(files, name))  # a copy that may be written to, as torch asks for
     try:
         array = _parse_npy(files.read(name))
-        if array.dtype.kind not in "biuf" or array.ndim > 3 or not array.size:
-            raise ValueError(
-                f"{array.dtype} array of shape {list(array.shape)}; expected numbers in up to 3 dimensions"
-            )
+        if array.ndim > 3 or not array.size:
+            raise ValueError(f"array of shape {list(array.shape)}; expected numbers in up to 3 dimensions")
         values = np.array(array, dtype=np.float32)
         if not np.isfinite(values).all():
             raise ValueError("holds NaN or infinity; store finite numbers")
@@ -395,15 +406,15 @@ def missing_condition(files: Files, name: str, images: Sequence[str], found: Seq
     )
 
 
-def read_image(files: Files, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Read one image of at most 8 bits per channel, in any mode of Pillow.
+def read_decoded(files: Files, name: str, decode: Callable[[bytes], Decoded]) -> Decoded:
+    """Read one image through a decoder of the caller's own, which may raise anything.
 
     Raises:
         StorageError: The storage gives no answer.
         DatasetError: Missing, damaged, or no such image.
     """
     try:
-        return decode_image(files.read(name), formats)
+        return read_png_of_pixels_too(decode, files.read(name))
     except Exception as error:  # as above
         raise _unreadable(f"{files.path}/{name}", error) from error
 
@@ -413,15 +424,10 @@ def _unreadable(where: str, error: Exception) -> DatasetError:
     return kind(f"{where}: cannot be read: {first_line(error) or type(error).__name__}")
 
 
-def _decode_image(data: bytes) -> Image.Image:
-    """Image with 1 to 4 channels: gray, gray with alpha, RGB or RGBA."""
-    image = decode_image(data)
+def decode_image(data: bytes) -> Image.Image:
+    """Image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA."""
+    image = read_png_of_pixels_too(lambda data: loaded(open_image(data)), data)
     return image if image.mode in CHANNELS else image.convert("RGB")
-
-
-def decode_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Decode an image of at most 8 bits per channel. Raises ValueError, or any other error if it is damaged."""
-    return _read_png_of_pixels_too(lambda data: _loaded(open_image(data, formats)), data)
 
 
 def read_format(files: Files, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -441,7 +447,7 @@ def read_format(files: Files, name: str) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _image_format(data: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    image = _read_png_of_pixels_too(open_image, data)
+    image = read_png_of_pixels_too(open_image, data)
     return (CHANNELS.get(image.mode, 3), image.height, image.width), np.dtype(np.uint8)
 
 
@@ -451,7 +457,7 @@ def npy_format(data: bytes) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _read_png_of_pixels_too(read: Callable[[bytes], Image.Image], data: bytes) -> Image.Image:
+def read_png_of_pixels_too(read: Callable[[bytes], Decoded], data: bytes) -> Decoded:
     """Call `read`, and once more without the other chunks if it refuses a PNG."""
     try:
         return read(data)
@@ -462,23 +468,25 @@ def _read_png_of_pixels_too(read: Callable[[bytes], Image.Image], data: bytes) -
         return read(bare)
 
 
-def _loaded(image: Image.Image) -> Image.Image:
+def loaded(image: Image.Image) -> Image.Image:
+    """The image itself, with its pixels."""
     image.load()
     return image
 
 
-def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Read the header of an image. Raises ValueError if it has more than 8 bits per channel, or is no image."""
+def open_image(data: bytes, formats: Sequence[str] = FORMATS, most_bits: int = 8) -> Image.Image:
+    """Read the header of an image. Raises ValueError if it has more bits per channel than this, or is no image."""
     try:
         image = Image.open(io.BytesIO(data), formats=tuple(formats))
     except UnidentifiedImageError:
         raise ValueError("not an image, or damaged") from None  # Pillow's own text shows the address of a buffer
-    if _bits_per_channel(data, image) > 8:
-        raise ValueError("more than 8 bits per channel are not supported; convert it to 8 bits")
+    if bits_per_channel(data, image) > most_bits:
+        remedy = "edm2 dataset convert makes 8 of 16" if most_bits == 8 else "convert it to 16 or 8"
+        raise ValueError(f"more than {most_bits} bits per channel are not supported; {remedy}")
     return image
 
 
-def _bits_per_channel(data: bytes, image: Image.Image) -> int:
+def bits_per_channel(data: bytes, image: Image.Image) -> int:
     """Bits as stored: Pillow silently drops the lower half of 16-bit colours."""
     if data.startswith(PNG):
         return data[24]  # in the header chunk

@@ -24,6 +24,7 @@ from edm2.training.data.dataset import (
 )
 from edm2.training.data.loader import data_loader
 from edm2.training.data.order import PositionBatches, ShuffledOrder
+from edm2.training.data.own_codec import own_codec
 from edm2.training.data.vae import latent_codec_of
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.randomness import PositionRandom, Stream
@@ -55,6 +56,11 @@ class Batch(NamedTuple):
         )
 
 
+def seen_shape(dataset: Dataset, codec: Codec) -> tuple[int, ...]:
+    """(C, H, W) of what the network sees of an image."""
+    return tuple(codec.encode(dataset.images([0])).shape[1:])
+
+
 class BatchStream:
     """Batches of a run.
 
@@ -69,6 +75,7 @@ class BatchStream:
         train_set: Images to train on.
         holdout_set: Images set aside, or None.
         codec: Stored data <-> what the network sees.
+        shape: (C, H, W) of what it sees.
 
     Raises:
         DatasetError: The images do not fit the network.
@@ -93,8 +100,8 @@ class BatchStream:
             dataset = Conditioned(dataset, [c.name for c in self._read], config.make_conditions)
         self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
         self.codec = self._choose_codec()
-        self.channels = self.codec.network_channels(dataset.shape[0])
-        seen, network = (self.channels, *dataset.shape[1:]), config.network
+        self.shape = seen = seen_shape(dataset, self.codec)
+        network = config.network
         expected = seen if network is None else (network.img_channels, *network.size)
         self.has_labels = bool(dataset.class_names if network is None else network.label_dim)
         if seen != expected:
@@ -102,7 +109,11 @@ class BatchStream:
 
     def _choose_codec(self) -> Codec:
         """Codec for latents, values, pixels of standard deviation sigma_data, or pixels in [-1, 1]."""
-        sigma_data = self.config.sigma_data
+        sigma_data, own = self.config.sigma_data, self.config.codec
+        if own is not None and self.config.xflip:
+            raise DatasetError(f"{self.config.data}: what {own} makes of images cannot be mirrored: leave out --xflip")
+        if own is not None:
+            return own_codec(own)
         if self.dataset.kind == "moments":
             if self.config.xflip:
                 raise DatasetError(f"{self.config.data}: latents cannot be mirrored; encode mirrored images too")
@@ -166,8 +177,7 @@ class BatchStream:
         data, labels, conditions = loaded
         noise = None
         if position is not None and self.dataset.kind == "moments":
-            shape = (self.channels, *data.shape[2:])
-            noise = self.random.normal(Stream.MOMENTS, position, position + len(data), shape)
+            noise = self.random.normal(Stream.MOMENTS, position, position + len(data), self.shape)
         images = self.codec.encode(data.to(self.device, non_blocking=True), noise)
         if conditions is not None:
             conditions = {name: values.to(self.device, non_blocking=True) for name, values in conditions.items()}

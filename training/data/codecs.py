@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from edm2.training.imports import is_target
+
 
 class Codec(Protocol):
     """Way from stored data to the network's input, and from the network's output to pixels."""
@@ -32,9 +34,6 @@ class Codec(Protocol):
 
     def to_display(self, pixels: Tensor) -> Tensor:
         """Pixels as `decode` returns them -> uint8 with 256 levels, as image files want them."""
-
-    def network_channels(self, data_channels: int) -> int:
-        """Number of channels that the network sees of data with `data_channels` channels."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON that `codec_from_json` turns into an equal codec."""
@@ -171,7 +170,8 @@ def _latent_codec(**fields: Any) -> Codec:
 
 
 CODECS: dict[str, Callable[..., Codec]] = {"pixels": PixelCodec, "values": ValueCodec, "latents": _latent_codec}
-"""Codecs by the `kind` in their JSON: functions of the other fields. One of your own is found by its entry here."""
+"""Codecs by the `kind` in their JSON: functions of the other fields. One of your own is found by its entry here, which
+`--codec` makes (`own_codec`)."""
 
 
 def codec_from_json(description: dict[str, Any]) -> Codec:
@@ -182,6 +182,8 @@ def codec_from_json(description: dict[str, Any]) -> Codec:
     """
     fields = dict(description) if isinstance(description, dict) else {}
     kind = fields.pop("kind", None)
+    if isinstance(kind, str) and kind not in CODECS and is_target(kind):  # a stranger's file must not name programs
+        raise ValueError(f"decodes by the program {kind}: edm2 generate and sweep run it with --codec {kind}")
     if not isinstance(kind, str) or kind not in CODECS:
         raise ValueError(f"unknown kind of codec {kind!r}: this version knows {', '.join(CODECS)}")
     try:

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,6 +72,14 @@ def is_litter(part: str) -> bool:
     return part.startswith(".") or part in LITTER
 
 
+def kind_of_litter(part: str) -> str:
+    """Kind of a file or, with a slash at its end, folder that is litter: its name, or `._*` or `.*` for many."""
+    if part.startswith("._"):
+        return "._*"
+    hidden = part.startswith(".") and part != ".DS_Store"
+    return (".*/" if part.endswith("/") else ".*") if hidden else part
+
+
 def normalized(name: str) -> str:
     """Name of a file as everything here compares it: forward slashes, relative to the root, composed (NFC)."""
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
@@ -96,6 +104,10 @@ class Files(Protocol):
 
     path: Path
 
+    @property
+    def litter(self) -> Counter[str]:
+        """Number of files and folders of each `kind_of_litter`, once `names` was called."""
+
     def names(self) -> list[str]:
         """Names of all files but litter, relative to the root, with forward slashes."""
 
@@ -117,6 +129,7 @@ class FolderFiles:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.litter = Counter[str]()
 
     def names(self) -> list[str]:
         """Names of all regular files but litter: a FIFO would never answer. Raises DatasetError if a folder is refused.
@@ -124,6 +137,7 @@ class FolderFiles:
         Each real folder is visited once, and links only when all else is known, so that circles end.
         """
         found: list[str] = []
+        self.litter = Counter()
         visited: set[tuple[int, int]] = set()
         links = deque([""])
         while links:
@@ -131,13 +145,17 @@ class FolderFiles:
             while folders:
                 folder = folders.pop()
                 path = os.path.join(self.path, folder)
-                entries, stat = list_folder(path), os.stat(path)
+                entries, stat = _entries(path), os.stat(path)
                 if (stat.st_dev, stat.st_ino) in visited:
                     continue
                 visited.add((stat.st_dev, stat.st_ino))
-                found += [folder + entry.name for entry in entries if _is(entry.is_file)]
                 for entry in entries:
-                    if _is(entry.is_dir):
+                    is_folder = _is(entry.is_dir)
+                    if is_litter(entry.name):
+                        self.litter[kind_of_litter(entry.name + "/" * is_folder)] += 1
+                    elif _is(entry.is_file):
+                        found.append(folder + entry.name)
+                    elif is_folder:
                         (links if entry.is_symlink() else folders).append(f"{folder}{entry.name}/")
         return found
 
@@ -164,9 +182,13 @@ class FolderFiles:
 
 def list_folder(path: str | Path) -> list[os.DirEntry[str]]:
     """Entries of a folder by name, without litter. Raises DatasetError if it cannot be listed."""
+    return [entry for entry in _entries(path) if not is_litter(entry.name)]
+
+
+def _entries(path: str | Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
-            return sorted((entry for entry in entries if not is_litter(entry.name)), key=lambda entry: entry.name)
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetError(f"{error.filename}: cannot be listed: {error.strerror}") from error
 

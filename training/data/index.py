@@ -135,7 +135,8 @@ def _from_arrays(
 ) -> tuple[Members, Catalog]:
     """Inverse of `_to_arrays`."""
     names = Names.laid_end_to_end(arrays["names"].tobytes(), arrays["ends"])
-    members = Members(names, **{column: arrays[column] for column in COLUMNS})
+    columns: dict[str, Any] = {column: arrays[column] for column in COLUMNS}
+    members = Members(names, **columns)
     entries |= {"condition_names": tuple(condition_names), "notes": tuple(notes)}
     return members, Catalog(names.take(arrays["rows"]), arrays["labels"], tuple(class_names), **entries)
 

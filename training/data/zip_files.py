@@ -8,8 +8,9 @@ position between threads; so `zipfile` only lists the members, once, and they ar
 import os
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +19,15 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 import numpy as np
 
 from edm2.post_hoc_ema.files import first_line
-from edm2.training.data.files import DatasetError, check_size, is_litter, is_of_dataset, normalized, retry_from
+from edm2.training.data.files import (
+    DatasetError,
+    check_size,
+    is_litter,
+    is_of_dataset,
+    kind_of_litter,
+    normalized,
+    retry_from,
+)
 from edm2.training.data.retry import retry
 
 LOCAL_HEADER = 30
@@ -89,6 +98,8 @@ class Members:
     """Method of compression, uint16 [M]."""
     flags: np.ndarray
     """uint16 [M]."""
+    litter: Counter[str] = field(default_factory=Counter)
+    """Number of files and folders of each `kind_of_litter`; none are known of a directory that an index gave."""
 
     def row(self, name: str) -> int:
         """Row of a name. Raises KeyError if there is none."""
@@ -138,7 +149,19 @@ def _list_members(path: Path) -> Members:
         column("CRC", np.uint32),
         column("compress_type", np.uint16),
         column("flag_bits", np.uint16),
+        _count_litter(info.filename for info, name in zip(stored, relative, strict=True) if name is None),
     )
+
+
+def _count_litter(stored: Iterable[str]) -> Counter[str]:
+    """Number of each kind of litter among members; a folder of it counts once."""
+    found = set()
+    for name in map(normalized, stored):
+        parts = name.split("/")
+        ends = [depth for depth, part in enumerate(parts, 1) if is_litter(part)]
+        if ends:
+            found.add("/".join(parts[: ends[0]]) + "/" * (ends[0] < len(parts)))
+    return Counter(kind_of_litter(path.split("/")[-1] or path.split("/")[-2] + "/") for path in found)
 
 
 def relative_names(stored: Sequence[str]) -> list[str | None]:
@@ -185,6 +208,11 @@ class ZipFiles:
         self.path = path
         self._members = members
         self._file: BinaryIO | None = None
+
+    @property
+    def litter(self) -> Counter[str]:
+        """Number of files and folders of each `kind_of_litter`."""
+        return self.members.litter
 
     @property
     def members(self) -> Members:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from edm2.training.loss.weighting import edm_weight
 
 NOISE_QUANTILES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 """Standard normal numbers, from which the distribution of training makes the noise levels that are measured."""
+
+FREQUENCIES = np.diff([NormalDist().cdf(z) for z in (-np.inf, *np.arange(-1.75, 2, 0.5), np.inf)])
+"""Probabilities in training of the noise levels that are nearest to each of these."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,19 @@ class LossPerLevel:
     def mean(self) -> float:
         """Average over the levels."""
         return float(np.mean(self.losses))
+
+    def error(self, mean_square: float, sigma_data: float) -> float:
+        """Average over the levels as often as training meets them; 1 for a network that outputs nothing, D = c_skip x.
+
+            lambda(sigma) E|c_skip x - y|² = (sigma² E y² / sigma_data² + sigma_data²) / (sigma² + sigma_data²)
+
+        Args:
+            mean_square: E y² of the images.
+            sigma_data: Standard deviation that the network expects.
+        """
+        variance = np.square(self.sigmas)
+        of_zero = (variance * mean_square / sigma_data**2 + sigma_data**2) / (variance + sigma_data**2)
+        return float(FREQUENCIES @ self.losses / (FREQUENCIES @ of_zero))
 
 
 def evenly_spaced(dataset: Dataset, count: int) -> Subset:

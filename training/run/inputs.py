@@ -48,11 +48,11 @@ def read_inputs(folder: Path) -> dict[str, Any]:
     return inputs if isinstance(inputs, dict) else {}
 
 
-def write_inputs(folder: Path, data: Mapping[str, Any], init: str | None) -> None:
-    """Write the inputs of a run; `init` is the file of its first network, which may be gone since."""
+def write_inputs(folder: Path, data: Mapping[str, Any], init: str | None, run: str | None = None) -> None:
+    """Write the inputs of a run and its identifier; `init` is the file of its first network, which may be gone."""
     known = read_inputs(folder).get("init")
     contents = describe_file(init) if init is not None and Path(init).is_file() else known
-    write_json(folder / INPUTS_FILE, {"data": data, "init": contents})
+    write_json(folder / INPUTS_FILE, {"data": data, "init": contents, "run": run})
 
 
 def change_of_data(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str | None:

@@ -48,7 +48,7 @@ class StatusLine:
 
     def _errors(self, record: Record) -> str:
         """Error in training and, where it was last measured, on held-out images: 1 untrained, 0 perfect."""
-        self.held_out = record.get("holdout_loss", self.held_out)
+        self.held_out = record.get("holdout_error", self.held_out)
         shown = f"error {record['error']:.4f}" if "error" in record else f"loss {record['loss']:.4g}"
         return shown if self.held_out is None else f"{shown}  held out {self.held_out:.4f}"
 

@@ -58,6 +58,7 @@ class Output:
         self.buffers = list(buffers)
         self.device = stream.device
         self.writes = strategy.processes.is_first
+        self.run = folder.run()
         self.monitor = Monitor(folder.path, config.duration, images_seen) if self.writes else None
         self._start_clock(images_seen)
 
@@ -130,6 +131,7 @@ class Output:
             batch = stream.all_of(evenly_spaced(dataset, count))
             levels = measure_loss(net, batch, distribution, images_per_forward)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
+            measured[f"{name}_error"] = levels.error(batch.images.square().mean().item(), self.config.sigma_data)
             if name == "holdout" and batch.conditions:  # a network that uses its conditions loses without them
                 shuffled = measure_loss(net, with_shuffled_conditions(batch), distribution, images_per_forward)
                 measured |= {"holdout_loss_shuffled": shuffled.mean, "holdout_losses_shuffled": shuffled.losses}
@@ -198,6 +200,7 @@ class Output:
             },
             "training": config,
             "buffers": self.buffers,
+            **({"run": self.run} if self.run else {}),
             "edm2_version": __version__,
         }
 
@@ -209,8 +212,8 @@ class Output:
         """Shape and classes of the images of an external network, which sampling must know."""
         stream = self.stream
         return {
-            "img_resolution": list(stream.dataset.shape[1:]),
-            "img_channels": stream.channels,
+            "img_resolution": list(stream.shape[1:]),
+            "img_channels": stream.shape[0],
             "label_dim": len(stream.dataset.class_names) if stream.has_labels else 0,
         }
 

@@ -4,11 +4,13 @@ It holds config.json, stats.jsonl, TensorBoard events, snapshots/, checkpoints/,
 raw-weights.safetensors; traditional-ema.safetensors where such an average was asked for.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -92,8 +94,9 @@ class RunFolder:
         """
         data = describe_data(dataset)
         self.check(config, data=data)
+        run = self.run() if self.has_begun() else uuid4().hex
         write_json(self.config, config.to_json())
-        write_inputs(self.path, data, config.init)
+        write_inputs(self.path, data, config.init, run)
         self.snapshots.mkdir(exist_ok=True)
 
     @contextmanager
@@ -117,12 +120,16 @@ class RunFolder:
         finally:
             lock.release()
 
-    def snapshot_times(self, until: int) -> list[int]:
-        """Images seen at the snapshots up to `until`, by the names of their files."""
+    def run(self) -> str | None:
+        """Identifier of the run, which its snapshots have too; None if an earlier version began it."""
+        return read_inputs(self.path).get("run")
+
+    def snapshot_times(self, until: float = math.inf, after: int = 0) -> list[int]:
+        """Images seen at the snapshots after `after` and up to `until`, by the names of their files."""
         names = (
             re.fullmatch(r"snapshot-(\d+)-[\d.]+", path.stem) for path in visible_files(self.snapshots, "*.safetensors")
         )
-        return sorted({time for name in names if name and 0 < (time := int(name[1])) <= until})
+        return sorted({time for name in names if name and after < (time := int(name[1])) <= until})
 
     def interim_times(self) -> set[int]:
         """Images seen at snapshots that were written because the run stopped."""

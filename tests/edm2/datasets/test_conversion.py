@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import time
 import zipfile
@@ -19,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 import PIL
 import pytest
-from dataset_files import Stopped, stop_at_rename
+from dataset_files import Stopped, npy, stop_at_rename
 from golden_data import table
 from PIL import Image
 
@@ -474,6 +475,7 @@ def messy(tmp_path: Path) -> Path:
     photo(40, 30).save(folder / "photo.JPG")
     photo(40, 30).save(folder / "scan.tif", save_all=True, append_images=[photo(40, 30)])
     photo(4, 4).save(folder / "small.gif")
+    Image.new("I;16", (16, 16), 40_000).save(folder / "icons/deep.png")
     Image.new("RGBA", (16, 16)).save(folder / "icons/icon.png")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -481,15 +483,20 @@ def messy(tmp_path: Path) -> Path:
     (folder / "cut.png").write_bytes((folder / "photo.JPG").read_bytes()[:80])
     (folder / "icons/none.webp").write_bytes(b"nothing")
     (folder / "layers.psd").write_bytes(b"8BPS")
+    (folder / "icons/features.npy").write_bytes(npy(np.zeros(3)))
+    for name in (".DS_Store", "icons/.DS_Store", "._photo.JPG", "Thumbs.db", "@eaDir/a.jpg", "@eaDir/b.jpg", ".git/x"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"litter")
     return folder
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_became_of_every_file(messy: Path, tmp_path: Path, workers: int):
+@pytest.mark.parametrize(("workers", "packed"), [(1, False), (2, False), (1, True)])
+def test_what_became_of_every_file(messy: Path, tmp_path: Path, workers: int, packed: bool):
     """All broken ones are named; then, without them, the parts that are there are used, and their counts too."""
     out = tmp_path / "out.zip"
-    with pytest.raises(BrokenImages, match=r"messy: 2 of 7 images cannot be read.*--skip-broken") as failure:
+    messy = Path(shutil.make_archive(str(tmp_path / "messy"), "zip", tmp_path, "messy")) if packed else messy
+    with pytest.raises(BrokenImages, match=r"messy(\.zip)?: 2 of 8 images cannot be read.*--skip-broken") as failure:
         convert(messy, out, CenterCrop(16, 16), workers=workers, labelled=False)
     assert [line.partition(": ")[0] for line in failure.value.lines] == [f"{messy}/cut.png", f"{messy}/icons/none.webp"]
     assert not out.exists()
@@ -497,19 +504,30 @@ def test_what_became_of_every_file(messy: Path, tmp_path: Path, workers: int):
     report = lambda images, total: done.append(images)  # noqa: E731
     result = convert(messy, out, CenterCrop(16, 16), workers=workers, report=report, labelled=False, skip_broken=True)
     tally = result.tally
-    assert done == [7]
-    assert (result.images, result.skipped) == (5, 2)
-    assert (tally.turned, tally.composited, tally.further_pages) == (1, 1, 1)
-    assert [line.split() for line in tally.table()] == [
-        ["found", "converted", "enlarged", "broken"],
-        [".gif", "1", "1", "1", "0"],
-        [".jfif", "1", "1", "0", "0"],
-        [".jpg", "1", "1", "0", "0"],
-        [".png", "2", "1", "0", "1"],
-        [".tif", "1", "1", "0", "0"],
-        [".webp", "1", "0", "0", "1"],
+    assert done == [8]
+    assert (result.images, result.skipped) == (6, 2)
+    assert (tally.turned, tally.composited, tally.further_pages, tally.rounded) == (1, 1, 1, 1)
+    assert "1 of more than 8 bits per channel: rounded to 8" in tally.remarks("white")
+    assert [" ".join(line.split()) for line in tally.table()] == [
+        "found converted enlarged broken not read litter",
+        ".*/ 1 0 0 0 0 1",
+        ".DS_Store 2 0 0 0 0 2",
+        "._* 1 0 0 0 0 1",
+        ".gif 1 1 1 0 0 0",
+        ".jfif 1 1 0 0 0 0",
+        ".jpg 1 1 0 0 0 0",
+        ".npy 1 0 0 0 1 0",
+        ".png 3 2 0 1 0 0",
+        ".psd 1 0 0 0 1 0",
+        ".tif 1 1 0 0 0 0",
+        ".webp 1 0 0 1 0 0",
+        "@eaDir/ 1 0 0 0 0 1",
+        "Thumbs.db 1 0 0 0 0 1",
     ]
-    assert result.notes == ("1 .psd left out: save them as PNG to use them",)
+    assert result.notes == (
+        "1 .npy among images left out, such as icons/features.npy",
+        "1 .psd left out: save them as PNG to use them",
+    )
     assert open_dataset(out).num_classes == 0
     assert labels(out)["labels"] is None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_files import encoded, write_folder
+from dataset_files import deep_png, encoded, png_chunk, tiff, write_folder
 from PIL import Image, ImageOps
 
 from edm2.datasets.pictures import ORIENTATION, Picture, PictureReader
@@ -143,8 +143,82 @@ def test_heic_needs_its_extra(tmp_path: Path):
     assert set(HEIF_SUFFIXES) <= set(PictureReader().suffixes) or find_spec("pillow_heif") is None
 
 
-def test_more_than_eight_bits_are_refused(tmp_path: Path):
-    buffer = io.BytesIO()
-    Image.new("I;16", (2, 2)).save(buffer, "TIFF")
-    with pytest.raises(DatasetError, match="more than 8 bits per channel"):
-        read(tmp_path, buffer.getvalue())
+@pytest.mark.parametrize("bits", [8, 10])
+def test_heic_as_phones_write_it(tmp_path: Path, bits: int):
+    """On their side, with the turn in the file's own form, which libheif applies, and in EXIF, which then must not."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    exif, buffer, pixels = Image.Exif(), io.BytesIO(), four_colors().resize((128, 64), Image.Resampling.NEAREST)
+    exif[ORIENTATION] = 6
+    deep = (np.asarray(pixels).astype(np.uint16) * 257).tobytes()
+    image = pillow_heif.from_pillow(pixels) if bits == 8 else pillow_heif.from_bytes("RGB;16", pixels.size, deep)
+    image.info["exif"] = exif.tobytes()
+    image.save(buffer, quality=95)
+    picture = read(tmp_path, buffer.getvalue())
+    upright = pixels.transpose(Image.Transpose.ROTATE_270)
+    assert picture.image.size == upright.size
+    assert np.abs(np.array(corners(picture.image)) - corners(upright)).max() <= 4
+
+
+def test_avif_on_its_side(tmp_path: Path):
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ORIENTATION] = 6
+    four_colors().save(buffer, "AVIF", exif=exif, quality=100, subsampling="4:4:4")
+    picture, upright = read(tmp_path, buffer.getvalue()), four_colors().transpose(Image.Transpose.ROTATE_270)
+    assert picture.turned
+    assert np.abs(np.array(corners(picture.image)) - corners(upright)).max() <= 4
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# More than 8 bits per channel
+
+
+def deep_levels(channels: int) -> np.ndarray:
+    """Levels of 16 bits, half of them around those at which rounding goes the other way."""
+    random = np.random.default_rng(channels)
+    levels = random.integers(0, 1 << 16, (20, 8, channels))
+    between = 257 * random.integers(0, 255, (10, 8, channels)) + 128
+    levels[:10] = between + random.integers(0, 2, between.shape)
+    return levels.astype(np.uint16)
+
+
+def assert_rounded(picture: Picture, levels: np.ndarray) -> None:
+    """Level v of 65,535 is round(v / 257) of 255."""
+    color = levels[..., :3] if levels.shape[-1] > 2 else levels[..., :1].repeat(3, axis=-1)
+    assert np.array_equal(np.asarray(picture.image), np.rint(color / 257))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_of_png_are_rounded_to_eight(tmp_path: Path, channels: int):
+    levels = deep_levels(channels)
+    assert_rounded(read(tmp_path, deep_png(levels), PictureReader(background="drop")), levels)
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bits_of_tiff_are_rounded_to_eight(tmp_path: Path, channels: int, order: str, deflated: bool):
+    levels = deep_levels(channels)
+    assert_rounded(read(tmp_path, tiff(levels, order, deflated), PictureReader(background="drop")), levels)
+
+
+def test_gray_whose_zero_is_white(tmp_path: Path):
+    levels = deep_levels(1)
+    assert_rounded(read(tmp_path, tiff(levels, white=0)), 65535 - levels)
+
+
+@pytest.mark.parametrize(("channels", "key"), [(1, (7,)), (3, (1, 2, 3))])
+def test_one_transparent_color_of_sixteen_bits(tmp_path: Path, channels: int, key: tuple[int, ...]):
+    """Exactly that one: colors that differ in the lower byte are opaque."""
+    levels = np.zeros((2, 2, channels), dtype=np.uint16)
+    levels[0, 0] = key
+    levels[1, 1] = (*key[:-1], key[-1] + 1)
+    data = deep_png(levels, png_chunk(b"tRNS", np.array(key, dtype=">u2").tobytes()))
+    picture = read(tmp_path, data)
+    assert picture.composited
+    assert corners(picture.image) == [(255,) * 3, *[(0,) * 3] * 3]
+
+
+@pytest.mark.parametrize("kind", ["i2", "i4", "u4", "f4"])
+def test_numbers_that_are_no_levels_are_refused(tmp_path: Path, kind: str):
+    with pytest.raises(DatasetError, match=r"which are no levels|more than 16 bits per channel"):
+        read(tmp_path, tiff(np.ones((4, 4, 1), dtype=kind)))

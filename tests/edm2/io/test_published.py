@@ -177,13 +177,13 @@ def test_reconstructions(golden, run, described):
     snapshots = open_run(run)
     assert [s.path.name for s in snapshots] == [entry["file"] for entry in described["reconstruction"]["input_list"]]
     for name, target in targets.items():
-        [state] = reconstruct(snapshots, [target["out_std"]], at=target["out_nimg"])
+        [state] = reconstruct(snapshots, [target["out_std"]], at=target["out_nimg"], method="density")
         tensors = select(expected, name)
         compared = set(tensors) & set(state)
         assert compared
         for key in compared:
             assert half_ulps(state[key], tensors[key]) <= 1, (name, key)
-        metadata = reconstructed_metadata(snapshots, target["out_nimg"], target["out_std"])
+        metadata = reconstructed_metadata(snapshots, target["out_nimg"], target["out_std"], "density")
         used = [[nimg, std] for nimg, std in ((s.images_seen, s.sigma_rel) for s in snapshots) if nimg > 0]
         assert metadata["reconstructed_from"] == [pair for pair in used if pair[0] <= target["out_nimg"]]
         assert "non-commercial" in metadata["license"]

@@ -159,6 +159,7 @@ CASES = {
     "missing source": ("convert absent out.zip --resolution 8", FAILURE, ("absent", "no such file", "give a folder")),
     "empty source": ("convert empty out.zip --resolution 8", FAILURE, ("empty", "no images", "*.png")),
     "not a ZIP": ("convert no.zip out.zip --resolution 8", FAILURE, ("no.zip", "not a ZIP file")),
+    "a single image": ("convert fine/000.png out.zip --resolution 8", FAILURE, ("000.png", "a single image", "folder")),
     "nothing large enough": (
         "convert fine out.zip --resolution 16 --transform center-crop-wide",
         FAILURE,
@@ -190,7 +191,7 @@ CASES = {
     ),
     "labels not JSON": ("convert not-json out.zip --resolution 8", FAILURE, ("not-json/dataset.json", "not JSON")),
     "labels of other files": ("convert listed out.zip --resolution 8", FAILURE, ("listed/dataset.json", "x.png")),
-    "images beside classes": ("convert mixed out.zip --resolution 8", FAILURE, ("mixed", "000.png", "dataset.json")),
+    "images beside classes": ("convert mixed out.zip --resolution 8", FAILURE, ("mixed", "000.png", "--unlabelled")),
     "no workers": ("convert fine out.zip --resolution 8 --workers 0", USAGE, ("--workers", "0", "x>=1")),
     "no images asked for": ("convert fine out.zip --resolution 8 --max-images 0", FAILURE, ("max_images=0",)),
     "split of a folder": (

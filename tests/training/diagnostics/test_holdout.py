@@ -1,14 +1,24 @@
 """The loss per noise level on held-out images."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny_run import tiny_config
 
+import edm2
 from edm2.networks import NetworkConfig, build_network
-from edm2.training import NOISE_DISTRIBUTIONS, ArrayDataset, LnNormal, noise_distribution
+from edm2.training import (
+    NOISE_DISTRIBUTIONS,
+    ArrayDataset,
+    EDM2Loss,
+    LnNormal,
+    codec_from_json,
+    noise_distribution,
+    open_dataset,
+)
 from edm2.training.data.batches import Batch, BatchStream
 from edm2.training.data.dataset import evenly_spaced_indices
 from edm2.training.diagnostics.holdout import NOISE_QUANTILES, measure_loss
@@ -36,6 +46,29 @@ def test_an_untrained_network_has_unit_loss_at_all_levels_of_any_distribution(un
     if name == "ln-normal":  # at these deviations from the mean
         normal = [(math.log(sigma) + 0.4) / 1.0 for sigma in measured.sigmas]
         assert normal == pytest.approx(NOISE_QUANTILES, abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.5, 2.0])
+def test_the_error_of_a_network_that_outputs_nothing_is_1_on_any_data(untrained, scale):
+    images = scale * torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    measured = measure_loss(untrained, Batch(images), LnNormal(-0.4, 1.0), batch_size=16)
+    assert measured.error(images.square().mean().item(), 0.5) == pytest.approx(1, abs=0.03)
+
+
+def test_the_error_is_the_mean_that_training_reports():
+    """Of one network on the same images: at nine levels, weighted, and at 8,000 that training draws. To 5 %."""
+    net, codec = edm2.load("digits8"), codec_from_json(edm2.read_metadata("digits8")["codec"])
+    data = open_dataset("digits")
+    images, labels = codec.encode(data.images(range(0, 1600, 8))), data.labels(range(0, 1600, 8))
+    measured = measure_loss(net, Batch(images, labels), LnNormal(-0.4, 1.0), batch_size=200)
+    reported = {"error": 0.0, "error_of_zero": 0.0}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for _ in range(40):
+            add = SimpleNamespace(report=lambda name, value: reported.update({name: reported[name] + float(value)}))
+            EDM2Loss(-0.4, 1.0)(net, images, labels, context=add)
+    of_training = reported["error"] / reported["error_of_zero"]
+    assert measured.error(images.square().mean().item(), 0.5) == pytest.approx(of_training, rel=0.05)
 
 
 # ------------------------------------------------------------------------------------------------ which images
