@@ -53,7 +53,7 @@ Examples:
   # On all eight GPUs of a machine (edm2 docs operations: several machines, SLURM, Kubernetes)
   torchrun --nproc-per-node 8 -m edm2 train --data img512-latents.zip --preset edm2-img512-xxl --out runs/xxl --shard
 \b
-  # Super-resolution; and captions that are stored beside the images (docs/conditions.md)
+  # Super-resolution; and captions that are stored beside the images (edm2 docs conditions)
   edm2 train --data photos-64.zip --out runs/sr --make-condition lowres=downsample:2
   edm2 train --data photos-64.zip --out runs/told --condition caption --condition-dropout caption=0.1
 \b
