@@ -56,6 +56,7 @@ setup(
         "bench": ["ema-pytorch"],
         "datasets": ["datasets"],
         "heic": ["pillow-heif"],
+        "text": ["transformers"],
         "test": [
             *("pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"),
             *("tensorboard", "datasets", "ema-pytorch", "build", "setuptools"),

@@ -6,7 +6,8 @@ on expectation and by construction: no learned parameter, no activation and no s
     reference.py   config G line by line from the paper, nothing optimized: read this first
     magnitude.py   the functions: normalize, mp_silu, mp_sum, mp_cat, and resample
     layers.py      the layers with weights: MPConv, MPFourier; forced weight normalization (Algorithm 1)
-    attention.py   cosine attention, and dot-product attention
+    attention.py   cosine attention, also across to tokens, and dot-product attention
+    conditions.py  conditions beside the class: their kinds, their layers, the sum of several
     blocks.py      encoder and decoder blocks of config G (Figure 22)
     unet.py        the U-Net of config G
     precond.py     the denoiser D(x; sigma) around it, and the uncertainty u(sigma)
@@ -19,6 +20,14 @@ on expectation and by construction: no learned parameter, no activation and no s
 from edm2.networks.attention import higher_derivatives
 from edm2.networks.blocks import DecoderBlock, EncoderBlock
 from edm2.networks.build import build_network
+from edm2.networks.conditions import (
+    Condition,
+    ImageCondition,
+    ScalarCondition,
+    TokenCondition,
+    VectorCondition,
+    mp_sum_of_sources,
+)
 from edm2.networks.config import NetworkConfig
 from edm2.networks.fold import fold, is_folded
 from edm2.networks.ladder import load_edm_state_dict
@@ -28,15 +37,20 @@ from edm2.networks.precond import Precond
 from edm2.networks.unet import UNet
 
 __all__ = [
+    "Condition",
     "Conv",
     "DecoderBlock",
     "EncoderBlock",
     "Fourier",
+    "ImageCondition",
     "MPConv",
     "MPFourier",
     "NetworkConfig",
     "Precond",
+    "ScalarCondition",
+    "TokenCondition",
     "UNet",
+    "VectorCondition",
     "WeightNormConv",
     "build_network",
     "fold",
@@ -47,6 +61,7 @@ __all__ = [
     "mp_cat",
     "mp_silu",
     "mp_sum",
+    "mp_sum_of_sources",
     "normalize",
     "resample",
 ]

@@ -1,6 +1,7 @@
-"""Self-attention over the pixels, without its weights: from queries, keys and values to their blend.
+"""Attention without its weights: from queries, keys and values to their blend.
 
-Shapes: N images, C channels in heads of d, H by W pixels. Channels of q, k and v are ordered (head, channel, q/k/v).
+Shapes: N images, C channels in heads of d, H by W pixels, L tokens. Channels of q, k and v of the pixels are ordered
+(head, channel, q/k/v).
 """
 
 import math
@@ -46,15 +47,36 @@ def sort_by_kind(qkv: Tensor, num_heads: int, dim: int = 1) -> Tensor:
     return qkv.unflatten(dim, (num_heads, -1, 3)).movedim(dim + 2, dim).flatten(dim, dim + 2)
 
 
-def blend(q: Tensor, k: Tensor, v: Tensor, size: torch.Size) -> Tensor:
-    """softmax(q·k / sqrt(d)) v over the keys of all pixels: three times [N, pixels, heads, d] -> [N, C, *size]."""
+def cross_attention(q: Tensor, kv: Tensor, num_heads: int, there: Tensor) -> Tensor:
+    """softmax(q·k / sqrt(d)) v of pixels and tokens, each of unit magnitude per head as in `cosine_attention`.
+
+    Args:
+        q: [N, C, H, W].
+        kv: [N, L, 2 C], channels ordered (k/v, head, channel).
+        num_heads: Number of heads.
+        there: [N, L], False for tokens to leave out; one of each image at least is True.
+
+    Returns:
+        [N, C, H, W].
+    """
+    q_by_pixel = normalize(q.flatten(2).mT.unflatten(2, (num_heads, -1)), dim=3)  # [N, pixels, heads, d]
+    k, v = normalize(kv.unflatten(2, (2, num_heads, -1)), dim=4).unbind(2)  # [N, L, heads, d]
+    return blend(q_by_pixel, k, v, q.shape[2:], there[:, None, None, :])
+
+
+def blend(q: Tensor, k: Tensor, v: Tensor, size: torch.Size, mask: Tensor | None = None) -> Tensor:
+    """softmax(q·k / sqrt(d)) v over all keys, or those where `mask` is True.
+
+    q [N, pixels, heads, d], k and v [N, keys, heads, d], mask [N, 1, 1, keys] -> [N, C, *size].
+    """
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [N, heads, pixels, d]
     if q.device.type == "cpu":  # plain products: faster there than torch's fused kernel
-        logits = q @ (k * (1 / math.sqrt(q.shape[-1]))).mT  # [N, heads, pixels, pixels]
+        logits = q @ (k * (1 / math.sqrt(q.shape[-1]))).mT  # [N, heads, pixels, keys]
+        logits = logits if mask is None else logits.masked_fill(~mask, -torch.inf)
         wide = torch.promote_types(logits.dtype, torch.float32)  # faster than a softmax in bfloat16
         y = logits.softmax(dim=-1, dtype=wide).to(v.dtype) @ v
     else:
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, mask)
     return y.transpose(1, 2).flatten(2).mT.unflatten(2, size)
 
 

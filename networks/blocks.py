@@ -4,13 +4,14 @@ In the paper, the constants of MP-SiLU (Eq. 81) and MP-sum (Eq. 88) multiply act
 of the neighbouring layer, which are far fewer: its `scale`. `reference.py` has the same network without this.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edm2.networks.attention import sort_by_kind, sorted_cosine_attention
+from edm2.networks.conditions import CrossAttention, Prepared
 from edm2.networks.layers import MPConv
 from edm2.networks.magnitude import SILU_MAGNITUDE, ResampleMode, mp_sum_weights, normalize, resample
 
@@ -94,6 +95,7 @@ class Block(ResidualBlock):
         emb_channels: Width of the embedding.
         res_balance: Balance t of the residual branch in its MP-sum (Eq. 88).
         attn_balance: Balance t of the attention branch in its MP-sum.
+        token_sizes: Numbers per token of each condition that a block with attention attends to, by name.
         clip_act, options: See `ResidualBlock`.
 
     Raises:
@@ -109,6 +111,7 @@ class Block(ResidualBlock):
         *,
         res_balance: float = 0.3,
         attn_balance: float = 0.3,
+        token_sizes: Mapping[str, int] | None = None,
         clip_act: float | None = 256.0,
         **options,
     ) -> None:
@@ -123,6 +126,8 @@ class Block(ResidualBlock):
             self.attn_x_weight, attn_y_weight = mp_sum_weights(attn_balance)
             self.attn_qkv = QueriesKeysValues(out_channels, self.num_heads)
             self.attn_proj = MPConv(out_channels, out_channels, (1, 1), scale=attn_y_weight)
+            cross = {n: CrossAttention(out_channels, size, self.num_heads) for n, size in (token_sizes or {}).items()}
+            self.attn_cross = nn.ModuleDict(cross)
 
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
         """Residual branch, times its weight in the MP-sum: [N, residual_channels, H, W] -> [N, out_channels, H, W]."""
@@ -131,10 +136,16 @@ class Block(ResidualBlock):
         y = modulated_silu(y, modulation[:, :, None, None].to(y.dtype))
         return self.conv_res1(self.drop(y))  # MP-SiLU's 1/0.596 and the MP-sum's y_weight are conv_res1.scale
 
-    def attend(self, x: Tensor) -> Tensor:
-        """MP-sum of `x` and cosine attention over its pixels: [N, C, H, W] -> [N, C, H, W]."""
+    def attend(self, x: Tensor, contexts: Mapping[str, Prepared] | None = None) -> Tensor:
+        """MP-sum of `x` and cosine attention over its pixels, then over the tokens of conditions by name.
+
+        [N, C, H, W] -> [N, C, H, W].
+        """
         y = self.attn_proj(sorted_cosine_attention(self.attn_qkv(x), self.num_heads))  # scale: the MP-sum weight of y
-        return y.add_(x, alpha=self.attn_x_weight)
+        x = y.add_(x, alpha=self.attn_x_weight)
+        for name, context in (contexts or {}).items():
+            x = self.attn_cross[name](x, context)
+        return x
 
 
 def modulated_silu(y: Tensor, modulation: Tensor) -> Tensor:
@@ -153,13 +164,13 @@ class EncoderBlock(Block):
     def __init__(self, in_channels: int, out_channels: int, emb_channels: int, **options) -> None:
         super().__init__(in_channels, out_channels, out_channels, emb_channels, **options)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
+    def forward(self, x: Tensor, emb: Tensor, contexts: Mapping[str, Prepared] | None = None) -> Tensor:
+        """[N, in_channels, H, W], [N, E] and tokens by name -> [N, out_channels, H', W']."""
         x = resample(x, self.resample_mode, self.resample_filter)
         x = x if self.conv_skip is None else self.conv_skip(x)
         x = normalize(x, dim=1)  # pixel norm (Eq. 30)
         x = self.residual(x, emb).add_(x, alpha=self.x_weight)  # MP-sum (Eq. 88)
-        x = self.attend(x) if self.num_heads else x
+        x = self.attend(x, contexts) if self.num_heads else x
         return self.clip(x)
 
 
@@ -172,13 +183,13 @@ class DecoderBlock(Block):
     def __init__(self, in_channels: int, out_channels: int, emb_channels: int, **options) -> None:
         super().__init__(in_channels, in_channels, out_channels, emb_channels, **options)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """[N, in_channels, H, W] and [N, E] -> [N, out_channels, H', W']."""
+    def forward(self, x: Tensor, emb: Tensor, contexts: Mapping[str, Prepared] | None = None) -> Tensor:
+        """[N, in_channels, H, W], [N, E] and tokens by name -> [N, out_channels, H', W']."""
         x = resample(x, self.resample_mode, self.resample_filter)
         y = self.residual(x, emb)
         x = x if self.conv_skip is None else self.conv_skip(x)
         x = y.add_(x, alpha=self.x_weight)  # MP-sum (Eq. 88)
-        x = self.attend(x) if self.num_heads else x
+        x = self.attend(x, contexts) if self.num_heads else x
         return self.clip(x)
 
 

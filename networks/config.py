@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from edm2.networks.conditions import Condition, ImageCondition, condition_from_json, noise_level
+
 Config = TypeVar("Config")
 
 CONFIGS = "ABCDEFG"
@@ -16,9 +18,14 @@ FIELDS_OF_CONFIGS = {
     "concat_balance": "G",
     "res_balance": "G",
     "attn_balance": "G",
+    "conditions": "G",
+    "label_source": "G",
     "channels_per_group": "ABCDE",
 }
 """Fields that mean something in some configurations only."""
+
+LATER = ("conditions", "label_source")
+"""Fields that JSON leaves out where they have their default: files of networks without them are as they always were."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,19 @@ class NetworkConfig:
     """Share of the attention branch in its MP-sum (config G)."""
     clip_act: float | None = 256.0
     """Bound on activations that leave a block; None for none."""
+    conditions: tuple[Condition, ...] = ()
+    """Conditions besides the class (config G); see `edm2.networks.conditions`."""
+    label_source: bool = False
+    """Let the class be one of the sources of the embedding's n-ary MP-sum, in place of the published sum of two terms
+    (config G)."""
 
     def __post_init__(self) -> None:
         for field in ("img_resolution", "channel_mult", "attn_resolutions", "resample_filter"):
             if isinstance(getattr(self, field), list):  # JSON has no tuples
                 object.__setattr__(self, field, tuple(getattr(self, field)))
+        object.__setattr__(self, "conditions", tuple(map(_as_condition, self.conditions)))
         self._check_config()
+        self._check_conditions()
         least = {"img_channels": 1, "logvar_channels": 1, "model_channels": 1, "num_blocks": 0, "channels_per_head": 1}
         for field, value in least.items():
             if getattr(self, field) < value:
@@ -113,6 +127,16 @@ class NetworkConfig:
                     f"leave it at {default}"
                 )
 
+    def _check_conditions(self) -> None:
+        names = [condition.name for condition in self.conditions]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"condition {repeated[0]} is described twice; each has a name of its own")
+        for condition in self.conditions:
+            if isinstance(condition, ImageCondition) and condition.noise and noise_level(condition).name not in names:
+                raise ValueError(f"condition {condition.name} has noise, whose level is not among the conditions")
+        if self.label_source and not self.label_dim:
+            raise ValueError("label_source needs classes")
+
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of what the network sees."""
@@ -136,7 +160,9 @@ class NetworkConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        values["conditions"] = [condition.to_json() for condition in self.conditions]
+        return {name: value for name, value in values.items() if value or name not in LATER}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> NetworkConfig:
@@ -146,6 +172,10 @@ class NetworkConfig:
             ValueError: an unknown or missing field, or a value out of range.
         """
         return dataclass_from_json(cls, values, "network configuration")
+
+
+def _as_condition(value: Any) -> Condition:
+    return value if isinstance(value, Condition) else condition_from_json(value)
 
 
 def dataclass_from_json(cls: type[Config], values: dict[str, Any], what: str) -> Config:

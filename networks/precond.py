@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edm2.networks.conditions import prepare
 from edm2.networks.config import NetworkConfig
 
 
@@ -19,7 +20,7 @@ class Precond(nn.Module):
     Preconditioning and embedding are computed in float32 (float64 for float64 images), the U-Net in `compute_dtype`.
 
     Args:
-        unet: F, called as unet(x, c_noise, one_hot_labels).
+        unet: F, called as unet(x, c_noise, one_hot_labels), and with the prepared conditions where it has any.
         sigma_data: sd above.
         logvar_fourier, logvar_linear: Layers of u(sigma), which map c_noise to one number per image (Eq. 21).
 
@@ -60,16 +61,15 @@ class Precond(nn.Module):
             sigma: Noise level, a number or [N] (or [N, 1, 1, 1]).
             class_labels: int64 [N] (-1: no class), one-hot [N, label_dim], or None: no class for any image.
             return_logvar: Also return u(sigma).
-            conditions: Conditions by name, besides the class. These networks take none yet.
+            conditions: Conditions by name, besides the class: those of `config.conditions`, in the dataset's units. NaN
+                means absent.
 
         Returns:
             D_x [N, C, H, W], or (D_x, u) with u [N, 1, 1, 1]; float32, or float64 for float64 images.
 
         Raises:
-            ValueError: conditions that the network does not know.
+            ValueError: conditions that the network does not know, or of another shape; or one that it needs is missing.
         """
-        if conditions:
-            raise ValueError(f"unknown conditions {', '.join(conditions)}: this network takes none but classes")
         dtype = torch.promote_types(x.dtype, torch.float32)
         x = x.to(dtype)
         sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)
@@ -80,7 +80,9 @@ class Precond(nn.Module):
         c_noise = sigma.flatten().log() / 4
 
         x_in = (c_in * x).to(self.compute_dtype if dtype == torch.float32 else dtype)
-        F_x = self.unet(x_in, c_noise, self.one_hot(class_labels, x))
+        known = self.unet.config.conditions
+        given = (prepare(known, conditions or {}, x),) if conditions or known else ()
+        F_x = self.unet(x_in, c_noise, self.one_hot(class_labels, x), *given)
         D_x = c_skip * x + c_out * F_x.to(dtype)
         if return_logvar:
             return D_x, self.log_variance(c_noise)

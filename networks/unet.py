@@ -3,7 +3,7 @@
 Shapes: N images, C channels, H by W pixels, E embedding width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edm2.networks.blocks import SILU_SCALE, DecoderBlock, EncoderBlock
+from edm2.networks.conditions import (
+    CrossAttention,
+    EmbeddedCondition,
+    ImageCondition,
+    Prepared,
+    SourceEmbedding,
+    TokenCondition,
+    TokenContext,
+    mp_sum_of_sources,
+)
 from edm2.networks.config import NetworkConfig
 from edm2.networks.layers import MPConv, MPFourier
 from edm2.networks.magnitude import mp_cat, mp_sum_weights
@@ -26,7 +36,7 @@ class UNet(nn.Module):
         config: Widths, depths, attention; see `NetworkConfig`.
 
     Raises:
-        ValueError: channels that cannot be split into heads.
+        ValueError: channels that cannot be split into heads, or conditions that are tokens without any head.
     """
 
     conv = MPConv
@@ -37,46 +47,85 @@ class UNet(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        noise_weight, label_weight = mp_sum_weights(config.label_balance) if config.label_dim else (1.0, 0.0)
+        two_terms = config.label_dim and not config.label_source
+        noise_weight, label_weight = mp_sum_weights(config.label_balance) if two_terms else (1.0, 1.0)
         label_scale = config.label_dim**0.5 * label_weight  # a one-hot vector has magnitude 1 / sqrt(label_dim)
         self.emb_fourier = MPFourier(config.noise_channels)
         self.emb_noise = MPConv(config.noise_channels, config.emb_channels, scale=noise_weight)
         self.emb_label = MPConv(config.label_dim, config.emb_channels, scale=label_scale) if config.label_dim else None
+        sources = [c for c in config.conditions if isinstance(c, EmbeddedCondition)]
+        layers = {c.name: c.layer(config.noise_channels, config.emb_channels) for c in sources}
+        self.emb_conditions = nn.ModuleDict({name: SourceEmbedding(layer) for name, layer in layers.items()})
+        if config.label_source:
+            self.label_gain = nn.Parameter(torch.ones([]))
+        self.images = [c for c in config.conditions if isinstance(c, ImageCondition)]
+        token_sizes = {c.name: c.size for c in config.conditions if isinstance(c, TokenCondition)}
+        self.contexts = nn.ModuleDict({name: TokenContext(size) for name, size in token_sizes.items()})
         options = block_options(config) | {"res_balance": config.res_balance, "attn_balance": config.attn_balance}
-        first = MPConv(config.img_channels + 1, config.widths[0], (3, 3))
+        options["token_sizes"] = token_sizes
+        channels = config.img_channels + sum(c.input_channels for c in self.images) + 1
+        first = MPConv(channels, config.widths[0], (3, 3))
         self.enc, skip_channels = build_encoder(config, first, EncoderBlock, options)
         self.dec = build_decoder(config, skip_channels, DecoderBlock, options)
+        if token_sizes and not any(isinstance(module, CrossAttention) for module in self.modules()):
+            raise ValueError(
+                f"condition {next(iter(token_sizes))}: tokens need attention, and no block is wide enough for a head "
+                f"of channels_per_head={config.channels_per_head}; make the network wider"
+            )
         self.out_gain = nn.Parameter(torch.zeros([]))
         self.out_conv = MPConv(config.widths[0], config.img_channels, (3, 3))
 
-    def forward(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        class_labels: Tensor | None,
+        conditions: Mapping[str, Prepared] | None = None,
+    ) -> Tensor:
         """Raw output F.
 
         Args:
             x: [N, C, H, W], already scaled by c_in, in the dtype to compute in.
             c_noise: [N], ln(sigma) / 4; the embedding is computed in its dtype.
             class_labels: [N, label_dim], ignored by an unconditional network.
+            conditions: All further conditions by name, prepared.
 
         Returns:
             [N, C, H, W] in the dtype of `x`.
         """
-        emb = self.embed(c_noise, class_labels)
+        given = conditions or {}
+        emb = self.embed(c_noise, class_labels, given)
+        contexts = {name: context(given[name], x.dtype) for name, context in self.contexts.items()}
+        if self.images:  # beside c_in x, and not multiplied by c_in themselves
+            x = torch.cat([x, *(image.input(given[image.name], x.dtype) for image in self.images)], dim=1)
         x = append_ones(x).contiguous(memory_format=self.memory_format)
         skips = []
         for name, layer in self.enc.items():
-            x = layer(x) if name.endswith("_conv") else layer(x, emb)
+            x = layer(x) if name.endswith("_conv") else layer(x, emb, contexts)
             skips.append(x)
         for name, block in self.dec.items():
             if "_block" in name:
                 x = mp_cat(x, skips.pop(), t=self.config.concat_balance)  # Eq. 103
-            x = block(x, emb)
+            x = block(x, emb, contexts)
         return self.out_conv(x, gain=self.out_gain)
 
-    def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
-        """Noise level [N] and labels [N, label_dim] -> embedding [N, E], computed in the dtype of `c_noise`."""
+    def embed(self, c_noise: Tensor, class_labels: Tensor | None, conditions: Mapping[str, Prepared]) -> Tensor:
+        """Embedding of noise level, labels and other sources, computed in the dtype of `c_noise`.
+
+        [N], [N, label_dim] and prepared conditions by name -> [N, E].
+        """
         emb = self.emb_noise(self.emb_fourier(c_noise))
-        if self.emb_label is not None:
-            emb = emb + self.emb_label(class_labels)  # MP-sum (Eq. 88): its weights are the layers' scales
+        sources = [embedding(conditions[name]) for name, embedding in self.emb_conditions.items()]
+        if (
+            self.emb_label is not None and class_labels is not None
+        ):  # `Precond` hands some to every network with classes
+            label = self.emb_label(class_labels)
+            if self.config.label_source:
+                sources.append((label, self.label_gain * class_labels.any(dim=1, keepdim=True)))
+            else:
+                emb = emb + label  # MP-sum (Eq. 88): its weights are the layers' scales
+        if sources:
+            emb = mp_sum_of_sources(emb, sources)
         return F.silu(emb) * SILU_SCALE
 
 

@@ -2,20 +2,29 @@
 
 import dataclasses
 import importlib
+import json
+import re
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from command_line import complaint, edm2 as edm2_command, succeed
+from dataset_files import encoded, npy, write_zip
+from PIL import Image
 from tiny_run import assert_same_bits, final_state, tiny_config
+from tiny_text import save_tiny_text_encoder
 from torch import Tensor, nn
 
 import edm2
 from edm2.networks import NetworkConfig, Precond, build_network
+from edm2.sampling.conditions import rows_of_conditions
 from edm2.sampling.guidance import guided, without_conditions, without_labels
 from edm2.sampling.samplers import SAMPLERS
-from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig
+from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig, open_dataset, read_run_config
 from edm2.training.data.batches import Batch
+from edm2.training.data.conditions import describe_condition
 from edm2.training.diagnostics.batches import by_bin, over_all_levels
 from edm2.training.diagnostics.holdout import measure_loss
 from edm2.training.diagnostics.magnitudes import measure_activations
@@ -201,3 +210,181 @@ def test_a_new_kind_of_condition_needs_a_dataset_a_config_and_a_preconditioner(t
     ):
         refused = edm2_command(*asked, "--condition", "brightness=0", "--condition", wrong, "--npz", "x.npz")
         assert named in complaint(refused.err)
+
+
+# -------------------------------------------------------------------------------------- kinds of `networks/conditions`
+
+WORDS = ["one", "two", "bold", "thin"]
+KINDS = ("edges", "colour", "age", "caption")
+
+
+def write_data(path: Path) -> Path:
+    """Forty images with conditions of every kind in a ZIP."""
+    random, files = np.random.default_rng(0), {}
+    for i in range(40):
+        pixels = (random.integers(0, 64, (8, 8, 3)) + random.integers(0, 192, 3)).astype(np.uint8)
+        stem = f"class{i % 2}/img{i:02}"
+        files |= {
+            f"{stem}.png": encoded(Image.fromarray(pixels)),
+            f"conditions/edges/{stem}.png": encoded(Image.fromarray(pixels[::2, ::2, 0])),
+            f"conditions/colour/{stem}.npy": npy(pixels.mean(axis=(0, 1))),
+            f"conditions/age/{stem}.npy": npy(np.float64(i)),
+            f"conditions/caption/{stem}.npy": npy(random.normal(size=(1 + i % 3, 5))),
+        }
+    return write_zip(path, files)
+
+
+@pytest.fixture(scope="module")
+def conditioned_run(tmp_path_factory) -> Path:
+    """Folder of the data, and of a run with conditions of every kind."""
+    folder = tmp_path_factory.mktemp("conditioned")
+    write_data(folder / "data.zip")
+    kinds = [word for name in KINDS for word in ("--condition", name)]
+    drops = [word for name in KINDS[1:] for word in ("--condition-dropout", f"{name}=0.2")]
+    small = (
+        "--preset",
+        "edm2-tiny",
+        "--batch",
+        32,
+        "--channels",
+        16,
+        "--holdout",
+        8,
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+    )
+    length = ("--duration", 64, "--snapshot", 32, "--status", 32, "--sample", 64, "--checkpoint", 32)
+    with_noise = ("--condition-noise", "edges=0.3", "--xflip")
+    succeed(
+        "train", "--data", folder / "data.zip", "--out", folder / "run", *kinds, *drops, *with_noise, *small, *length
+    )
+    return folder
+
+
+def test_a_run_with_conditions_of_every_kind(conditioned_run):
+    records = [json.loads(line) for line in (conditioned_run / "run/stats.jsonl").read_text().splitlines()]
+    assert records[-1]["holdout_loss_shuffled"] > 0
+    assert len(records[-1]["holdout_losses_shuffled"]) == len(records[-1]["holdout_losses"])
+    config = edm2.read_metadata(sorted((conditioned_run / "run/snapshots").iterdir())[-1])["network"]
+    described = {condition["name"]: condition for condition in config["conditions"]}
+    assert [(name, c["kind"]) for name, c in described.items()] == [
+        ("edges", "image"), ("colour", "vector"), ("age", "scalar"), ("caption", "tokens"), ("edges_noise", "scalar"),
+    ]  # fmt: skip
+    assert (config["label_source"], described["age"]["mean"], described["caption"]["length"]) == (True, [19.5], 3)
+    grid = Image.open(sorted((conditioned_run / "run/samples").iterdir())[-1])
+    rows, columns = (side // (64 + 8) + 1 for side in (grid.height, grid.width))
+    assert (rows, columns) == (1 + 1 + 3, 8)  # images, edges, three samples each; of all that are held out
+
+
+def test_the_grid_shows_held_out_conditions_above_their_samples(conditioned_run):
+    grid = np.array(Image.open(sorted((conditioned_run / "run/samples").iterdir())[-1]))
+    image, edges = grid[:64:8, :64:8], grid[72 : 72 + 64 : 16, :64:16]
+    assert np.array_equal(image[::2, ::2, 0], edges[:, :, 0])
+
+
+def test_images_are_asked_for_by_every_kind(conditioned_run, monkeypatch):
+    monkeypatch.chdir(conditioned_run)
+    Path("edges").mkdir()
+    for i, shade in enumerate((0, 100, 200)):
+        Image.new("L", (4, 4), shade).save(f"edges/{i}.png")
+    np.save("caption.npy", np.zeros((2, 5), dtype=np.float32))
+    asked = ("generate", "run", "--ema", 0.1, "--seeds", "0-2", "--steps", 2, "--device", "cpu")
+    every = [
+        word
+        for text in ("edges=edges", "colour=10,20,30", "age=7", "caption=caption.npy")
+        for word in ("--condition", text)
+    ]
+    succeed(*asked, *every, "--unguided", "caption", "--unguided", "age", "--guidance", 2, "--npz", "all.npz")
+    succeed(*asked, "--condition", "edges=edges/1.png", "--npz", "one.npz")
+    assert np.load("all.npz")["arr_0"].shape == (3, 8, 8, 3)
+    for wrong, named in (
+        (("--condition", "colour=1,2"), "values are [3, 2], but must be [3, 3]"),
+        (("--condition", "depth=1"), "unknown conditions depth: this network takes edges (an image of 1 channel)"),
+        (("--condition", "caption=a red heart"), "made without a text encoder"),
+        (("--condition", "edges=edges", "--seeds", "0-4"), "edges: 3 rows for 5 seeds"),
+        (("--unguided", "edges", "--guidance", "2"), "trained with condition edges for every image"),
+        ((), "condition edges is needed: the network was trained with it for every image; give an image of 1 channel"),
+    ):
+        needed = () if not wrong or "edges=edges" in wrong else ("--condition", "edges=edges")
+        assert named in complaint(edm2_command(*asked, *needed, *wrong, "--npz", "x.npz").err)
+
+
+def test_pipelines_take_and_save_conditions(conditioned_run, tmp_path):
+    snapshot = sorted((conditioned_run / "run/snapshots").iterdir())[-1]
+    pipe = edm2.EDM2Pipeline.from_snapshot(snapshot)
+    pipe.save_pretrained(tmp_path / "pipe")
+    again = edm2.EDM2Pipeline.from_pretrained(tmp_path / "pipe")
+    given = {"edges": Image.new("L", (4, 4), 100), "age": 3.0}
+    options = {"class_labels": 1, "num_inference_steps": 2, "seeds": range(3), "output_type": "latent"}
+    images = again(conditions=given, unguided=["age"], guidance_scale=2, **options).images
+    net = edm2.load(snapshot)
+    guide = edm2.without_conditions(net, ["age"])
+    (batch,) = edm2.generate(net, range(3), 1, guide, 2, conditions=given, num_steps=2)
+    torch.testing.assert_close(images, batch.samples, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_with_conditions_resumes_to_the_bit(conditioned_run, tmp_path):
+    config = read_run_config(conditioned_run / "run")
+
+    def trainer(name: str, duration: int) -> Trainer:
+        changed = {"out": str(tmp_path / name), "duration": duration, "sample_every": None, "status_every": 32}
+        return Trainer(dataclasses.replace(config, **changed))
+
+    whole = trainer("whole", 64)
+    whole.run()
+    trainer("stopped", 32).run()
+    resumed = trainer("stopped", 64)
+    resumed.run()
+    assert_same_bits(final_state(resumed), final_state(whole))
+
+
+def test_datasets_carry_conditions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_data(Path("data.zip"))
+    assert "condition caption: tokens [1, 5]" in succeed("dataset", "info", "data.zip")
+    assert "condition edges: an image of 1 channel" in succeed("dataset", "stats", "data.zip")
+    assert "none broken" in succeed("dataset", "check", "data.zip")
+    succeed("dataset", "convert", "data.zip", "small.zip", "--resolution", 4, "--workers", 1)
+    old, new = open_dataset("data.zip"), open_dataset("small.zip")
+    for name in ("colour", "edges"):
+        assert torch.equal(old.read_condition(name, range(40)), new.read_condition(name, range(40)))
+    assert new.known_condition("age")["mean"] == [19.5]
+    with zipfile.ZipFile("data.zip", "a") as file:
+        file.writestr("class0/late.png", encoded(Image.new("RGB", (8, 8))))
+    refused = edm2_command("dataset", "check", "data.zip")
+    assert "conditions/age: has no file for 1 of 41 images, the first is class0/late.png" in refused.out + refused.err
+
+
+def test_a_text_encoder_that_is_not_there_is_one_line(tmp_path):
+    write_data(tmp_path / "data.zip")
+    (tmp_path / "captions.json").write_text("{}")
+    refused = edm2_command(
+        "dataset", "embed", tmp_path / "data.zip", tmp_path / "captions.json", "--text-encoder", tmp_path / "nowhere"
+    )
+    assert refused.code == 1
+    assert re.search("text encoder .*nowhere: cannot be loaded|pip install 'edm2.text.'", complaint(refused.err))
+
+
+def test_captions_become_tokens_and_texts_ask_for_images(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    encoder = save_tiny_text_encoder(tmp_path / "encoder", WORDS)
+    write_data(Path("data.zip"))
+    names = [open_dataset("data.zip").item_name(i) for i in range(40)]
+    captions = {name: "one bold" if i % 2 else "two" for i, name in enumerate(names)}
+    embed = ("dataset", "embed", "data.zip", "captions.json", "--text-encoder", encoder, "--name", "text")
+    Path("captions.json").write_text(json.dumps(dict(list(captions.items())[1:])))
+    assert f"has no caption for 1 images, the first is {names[0]}" in complaint(edm2_command(*embed).err)
+    Path("captions.json").write_text(json.dumps(captions))
+    assert "condition text in data.zip: at most 2 tokens of 16 numbers" in succeed(*embed)
+    assert "has a condition text already" in complaint(edm2_command(*embed).err)
+    condition = describe_condition(open_dataset("data.zip"), "text")
+    assert condition.encoder == str(encoder)
+    rows = rows_of_conditions([condition], {"text": ["one bold", "two"]}, 2)["text"]
+    stored = open_dataset("data.zip").read_condition("text", [1, 0])
+    torch.testing.assert_close(rows, stored, rtol=1e-3, atol=1e-3, equal_nan=True)
+    with pytest.raises(ValueError, match="takes numbers or a file, not the text"):
+        rows_of_conditions([dataclasses.replace(condition, encoder=None)], {"text": "one"}, 1)

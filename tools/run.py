@@ -8,22 +8,22 @@ from pathlib import Path
 
 import click
 import torch
+from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from edm2.io.images import save_grid
-from edm2.networks import Precond, fold
+from edm2.networks import ImageCondition, Precond, fold
 from edm2.planning.presets import PRESETS
 from edm2.post_hoc_ema.files import first_line
 from edm2.sampling.generation import drawn_by_default, generate
 from edm2.tools.process import convolve_in_float32, stop_signals_handled
 from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
-from edm2.training.callbacks import Callback, SampleGrids, SpeedReport
+from edm2.training.callbacks import COLUMNS, Callback, SampleGrids, SpeedReport
 from edm2.training.config import DTYPES
+from edm2.training.data.batches import Batch
 from edm2.training.distributed.processes import ONE_PROCESS, Processes, calling_after
 from edm2.training.run.speed import time_text
 from edm2.training.trainer import OwnTrainingError
-
-COLUMNS = 10
 
 
 def default_device() -> str:
@@ -174,16 +174,53 @@ def memory_advice(trainer: Trainer) -> Iterator[None]:
 
 
 def draw_samples(
-    net: Precond, codec: Codec, path: Path, dtype: torch.dtype = torch.float32, rows: int = 4, num_steps: int = 18
+    net: Precond,
+    codec: Codec,
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    rows: int = 4,
+    num_steps: int = 18,
+    shown: Batch | None = None,
 ) -> None:
-    """Write a PNG grid of samples with one class per column (at most ten); the same seeds every time."""
-    shown = drawn_by_default(net)[:COLUMNS]
-    columns = len(shown) or COLUMNS
+    """Write a PNG grid of samples with one class per column (at most ten); the same seeds every time.
+
+    Of a network with conditions, a column has an image that it was `shown`, its image conditions, and samples for them.
+    """
+    if shown is None:
+        classes = drawn_by_default(net)[:COLUMNS]
+        columns, conditions = len(classes) or COLUMNS, None
+    else:
+        columns, rows = len(shown.images), rows - 1
+        classes = [] if shown.labels is None else shown.labels.clamp(min=0).tolist()
+        conditions = {name: torch.cat([v] * rows) for name, v in (shown.conditions or {}).items()}
     count = rows * columns
-    classes = shown * rows or None
-    batches = generate(fold(net, dtype), range(count), classes, batch_size=count, num_steps=num_steps)
+    batches = generate(
+        fold(net, dtype),
+        range(count),
+        classes * rows or None,
+        conditions=conditions,
+        batch_size=count,
+        num_steps=num_steps,
+    )
     try:
-        samples = torch.cat([batch.samples for batch in batches])
-        save_grid(codec.to_display(codec.decode(samples)), path, columns)
+        samples = codec.to_display(codec.decode(torch.cat([batch.samples for batch in batches])))
+        if shown is not None:
+            samples = torch.cat([*_rows_of_conditions(net, codec, shown, samples), samples])
+        save_grid(samples, path, columns)
     except (OSError, RuntimeError) as error:  # a run that lasts days must not end over a picture
         click.echo(f"No samples drawn: {first_line(error)}", err=True)
+
+
+def _rows_of_conditions(net: Precond, codec: Codec, shown: Batch, samples: torch.Tensor) -> list[torch.Tensor]:
+    """Rows of a grid: the images that conditions belong to, then each image condition, all of the samples' form."""
+    found = [codec.to_display(codec.decode(shown.images))]
+    for condition in net.config.conditions:
+        if isinstance(condition, ImageCondition):
+            values = (shown.conditions or {})[condition.name].float()
+            if values.min() < 0 or values.max() > 255 or values.max() <= 1:  # no pixels
+                values = (values - values.mean()) / values.std() * 64 + 127.5
+            values = values[:, :1] if values.shape[1] != 3 else values
+            values = values.expand(-1, samples.shape[1], -1, -1) if values.shape[1] == 1 else values
+            pixels = values.clip(0, 255).round().to(torch.uint8)
+            found.append(interpolate(pixels.float(), samples.shape[2:], mode="nearest").to(torch.uint8))
+    return [row.to(samples.device) for row in found if row.shape[1:] == samples.shape[1:]]

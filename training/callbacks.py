@@ -1,17 +1,17 @@
 """Callbacks of a run: what users hang into the training loop, such as a logger or an evaluation of their own."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from edm2.training.data.codecs import Codec
 from edm2.training.run.speed import Speedometer
 from edm2.training.run.totals import StepResult
 
 if TYPE_CHECKING:
     from edm2.training.trainer import Trainer
+
+
+COLUMNS = 10
+"""Images side by side in a grid of samples."""
 
 
 class Callback:
@@ -44,10 +44,11 @@ class SampleGrids(Callback):
     The first grid comes after 1/64 of the run, and then one at each doubling.
 
     Args:
-        draw: Called as draw(net, codec, path), in the first process; writes samples of `net` to a file.
+        draw: Called as draw(net, codec, path), in the first process; writes samples of `net` to a file. Of a network
+            with conditions also with shown=Batch: held-out images whose conditions to draw samples for.
     """
 
-    def __init__(self, draw: Callable[[nn.Module, Codec, Path], None]) -> None:
+    def __init__(self, draw: Callable[..., None]) -> None:
         self.draw = draw
 
     def on_step(self, trainer: "Trainer", result: StepResult) -> None:
@@ -59,7 +60,9 @@ class SampleGrids(Callback):
         net = trainer.averaged(max(trainer.config.sigma_rels))  # all ranks gather its weights
         if net is not None:
             trainer.folder.samples.mkdir(exist_ok=True)
-            self.draw(net, trainer.codec, trainer.folder.samples / f"samples-{trainer.images_seen:012d}.png")
+            path = trainer.folder.samples / f"samples-{trainer.images_seen:012d}.png"
+            shown = {"shown": trainer.stream.shown(COLUMNS)} if trainer.stream.conditions else {}
+            self.draw(net, trainer.codec, path, **shown)
         trainer.processes.wait()
 
 

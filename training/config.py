@@ -116,6 +116,7 @@ class TrainingConfig(DataConfig, ObjectiveConfig, ScheduleConfig, OutputConfig, 
         """A flat dict of plain values, with the network as a dict inside; `from_json` is its inverse."""
         values = dataclasses.asdict(self)
         if self.network is not None:
+            values["network"] = self.network.to_json()
             del values["sigma_data"]  # the network's
         return values
 

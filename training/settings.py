@@ -41,8 +41,11 @@ class DataConfig:
     """Shift and scale pixels to mean 0 and standard deviation sigma_data, instead of the range [-1, 1]."""
     holdout: int = 0
     """Images kept from training to measure the loss on."""
+    make_conditions: tuple[str, ...] = ()
+    """Conditions made of the images: NAME=downsample:FACTOR."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "make_conditions", tuple(self.make_conditions))  # JSON has no tuples
         _check_at_least(1, self, "random_block")
         _check_at_least(0, self, "seed", "holdout")
         if not 0 <= self.label_dropout <= 1:

@@ -4,6 +4,8 @@ conversion.py    images of any size -> images of one size
 huggingface.py   images of a Hugging Face dataset, for conversion
 encoding.py      images of one size -> latents, the moments of a VAE (moments.py)
 pictures.py      pictures of all formats as a viewer shows them (tally.py counts what became of them)
+conditions.py    conditions beside the images: checked, measured, described
+embedding.py     captions -> tokens, a condition
 depth.py         9 to 16 bits per channel -> 8
 checking.py      broken images, found before training
 survey.py        sizes, channels and types of all images, from their headers

@@ -1,10 +1,11 @@
-"""Reading all images of a dataset, to find before training those that would stop it."""
+"""Reading all images of a dataset and their conditions, to find before training those that would stop it."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from edm2.datasets.conditions import broken_conditions
 from edm2.datasets.parts import ahead
 from edm2.post_hoc_ema.files import plain_line
 from edm2.training import open_dataset
@@ -30,7 +31,8 @@ def find_broken(
 
     Returns:
         A line with file, reason and index for each image that cannot be read or differs in size or type from the first
-        one that can. Empty: training finds nothing wrong with the files.
+        one that can, and for conditions that are missing, unusable or never vary. Empty: training finds nothing wrong
+        with the files.
 
     Raises:
         DatasetError: The dataset as a whole cannot be used, such as for its dataset.json.
@@ -55,6 +57,9 @@ def find_broken(
                 broken.append(plain_line(line))  # names come from untrusted files
                 on_broken(broken[-1])
             report(index + 1, len(catalog.names))
+    for line in broken_conditions(files, catalog, workers):
+        broken.append(plain_line(line))
+        on_broken(broken[-1])
     if not broken:
         open_dataset(source)  # checks the rest of dataset.json
     return broken

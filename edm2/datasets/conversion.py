@@ -31,21 +31,26 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from edm2.datasets.parts import (
+    ConditionFiles,
     Part,
     check_new_zip,
+    conditions_to_carry,
     divide,
     evenly_from_classes,
+    known_of_conditions,
     labels_to_json,
     make_missing,
     member,
     numbered,
+    stamps_with_conditions,
     string_together,
+    write_conditions,
     writing_to,
 )
 from edm2.datasets.pictures import PictureReader
 from edm2.datasets.tally import Tally, total_of
 from edm2.post_hoc_ema import atomic_output
-from edm2.training.data.archive import Catalog
+from edm2.training.data.archive import Catalog, decode_image
 from edm2.training.data.files import DatasetError, Files, StorageError, suffix_of
 from edm2.training.data.index import open_archive
 
@@ -270,8 +275,9 @@ def convert(
     names, labels = [catalog.names[index] for index in chosen], catalog.labels[chosen].tolist()
     _refuse_arrays(files, names)
     settings = [PART_VERSION, PIL.__version__, repr(transform), reader.identity]
-    parts = divide(out, names, files.stamps(names), _part_size(transform), settings)
-    job = _Job(files, transform, reader)
+    conditions = conditions_to_carry(files, catalog, names)
+    parts = divide(out, names, stamps_with_conditions(files, names, conditions), _part_size(transform), settings)
+    job = _Job(files, transform, reader, conditions)
 
     def describe(written: list[str]) -> dict[str, Any]:
         if not written:
@@ -282,7 +288,8 @@ def convert(
                 f"{files.path}: all {len(names)} images are too small for {transform} or broken; "
                 "choose a lower resolution or another transform"
             )
-        return labels_to_json({name: labels[_image_number(name)] for name in written}, catalog.class_names)
+        of_images = labels_to_json({name: labels[_image_number(name)] for name in written}, catalog.class_names)
+        return of_images | known_of_conditions(catalog)
 
     with writing_to(out):
         make_missing(parts, partial(_made, job=job, workers=workers), report)
@@ -317,6 +324,7 @@ class _Job:
     files: Files
     transform: Transform
     reader: PictureReader
+    conditions: ConditionFiles
 
 
 def _tally_path(part: Part) -> Path:
@@ -370,15 +378,28 @@ def _make_part(part: Part, job: _Job) -> Part:
     with atomic_output(part.path) as temporary:
         with ZipFile(temporary, "w") as archive:
             for number, name in zip(part.numbers, part.names, strict=True):
-                if (image := _converted(job, name, tally)) is not None:
-                    archive.writestr(member(numbered("img", number, ".png")), _encode(image))
+                if (converted := _converted(job, name, tally)) is not None:
+                    image, size = converted
+                    renamed = numbered("img", number, ".png")
+                    archive.writestr(member(renamed), _encode(image))
+                    change = partial(_like_its_image, job.transform, size)
+                    write_conditions(archive, job.files, job.conditions, name, renamed, change)
         with atomic_output(_tally_path(part)) as beside:
             tally.save(beside)
     return part
 
 
-def _converted(job: _Job, name: str, tally: Tally) -> Image.Image | None:
-    """Image of the size asked for; None if it is broken or too small, which is counted."""
+def _like_its_image(transform: Transform, size: tuple[int, int], file: str, data: bytes) -> bytes:
+    """Picture of a condition: transformed as its image if it has the size of that, else as it is."""
+    if suffix_of(file) == ".npy" or (picture := decode_image(data)).size != size:
+        return data
+    changed = transform(picture)
+    assert changed is not None  # the image was large enough
+    return _encode(changed)
+
+
+def _converted(job: _Job, name: str, tally: Tally) -> tuple[Image.Image, tuple[int, int]] | None:
+    """Image of the size asked for, and its size before; None if it is broken or too small, which is counted."""
     tally.count("found", name)
     try:
         picture = job.reader(job.files, name)
@@ -395,7 +416,7 @@ def _converted(job: _Job, name: str, tally: Tally) -> Image.Image | None:
     tally.add_picture(picture)
     if picture.image.width < job.transform.width or picture.image.height < job.transform.height:
         tally.count("enlarged", name)
-    return image
+    return image, picture.image.size
 
 
 def _encode(image: Image.Image) -> bytes:

@@ -26,22 +26,28 @@ from torch import Tensor
 from edm2.datasets.measuring import Statistics, Sums, sums_of_moments, total_of
 from edm2.datasets.moments import MomentEncoder
 from edm2.datasets.parts import (
+    ConditionFiles,
     Part,
     ahead,
     check_new_zip,
+    conditions_to_carry,
     divide,
     evenly_from_classes,
+    known_of_conditions,
     labels_to_json,
     make_missing,
     member,
     numbered,
+    stamps_with_conditions,
     string_together,
+    write_conditions,
     writing_to,
 )
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import DatasetError, LatentCodec
-from edm2.training.data.archive import open_files
+from edm2.training.data.archive import Catalog, open_files
 from edm2.training.data.dataset import ArchiveDataset
+from edm2.training.data.files import Files
 from edm2.training.data.index import open_archive
 from edm2.training.distributed.processes import Processes
 
@@ -123,10 +129,12 @@ def encode(
     if dataset.kind != "pixels":
         raise DatasetError(f"{source}: holds moments already; train on it as it is")
     encoder.check(*dataset.shape[1:])
-    job = _Job(files.path, dataset, encoder, batch_size, workers)
+    conditions = conditions_to_carry(files, catalog, names)
+    job = _Job(files, catalog, dataset, encoder, batch_size, workers, conditions)
     # The batch's size is among what decides the bytes of a part: sums in a VAE depend on it.
     settings = [PART_VERSION, PIL.__version__, encoder.identity(), batch_size]
-    parts = divide(out, names, files.stamps(names), batch_size * max(1, PART_SIZE // batch_size), settings)
+    stamps = stamps_with_conditions(files, names, conditions)
+    parts = divide(out, names, stamps, batch_size * max(1, PART_SIZE // batch_size), settings)
     with writing_to(out):
         make_missing(processes.shard(parts), partial(_made, job), report)
         processes.wait()
@@ -152,18 +160,20 @@ def _check_statistics(encoder: MomentEncoder, paper_statistics: bool) -> None:
 class _Job:
     """Images and settings."""
 
-    source: Path
+    files: Files
+    catalog: Catalog
     dataset: ArchiveDataset
     encoder: MomentEncoder
     batch_size: int
     workers: int
+    conditions: ConditionFiles
 
 
 def _made(job: _Job, parts: Sequence[Part]) -> Iterator[Part]:
     """Make parts and yield each when it is written."""
     with ThreadPoolExecutor(job.workers) as readers, ThreadPoolExecutor(1) as writer:
         encoded = _encoded(job, parts, readers)
-        yield from ahead(writer, (partial(_write_part, part, moments) for part, moments in encoded), depth=1)
+        yield from ahead(writer, (partial(_write_part, job, part, moments) for part, moments in encoded), depth=1)
 
 
 def _encoded(job: _Job, parts: Sequence[Part], readers: ThreadPoolExecutor) -> Iterator[tuple[Part, np.ndarray]]:
@@ -198,7 +208,7 @@ def _read_rgb(dataset: ArchiveDataset, index: int) -> Tensor:
 def _to_storage(job: _Job, names: Sequence[str], moments: Tensor) -> np.ndarray:
     stored = job.encoder.to_storage(moments)
     for name, exact, rounded in zip(names, moments, stored, strict=True):
-        where = f"{job.source}/{name}"
+        where = f"{job.files.path}/{name}"
         if not exact.isfinite().all():
             remedy = "use another VAE" if job.encoder.precision == "fp32" else "compute with --precision fp32"
             raise DatasetError(f"{where}: VAE {job.encoder.vae} makes NaN or infinity of it; {remedy}")
@@ -207,13 +217,15 @@ def _to_storage(job: _Job, names: Sequence[str], moments: Tensor) -> np.ndarray:
     return stored.numpy()
 
 
-def _write_part(part: Part, moments: np.ndarray) -> Part:
+def _write_part(job: _Job, part: Part, moments: np.ndarray) -> Part:
     """Write a part, with the sums for the statistics as the comment of its ZIP."""
     with atomic_output(part.path) as temporary, ZipFile(temporary, "w") as archive:
-        for number, image in zip(part.numbers, moments, strict=True):
+        for number, name, image in zip(part.numbers, part.names, moments, strict=True):
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, image, allow_pickle=False)
-            archive.writestr(member(numbered("img-mean-std-", number, ".npy")), buffer.getvalue())
+            renamed = numbered("img-mean-std-", number, ".npy")
+            archive.writestr(member(renamed), buffer.getvalue())
+            write_conditions(archive, job.files, job.conditions, name, renamed)
         sums = total_of([sums_of_moments(image) for image in moments])
         archive.comment = json.dumps([sums.count, sums.sums.tolist()]).encode()
     return part
@@ -234,7 +246,8 @@ def _finish(job: _Job, parts: Sequence[Part], out: Path, paper_statistics: bool)
 
     def describe(names: list[str]) -> dict[str, Any]:
         labels = job.dataset.labels(range(len(names))).tolist()
-        return labels_to_json(dict(zip(names, labels, strict=True)), job.dataset.class_names) | {"latents": latents}
+        of_images = labels_to_json(dict(zip(names, labels, strict=True)), job.dataset.class_names)
+        return of_images | {"latents": latents} | known_of_conditions(job.catalog)
 
     count = string_together(parts, out, describe)
     channels, height, width = ArchiveDataset(open_files(out)).shape

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 import numpy as np
 
 from edm2.post_hoc_ema import atomic_output
-from edm2.training.data.files import DESCRIPTION
+from edm2.training.data.archive import Catalog, condition_files, missing_condition
+from edm2.training.data.files import CONDITIONS, DESCRIPTION, DatasetError, Files, condition_of, suffix_of
 
 Result = TypeVar("Result")
 
@@ -128,7 +129,8 @@ def string_together(parts: Sequence[Part], out: Path, describe: Callable[[list[s
     """
     whole = _parts_folder(out) / out.name  # what a killed call leaves of it is removed with the parts
     with atomic_output(whole) as temporary, ZipFile(temporary, "w") as archive:
-        names = [name for part in parts for name in append(archive, part.path)]
+        stored = [name for part in parts for name in append(archive, part.path)]
+        names = [name for name in stored if condition_of(name) is None]
         archive.writestr(member(DESCRIPTION), json.dumps(describe(names)))
     whole.replace(out)
     shutil.rmtree(whole.parent)
@@ -147,6 +149,55 @@ def ahead(pool: Executor, calls: Iterable[Callable[[], Result]], depth: int) -> 
             yield futures.popleft().result()
     while futures:
         yield futures.popleft().result()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Conditions
+
+
+ConditionFiles = Mapping[str, Mapping[str, str]]
+"""File of each image, by condition and image."""
+
+
+def conditions_to_carry(files: Files, catalog: Catalog, names: Sequence[str]) -> ConditionFiles:
+    """Files of the conditions of some images. Raises DatasetError if one is missing."""
+    carried = {}
+    for condition in catalog.condition_names:
+        found = condition_files(files, condition, names)
+        if line := missing_condition(files, condition, names, found):
+            raise DatasetError(line)
+        carried[condition] = {name: file for name, file in zip(names, found, strict=True) if file is not None}
+    return carried
+
+
+def known_of_conditions(catalog: Catalog) -> dict[str, Any]:
+    """Entry of dataset.json with what is known of conditions, such as their text encoder."""
+    return {"conditions": catalog.conditions} if catalog.condition_names and catalog.conditions else {}
+
+
+def stamps_with_conditions(files: Files, names: Sequence[str], conditions: ConditionFiles) -> list[Any]:
+    """Stamps of images, with those of their conditions."""
+    stamps: list[Any] = files.stamps(names)
+    for found in conditions.values():
+        of_condition = files.stamps([found[name] for name in names])
+        stamps = [[*one, *other] for one, other in zip(stamps, of_condition, strict=True)]
+    return stamps
+
+
+def write_conditions(
+    archive: ZipFile,
+    files: Files,
+    conditions: ConditionFiles,
+    name: str,
+    renamed: str,
+    change: Callable[[str, bytes], bytes] = lambda file, data: data,
+) -> None:
+    """Write the conditions of the image `name`, which is called `renamed` there, after a `change` of their bytes."""
+    stem = renamed.rpartition(".")[0]
+    for condition, found in conditions.items():
+        file = found[name]
+        target = f"{CONDITIONS}/{condition}/{stem}{suffix_of(file)}"
+        archive.writestr(member(target), change(file, files.read(file)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

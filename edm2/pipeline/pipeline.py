@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from edm2.pipeline.card import class_names, model_card
 from edm2.pipeline.denoiser import EDM2Denoiser
 from edm2.pipeline.scheduler import EDM2HeunScheduler
 from edm2.pipeline.storing import StoredPipeline
+from edm2.sampling.conditions import rows_of_conditions
 from edm2.sampling.external import empty_classes_of
 from edm2.sampling.generation import SeedRandom, check_guide, class_index, random_classes
-from edm2.sampling.guidance import EVERYWHERE, GuidedDenoiser, Interval, guided, without_labels
+from edm2.sampling.guidance import EVERYWHERE, GuidedDenoiser, Interval, guided, without_conditions, without_labels
+from edm2.sampling.samplers.heun import with_conditions
 from edm2.training import Codec, LatentCodec, codec_from_json
 from edm2.training.data.vae import VAEError, load_vae
 
@@ -109,6 +111,8 @@ class EDM2Pipeline(StoredPipeline):
         guidance_scale: float = 1.0,
         guidance_interval: Interval | None = None,
         *,
+        conditions: Mapping[str, Any] | None = None,
+        unguided: Collection[str] = (),
         seeds: int | Sequence[int] | None = None,
         generator: Generators = None,
         batch_size: int | None = None,
@@ -125,6 +129,8 @@ class EDM2Pipeline(StoredPipeline):
             num_inference_steps: Steps of the scheduler.
             guidance_scale: Weight of guidance, D = D_guide + weight (D - D_guide); 1 is none.
             guidance_interval: Noise levels (low, high] with guidance; default: all.
+            conditions: Conditions by name besides the class, as `edm2.generate` takes them.
+            unguided: Conditions that guidance moves away from: the network itself is the guide, without these.
             seeds: One per image: everything random about it, as in `edm2.generate`.
             generator: In place of seeds: one random generator, or one per image.
             batch_size: Number of images, if nothing else determines it.
@@ -147,10 +153,12 @@ class EDM2Pipeline(StoredPipeline):
         count = number_of_images(labels, seeds, latents, generator, batch_size)
         if seeds is not None:
             generator = SeedRandom(seeds).generators
-        denoise = self._denoiser(guidance_scale, guidance_interval or EVERYWHERE)
+        given = rows_of_conditions(self.unet.description.conditions, conditions or {}, count)
+        given = {name: values.to(self._execution_device) for name, values in given.items()}
+        denoise = self._denoiser(guidance_scale, guidance_interval or EVERYWHERE, unguided)
         noise = self._noise(latents, count, generator)  # first the noise, then the classes, as `edm2.generate`
         classes = self._classes(labels, count, generator)
-        samples = self._sample(denoise, noise, classes, num_inference_steps, generator, callback_on_step_end)
+        samples = self._sample(denoise, noise, classes, given, num_inference_steps, generator, callback_on_step_end)
         images = self._images(samples, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -217,9 +225,11 @@ class EDM2Pipeline(StoredPipeline):
                 raise ValueError(f"class {index} does not exist: this network knows classes 0 to {label_dim - 1}")
         return torch.tensor(chosen * count if len(chosen) == 1 else chosen, device=self._execution_device)
 
-    def _denoiser(self, weight: float, interval: Interval) -> GuidedDenoiser:
+    def _denoiser(self, weight: float, interval: Interval, unguided: Collection[str] = ()) -> GuidedDenoiser:
         if weight == 1:
             return guided(self.unet, self.unet, 1, interval)
+        if unguided:
+            return guided(self.unet, without_conditions(self.unet, unguided), weight, interval)
         if self.guide is not None:
             check_guide(self.unet, self.guide, "its network", "the pipeline's guide")
             return guided(self.unet, self.guide, weight, interval)
@@ -237,6 +247,7 @@ class EDM2Pipeline(StoredPipeline):
         denoise: GuidedDenoiser,
         noise: Tensor,
         classes: Tensor | None,
+        conditions: Mapping[str, Tensor],
         num_steps: int,
         generator: Generators,
         callback: Callable[..., dict[str, Tensor]] | None,
@@ -253,7 +264,7 @@ class EDM2Pipeline(StoredPipeline):
                 scheduler.scale_model_input(x, timestep)  # only sets step_index; the network scales its input
                 sigma = scheduler.sigmas[scheduler.step_index]
                 if i % scheduler.order == 0:
-                    step_denoiser = denoise.at_step(sigma)
+                    step_denoiser = with_conditions(denoise.at_step(sigma), conditions or None)
                 output = _as_model_output(scheduler, step_denoiser(x, sigma, classes), x, sigma)
                 x = scheduler.step(output, timestep, x, generator=generator, return_dict=False)[0]
                 if (i + 1) % scheduler.order == 0 or i + 1 == len(scheduler.timesteps):

@@ -111,7 +111,7 @@ def count_flops(network: NetworkConfig) -> int:
     net = _without_data(network).eval()
     net.compute_dtype = torch.float32
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(_images(network, 1), torch.empty(1, device="meta"))
+        net(_images(network, 1), torch.empty(1, device="meta"), conditions=_conditions(network, 1))
     return counter.get_total_flops() // 2  # torch counts multiplications and additions
 
 
@@ -246,7 +246,7 @@ def _peak_of_a_step(
         if gradients_stay:  # of earlier rounds, or DDP's buckets
             for parameter in net.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-        EDM2Loss()(net, _images(network, images)).sum().backward()
+        EDM2Loss()(net, _images(network, images), conditions=_conditions(network, images)).sum().backward()
     net.zero_grad(set_to_none=True)
     return live.peak
 
@@ -263,3 +263,7 @@ def _without_data(network: NetworkConfig, recompute: bool = False) -> Precond:
 
 def _images(network: NetworkConfig, count: int) -> Tensor:
     return torch.empty(count, network.img_channels, *network.size, device="meta")
+
+
+def _conditions(network: NetworkConfig, count: int) -> dict[str, Tensor]:
+    return {condition.name: condition.absent(count, "meta") for condition in network.conditions}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edm2.networks import NetworkConfig
+from edm2.planning.conditions import label_is_source
 from edm2.planning.ladder import ladder_settings
 from edm2.planning.presets import PRESETS, Settings
 from edm2.planning.relative import relative_rules
@@ -76,13 +77,16 @@ def plan_run(
     training = {name: value for name, value in settings.items() if name not in network}
     if dataset.kind != "moments" and codec is None:
         _check_sides(data, height, width, len(network.get("channel_mult", NetworkConfig.channel_mult)) - 1)
+    label_dim = dataset.num_classes if conditional is None or conditional else 0
+    if label_dim and network.get("conditions"):
+        network.setdefault("label_source", label_is_source(training.get("init")))
     config = TrainingConfig(
         data=data,
         out=out,
         network=NetworkConfig(
             img_resolution=height if height == width else (height, width),
             img_channels=channels,
-            label_dim=dataset.num_classes if conditional is None or conditional else 0,
+            label_dim=label_dim,
             **network,
         ),
         preset=preset_name,

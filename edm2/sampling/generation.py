@@ -9,11 +9,13 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edm2.networks import NetworkConfig, Precond
+from edm2.sampling.conditions import rows_of_conditions
 from edm2.sampling.external import DrawnImages, ExternalNetwork, SampledNetwork
 from edm2.sampling.guidance import EVERYWHERE, Interval, guided
 from edm2.sampling.samplers.heun import Denoiser, sample_heun
@@ -71,7 +73,7 @@ def generate(
     batch_size: int = 64,
     sampler: SamplerFunction = sample_heun,
     device: torch.device | str | None = None,
-    conditions: Mapping[str, Tensor] | None = None,
+    conditions: Mapping[str, Any] | None = None,
     **sampling_options: float,
 ) -> Iterator[SampleBatch]:
     """Draw one sample per seed, batch by batch.
@@ -87,12 +89,13 @@ def generate(
         batch_size: Images at a time.
         sampler: `edm2.sample_heun`, `edm2.sample_deis` (docs/solvers.md), or another function of their form.
         device: Device to compute on; default: that of `net`.
-        conditions: Conditions by name besides the classes, each with one row per seed: [len(seeds), ...].
+        conditions: Conditions by name besides the classes: a tensor or a list with one row per seed, or one value for
+            all, such as a number, an image of Pillow or a text (`edm2.sampling.conditions`).
         sampling_options: Passed to the sampler, such as num_steps=32; it checks them with the first batch.
 
     Raises:
-        ValueError: a class outside the network's, a wrong number of classes, guidance without a guide or by one for
-            other images or classes, an empty interval, or batch_size < 1; before anything is drawn.
+        ValueError: a class outside the network's, a wrong number of classes or of conditions, guidance without a guide
+            or by one for other images or classes, an empty interval, or batch_size < 1; before anything is drawn.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -101,9 +104,8 @@ def generate(
     if isinstance(guide, Precond | ExternalNetwork):
         check_guide(net, guide)
     seeds = list(seeds)
-    for name, values in (conditions or {}).items():
-        if len(values) != len(seeds):
-            raise ValueError(f"condition {name}: {len(values)} rows for {len(seeds)} seeds; give one row per seed")
+    if conditions is not None:
+        conditions = rows_of_conditions(getattr(net.config, "conditions", ()), conditions, len(seeds))
     chosen = _chosen_classes(classes, len(seeds), net.config.label_dim)
     denoise = net if guide is None else guided(net, guide, guidance, interval)
     device = next(itertools.chain(net.buffers(), net.parameters())).device if device is None else torch.device(device)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edm2.tools.options.parsing import DEVICE, IMAGES, PNG_FILE, PRECISION, RESOLUTION
+from edm2.tools.options.parsing import DEVICE, FILE, IMAGES, PNG_FILE, PRECISION, RESOLUTION
 
 EXIF = ("apply", "ignore")
 
@@ -23,6 +23,7 @@ Examples:
   edm2 dataset check photos-64.zip
   edm2 dataset stats photos-64.zip
   edm2 dataset encode photos-512.zip latents.zip
+  edm2 dataset embed photos-64.zip captions.json --text-encoder openai/clip-vit-base-patch32
   edm2 dataset info photos-64.zip
 """
 
@@ -58,6 +59,13 @@ STATS_EPILOG = """\b
 Examples:
   edm2 dataset stats photos-64.zip
   edm2 dataset stats latents.zip --max-images 10000 --no-write
+"""
+
+EMBED_EPILOG = """\b
+Examples:
+  # Needs pip install 'edm2[text]'
+  edm2 dataset embed photos-64.zip captions.json --text-encoder openai/clip-vit-base-patch32
+  edm2 dataset embed photos/ titles.json --text-encoder my-encoder/ --name title
 """
 
 CHECK_EPILOG = """\b
@@ -277,13 +285,15 @@ def encode(
 @click.option("--max-images", type=IMAGES, help="Look at so many images only, evenly spaced; default: all.")
 @click.option("--workers", type=click.IntRange(1), help="Threads that share the work; default: one per processor.")
 def stats(path: str, write: bool, max_images: int | None, workers: int | None) -> None:
-    """Measure mean and standard deviation of the pixels or latents in PATH, for training to use.
+    """Measure mean and standard deviation of the pixels or latents in PATH, and of conditions, for training to use.
 
     They are stored in its dataset.json. A ZIP is copied for that, so there must be room for a second one.
     """
-    from edm2.datasets.description import check_writable, open_to_measure, store_statistics
+    from edm2.datasets.conditions import entry_of, measured_conditions
+    from edm2.datasets.description import check_writable, open_to_measure, store_statistics, write_entry
     from edm2.datasets.measuring import measure
     from edm2.tools.reports.description import print_statistics
+    from edm2.training.data.dataset import ArchiveDataset
 
     dataset = open_to_measure(path)
     if write:
@@ -291,9 +301,33 @@ def stats(path: str, write: bool, max_images: int | None, workers: int | None) -
     with _progress() as report:
         statistics = measure(dataset, max_images, workers or os.cpu_count() or 1, report)
     print_statistics(statistics, dataset.levels if dataset.kind == "pixels" else None)
+    conditions = measured_conditions(dataset, max_images) if isinstance(dataset, ArchiveDataset) else {}
+    for name, condition in conditions.items():
+        click.echo(f"condition {name}: {condition}")
     if write:
         store_statistics(path, dataset, statistics)
+        if conditions and isinstance(dataset, ArchiveDataset):
+            write_entry(path, "conditions", entry_of(dataset, conditions))
         click.echo(f"Stored in {path}")
+
+
+@dataset.command(epilog=EMBED_EPILOG, short_help="Captions to tokens, a condition to train with.")
+@click.argument("path")
+@click.argument("captions", type=FILE)
+@click.option("--text-encoder", required=True, help="Hub id, or a folder that transformers saved it in.")
+@click.option("--name", default="caption", show_default=True, help="Name of the condition.")
+def embed(path: str, captions: Path, text_encoder: str, name: str) -> None:
+    """Store the tokens that a text encoder makes of CAPTIONS beside the images in PATH, as a condition.
+
+    CAPTIONS is a JSON file, {"image path": "caption", ...}. A ZIP is copied for that, so there must be room for a
+    second one. The encoder's name is stored too, so that edm2 generate takes texts.
+    """
+    from edm2.datasets.embedding import embed as embed_captions
+    from edm2.io.text_encoder import load_text_encoder
+
+    with _progress() as report:
+        condition = embed_captions(path, captions, load_text_encoder(text_encoder), name, report)
+    click.echo(f"condition {name} in {path}: {condition}, by {text_encoder}")
 
 
 @dataset.command(epilog=CHECK_EPILOG, short_help="Find the images that training would stop at.")
@@ -303,6 +337,7 @@ def check(path: str, workers: int | None) -> None:
     """Read every image in PATH and list the broken ones with their reason, one per line; exit code 1 if there are any.
 
     An image is broken if it cannot be read, or is not of the size of the first one. Training stops at such an image.
+    Conditions are read too: one that misses for an image, is no number or never varies is listed.
     """
     from tqdm import tqdm
 

@@ -38,6 +38,10 @@ Examples:
   # Classifier-free guidance by the network itself
   edm2 generate best.safetensors --unlabelled-guide --guidance 1.4 --out guided/
 \b
+  # With conditions besides the class, guided by the network itself without one of them
+  edm2 generate told.safetensors --condition lowres=small/ --condition caption="a hat" --grid told.png
+  edm2 generate told.safetensors --condition caption="a hat" --unguided caption --guidance 2 --grid guided.png
+\b
   # The paper's settings, with its files in networks/; for an evaluation suite
   edm2 generate --preset edm2-img512-s-guid-fid --networks networks/ --seeds 0-49999 --npz samples.npz
 

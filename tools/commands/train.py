@@ -15,6 +15,7 @@ from edm2.tools.options.parsing import (
     DEVICE,
     FILE,
     IMAGES,
+    NAMED_NUMBER,
     NUMBER,
     PRECISION,
     SEED,
@@ -51,6 +52,10 @@ Examples:
 \b
   # On all eight GPUs of a machine (edm2 docs operations: several machines, SLURM, Kubernetes)
   torchrun --nproc-per-node 8 -m edm2 train --data img512-latents.zip --preset edm2-img512-xxl --out runs/xxl --shard
+\b
+  # Super-resolution; and captions that are stored beside the images (edm2 docs conditions)
+  edm2 train --data photos-64.zip --out runs/sr --make-condition lowres=downsample:2
+  edm2 train --data photos-64.zip --out runs/told --condition caption --condition-dropout caption=0.1
 \b
   # Fine-tune from a snapshot
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
@@ -89,6 +94,7 @@ Distributions of noise levels:
 _what = option_group("The run")
 _eval = option_group("Scores during training")
 _data = option_group("Data")
+_conditions = option_group("Conditions besides the class")
 _network = option_group("Network")
 _schedule = option_group("Schedule")
 _noise = option_group("Noise levels")
@@ -119,6 +125,36 @@ _machine = option_group("Machine")
 )
 @_data("--skip-broken", type=int, help="Without effect, and gone in the next version: see edm2 dataset check.")
 @_data("--holdout", type=int, help="Images to keep out of training, to measure the loss on.")
+@_conditions(
+    "--condition",
+    "asked_conditions",
+    multiple=True,
+    metavar="NAME[=KIND]",
+    help="Train with conditions/NAME of the data; KIND is vector, scalar, image or tokens; default: by shape.",
+)
+@_conditions(
+    "--make-condition",
+    "make_conditions",
+    multiple=True,
+    metavar="NAME=MAKER",
+    help="Train with a condition made of the images: lowres=downsample:2.",
+)
+@_conditions(
+    "--condition-dropout",
+    "condition_dropouts",
+    type=NAMED_NUMBER,
+    multiple=True,
+    metavar="NAME=FRACTION",
+    help="Fraction of images trained without a condition, for guidance and for sampling without: caption=0.1.",
+)
+@_conditions(
+    "--condition-noise",
+    "condition_noises",
+    type=NAMED_NUMBER,
+    multiple=True,
+    metavar="NAME=LEVEL",
+    help="Add noise up to this level, in standard deviations, to an image condition (cascades).",
+)
 @_network(
     "--config",
     "architecture",
@@ -255,6 +291,11 @@ def train(
                 dataset, data, out, preset, architecture, conditional, choices, processes.count, measured
             )
             _check_folder(config, dataset, processes)
+            if lengths is not None and (needed := [c.name for c in config.own_network.conditions if not c.dropout]):
+                raise click.UsageError(
+                    f"--eval scores images drawn without conditions, and the network would need {needed[0]}: leave it "
+                    f"out, or give --condition-dropout {needed[0]}=0.1"
+                )
         if processes.is_first:
             print_lines(describe_plan(config, dataset, processes.count))
         if measure:
@@ -330,7 +371,7 @@ def configure_run(
     from edm2.tools.run import default_device, default_precision
     from edm2.training.config import REMOVED
 
-    chosen = {name: value for name, value in choices.items() if value is not None and name not in REMOVED}
+    chosen = {name: value for name, value in choices.items() if value not in (None, ()) and name not in REMOVED}
     chosen.setdefault("device", default_device())
     if "init" in chosen:
         chosen["init"] = _initial_network(chosen["init"], out)
@@ -341,6 +382,7 @@ def configure_run(
     chosen.setdefault("precision", default_precision(preset, chosen["device"]))
     relative = fitted and "duration" in chosen
     try:
+        _add_conditions(chosen, dataset, begun)
         if "budget" in chosen:
             if "duration" in chosen or measure is None:
                 raise click.UsageError("--budget decides the duration of one run: leave out --duration; not for ablate")
@@ -357,6 +399,18 @@ def configure_run(
     except ValueError as error:
         raise click.UsageError(_in_options(str(error))) from None
     return config
+
+
+def _add_conditions(chosen: dict[str, Any], dataset: "Dataset", begun: "TrainingConfig | None") -> None:
+    """Describe the conditions that are asked for; a run that goes on keeps how the class enters its network."""
+    from edm2.planning.conditions import plan_conditions
+
+    asked, makers = chosen.pop("asked_conditions", ()), chosen.get("make_conditions", ())
+    dropouts, noises = dict(chosen.pop("condition_dropouts", ())), dict(chosen.pop("condition_noises", ()))
+    if asked or makers or dropouts or noises:
+        chosen["conditions"] = plan_conditions(dataset, asked, makers, dropouts, noises)
+        if begun is not None and begun.network is not None:
+            chosen["label_source"] = begun.network.label_source
 
 
 def _begun_run(out: str) -> "TrainingConfig | None":

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -10,43 +10,77 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edm2.networks import Condition
 
-def read_conditions(given: Sequence[str], seeds: Sequence[int]) -> "dict[str, Tensor] | None":
+
+def read_conditions(
+    given: Sequence[str], seeds: Sequence[int], known: "Sequence[Condition]" = ()
+) -> "dict[str, Tensor] | None":
     """Conditions by name, each [len(seeds), ...]; None if none are given.
 
     Args:
-        given: Texts NAME=NUMBER, for all images, or NAME=FILE.npy: an array with one row for each of the seeds in
-            order, or one for all of them.
+        given: Texts NAME=VALUE. A value is a number, numbers with commas between them, a text for tokens that were made
+            by a text encoder, a file (NPY, or a picture) for all images, or an NPY file with one row for each of the
+            seeds in order; or a folder of files, which in sorted order go with the seeds in order.
         seeds: Seeds of the images.
+        known: Conditions of the network.
 
     Raises:
         click.BadParameter: another text, a file that holds no numbers, or another number of rows.
     """
-    import torch
+    from edm2.sampling.conditions import rows_of_conditions
 
-    conditions = {}
+    by_name = {condition.name: condition for condition in known}
+    values = {}
     for text in given:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise click.BadParameter(f"{text!r}: write NAME=NUMBER or NAME=FILE.npy", param_hint="'--condition'")
-        rows = _rows(name, value)
-        if len(rows) not in (1, len(seeds)):
-            raise click.BadParameter(
-                f"{value}: has {len(rows)} rows for {len(seeds)} seeds; give one row for each, or one for all",
-                param_hint="'--condition'",
-            )
-        conditions[name] = torch.from_numpy(rows).expand(len(seeds), *rows.shape[1:])
-    return conditions or None
+        try:
+            values[name] = _value(name, value, by_name.get(name))
+            rows_of_conditions(known, {name: values[name]}, len(seeds))
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="'--condition'") from None
+    return rows_of_conditions(known, values, len(seeds)) if values else None
 
 
-def _rows(name: str, value: str) -> np.ndarray:
-    """An array [rows, ...] in float32 or int64."""
+def named_paths(given: Sequence[str]) -> dict[str, str]:
+    """Files and folders among the values of `--condition`, by "condition NAME"."""
+    pairs = (text.partition("=")[::2] for text in given)
+    return {f"condition {name}": value for name, value in pairs if value and Path(value).exists()}
+
+
+def _value(name: str, value: str, condition: "Condition | None") -> Any:
+    """A value as `rows_of_conditions` takes it. Raises ValueError for another text, or a file without numbers."""
+    path = Path(value)
+    if path.is_dir():
+        from edm2.post_hoc_ema.files import visible_files
+
+        found = sorted(file for file in visible_files(path, "**/*") if file.is_file())
+        if not found:
+            raise ValueError(f"{name}={value}: the folder holds no files")
+        return [_read(file) for file in found]
+    if path.is_file() and condition is not None:
+        return _read(path)
+    if condition is not None and condition.kind == "tokens":
+        return value
     try:
-        rows = np.load(value, allow_pickle=False) if Path(value).is_file() else np.array([float(value)])
+        numbers = np.load(value, allow_pickle=False) if path.is_file() else _numbers(value, condition)
     except (OSError, ValueError):
-        raise click.BadParameter(
-            f"{name}={value}: neither a number nor an NPY file of numbers", param_hint="'--condition'"
-        ) from None
-    if rows.ndim == 0 or rows.dtype.kind not in "biuf" or not np.isfinite(rows).all():
-        raise click.BadParameter(f"{name}={value}: must hold finite numbers, [rows, ...]", param_hint="'--condition'")
-    return rows.astype(np.float32 if rows.dtype.kind == "f" else np.int64)
+        raise ValueError(f"{name}={value}: neither a number nor an NPY file of numbers") from None
+    if numbers.ndim == 0 or numbers.dtype.kind not in "biuf" or not np.isfinite(numbers).all():
+        raise ValueError(f"{name}={value}: must hold finite numbers, [rows, ...]")
+    return numbers.astype(np.float32 if numbers.dtype.kind == "f" else np.int64)
+
+
+def _numbers(text: str, condition: "Condition | None") -> np.ndarray:
+    numbers = np.array([float(number) for number in text.split(",")])
+    return numbers[None] if condition is not None and condition.kind == "vector" else numbers
+
+
+def _read(path: Path) -> np.ndarray:
+    """Read a condition as datasets have it: pixels, or numbers in any shape."""
+    from edm2.training.data.archive import read_condition
+    from edm2.training.data.files import FolderFiles
+
+    return read_condition(FolderFiles(path.parent), path.name)

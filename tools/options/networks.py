@@ -44,7 +44,7 @@ def complete_by_preset(given: dict[str, Any], preset: GenerationPreset) -> None:
 def check_guidance(guide: str | None, unlabelled_guide: bool, weights: Sequence[float] | None) -> None:
     """Raise click.UsageError for options that exclude or need each other; `weights` are those of --guidance."""
     if guide is not None and unlabelled_guide:
-        raise click.UsageError("--guide and --unlabelled-guide are two guides: give one of them")
+        raise click.UsageError("--guide and --unlabelled-guide or --unguided are two guides: give one of them")
     has_guide = guide is not None or unlabelled_guide
     if has_guide and weights is None:
         raise click.UsageError("a guide needs a weight: give --guidance, such as 1.5")
@@ -63,15 +63,21 @@ def load_networks(
     """
     from edm2.io.model import load_to_sample, read_metadata
     from edm2.sampling.generation import check_guide
-    from edm2.sampling.guidance import without_labels
+    from edm2.sampling.guidance import without_conditions, without_labels
 
     metadata = read_metadata(options.network)
     check_external(options.network, metadata, options.net_from)
     make_net = network_maker(options.net_from)
     net = load_to_sample(options.network, device, dtype, make_net)
+    own_guide: Denoiser | None = None
     if options.unlabelled_guide:
         check_label_dropout(options.network, metadata, warn)
-        return net, without_labels(net)
+        own_guide = without_labels(net)
+    if options.unguided:
+        check_condition_dropout(options.network, net, options.unguided)
+        own_guide = without_conditions(own_guide or net, options.unguided)
+    if own_guide is not None:
+        return net, own_guide
     if options.guide is None:
         return net, None
     guide = load_to_sample(options.guide, device, dtype, make_net)
@@ -141,6 +147,16 @@ def check_label_dropout(name: str, metadata: dict[str, Any], warn: bool = True) 
         )
     if label_dropout is None and warn:
         _warn(f"{name} does not say that it was trained with --label-dropout, which --unlabelled-guide needs")
+
+
+def check_condition_dropout(name: str, net: "SampledNetwork", dropped: Sequence[str]) -> None:
+    """Raise ValueError if a network was never trained without the conditions that its guide is to go without."""
+    for condition in getattr(net.config, "conditions", ()):
+        if condition.name in dropped and not condition.dropout:
+            raise ValueError(
+                f"{name}: was trained with condition {condition.name} for every image, so it cannot guide itself "
+                f"without; give another network (--guide), or train with --condition-dropout {condition.name}=0.1"
+            )
 
 
 def _warn(message: str) -> None:

@@ -223,6 +223,14 @@ def parse_efficiency(text: str) -> float | Path:
     return efficiency
 
 
+def parse_named_number(text: str) -> tuple[str, float]:
+    """Parse a name and its number: "caption=0.1"."""
+    name, equals, number = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"{text!r}: write NAME=NUMBER, such as caption=0.1")
+    return name, parse_number(number)
+
+
 class _Parsed(click.ParamType):
     """Parameter type made of a parsing function; its ValueErrors become usage errors."""
 
@@ -255,6 +263,7 @@ TRACKED = _Parsed("lengths", parse_tracked)
 TIMES = _Parsed("images,...", parse_times)
 WEIGHTS = _Parsed("weights", parse_weights)
 NUMBER = _Parsed("number", parse_number)
+NAMED_NUMBER = _Parsed("name=number", parse_named_number)
 RESOLUTION = _Parsed("resolution", parse_resolution)
 SHAPE = _Parsed("shape", parse_shape)
 DEVICE = _Parsed("device", parse_device)

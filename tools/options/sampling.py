@@ -10,7 +10,7 @@ import click
 
 from edm2.sampling.presets import GENERATION_PRESETS, describe_presets
 from edm2.sampling.samplers import HEUN, SAMPLERS, Sampler
-from edm2.tools.options.conditions import read_conditions
+from edm2.tools.options.conditions import named_paths, read_conditions
 from edm2.tools.options.groups import option_group, with_options
 from edm2.tools.options.networks import (
     CODEC_HELP,
@@ -82,7 +82,8 @@ SAMPLE_OPTIONS = (
         "conditions",
         multiple=True,
         metavar="NAME=VALUE",
-        help="What else NETWORK is told: a number, or an NPY file with one row per seed, or one for all.",
+        help="What else NETWORK is told: numbers, a text, a picture or NPY file for all images; or a folder of them, "
+        "or an NPY file of rows, for the seeds in order. Repeatable.",
     ),
     _what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP),
     _what("--codec", "codec_from", metavar="MODULE:CALLABLE", help=CODEC_HELP),
@@ -100,6 +101,13 @@ SAMPLE_OPTIONS = (
 SAMPLING_OPTIONS = (
     _guidance("--guide", help="Network to guide away from: a snapshot or an included network."),
     _guidance("--unlabelled-guide", is_flag=True, help="Guide away from NETWORK itself without classes."),
+    _guidance(
+        "--unguided",
+        "unguided",
+        multiple=True,
+        metavar="NAME",
+        help="Guide away from NETWORK itself without this condition. Repeatable.",
+    ),
     _guidance("--guidance", type=NUMBER, help="Guidance weight; default: 1, no guidance."),
     _guidance("--interval", type=INTERVAL, help="Noise levels (LOW,HIGH) at which guidance acts; default: all."),
     _sampling("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps."),
@@ -143,6 +151,7 @@ class SamplingOptions:
     networks: Path
     guide: str | None
     unlabelled_guide: bool
+    unguided: tuple[str, ...]
     guidance: float
     interval: tuple[float, float] | None
     num_steps: int
@@ -178,7 +187,8 @@ class SamplingOptions:
         if given["network"] is None:
             raise click.UsageError("which NETWORK? Give a snapshot, an included network (digits8), or --preset NAME")
         weight = given["guidance"]
-        check_guidance(given["guide"], given["unlabelled_guide"], None if weight is None else [weight])
+        own_guide = given["unlabelled_guide"] or bool(given["unguided"])
+        check_guidance(given["guide"], own_guide, None if weight is None else [weight])
         if given["interval"] is not None and weight in (None, 1):
             raise click.UsageError("--interval limits guidance, and there is none: give --guide and --guidance")
         return cls(**given | {"guidance": 1.0 if weight is None else weight})
@@ -214,7 +224,8 @@ class SampleGenerator:
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
         self.class_names = (self.metadata.get("data") or {}).get("class_names", ())
-        self._conditions = read_conditions(options.conditions, options.seeds)
+        known = getattr(self.net.config, "conditions", ())
+        self._conditions = read_conditions(options.conditions, options.seeds, known)
         self._rows = {seed: row for row, seed in enumerate(options.seeds)}
         name = options.class_name
         self.class_index = None if name is None else class_index(name, self.class_names)
@@ -266,6 +277,7 @@ class SampleGenerator:
         from edm2.io.model import digest_of
 
         names = {"network": self.options.network, "guide": self.options.guide, "vae": self.options.vae}
+        names |= named_paths(self.options.conditions)
         return {kind: digest for kind, name in names.items() if name is not None and (digest := digest_of(name))}
 
     @cached_property
@@ -296,6 +308,7 @@ class SampleGenerator:
             "vae_precision": options.vae_precision, "contents": self.contents,
             **{name: value for name in ("net_from", "codec_from") if (value := getattr(options, name)) is not None},
             **({"conditions": options.conditions} if options.conditions else {}),
+            **({"unguided": options.unguided} if options.unguided else {}),
         }  # fmt: skip
 
     @staticmethod

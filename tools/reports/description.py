@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edm2.datasets.conditions import describe_conditions
 from edm2.datasets.measuring import Statistics
 from edm2.datasets.survey import survey
 from edm2.io.model import resolve
@@ -158,6 +159,10 @@ def describe_classes(source: str, report: Callable[[int, int], None] = lambda do
         counts = dataset.labels(range(len(dataset))).bincount(minlength=dataset.num_classes).tolist()
         lines += [(f"  {name}", f"{count:,}") for name, count in zip(dataset.class_names, counts, strict=True)]
     notes = dataset.notes
+    if _is_archive(source):
+        lines += describe_conditions(*open_archive(Path(source)))
+    else:
+        lines += [(f"condition {name}", "given by the dataset") for name in dataset.condition_names]
     if found is not None:
         lines[3:3] = found.describe()
         notes = (*notes, *found.notes(source))

@@ -44,6 +44,7 @@ def describe_plan(config: TrainingConfig, dataset: Dataset, processes: int = 1) 
         ("data", f"{config.data}: {len(dataset):,} images{held_out}, {_classes(config, dataset)}"),
         *(("WARNING", note) for note in dataset.notes),
         *_scaling(config, dataset),
+        *(("condition", f"{c.name}, {c}{_dropped(c.dropout)}") for c in config.own_network.conditions),
         ("preset", config.preset or "none"),
         ("network", f"config {config.own_network.config}, {parameters:,} parameters, {height}x{width}"),
         ("training", f"{config.duration:,} images in steps of {config.batch_size}{visited}"),
@@ -126,6 +127,10 @@ def _classes(config: TrainingConfig, dataset: Dataset) -> str:
         dropped = f", {config.label_dropout:.0%} of labels dropped" if config.label_dropout else ""
         return f"{config.own_network.label_dim} classes{dropped}"
     return "labels not used" if dataset.num_classes else "no labels"
+
+
+def _dropped(fraction: float) -> str:
+    return f", dropped for {fraction:.0%} of images" if fraction else ""
 
 
 def _scaling(config: TrainingConfig, dataset: Dataset) -> Lines:

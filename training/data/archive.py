@@ -10,6 +10,7 @@ written or extracted.
 
 import io
 import math
+import os
 import sys
 import zlib
 from collections import Counter
@@ -25,6 +26,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE, TiffImageFile
 
 from edm2.post_hoc_ema.files import first_line, parse_json
 from edm2.training.data.files import (
+    CONDITIONS,
     CONVERTIBLE,
     DESCRIPTION,
     HEIF_SUFFIXES,
@@ -34,6 +36,7 @@ from edm2.training.data.files import (
     Files,
     FolderFiles,
     StorageError,
+    condition_of,
     folder_root,
     normalized,
     suffix_of,
@@ -104,6 +107,12 @@ class Catalog:
     pixels: Any = None
     """Entry of dataset.json, unchecked: statistics of the pixels."""
 
+    conditions: Any = None
+    """Entry of dataset.json, unchecked: kinds and statistics of the images' conditions."""
+
+    condition_names: tuple[str, ...] = ()
+    """Names of the conditions that are stored beside the images."""
+
     notes: tuple[str, ...] = ()
     """Lines about what its owner may not expect: files that are left out, classes without images."""
 
@@ -125,7 +134,9 @@ def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: boo
     Raises:
         DatasetError: No images, `dataset.json` is malformed or lists others, or only some lie in class folders.
     """
-    present = files.names()
+    all_names = files.names()
+    of_conditions = [found[0] for name in all_names if (found := condition_of(name)) is not None]
+    present = [name for name in all_names if condition_of(name) is None] if of_conditions else all_names
     described = DESCRIPTION in present and labelled
     content = read_description(files) if described else {}
     where = f"{files.path}/{DESCRIPTION}"
@@ -143,8 +154,9 @@ def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: boo
     else:
         labels, class_names = np.full(len(names), -1, dtype=np.int64), ()
     notes += _empty_classes(labels, class_names)
-    measured = content.get("latents"), content.get("pixels")
-    return Catalog(names, labels, class_names, *measured, tuple(notes), others, files.litter)
+    entries: dict[str, Any] = {key: content.get(key) for key in ("latents", "pixels", "conditions")}
+    entries |= {"condition_names": tuple(sorted(set(of_conditions))), "notes": tuple(notes)}
+    return Catalog(names, labels, class_names, others=others, litter=files.litter, **entries)
 
 
 def _choose_images(
@@ -218,7 +230,7 @@ def read_description(files: Files) -> dict[str, Any]:
     except Exception as error:
         raise _unreadable(where, error) from error
     is_object = isinstance(content, dict)
-    measured = is_object and bool({"pixels", "latents"} & content.keys())
+    measured = is_object and bool({"pixels", "latents", "conditions"} & content.keys())
     if not is_object or not isinstance(content.get("labels", None if measured else 0), list | None):
         raise DatasetError(f'{where}: must be of the form {{"labels": [[file name, class index], ...] or null}}')
     return content
@@ -348,9 +360,50 @@ def read_array(files: Files, name: str) -> np.ndarray:
         data = files.read(name)
         if name.lower().endswith(".npy"):
             return _decode_npy(data)
-        return np.atleast_3d(np.asarray(_decode_image(data))).transpose(2, 0, 1)  # [H, W, C] -> [C, H, W]
+        return np.atleast_3d(np.asarray(decode_image(data))).transpose(2, 0, 1)  # [H, W, C] -> [C, H, W]
     except Exception as error:  # damaged or hostile bytes make ZIP, image and NPY readers raise almost anything
         raise _unreadable(f"{files.path}/{name}", error) from error
+
+
+def read_condition(files: Files, name: str) -> np.ndarray:
+    """Read one condition of an image: pixels uint8 [C, H, W], or an array of 0 to 3 dimensions, float32.
+
+    Raises:
+        StorageError: The storage gives no answer.
+        DatasetError: Missing, damaged, or no finite numbers.
+    """
+    if suffix_of(name) != ".npy":
+        return np.array(read_array(files, name))  # a copy that may be written to, as torch asks for
+    try:
+        array = _parse_npy(files.read(name))
+        if array.ndim > 3 or not array.size:
+            raise ValueError(f"array of shape {list(array.shape)}; expected numbers in up to 3 dimensions")
+        values = np.array(array, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("holds NaN or infinity; store finite numbers")
+        return values
+    except Exception as error:  # as above
+        raise _unreadable(f"{files.path}/{name}", error) from error
+
+
+def condition_files(files: Files, name: str, images: Sequence[str]) -> list[str | None]:
+    """Files of the condition `name` for each of `images`, whatever the suffixes; None where one is missing."""
+    found = {}
+    for stored in files.names():
+        if (of := condition_of(stored)) is not None and of[0] == name and suffix_of(stored) in SUFFIXES:
+            found[normalized(os.path.splitext(of[1])[0])] = stored
+    return [found.get(normalized(os.path.splitext(image)[0])) for image in images]
+
+
+def missing_condition(files: Files, name: str, images: Sequence[str], found: Sequence[str | None]) -> str | None:
+    """Line that says for which of `images` a condition has no file; None if it has all."""
+    missing = [image for image, file in zip(images, found, strict=True) if file is None]
+    if not missing:
+        return None
+    return (
+        f"{files.path}/{CONDITIONS}/{name}: has no file for {len(missing):,} of {len(images):,} images, the first is "
+        f"{missing[0]}; add them, or leave the condition out"
+    )
 
 
 def read_decoded(files: Files, name: str, decode: Callable[[bytes], Decoded]) -> Decoded:
@@ -371,7 +424,7 @@ def _unreadable(where: str, error: Exception) -> DatasetError:
     return kind(f"{where}: cannot be read: {first_line(error) or type(error).__name__}")
 
 
-def _decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes) -> Image.Image:
     """Image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA."""
     image = decode_image(data)
     return image if image.mode in CHANNELS else image.convert("RGB")
@@ -466,19 +519,26 @@ def _png_of_pixels(data: bytes) -> bytes:
 
 
 def _decode_npy(data: bytes) -> np.ndarray:
-    start = _npy_header_size(data)
-    shape, fortran_order, dtype = _parse_npy_header(data[:start])
-    if dtype not in (np.uint8, np.float32, np.float16) or len(shape) != 3 or 0 in shape:
+    array = _parse_npy(data)
+    if array.dtype not in (np.uint8, np.float32, np.float16) or array.ndim != 3 or not array.size:
         raise ValueError(
-            f"{dtype} array of shape {list(shape)}; expected uint8 pixels or moments in float32 or float16 [C, H, W]"
+            f"{array.dtype} array of shape {list(array.shape)}; expected uint8 pixels or moments in float32 or float16 "
+            "[C, H, W]"
         )
-    values = np.frombuffer(data, dtype, math.prod(shape), start)
-    array = values.reshape(shape, order="F" if fortran_order else "C")
     if array.dtype != np.uint8:
         _check_moments(array)
     elif len(array) > 4:
         raise ValueError(f"pixels of shape {list(array.shape)}; expected [C, H, W] with 1 to 4 channels")
     return array
+
+
+def _parse_npy(data: bytes) -> np.ndarray:
+    start = _npy_header_size(data)
+    shape, fortran_order, dtype = _parse_npy_header(data[:start])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{dtype} array of shape {list(shape)}; expected numbers")
+    values = np.frombuffer(data, dtype, math.prod(shape), start)
+    return values.reshape(shape, order="F" if fortran_order else "C")
 
 
 def _npy_header_size(data: bytes) -> int:

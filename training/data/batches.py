@@ -1,4 +1,4 @@
-"""Batches of a run: read, encoded, mirrored, some labels dropped, in the order of positions."""
+"""Batches of a run: read, encoded, mirrored, some labels and conditions dropped, in the order of positions."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,13 +7,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from edm2.networks import ImageCondition, TokenCondition
+from edm2.networks.conditions import constant, noise_level
 from edm2.training.config import TrainingConfig
 from edm2.training.data.codecs import Codec, PixelCodec, ValueCodec
+from edm2.training.data.conditions import Conditioned, padded
 from edm2.training.data.dataset import (
     Dataset,
     DatasetError,
     Loaded,
     Subset,
+    evenly_spaced_indices,
     pixel_statistics,
     split_holdout,
     value_statistics,
@@ -89,6 +93,11 @@ class BatchStream:
         self.random = random
         self.processes = processes
         self.device = random.generator.device
+        self.conditions = () if config.network is None else config.network.conditions
+        levels = [noise_level(c).name for c in self.conditions if isinstance(c, ImageCondition) and c.noise]
+        self._read = [c for c in self.conditions if c.name not in levels]
+        if self._read:
+            dataset = Conditioned(dataset, [c.name for c in self._read], config.make_conditions)
         self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
         self.codec = self._choose_codec()
         self.shape = seen = seen_shape(dataset, self.codec)
@@ -158,6 +167,11 @@ class BatchStream:
         """Encode all images of a small dataset, without augmentation; of latents, the means."""
         return self._encode(dataset.read(range(len(dataset))))
 
+    def shown(self, count: int) -> Batch:
+        """At most `count` images, the same every time, whose conditions sample grids show: held-out ones if any are."""
+        images = self.holdout_set or self.train_set
+        return self.all_of(Subset(images, evenly_spaced_indices(len(images), count)))
+
     def _encode(self, loaded: Loaded, position: int | None = None) -> Batch:
         """Move data to the device and images through the codec; latents are drawn anew at every position."""
         data, labels, conditions = loaded
@@ -167,16 +181,39 @@ class BatchStream:
         images = self.codec.encode(data.to(self.device, non_blocking=True), noise)
         if conditions is not None:
             conditions = {name: values.to(self.device, non_blocking=True) for name, values in conditions.items()}
+            for c in self._read:
+                if isinstance(c, TokenCondition):
+                    conditions[c.name] = padded(conditions[c.name], c.length)
         return Batch(images, labels.to(self.device, non_blocking=True) if self.has_labels else None, conditions)
 
     def _augment(self, batch: Batch, position: int) -> Batch:
-        """Mirror images and drop labels by the random numbers of their positions."""
+        """Mirror images, drop labels and conditions, and add noise to these, by random numbers of their positions."""
         images, labels, conditions = batch
         stop = position + len(images)
+        given = dict(conditions or {})
         if self.config.xflip:
-            flip = self.random.uniform(Stream.XFLIP, position, stop) < 0.5
-            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+            flip = self.random.uniform(Stream.XFLIP, position, stop)[:, None, None, None] < 0.5
+            images = torch.where(flip, images.flip(-1), images)
+            for c in self._read:
+                if isinstance(c, ImageCondition):
+                    given[c.name] = torch.where(flip, given[c.name].flip(-1), given[c.name])
+        self._disturb(given, position, stop)
         if self.config.label_dropout and labels is not None:
             drop = self.random.uniform(Stream.LABEL_DROPOUT, position, stop) < self.config.label_dropout
             labels = torch.where(drop, -1, labels)
-        return Batch(images, labels, conditions)
+        return Batch(images, labels, None if conditions is None else given)
+
+    def _disturb(self, conditions: dict[str, Tensor], position: int, stop: int) -> None:
+        """Add noise to image conditions that are trained with it, then drop conditions: NaN says that one is absent."""
+        for c in self._read:
+            values = conditions[c.name]
+            if isinstance(c, ImageCondition) and c.noise:
+                level = c.noise * self.random.uniform(f"noise level of {c.name}", position, stop)
+                unit = self.random.normal(f"noise of {c.name}", position, stop, tuple(values.shape[1:]))
+                std = constant(c.std or (1.0,), values.device, torch.float32).view(-1, 1, 1)
+                values = values.float() + level.view(-1, 1, 1, 1) * std * unit
+                conditions[noise_level(c).name] = level
+            if c.dropout:
+                drop = self.random.uniform(f"dropping {c.name}", position, stop) < c.dropout
+                values = values.float().masked_fill(drop.view(-1, *[1] * (values.ndim - 1)), torch.nan)
+            conditions[c.name] = values

@@ -15,14 +15,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from edm2.training.data.archive import (
     Catalog,
     check_latents,
     check_pixel_statistics,
+    condition_files,
     empty_classes,
+    missing_condition,
     read_array,
     read_catalog,
+    read_condition,
 )
 from edm2.training.data.files import DatasetError, Files, StorageError, normalized
 from edm2.training.data.index import open_archive
@@ -105,6 +109,23 @@ class Dataset(ABC):
     def conditions(self, indices: Indices) -> Mapping[str, Tensor] | None:
         """Conditions of images besides their labels, by name, each [N, ...]; None for a dataset without."""
         return None
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """Names of all conditions that `read_condition` knows."""
+        return tuple(self.conditions([0]) or ())
+
+    def read_condition(self, name: str, indices: Indices) -> Tensor:
+        """Read one condition of images, [N, ...]; sequences of different length are padded by NaN.
+
+        Raises:
+            DatasetError: it is missing for an image, or unusable.
+        """
+        return (self.conditions(indices) or {})[name]
+
+    def known_condition(self, name: str) -> Mapping[str, Any]:
+        """What is stored about a condition, as `Condition.to_json` has it; only its encoder, or nothing, else."""
+        return {}
 
     def item_name(self, index: int) -> str:
         """Name of an image to show to people: that of its file, or its number."""
@@ -209,6 +230,9 @@ class ArchiveDataset(Dataset):
         kind, levels = ("pixels", 256) if self._format.dtype == np.uint8 else ("moments", 0)
         super().__init__(files.path.stem, shape, kind, levels, catalog.class_names)
         self.notes = catalog.notes
+        self._condition_names = catalog.condition_names
+        self._condition_files: dict[str, list[Any]] = {}  # when they are asked for
+        self._condition_stats = catalog.conditions
         if kind == "moments":
             check_latents(files.path, catalog.latents)
             if not self._measured_here(catalog.latents):
@@ -242,6 +266,34 @@ class ArchiveDataset(Dataset):
     def item_name(self, index: int) -> str:
         return self._names[index]
 
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        return self._condition_names
+
+    def read_condition(self, name: str, indices: Indices) -> Tensor:
+        return stack_padded([self._read_condition(name, int(index)) for index in indices], f"{self.name}/{name}")
+
+    def condition_files(self, name: str) -> list[str]:
+        """File of a condition for each image. Raises DatasetError if one is missing."""
+        if name not in self._condition_files:
+            found = condition_files(self._files, name, self._names)
+            if line := missing_condition(self._files, name, self._names, found):
+                raise DatasetError(line)
+            self._condition_files[name] = found
+        return self._condition_files[name]
+
+    def known_condition(self, name: str) -> Mapping[str, Any]:
+        entry = self._condition_stats.get(name) if isinstance(self._condition_stats, dict) else None
+        if not isinstance(entry, dict):
+            return {}
+        if entry.get(CONTENTS) == self.condition_contents(name):
+            return {key: value for key, value in entry.items() if key != CONTENTS}
+        return {"encoder": entry.get("encoder")}  # the rest was measured on other files
+
+    def condition_contents(self, name: str) -> str:
+        """Digest of sizes and checksums of a condition's files."""
+        return hashlib.sha256(repr(self._files.contents(self.condition_files(name))).encode()).hexdigest()
+
     def fingerprint(self) -> str:
         """Digest of the names, sizes and checksums of the files (in a folder, of each one's first and last 64 KiB)."""
         if self._fingerprint is None:
@@ -251,6 +303,9 @@ class ArchiveDataset(Dataset):
                 digest.update(repr(facts).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    def _read_condition(self, name: str, index: int) -> Tensor:
+        return torch.from_numpy(read_condition(self._files, self.condition_files(name)[index]))
 
     def _measured_here(self, statistics: Mapping[str, Any] | None) -> bool:
         """True unless statistics say that they are of other images."""
@@ -271,6 +326,23 @@ class ArchiveDataset(Dataset):
             difference = found.difference(self._format, self._names[0])
             raise DatasetError(f"{path}/{name}: {difference} (index {index}); {_advice(path)}")
         return array
+
+
+def stack_padded(values: Sequence[Tensor], where: str) -> Tensor:
+    """Stack values of one shape, and sequences [L, size] of any length padded by NaN to the longest.
+
+    Raises:
+        DatasetError: other shapes.
+    """
+    if values[0].ndim == 2 and len({len(tokens) for tokens in values}) > 1:
+        longest = max(map(len, values))
+        values = [pad(tokens, (0, 0, 0, longest - len(tokens)), value=torch.nan) for tokens in values]
+    for value in values:
+        if value.shape != values[0].shape:
+            raise DatasetError(
+                f"{where}: is {list(value.shape)} for one image and {list(values[0].shape)} for another; make all alike"
+            )
+    return torch.stack(list(values))
 
 
 def _without_contents(statistics: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -307,6 +379,16 @@ class Subset(Dataset):
 
     def conditions(self, indices: Indices) -> Mapping[str, Tensor] | None:
         return self.dataset.conditions(self.indices[np.asarray(indices, dtype=np.int64)])
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        return self.dataset.condition_names
+
+    def read_condition(self, name: str, indices: Indices) -> Tensor:
+        return self.dataset.read_condition(name, self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def known_condition(self, name: str) -> Mapping[str, Any]:
+        return self.dataset.known_condition(name)
 
     def item_name(self, index: int) -> str:
         return self.dataset.item_name(int(self.indices[index]))

@@ -24,6 +24,9 @@ READERS = 16
 DESCRIPTION = "dataset.json"
 """Name of the file with the labels and what was measured."""
 
+CONDITIONS = "conditions"
+"""Folder beside the images with a sub-folder for each of their conditions."""
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 
@@ -54,6 +57,14 @@ def suffix_of(name: str) -> str:
 def is_of_dataset(name: str) -> bool:
     """True for a file that matters to a dataset: an image of any kind, an array, or its dataset.json."""
     return suffix_of(name) in IMAGE_LIKE or name.rpartition("/")[2] == DESCRIPTION
+
+
+def condition_of(name: str) -> tuple[str, str] | None:
+    """Condition that a file is of, and the path of its image: conditions/NAME/PATH; None for other files."""
+    match name.split("/", 2):
+        case [folder, condition, path] if folder == CONDITIONS:
+            return condition, path
+    return None
 
 
 def is_litter(part: str) -> bool:

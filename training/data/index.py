@@ -28,11 +28,14 @@ from edm2.training.data.zip_files import Members, Names, ZipFiles
 LARGE = 10_000
 """Number of members above which an index pays: a smaller ZIP is listed in a tenth of a second."""
 
-VERSION = 2
+VERSION = 3
 """Version of the arrays below; an index of another version is made anew."""
 
 COLUMNS = ("offset", "packed", "size", "crc", "method", "flags")
 """Arrays of `Members` beside the names."""
+
+FACTS = ("class_names", "latents", "pixels", "conditions", "condition_names", "notes")
+"""Entries of `Catalog` that are stored as JSON."""
 
 TAIL = 1 << 16
 """Bytes at the end of a ZIP, the last of its directory, that have to be the same."""
@@ -91,9 +94,7 @@ def _cache_folder() -> Path:
 def _save(path: Path, stamp: str, members: Members, catalog: Catalog) -> None:
     """Write the index to the first path that can be written to, if any."""
     arrays = _to_arrays(members, catalog)
-    facts = json.dumps(
-        {name: getattr(catalog, name) for name in ("class_names", "latents", "pixels", "notes")}, sort_keys=True
-    )
+    facts = json.dumps({name: getattr(catalog, name) for name in FACTS}, sort_keys=True)
     metadata = {"stamp": stamp, "facts": facts, "checksum": _checksum(arrays, facts)}
     for index in _paths(path):
         with suppress(OSError, SafetensorError), atomic_output(index) as temporary:
@@ -130,14 +131,14 @@ def _to_arrays(members: Members, catalog: Catalog) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(
-    arrays: dict[str, np.ndarray], class_names: list[str], notes: list[str], **entries: Any
+    arrays: dict[str, np.ndarray], class_names: list[str], condition_names: list[str], notes: list[str], **entries: Any
 ) -> tuple[Members, Catalog]:
     """Inverse of `_to_arrays`."""
     names = Names.laid_end_to_end(arrays["names"].tobytes(), arrays["ends"])
     columns: dict[str, Any] = {column: arrays[column] for column in COLUMNS}
     members = Members(names, **columns)
-    labels, classes = arrays["labels"], tuple(class_names)
-    return members, Catalog(names.take(arrays["rows"]), labels, classes, notes=tuple(notes), **entries)
+    entries |= {"condition_names": tuple(condition_names), "notes": tuple(notes)}
+    return members, Catalog(names.take(arrays["rows"]), arrays["labels"], tuple(class_names), **entries)
 
 
 def _checksum(arrays: dict[str, np.ndarray], facts: str) -> str:

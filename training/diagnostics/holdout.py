@@ -54,6 +54,13 @@ def evenly_spaced(dataset: Dataset, count: int) -> Subset:
     return Subset(dataset, evenly_spaced_indices(len(dataset), count))
 
 
+def with_shuffled_conditions(batch: Batch) -> Batch:
+    """Each image with the conditions of another: a network that uses them loses by it."""
+    shift = max(1, len(batch.images) // 2)  # far away, as a dataset may be sorted
+    shuffled = {name: values.roll(shift, dims=0) for name, values in (batch.conditions or {}).items()}
+    return batch._replace(conditions=shuffled)
+
+
 def measure_loss(net: Precond, batch: Batch, distribution: NoiseDistribution, batch_size: int) -> LossPerLevel:
     """`loss_at_levels` at fixed quantiles of the noise levels in training."""
     sigmas = distribution.sigma(torch.tensor(NOISE_QUANTILES, dtype=torch.float64)).tolist()

@@ -14,7 +14,7 @@ from edm2.networks import Precond
 from edm2.post_hoc_ema import TraditionalEMA, snapshot_name, write_snapshot
 from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.data.batches import BatchStream
-from edm2.training.diagnostics.holdout import evenly_spaced, measure_loss
+from edm2.training.diagnostics.holdout import evenly_spaced, measure_loss, with_shuffled_conditions
 from edm2.training.distributed.strategies import Strategy
 from edm2.training.loss.noise import NoiseDistribution
 from edm2.training.run.logging import Monitor, Record
@@ -132,6 +132,9 @@ class Output:
             levels = measure_loss(net, batch, distribution, images_per_forward)
             measured |= {f"{name}_loss": levels.mean, f"{name}_losses": levels.losses, "sigmas": levels.sigmas}
             measured[f"{name}_error"] = levels.error(batch.images.square().mean().item(), self.config.sigma_data)
+            if name == "holdout" and batch.conditions:  # a network that uses its conditions loses without them
+                shuffled = measure_loss(net, with_shuffled_conditions(batch), distribution, images_per_forward)
+                measured |= {"holdout_loss_shuffled": shuffled.mean, "holdout_losses_shuffled": shuffled.losses}
         return measured
 
     # ------------------------------------------------------------------------------------------------ weights
