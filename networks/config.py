@@ -20,11 +20,15 @@ FIELDS_OF_CONFIGS = {
     "attn_balance": "G",
     "conditions": "G",
     "label_source": "G",
+    "target_level": "G",
     "channels_per_group": "ABCDE",
 }
 """Fields that mean something in some configurations only."""
 
-LATER = ("conditions", "label_source")
+TARGET_LEVELS = ("mean", "decoder")
+"""Ways to tell a flow map its second level: the mean of both levels' embeddings in all blocks, or to the decoder."""
+
+LATER = ("conditions", "label_source", "target_level")
 """Fields that JSON leaves out where they have their default: files of networks without them are as they always were."""
 
 
@@ -79,6 +83,9 @@ class NetworkConfig:
     label_source: bool = False
     """Let the class be one of the sources of the embedding's n-ary MP-sum, in place of the published sum of two terms
     (config G)."""
+
+    target_level: str | None = None
+    """Where a flow map is told the noise level to arrive at (config G): one of `TARGET_LEVELS`; None for a denoiser."""
 
     def __post_init__(self) -> None:
         for field in ("img_resolution", "channel_mult", "attn_resolutions", "resample_filter"):
@@ -136,6 +143,8 @@ class NetworkConfig:
                 raise ValueError(f"condition {condition.name} has noise, whose level is not among the conditions")
         if self.label_source and not self.label_dim:
             raise ValueError("label_source needs classes")
+        if self.target_level not in (None, *TARGET_LEVELS):
+            raise ValueError(f"target_level={self.target_level!r} must be None or one of {', '.join(TARGET_LEVELS)}")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from edm2.networks.conditions import prepare
 from edm2.networks.config import NetworkConfig
 
+LEAST_TARGET = 0.002
+"""Noise level that stands for 0 where a logarithm is taken of the level to arrive at."""
+
 
 class Precond(nn.Module):
     """Preconditioned denoiser (Eqs. 4-8).
@@ -52,6 +55,7 @@ class Precond(nn.Module):
         class_labels: Tensor | None = None,
         return_logvar: bool = False,
         *,
+        target_sigma: Tensor | float | None = None,
         conditions: Mapping[str, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Denoise.
@@ -61,6 +65,8 @@ class Precond(nn.Module):
             sigma: Noise level, a number or [N] (or [N, 1, 1, 1]).
             class_labels: int64 [N] (-1: no class), one-hot [N, label_dim], or None: no class for any image.
             return_logvar: Also return u(sigma).
+            target_sigma: Noise level s <= sigma of a flow map, in any form of `sigma`: D(x; sigma, s) is the point at
+                which a straight line from x aims to arrive at level s. None, as well as s = sigma, is the denoiser.
             conditions: Conditions by name, besides the class: those of `config.conditions`, in the dataset's units. NaN
                 means absent.
 
@@ -68,7 +74,8 @@ class Precond(nn.Module):
             D_x [N, C, H, W], or (D_x, u) with u [N, 1, 1, 1]; float32, or float64 for float64 images.
 
         Raises:
-            ValueError: conditions that the network does not know, or of another shape; or one that it needs is missing.
+            ValueError: conditions that the network does not know, or of another shape; one that it needs is missing; or
+                `target_sigma` for a network without `target_level`.
         """
         dtype = torch.promote_types(x.dtype, torch.float32)
         x = x.to(dtype)
@@ -81,12 +88,23 @@ class Precond(nn.Module):
 
         x_in = (c_in * x).to(self.compute_dtype if dtype == torch.float32 else dtype)
         known = self.unet.config.conditions
-        given = (prepare(known, conditions or {}, x),) if conditions or known else ()
+        given: tuple[Any, ...] = (prepare(known, conditions or {}, x),) if conditions or known else ()
+        if target_sigma is not None:
+            given = (given[0] if given else None, self.target_noise(target_sigma, x))
         F_x = self.unet(x_in, c_noise, self.one_hot(class_labels, x), *given)
         D_x = c_skip * x + c_out * F_x.to(dtype)
         if return_logvar:
             return D_x, self.log_variance(c_noise)
         return D_x
+
+    def target_noise(self, target_sigma: Tensor | float, x: Tensor) -> Tensor:
+        """c_noise [N] of the level to arrive at, by the operations of that of the level to start from."""
+        if self.unet.config.target_level is None:
+            raise ValueError(
+                "this network is a denoiser and knows no level to arrive at (target_sigma); distil a flow map from it"
+            )
+        level = torch.as_tensor(target_sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+        return level.clamp(min=LEAST_TARGET).expand(len(x), 1, 1, 1).flatten().log() / 4
 
     def log_variance(self, c_noise: Tensor) -> Tensor:
         """u(sigma) for c_noise [N] -> [N, 1, 1, 1]."""

@@ -81,6 +81,7 @@ class UNet(nn.Module):
         c_noise: Tensor,
         class_labels: Tensor | None,
         conditions: Mapping[str, Prepared] | None = None,
+        c_target: Tensor | None = None,
     ) -> Tensor:
         """Raw output F.
 
@@ -89,12 +90,16 @@ class UNet(nn.Module):
             c_noise: [N], ln(sigma) / 4; the embedding is computed in its dtype.
             class_labels: [N, label_dim], ignored by an unconditional network.
             conditions: All further conditions by name, prepared.
+            c_target: [N], c_noise of the level that a flow map arrives at; None for a denoiser.
 
         Returns:
             [N, C, H, W] in the dtype of `x`.
         """
         given = conditions or {}
-        emb = self.embed(c_noise, class_labels, given)
+        if self.config.target_level == "decoder" and c_target is not None:
+            emb, decoder_emb = (self.embed(c, class_labels, given) for c in (c_noise, c_target))
+        else:
+            emb = decoder_emb = self.embed(c_noise, class_labels, given, c_target)
         contexts = {name: context(given[name], x.dtype) for name, context in self.contexts.items()}
         if self.images:  # beside c_in x, and not multiplied by c_in themselves
             x = torch.cat([x, *(image.input(given[image.name], x.dtype) for image in self.images)], dim=1)
@@ -106,19 +111,25 @@ class UNet(nn.Module):
         for name, block in self.dec.items():
             if "_block" in name:
                 x = mp_cat(x, skips.pop(), t=self.config.concat_balance)  # Eq. 103
-            x = block(x, emb, contexts)
+            x = block(x, decoder_emb, contexts)
         return self.out_conv(x, gain=self.out_gain)
 
-    def embed(self, c_noise: Tensor, class_labels: Tensor | None, conditions: Mapping[str, Prepared]) -> Tensor:
+    def embed(
+        self,
+        c_noise: Tensor,
+        class_labels: Tensor | None,
+        conditions: Mapping[str, Prepared],
+        c_target: Tensor | None = None,
+    ) -> Tensor:
         """Embedding of noise level, labels and other sources, computed in the dtype of `c_noise`.
 
-        [N], [N, label_dim] and prepared conditions by name -> [N, E].
+        [N], [N, label_dim], prepared conditions by name, and [N] of the level to arrive at -> [N, E].
         """
         emb = self.emb_noise(self.emb_fourier(c_noise))
+        if c_target is not None:  # a mean, no MP-sum: where both levels are one, this is the denoiser to the bit
+            emb = (emb + self.emb_noise(self.emb_fourier(c_target))) / 2
         sources = [embedding(conditions[name]) for name, embedding in self.emb_conditions.items()]
-        if (
-            self.emb_label is not None and class_labels is not None
-        ):  # `Precond` hands some to every network with classes
+        if self.emb_label is not None and class_labels is not None:  # `Precond` gives some to all networks with classes
             label = self.emb_label(class_labels)
             if self.config.label_source:
                 sources.append((label, self.label_gain * class_labels.any(dim=1, keepdim=True)))
