@@ -16,6 +16,9 @@ __all__ = ["CHANGEABLE", "CONCERNS", "DTYPES", "TrainingConfig"]
 CONCERNS = (DataConfig, ObjectiveConfig, ScheduleConfig, OutputConfig, MachineConfig)
 """Settings that a run consists of, besides its network."""
 
+LATER = ("codec", "make_conditions")
+"""Settings that JSON leaves out where they have their default: runs without them are known by what they always were."""
+
 CHANGEABLE = frozenset(
     {
         "budget",
@@ -118,7 +121,7 @@ class TrainingConfig(DataConfig, ObjectiveConfig, ScheduleConfig, OutputConfig, 
         if self.network is not None:
             values["network"] = self.network.to_json()
             del values["sigma_data"]  # the network's
-        return values
+        return {name: value for name, value in values.items() if value or name not in LATER}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainingConfig:

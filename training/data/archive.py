@@ -425,14 +425,9 @@ def _unreadable(where: str, error: Exception) -> DatasetError:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA."""
-    image = decode_image(data)
+    """Image with 1 to 4 channels of 8 bits: gray, gray with alpha, RGB or RGBA. Raises anything if it is damaged."""
+    image = read_png_of_pixels_too(lambda data: loaded(open_image(data)), data)
     return image if image.mode in CHANNELS else image.convert("RGB")
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Decode an image of at most 8 bits per channel. Raises ValueError, or any other error if it is damaged."""
-    return read_png_of_pixels_too(lambda data: loaded(open_image(data)), data)
 
 
 def read_format(files: Files, name: str) -> tuple[tuple[int, ...], np.dtype]:

@@ -130,13 +130,13 @@ class FlowMapLoss:
 
     def _levels(self, sigma: Tensor, context: Any) -> tuple[Tensor, Tensor]:
         """Levels t and s <= t, both [N, 1, 1, 1]."""
-        count, like = len(sigma.flatten()), {"device": sigma.device, "dtype": sigma.dtype}
+        sigma = sigma.flatten()
         if context is None:
-            normal, chosen, zero = torch.randn(count, **like), torch.rand(count, **like), torch.rand(count, **like)
+            normal, chosen, zero = torch.randn_like(sigma), torch.rand_like(sigma), torch.rand_like(sigma)
         else:
-            normal = context.draw("flow map: second level").to(**like)
-            chosen, zero = (context.draw(f"flow map: {name}", kind="uniform").to(**like) for name in ("map", "zero"))
-        first, second = (level.flatten().clamp(*LEVELS) for level in (sigma, self.distribution.sigma(normal)))
+            normal = context.draw("flow map: second level").to(sigma)
+            chosen, zero = (context.draw(f"flow map: {name}", kind="uniform").to(sigma) for name in ("map", "zero"))
+        first, second = (level.clamp(*LEVELS) for level in (sigma, self.distribution.sigma(normal)))
         is_anchor = chosen < self.anchor
         t = torch.where(is_anchor, first, torch.maximum(first, second))
         s = torch.where(zero < self.to_zero, 0, torch.minimum(first, second))
