@@ -6,7 +6,7 @@ encoding.py      images of one size -> latents, the moments of a VAE (moments.py
 pictures.py      pictures of all formats as a viewer shows them (tally.py counts what became of them)
 conditions.py    conditions beside the images: checked, measured, described
 embedding.py     captions -> tokens, a condition
-depth.py         9 to 16 bits per channel -> 8
+depth.py         gray of 9 to 16 bits -> 8
 checking.py      broken images, found before training
 survey.py        sizes, channels and types of all images, from their headers
 look.py          a picture of what the network will see; near-duplicates

@@ -38,7 +38,7 @@ class Picture:
     further_pages: int
     """Pages of a TIFF file beside the first, which are left out."""
     rounded: bool
-    """True if it had more than 8 bits per channel."""
+    """True if it was gray of more than 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class PictureReader:
     def _picture(self, data: bytes) -> Picture:
         opened = open_image(data, _formats(), MOST_BITS)
         bits = bits_per_channel(data, opened)
-        image = loaded(opened) if bits <= 8 else eight_bits(opened, open_image(data, _formats(), MOST_BITS), bits)
+        image = loaded(opened) if bits <= 8 else eight_bits(opened, bits)
         further_pages = getattr(opened, "n_frames", 1) - 1 if opened.format == "TIFF" else 0
         orientation = _orientation(opened) if self.exif == "apply" else 1
         transparent = self.background != DROP and image.has_transparency_data

@@ -28,7 +28,7 @@ class Tally:
     further_pages: int = 0
     """Pages of TIFF files that are left out."""
     rounded: int = 0
-    """Images of more than 8 bits per channel."""
+    """Gray images of more than 8 bits."""
 
     def count(self, column: str, name: str) -> None:
         """Count an image."""
@@ -93,7 +93,7 @@ class Tally:
             (self.turned, "turned upright by their EXIF orientation"),
             (self.composited, f"transparent: composited on {background} (--background)"),
             (self.further_pages, "further pages of TIFF files left out"),
-            (self.rounded, "of more than 8 bits per channel: rounded to 8"),
+            (self.rounded, "gray of more than 8 bits: rounded to 8"),
         )
         return [f"{count:,} {what}" for count, what in said if count]
 

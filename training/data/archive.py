@@ -481,7 +481,7 @@ def open_image(data: bytes, formats: Sequence[str] = FORMATS, most_bits: int = 8
     except UnidentifiedImageError:
         raise ValueError("not an image, or damaged") from None  # Pillow's own text shows the address of a buffer
     if bits_per_channel(data, image) > most_bits:
-        remedy = "edm2 dataset convert makes 8 of 16" if most_bits == 8 else "convert it to 16 or 8"
+        remedy = "edm2 dataset convert makes 8 of 16 in gray" if most_bits == 8 else "convert it to 16 or 8"
         raise ValueError(f"more than {most_bits} bits per channel are not supported; {remedy}")
     return image
 

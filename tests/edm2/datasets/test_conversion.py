@@ -507,7 +507,7 @@ def test_what_became_of_every_file(messy: Path, tmp_path: Path, workers: int, pa
     assert done == [8]
     assert (result.images, result.skipped) == (6, 2)
     assert (tally.turned, tally.composited, tally.further_pages, tally.rounded) == (1, 1, 1, 1)
-    assert "1 of more than 8 bits per channel: rounded to 8" in tally.remarks("white")
+    assert "1 gray of more than 8 bits: rounded to 8" in tally.remarks("white")
     assert [" ".join(line.split()) for line in tally.table()] == [
         "found converted enlarged broken not read litter",
         ".*/ 1 0 0 0 0 1",
