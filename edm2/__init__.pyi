@@ -11,6 +11,7 @@ from edm2.sampling.guidance import (
 from edm2.sampling.samplers.deis import sample_deis as sample_deis
 from edm2.sampling.samplers.dpmpp import sample_dpmpp_2m as sample_dpmpp_2m
 from edm2.sampling.samplers.euler import sample_euler as sample_euler
+from edm2.sampling.samplers.flow_map import sample_map as sample_map
 from edm2.sampling.samplers.heun import sample_heun as sample_heun, sigma_steps as sigma_steps
 
 __version__: str

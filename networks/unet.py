@@ -118,7 +118,7 @@ class UNet(nn.Module):
         self,
         c_noise: Tensor,
         class_labels: Tensor | None,
-        conditions: Mapping[str, Prepared],
+        conditions: Mapping[str, Prepared] | None = None,
         c_target: Tensor | None = None,
     ) -> Tensor:
         """Embedding of noise level, labels and other sources, computed in the dtype of `c_noise`.
@@ -128,7 +128,8 @@ class UNet(nn.Module):
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if c_target is not None:  # a mean, no MP-sum: where both levels are one, this is the denoiser to the bit
             emb = (emb + self.emb_noise(self.emb_fourier(c_target))) / 2
-        sources = [embedding(conditions[name]) for name, embedding in self.emb_conditions.items()]
+        given = conditions or {}
+        sources = [embedding(given[name]) for name, embedding in self.emb_conditions.items()]
         if self.emb_label is not None and class_labels is not None:  # `Precond` gives some to all networks with classes
             label = self.emb_label(class_labels)
             if self.config.label_source:

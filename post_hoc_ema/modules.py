@@ -117,8 +117,6 @@ def _refusal(parameter: Tensor, in_state: Any) -> str | None:
     otherwise = "or leave it out by keep=lambda name, p: ..."
     if nn.parameter.is_lazy(parameter):
         return "has no shape yet; run the module once before it is tracked"
-    if parameter.is_meta:
-        return "is on the meta device; give it values first (module.to_empty, load_state_dict)"
     if parameter.layout is not torch.strided:
         return f"is sparse ({parameter.layout}) and cannot be averaged; make it dense, {otherwise}"
     if not parameter.numel():

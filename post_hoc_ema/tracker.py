@@ -64,6 +64,7 @@ class ParameterAverages(ABC):
         lengths: One number per average, or a name, by which it is known.
         offload: Keep the averages on the CPU. Not for sharded parameters, which FSDP2 offloads itself.
         keep: Parameters to average, by name and tensor; default: all.
+        watch: Look for NaN and infinity in parameters. Not for trainers that do, and for counts of operations.
 
     Attributes:
         tracked: The module.
@@ -73,11 +74,22 @@ class ParameterAverages(ABC):
     """
 
     def __init__(
-        self, module: Module, lengths: Sequence[float | str], offload: bool = False, keep: Keep | None = None
+        self,
+        module: Module,
+        lengths: Sequence[float | str],
+        offload: bool = False,
+        keep: Keep | None = None,
+        watch: bool = True,
     ) -> None:
         self.tracked = TrackedModule(module, keep)
+        self._watch = watch
         self._images_seen = self._start = self._resumed = self._updates = 0
         parameters = self.tracked.parameters()
+        for name, parameter in zip(self.tracked.names, parameters, strict=True):
+            if watch and parameter.is_meta:
+                raise ValueError(
+                    f"parameter {name} is on the meta device; give it values first (module.to_empty, load_state_dict)"
+                )
         if offload and any(hasattr(p, "to_local") for p in parameters):
             raise ValueError("sharded parameters cannot be offloaded here; use CPUOffloadPolicy of fully_shard")
         self._arrivals: list[Tensor] | None = None
@@ -152,7 +164,7 @@ class ParameterAverages(ABC):
                 torch._foreach_lerp_(old, new, weight)  # θ̂ + (1 - β) (θ - θ̂)
         self._images_seen = t
         self._updates += 1
-        if not self._updates % CHECK_EVERY:
+        if self._watch and not self._updates % CHECK_EVERY:
             self.check()
 
     def check(self) -> None:
@@ -226,7 +238,10 @@ class ParameterAverages(ABC):
         small = [
             i
             for i, (average, parameter) in enumerate(zip(averages[0], self._parameters(), strict=True))
-            if average.numel() <= PROBE_NUMBERS and average.device.type == "cpu" and parameter.itemsize > 1
+            if self._watch
+            and average.numel() <= PROBE_NUMBERS
+            and average.device.type == "cpu"
+            and parameter.itemsize > 1
         ]
         self._probe = sorted(small, key=lambda i: averages[0][i].numel())[:PROBE]
 
@@ -271,10 +286,12 @@ class SnapshotTracker(ParameterAverages):
 
     run: str | None
 
-    def __init__(self, module: Module, lengths: Sequence[float | str], offload: bool, keep: Keep | None) -> None:
+    def __init__(
+        self, module: Module, lengths: Sequence[float | str], offload: bool, keep: Keep | None, watch: bool = True
+    ) -> None:
         self.run = uuid4().hex
         self._known: set[Path] = set()
-        super().__init__(module, lengths, offload, keep)
+        super().__init__(module, lengths, offload, keep, watch)
 
     @abstractmethod
     def _described(self, length: Any, t: int) -> tuple[str, dict[str, Any]]:
@@ -421,6 +438,7 @@ class PowerFunctionEMA(SnapshotTracker):
         *,
         offload: bool = False,
         keep: Keep | None = None,
+        watch: bool = True,
     ) -> None:
         """Start with zero images seen; until the first update an average is a copy of the parameters.
 
@@ -430,6 +448,7 @@ class PowerFunctionEMA(SnapshotTracker):
             offload: Keep the averages on the CPU. Not for sharded parameters, which FSDP2 offloads itself.
             keep: Parameters to average, by name and tensor, such as lambda name, p: p.requires_grad; default: all.
                 Averages and files have no others.
+            watch: Look for NaN and infinity in parameters; not where the trainer does.
 
         Raises:
             ValueError: EMA lengths outside (0, 12^-0.5), twice the same, or with the same name of files; nothing to
@@ -441,7 +460,7 @@ class PowerFunctionEMA(SnapshotTracker):
             raise ValueError(f"sigma_rels={self._sigma_rels} must hold one EMA length or more, each once")
         if len({snapshot_name(0, s) for s in self._sigma_rels}) < len(self._sigma_rels):
             raise ValueError(f"sigma_rels={self._sigma_rels} must differ in the four digits that names of files have")
-        super().__init__(module, self._sigma_rels, offload, keep)
+        super().__init__(module, self._sigma_rels, offload, keep, watch)
 
     @property
     def sigma_rels(self) -> tuple[float, ...]:
@@ -550,7 +569,7 @@ class TraditionalEMA(ParameterAverages):
             raise ValueError(f"half_life={half_life} and rampup_ratio={rampup_ratio} must be positive")
         self._half_life = half_life
         self._rampup_ratio = rampup_ratio
-        super().__init__(module, [half_life])
+        super().__init__(module, [half_life], watch=False)
 
     @property
     def sigma_rel(self) -> float:

@@ -60,6 +60,7 @@ SAFE: dict[tuple[str, str], str] = {
         "training/imports.py",
         "importlib.import_module",
     ): "a module that the user names; never one that a file names",
+    ("post_hoc_ema/callbacks.py", "importlib.import_module"): "lightning or transformers, from the code",
     ("edm2/sampling/output.py", "numpy.load"): "allow_pickle=False",
     ("tools/options/conditions.py", "numpy.load"): "allow_pickle=False",
     ("edm2/__init__.py", "importlib.import_module"): "one of our own modules, from a table",
@@ -69,6 +70,8 @@ SAFE: dict[tuple[str, str], str] = {
     ("edm2/pipeline/denoiser.py", "?.from_pretrained"): "use_safetensors, whatever the caller asks for",
     ("edm2/pipeline/storing.py", "?.from_pretrained"): "use_safetensors, whatever the caller asks for",
     ("training/data/vae.py", "diffusers.AutoencoderKL.from_pretrained"): "use_safetensors: weights, in no other form",
+    ("edm2/io/text_encoder.py", "transformers.AutoModel.from_pretrained"): "use_safetensors, and no code from the hub",
+    ("edm2/io/text_encoder.py", "transformers.AutoTokenizer.from_pretrained"): "text files, and no code from the hub",
 }
 
 

@@ -16,6 +16,7 @@ from edm2.training.loss.by_name import (
     make_weighting as make_weighting,
     noise_distribution as noise_distribution,
 )
+from edm2.training.loss.flow_map import FlowMapLoss as FlowMapLoss
 from edm2.training.loss.learned import LearnedWeighting as LearnedWeighting
 from edm2.training.loss.noise import (
     DDPMCosine as DDPMCosine,

@@ -67,7 +67,7 @@ class TrainStep:
         self.strategy = choose_strategy(processes, self.device, config.shard, timedelta(seconds=config.patience))
         self.denoiser = self.strategy.wrap(self.net, config.compile)
         self.optimizer = _adam(self.net, config, self.device)
-        self.ema = PowerFunctionEMA(self.net, config.sigma_rels)
+        self.ema = PowerFunctionEMA(self.net, config.sigma_rels, watch=False)
         half_life = config.traditional_ema
         self.traditional_ema = None if half_life is None else TraditionalEMA(self.net, half_life)
         self.random = PositionRandom(config.seed, config.random_block, self.device)

@@ -179,12 +179,12 @@ def test_reconstructing_a_stored_length_returns_what_was_stored(tiny_run: Path, 
         stored = load_file(tiny_run / "snapshots" / snapshot_name(512, length))
         for name, tensor in load_file(path).items():
             torch.testing.assert_close(tensor, stored[name], rtol=1e-5, atol=1e-6, msg=name)
-        assert f"{length:8.4f}    0.00%   1.00  {path}" in shown
-    lines = succeed("reconstruct", tiny_run, "--std", "0.08,0.25", "--out", tmp_path).splitlines()
+        assert f"{length:8.4f}    0.00%    0.000%   1.00  {path}" in shown
+    lines = succeed("reconstruct", tiny_run, "--std", "0.08,0.015", "--out", tmp_path).splitlines()
     assert "8 snapshots, at 512 images" in lines[0]
-    near, far = (float(line.split()[1].rstrip("%")) for line in lines[-2:])
-    assert near < 5 < far
-    assert ["too few snapshots" in line for line in lines[-2:]] == [False, True]
+    short, near = (float(line.split()[1].rstrip("%")) for line in lines[-2:])
+    assert near < 5 < short
+    assert ["too few snapshots" in line for line in lines[-2:]] == [True, False]
 
 
 def test_reconstructed_weights_go_into_the_run_and_say_where_they_come_from(tiny_run: Path, tmp_path: Path):

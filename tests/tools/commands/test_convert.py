@@ -192,7 +192,7 @@ def test_golden_reconstructions(golden, tmp_path):
     targets = {name: target for name, target in described.items() if name != "input_list"}
     for time in {target["out_nimg"] for target in targets.values()}:
         lengths = ",".join(str(target["out_std"]) for target in targets.values() if target["out_nimg"] == time)
-        succeed("reconstruct", folder, "--std", lengths, "--at", time, "--out", tmp_path)
+        succeed("reconstruct", folder, "--std", lengths, "--at", time, "--method", "density", "--out", tmp_path)
     for name, target in targets.items():
         out = SafetensorsSnapshot(tmp_path / f"ema-{target['out_nimg']:012d}-{target['out_std']:.4f}.safetensors")
         for key, tensor in select(expected, name).items():
