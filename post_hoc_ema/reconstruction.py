@@ -79,7 +79,7 @@ class WeightStatistics:
 
     def relative_error(self, tail_errors: FloatArray, noise_gain: FloatArray) -> FloatArray:
         """Expected relative L2 error of reconstructed weights: of their profile, and of rounding."""
-        return np.sqrt((self.drift * tail_errors**2 + self.rounding * noise_gain**2) / self.mean_square)
+        return np.sqrt((self.drift * tail_errors**2 + self.rounding * noise_gain**2) / (self.mean_square or 1.0))
 
     @staticmethod
     def measured(newest: Snapshot, oldest: Snapshot) -> "WeightStatistics":
@@ -265,7 +265,7 @@ class Reconstruction:
         stream_combine(self._partial, self._blocks(layouts, resources.block), writers, resources, progress)
 
     def _blocks(self, layouts: Mapping[str, TensorLayout], size: int) -> Iterator[Block]:
-        """All averages; a block's tensors have the coefficients and the type in common."""
+        """Divide the averages into blocks whose tensors have the coefficients and the type in common."""
         numels: dict[tuple[str | None, torch.dtype], dict[str, int]] = defaultdict(dict)
         for name, layout in layouts.items():
             if dtype := self._dtype(name, layout.dtype):

@@ -168,7 +168,7 @@ class PostHocEMA:
                 x.copy_(sharded_like(average[name], x))
 
     def _inputs(self) -> list[Any]:
-        """All averages of this run: files, and those of now."""
+        """Collect the averages of this run: files, and those of now."""
         now = self.images_seen
         live = [_Live(average, self._dtype) for _, average in self.tracker.files()]
         try:
