@@ -126,7 +126,7 @@ def _onnx_model(net: Precond, batch_size: int | None) -> Any:
     converted = torch.onnx.export(
         NamedInputs(net, list(inputs)[2:]).eval(),
         tuple(inputs.values()),
-        dynamic_shapes=(*dims[:2], tuple(dims[2:])),
+        dynamic_shapes=(*dims[:2], tuple(dims[2:])) if dims[2:] else tuple(dims),
         dynamo=True,
         input_names=list(inputs),
         output_names=["denoised"],
