@@ -15,7 +15,7 @@ import edm2 as package
 from edm2.io import onnx as export
 from edm2.io.onnx import ExportError, NamedInputs, example_inputs, export_onnx
 from edm2.networks import NetworkConfig, Precond, build_network, fold
-from edm2.networks.conditions import ImageCondition, ScalarCondition, TokenCondition, VectorCondition
+from edm2.networks.conditions import ImageCondition, ScalarCondition, TokenCondition, VectorCondition, noise_level
 from edm2.training import codec_from_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch about its exporter
@@ -27,10 +27,12 @@ def packages() -> None:
         pytest.importorskip(name)
 
 
+LOWRES = ImageCondition("lowres", 1, noise=0.5, dropout=0.1)
 CONDITIONS = (
     VectorCondition("attributes", 3, dropout=0.1),
     ScalarCondition("age", mean=(40.0,), std=(12.0,), dropout=0.1),
-    ImageCondition("lowres", 1, noise=0.5, dropout=0.1),
+    LOWRES,
+    noise_level(LOWRES),
     TokenCondition("caption", 6, length=9, dropout=0.1),
 )
 KINDS = {
