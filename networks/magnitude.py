@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPS = 1e-4
-"""Added to a magnitude before something is divided by it."""
+"""Number added to a magnitude before something is divided by it."""
 
 SILU_MAGNITUDE = 0.596
 """Magnitude of silu(x) for x ~ N(0, 1), rounded as in Eq. 81 (exactly 0.59647), so mp_silu has magnitude 1.0008."""

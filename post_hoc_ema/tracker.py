@@ -30,7 +30,7 @@ from edm2.post_hoc_ema.tails import PowerProfile, box_profile
 from edm2.post_hoc_ema.tensor_files import average_dtype
 
 Module: TypeAlias = nn.Module | Iterable[Tensor]
-"""What is tracked: a module, or its parameters."""
+"""Form in which weights are handed to a tracker: a module, or its parameters."""
 
 BATCH = 1 << 24
 """Numbers that are updated at once: enough to keep a GPU busy; a copy of them in float32 takes 64 MB."""

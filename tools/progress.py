@@ -14,7 +14,7 @@ SECONDS = 30.0
 
 
 class ProgressLines:
-    """What a bar of tqdm is on a terminal, as lines on standard error.
+    """Lines on standard error in place of the bar that tqdm draws on a terminal.
 
     Args:
         total: Number at the end; None until it is known.

@@ -39,7 +39,7 @@ class MetricValue:
     value: float
     """The number."""
     deviation: float | None = None
-    """Its uncertainty, if the metric knows it: a standard error, or a deviation over parts."""
+    """Uncertainty, if the metric knows it: a standard error, or a deviation over parts."""
 
 
 class NoReferenceError(ValueError):

@@ -4,7 +4,7 @@ The network of a point is averaged from the snapshots together with those of oth
 dropped. Scores are kept in `sweep.jsonl`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
@@ -108,7 +108,7 @@ class Range:
     """EMA lengths of the guide; None: the same as the network's."""
 
     def points(self) -> list[Point]:
-        """All combinations; without guidance, the guide's EMA length makes no difference."""
+        """Combine all values; without guidance, the guide's EMA length makes no difference."""
         combined = product(self.times, self.sigma_rels, self.guidances, self.guide_sigma_rels)
         return list(dict.fromkeys(_point(*values) for values in combined))
 
@@ -155,6 +155,8 @@ class Sweeper:
     """Called with numbers of finished images, also of those with known scores."""
     scored: Callable[[ScoredPoint], object] = lambda result: None
     """Called with every point when its score is computed, in the first process."""
+    programs: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the user's own programs that decide the images, such as that of a network."""
 
     def sweep(
         self,
@@ -321,7 +323,8 @@ class Sweeper:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Facts that all points have in common."""
-        return {"codec": self.codec.to_json(), **self.sampling.to_json(), **self.evaluator.to_json()}
+        programs = {"programs": dict(self.programs)} if self.programs else {}  # keys of older scores have none
+        return {"codec": self.codec.to_json(), **self.sampling.to_json(), **self.evaluator.to_json(), **programs}
 
     @cached_property
     def _guide_identity(self) -> Any:

@@ -19,6 +19,7 @@ from edm2.tools.options.networks import (
     check_own_precision,
     chosen_precision,
     network_maker,
+    source_digests,
 )
 from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, INTERVAL, PRECISION, SIGMA_RELS, TIMES, WEIGHTS
 from edm2.tools.options.sampling import sampler_option
@@ -187,6 +188,7 @@ def sweep(
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
         sweeper = Sweeper(averages, codec, evaluator, sampling, guides, repeats, cache, processes, on)
+        sweeper.programs = source_digests(net_from, codec_from, averages.classes)
         if processes.is_first:
             _warn_of_snapshots(averages, area)
             _announce(area, budget, sweeper)

@@ -20,6 +20,7 @@ from edm2.tools.options.networks import (
     chosen_precision,
     complete_by_preset,
     load_networks,
+    source_digests,
 )
 from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, NUMBER, PRECISION, SEEDS
 
@@ -218,6 +219,7 @@ class SampleGenerator:
         self.net: SampledNetwork
         self.guide: Denoiser | None
         self.net, self.guide = load_networks(options, self.device, self._dtype(self.precision), processes.is_first)
+        self.contents |= source_digests(options.net_from, options.codec_from, map(type, self.net.modules()))
         if options.compile:
             _compile(self.net, self.guide)
         self.metadata: dict[str, Any] = read_metadata(options.network)
@@ -297,7 +299,7 @@ class SampleGenerator:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the images depend on besides their seeds, as JSON."""
+        """JSON of what the images depend on besides their seeds."""
         options = self.options
         return {
             "network": options.network, "images_seen": self.metadata.get("images_seen"),

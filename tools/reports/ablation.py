@@ -36,7 +36,7 @@ class StudyReport:
     """Tables and figures of the finished runs of a study."""
 
     trials: Sequence[Trial]
-    """All trials of the study."""
+    """Trials of the study, finished or not."""
     results: Sequence[Outcome | Failure]
     """Results of the finished ones."""
     scoring: Scoring
