@@ -28,9 +28,7 @@ def duration_within(seconds: float, images_per_second: float, batch_size: int) -
     return max(int(steps), 1) * batch_size
 
 
-def relative_rules(
-    duration: int, images: int, proposed: Mapping[str, object], holdout: int | None = None
-) -> Settings:
+def relative_rules(duration: int, images: int, proposed: Mapping[str, object], holdout: int | None = None) -> Settings:
     """Settings that follow from the length of a run.
 
     Ramp-up takes at most a twentieth of it, decay begins after a fifth at the latest, snapshots are written 32 times;
