@@ -12,6 +12,9 @@ FOLDERS = ("networks", "training", "post_hoc_ema", "tools", "docs")  # docs: pag
 STUDIES = ["bench.studies"]
 """One-off measurements behind the documentation: they run in a checkout and stay out of the wheel."""
 
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+"""Packages of `edm2 export`: 120 MB, with theirs."""
+
 
 def subpackages(folder: str) -> list[str]:
     """Import names of a top-level folder and of every package inside it."""
@@ -57,10 +60,12 @@ setup(
         "datasets": ["datasets"],
         "heic": ["pillow-heif"],
         "text": ["transformers"],
+        "export": EXPORT,
         "test": [
             *("pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"),
             *("tensorboard", "datasets", "ema-pytorch", "build", "setuptools"),
             *("accelerate", "lightning", "transformers"),
+            *EXPORT,
         ],
     },
     entry_points={"console_scripts": ["edm2 = edm2.tools.cli:main"]},

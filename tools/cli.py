@@ -20,6 +20,7 @@ COMMANDS = {
     "plot": "Draw what runs have recorded, and compare runs.",
     "metrics": "Score samples, or look for training images among them.",
     "convert": "Published checkpoints to snapshots; snapshots to diffusers.",
+    "export": "A network as an ONNX file, for programs without PyTorch.",
     "info": "Describe a snapshot, a run or a dataset.",
     "plan": "Forecast training on a cluster: memory, days, disk.",
     "bench": "Measure how fast this machine trains and samples.",
