@@ -181,7 +181,7 @@ def check_guide(
 
 def _config(net: SampledNetwork) -> NetworkConfig | DrawnImages:
     """Configuration of a network; the attribute `config` of those of a pipeline is in diffusers' form."""
-    return net.config if isinstance(net, ExternalNetwork) else net.unet.config
+    return net.unet.config if isinstance(net, Precond) else net.config
 
 
 def _kind(net: SampledNetwork) -> str:
