@@ -117,8 +117,8 @@ def load(
             its tensors, but no description. It gets these tensors, and is returned.
 
     Returns:
-        The denoiser, a `Precond`, or `net`, in evaluation mode, without gradients. `fold` makes it faster. A guided.json
-        gives a `GuidedNetwork`, which is called and sampled like the others; its part `main` is a `Precond`.
+        The denoiser, a `Precond`, or `net`, in evaluation mode, without gradients. `fold` makes it faster. Of a
+        guided.json a `GuidedNetwork`, which is called and sampled like the others; its part `main` is a `Precond`.
 
     Raises:
         OSError: no such file, and no such repository.

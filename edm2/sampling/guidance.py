@@ -143,7 +143,7 @@ class GuidedDenoiser:
         return self._combined(main, guide, self.weight)
 
     def _combined(self, main: Denoiser, guide: Denoiser, weight: float | Tensor) -> Denoiser:
-        """Denoiser D_guide + weight (D_main - D_guide), with one weight for all images or one for each, [N, 1, 1, 1]."""
+        """Denoiser D_guide + weight (D_main - D_guide), with one weight or one for each image, [N, 1, 1, 1]."""
         one_batch = isinstance(self.guide, WithoutLabels) and self.guide.denoiser is self.main
 
         def denoise(
