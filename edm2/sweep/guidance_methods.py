@@ -13,7 +13,7 @@ from edm2.sweep.sweep import GUIDANCE_STEP, SIGMA_REL_STEP, Point
 from edm2.training.run.inputs import change_of_data, read_inputs
 
 GUIDES = ("unlabelled", "small", "early", "ema", "dropout")
-"""Names of guides: the network without classes, a smaller one, and the network early, of another EMA length, thinned."""
+"""Names of guides: the network without classes, a smaller one, the network early, of another EMA length, thinned."""
 
 WITH_INTERVAL = ("unlabelled", "small")
 """Guides whose interval is searched, too."""
@@ -59,7 +59,7 @@ class Choices:
 
     sigma_rels: tuple[float, ...] = (0.03, 0.06, 0.10, 0.15)
     """EMA lengths of the network."""
-    weights: tuple[float, ...] = (1.2, 1.5, 2.0, 2.5)
+    weights: tuple[float, ...] = (1.2, 1.5, 2.0, 3.0)
     """Guidance weights."""
     guide_sigma_rels: tuple[float, ...] = (0.05, 0.10, 0.15, 0.20)
     """EMA lengths of the guide."""
@@ -85,6 +85,8 @@ class Choices:
             case "small":
                 assert guide is not None
                 guides = guides_of(guide, GUIDE_TIMES, self.guide_sigma_rels)
+                if not guides:
+                    raise ValueError(f"{guide.folder}: too few snapshots for a guide; train it longer")
                 return self._by("autoguidance", guides, averages, self.guide_sigma_rels)
             case "early":
                 early = [g for g in guides_of(averages, EARLY_TIMES, self.guide_sigma_rels) if g.at < averages.last]
@@ -111,6 +113,23 @@ class Choices:
 
         return Method(name, tuple(axes), candidate)
 
+    def available(self, averages: Averages, guides: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Guides that a run has: those asked for, or all.
+
+        Raises:
+            ValueError: it does not have one that is asked for.
+        """
+        found = []
+        for name in GUIDES if guides is None else guides:
+            try:
+                if name != "small":
+                    self.method(name, averages)
+                found.append(name)
+            except ValueError:
+                if guides is not None:
+                    raise
+        return tuple(found)
+
     def check(self, budget: int) -> None:
         """Raise ValueError if a search with a budget would not even cover the longest lists."""
         lists = self.weights, self.sigma_rels, self.guide_sigma_rels, EARLY_TIMES
@@ -130,7 +149,8 @@ def in_interval(method: Method, best: Candidate, num_steps: int) -> Method:
 
     def candidate(values: Coordinates) -> Candidate:
         first, end, weight = values
-        interval = interval_of_steps(int(first), int(end), num_steps)
+        everywhere = (first, end) == (0, num_steps)
+        interval = EVERYWHERE if everywhere else interval_of_steps(int(first), int(end), num_steps)
         return replace(best, point=replace(best.point, guidance=weight), interval=interval)
 
     axes = Axis("first step", tuple(firsts), 1), Axis("end", tuple(ends), 1), Axis("weight", tuple(weights), 0.05)

@@ -68,13 +68,13 @@ class GuideNames(click.ParamType):
 @_guide("--guide-run", type=FOLDER, help="An existing run in place of a guide that is trained.")
 @_guide("--guide-channels", type=click.IntRange(1), help="Width of the guide; default: the next smaller one.")
 @_guide("--guide-duration", type=IMAGES, help="Images to train it on, a fourth of RUN's at most; default: a sixteenth.")
-@_what("--guides", type=GuideNames(), default=",".join(GUIDES), show_default=True, help="Guides to try.")
+@_what("--guides", type=GuideNames(), help=f"Guides to try: {', '.join(GUIDES)}; default: all that RUN has.")
 @_what("--search", "budget", type=click.IntRange(1), default=24, show_default=True, help="Candidates per guide.")
 @_what("--std", "sigma_rels", type=SIGMA_RELS, help="EMA lengths of the network to look at first.")
 @_what("--guidance", "weights", type=WEIGHTS, help="Guidance weights to look at first.")
 @_score("--detector", help=f"{DETECTOR_NAMES}.")
 @_score("--weights", "detector_weights", type=FILE, help="File with the detector's weights; default: fetched once.")
-@_score("--data", help="Real images to compare with and to train on; default: those of the run.")
+@_score("--data", help="Real images to compare with; default: those of the run.")
 @_score("--ref", type=FILE, help="Statistics of real images to compare with (edm2 metrics ref, or published).")
 @_score("--samples", "count", type=click.IntRange(8), default=500, show_default=True, help="Images per final score.")
 @_score("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Sets of fresh seeds per final score.")
@@ -91,7 +91,7 @@ def autoguide(
     guide_run: Path | None,
     guide_channels: int | None,
     guide_duration: int | None,
-    guides: tuple[str, ...],
+    guides: tuple[str, ...] | None,
     budget: int,
     sigma_rels: list[float] | None,
     weights: list[float] | None,
@@ -116,7 +116,7 @@ def autoguide(
     guide's training time are found together: candidates are scored by a fourth of --samples, the best by more, the best
     of all by fresh seeds. Then an interval of noise levels is found for unlabelled and small.
     """
-    trains = "small" in guides and guide_run is None
+    trains = (guides is None or "small" in guides) and guide_run is None
     if not trains and (guide_channels or guide_duration):
         raise click.UsageError("--guide-channels and --guide-duration are for a guide that is trained")
     from edm2.sweep.autoguidance import GuidanceSearch
@@ -140,28 +140,24 @@ def autoguide(
     lists = {"sigma_rels": sigma_rels, "weights": weights}
     choices = Choices(**{name: tuple(values) for name, values in lists.items() if values is not None})
     choices.check(budget)
-    for name in set(guides) - {"small"}:
-        choices.method(name, averages)  # refuses what the run does not have
-    dataset = None if ref and not trains else open_run_data(run) if data is None else open_dataset(data)
+    guides = choices.available(averages, guides)
+    compared = None if ref else open_run_data(run) if data is None else open_dataset(data)
     with joined_processes() as processes:
         bar = partial(progress_bar, hidden=not processes.is_first)
         on = use_device(processes, device)
         if trains:
-            assert dataset is not None
             guide_run = out / "guide"
-            _train(
-                _guide_config(averages, guide_run, guide_channels, guide_duration, data, on.type), dataset, processes
-            )
+            config = _guide_config(averages, guide_run, guide_channels, guide_duration, on.type)
+            _train(config, open_run_data(run), processes)
         detector = detector or default_detector(averages.shape, isinstance(codec, PixelCodec))
         out.mkdir(parents=True, exist_ok=True)
-        compared = None if ref else dataset
         evaluator = load_evaluator(detector, detector_weights, compared, ref, on, processes, bar, out)
         dtype = DTYPES[chosen_precision(precision, on, None)]
         sampling = SampleSettings(count, num_steps, dtype=dtype, sampler=sampler)
         cache = ScoreCache(out / "sweep.jsonl")
-        averages.max_bytes //= processes.local_count
+        averages.max_bytes //= processes.local_count  # each reconstructs for itself
         sweeper = Sweeper(
-            averages, codec, evaluator, sampling, None, repeats, known=cache, processes=processes, device=on
+            averages, codec, evaluator, sampling, repeats=repeats, known=cache, processes=processes, device=on
         )
         search = GuidanceSearch(sweeper, budget, choices)
         if processes.is_first:
@@ -180,14 +176,14 @@ def autoguide(
 
 
 def _guide_config(
-    averages: "Averages", out: Path, channels: int | None, duration: int | None, data: str | None, device: str
+    averages: "Averages", out: Path, channels: int | None, duration: int | None, device: str
 ) -> "TrainingConfig":
     """Configure the guide by the run, as long as it has become."""
     from edm2.planning.guide import guide_config
     from edm2.training import read_run_config
 
     config = read_run_config(averages.folder)
-    config = replace(config, duration=averages.last, device=device, data=data or config.data)
+    config = replace(config, duration=averages.last, device=device)
     try:
         return guide_config(config, str(out), channels, duration)
     except ValueError as error:

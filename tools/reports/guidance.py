@@ -64,9 +64,8 @@ def print_verdict(comparison: Comparison, real_data_fd: float | None) -> None:
         click.echo(f"{'as many real images':<40} {real_data_fd:.5g}")
     best, rivals = comparison.best, ", ".join(row.name for row in comparison.rivals)
     if comparison.winner is None and best is not comparison.rows[0]:
-        click.echo(
-            f"No winner: these samples do not tell {best.name} from: {rivals}. Give more --samples or --repeats."
-        )
+        click.echo(f"No winner: these samples do not tell {best.name} from: {rivals}.")
+        click.echo("Give more --samples or --repeats, or a detector that sees more.")
     elif best is comparison.rows[0]:
         click.echo("Guidance does not pay here: no method is better than sampling without it.")
     else:
