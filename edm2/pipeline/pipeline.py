@@ -76,7 +76,7 @@ class EDM2Pipeline(StoredPipeline):
         """Make a pipeline of a network that `edm2.load` reads, in float32.
 
         Args:
-            name: The network, or a guided.json: the pipeline then has its guide, and its weight and interval as defaults.
+            name: The network; of a guided.json the pipeline has the guide too, and weight and interval as defaults.
             guide: Network to guide away from.
             vae: Decoder of latents; default: the one that the network's codec names. If that cannot be loaded, the
                 pipeline is made without it.
@@ -88,11 +88,7 @@ class EDM2Pipeline(StoredPipeline):
         if "guided" in metadata:
             found = read_guided(resolve(name))
             if guide is not None or found.dropout is not None:
-                why = (
-                    "is guided already; leave out guide"
-                    if guide
-                    else "guides itself with dropout, which no pipeline has"
-                )
+                why = "is guided already; leave out guide" if guide else "guided by dropout, which no pipeline has"
                 raise ValueError(f"{name}: {why}")
             name, guide = found.network, found.guide
         codec = metadata.get("codec") or PIXELS

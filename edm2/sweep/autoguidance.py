@@ -68,7 +68,7 @@ def told_apart(a: Row, b: Row) -> bool:
         return abs(a.distance - b.distance) > 2 * sum(d * d for d in deviations if d is not None) ** 0.5
     differences = [one.distance - other.distance for one, other in zip(a.scores, b.scores, strict=True)]
     error = stdev(differences) / len(differences) ** 0.5
-    return abs(fmean(differences)) > student.ppf(0.975, len(differences) - 1) * error
+    return bool(abs(fmean(differences)) > student.ppf(0.975, len(differences) - 1) * error)
 
 
 @dataclass(frozen=True)

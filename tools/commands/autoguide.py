@@ -120,7 +120,7 @@ def autoguide(
     if not trains and (guide_channels or guide_duration):
         raise click.UsageError("--guide-channels and --guide-duration are for a guide that is trained")
     from edm2.sweep.autoguidance import GuidanceSearch
-    from edm2.sweep.averages import Averages
+    from edm2.sweep.averages import KeptAverages
     from edm2.sweep.evaluator import SampleSettings
     from edm2.sweep.guidance_methods import Choices
     from edm2.sweep.score_cache import ScoreCache
@@ -134,7 +134,7 @@ def autoguide(
     from edm2.training.distributed.processes import joined_processes
     from edm2.training.run.run_folder import open_run_data
 
-    averages = Averages(run)
+    averages = KeptAverages(run)
     out = out or run / "autoguidance"
     codec = codec_of(run, averages.metadata, vae)
     lists = {"sigma_rels": sigma_rels, "weights": weights}
@@ -168,7 +168,7 @@ def autoguide(
             )
         with bar(search.images(guides)) as progress:
             sweeper.report = progress.update
-            comparison = search.compare(guides, Averages(guide_run) if guide_run and "small" in guides else None)
+            comparison = search.compare(guides, KeptAverages(guide_run) if guide_run and "small" in guides else None)
             progress.update(progress.total - progress.n)
         real_data_fd = None if compared is None else sweeper.real_data_fd(compared)
         if processes.is_first:
