@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edm2.networks import Precond, fold
+from edm2.sampling.guided_network import GuidedNetwork
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,11 @@ def empty_classes_of(metadata: Mapping[str, Any], label_dim: int) -> tuple[int, 
     return tuple(sorted(known)) if len(known) < label_dim else ()
 
 
-SampledNetwork: TypeAlias = Precond | ExternalNetwork
+SampledNetwork: TypeAlias = Precond | ExternalNetwork | GuidedNetwork
 
 
 def ready_to_sample(net: SampledNetwork, dtype: torch.dtype | None = None) -> Any:
     """Copy a network for inference: ours folded, to compute in `dtype`; another as it is, in the dtype it chooses."""
+    if isinstance(net, GuidedNetwork):
+        return net.folded(dtype)
     return copy.deepcopy(net) if isinstance(net, ExternalNetwork) else fold(net, dtype)

@@ -145,6 +145,8 @@ class Sweeper:
     """Guides where the guidance weight is not 1."""
     repeats: int = 1
     """Sets of seeds; the lowest score of all counts."""
+    first_set: int = 0
+    """Number of the first set; sets have no seed in common."""
     known: ScoreCache | None = None
     """Known scores; those of the first process are used."""
     processes: Processes = ONE_PROCESS
@@ -266,7 +268,7 @@ class Sweeper:
         """Known scores of the first sets of seeds."""
         scores: list[Score] = []
         while self.known is not None and len(scores) < self.repeats:
-            score = self.known.get(self._facts(point, len(scores)))
+            score = self.known.get(self._facts(point, self.first_set + len(scores)))
             if score is None:
                 break
             scores.append(score)
@@ -276,7 +278,7 @@ class Sweeper:
         """Compute the scores that are not known yet, set by set."""
         todo = [point for point, scores in known.items() if len(scores) < self.repeats]
         for point, net, guide in self._networks(todo):
-            for number in range(len(known[point]), self.repeats):
+            for number in range(self.first_set + len(known[point]), self.first_set + self.repeats):
                 score = self.score(net, guide, point.guidance, number)
                 shown = {**asdict(point), "set": number, "detector": self.evaluator.detector.name}
                 yield point, self._kept(self._facts(point, number), shown, score)

@@ -66,6 +66,8 @@ def load_networks(
     from edm2.sampling.guidance import without_conditions, without_labels
 
     metadata = read_metadata(options.network)
+    if "guided" in metadata and (options.guide or options.unlabelled_guide or options.unguided):
+        raise click.UsageError(f"{options.network}: is guided already; leave out the guide, or name the network in it")
     check_external(options.network, metadata, options.net_from)
     make_net = network_maker(options.net_from)
     net = load_to_sample(options.network, device, dtype, make_net)

@@ -324,6 +324,10 @@ def _compile(*denoisers: "Denoiser | None") -> None:
     """Compile the denoisers that are networks; each batch size is compiled on its own."""
     from torch import nn
 
+    from edm2.sampling.guided_network import GuidedNetwork
+
     for denoiser in denoisers:
-        if isinstance(denoiser, nn.Module):
-            denoiser.compile(dynamic=False)
+        parts = denoiser.children() if isinstance(denoiser, GuidedNetwork) else [denoiser]
+        for part in parts:
+            if isinstance(part, nn.Module):
+                part.compile(dynamic=False)
