@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "Draw samples.",
     "sweep": "Score EMA lengths, times and guidance of a run; plot it.",
     "ablate": "Compare configurations, weightings or settings in one study.",
+    "report": "Show runs on one page: EMA slider, plots, samples.",
     "plot": "Draw what runs have recorded, and compare runs.",
     "metrics": "Score samples, or look for training images among them.",
     "convert": "Published checkpoints to snapshots; snapshots to diffusers.",
