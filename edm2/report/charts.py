@@ -117,7 +117,7 @@ def _held_out_per_level(runs: Sequence[RunRecords]) -> Chart | None:
 
 NOISE: Spec = {
     "field": "x", "type": "quantitative", "title": "noise level σ", "scale": {"type": "log", "nice": False},
-    "axis": {"format": "~g"},
+    "axis": {"values": [m * 10**k for k in range(-3, 3) for m in (1, 2, 5)], "labelExpr": "format(datum.value, '~r')"},
 }  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def _lines(title: str, note: str, rows: list[Row], x: Spec, zero: bool = False) 
     scale = {"type": "log"} if is_log else {"zero": zero}
     encoding: Spec = {
         "x": x,
-        "y": {"field": "y", "type": "quantitative", "title": None, "scale": scale, "axis": {"format": "~g"}},
+        "y": {"field": "y", "type": "quantitative", "title": None, "scale": scale},
         "tooltip": [{"field": name, "format": "~g"} if name == "y" else {"field": name} for name in rows[0]],
     }
     several = len(runs) > 1
@@ -167,12 +167,14 @@ def curve_over_slider(scores: list[Row], labels: Sequence[str], title: str, star
     chosen = "datum.time == time && datum.guidance == guidance"
     x = {
         "field": "position", "type": "quantitative", "title": None,
-        "scale": {"domain": [0, len(labels) - 1], "nice": False},
+        "scale": {"domain": [-0.5, len(labels) - 0.5], "nice": False},
         "axis": {"values": list(range(len(labels))), "grid": False, "labels": False, "ticks": False},
     }  # fmt: skip
+    values = [row["y"] for row in scores]
+    domain = [min(values), max(values)]  # of all, as a filter may leave no point
     y = {
-        "field": "y", "type": "quantitative", "title": title, "scale": {"zero": False},
-        "axis": {"minExtent": 52, "maxExtent": 52, "format": "~g", "tickCount": 5},
+        "field": "y", "type": "quantitative", "title": title, "scale": {"domain": domain, "nice": True},
+        "axis": {"minExtent": 52, "maxExtent": 52, "tickCount": 5},
     }  # fmt: skip
     color = {"field": "run", "type": "nominal", "title": None, "sort": None}
     if len({row["run"] for row in scores}) == 1:

@@ -51,16 +51,16 @@ for (const plot of plots) {
 // ----------------------------------------------------------------------------------------------------------- sliders
 
 let sliders, outputs, curve;
-const decoded = new Map(); // source -> image whose pixels are ready, so that grids change without a flicker
+const decoded = new Map(); // setting -> image whose pixels are ready, so that grids change without a flicker
 
 function imageOf(setting) {
-  if (!decoded.has(setting.src)) {
+  if (!decoded.has(setting)) {
     const image = new Image();
     image.src = setting.src;
     image.alt = setting.alt;
-    decoded.set(setting.src, image.decode().then(() => image));
+    decoded.set(setting, image.decode().then(() => image));
   }
-  return decoded.get(setting.src);
+  return decoded.get(setting);
 }
 
 async function show() {
