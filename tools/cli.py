@@ -18,6 +18,7 @@ COMMANDS = {
     "sweep": "Score EMA lengths, times and guidance of a run; plot it.",
     "autoguide": "Train a guide, find the best guidance, keep both as one network.",
     "ablate": "Compare configurations, weightings or settings in one study.",
+    "report": "Show runs on one page: EMA slider, plots, samples.",
     "plot": "Draw what runs have recorded, and compare runs.",
     "metrics": "Score samples, or look for training images among them.",
     "convert": "Published checkpoints to snapshots; snapshots to diffusers.",

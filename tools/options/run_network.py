@@ -58,7 +58,7 @@ def _best(run: Path, at: int) -> tuple[float, str] | None:
     table = run / "sweep.csv"
     if not table.is_file():
         return None
-    unguided = [result for result in read_sweep(table).results if result.point.guidance == 1]
+    unguided = [result for result in read_sweep(table).averages if result.point.guidance == 1]
     now = [result for result in unguided if result.point.images_seen == at] or unguided
     if not now:
         return None
