@@ -320,8 +320,14 @@ class SampleGenerator:
 
 def _compile(*denoisers: "Denoiser | None") -> None:
     """Compile the denoisers that are networks; each batch size is compiled on its own."""
-    from torch import nn
+    import torch
+
+    from edm2.sampling import cuda_graphs
 
     for denoiser in denoisers:
-        if isinstance(denoiser, nn.Module):
+        if not isinstance(denoiser, torch.nn.Module):
+            continue
+        if cuda_graphs.CAPTURE and any(buffer.is_cuda for buffer in denoiser.buffers()):
+            cuda_graphs.capture_(denoiser, compile=True)
+        else:
             denoiser.compile(dynamic=False)
