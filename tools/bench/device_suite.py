@@ -1,8 +1,8 @@
 """Everything that a GPU is to answer, by one command: `python -m edm2.tools.bench.device_suite --out DIR --minutes 9`.
 
-From the root of a checkout, whose tests/golden it reads. It needs no network and no data. Each section runs in a process
-of its own with its own time limit; what it found is written at once to results.json and results.md, which goes into
-docs/performance.md as it is, and a section that fails says why. What a section prints is in log.txt.
+From the root of a checkout, whose tests/golden it reads. It needs no network and no data. Each section runs in a
+process of its own with its own time limit; what it found is written at once to results.json and results.md, which goes
+into docs/performance.md as it is, and a section that fails says why. What a section prints is in log.txt.
 """
 
 import json
@@ -44,11 +44,11 @@ class Section:
 
 
 SECTIONS = {
-    "machine": Section("The device and its ceilings", 5, "machine"),
+    "machine": Section("The device and its ceilings", 4, "machine"),
     "parity": Section("Parity with golden numbers", 12, "parity"),
-    "training": Section("Training steps", 35, "training"),
-    "sampling": Section("Sampling", 22, "sampling"),
-    "updates": Section("Updates of all weights, and memory", 8, "updates"),
+    "training": Section("Training steps", 33, "training"),
+    "sampling": Section("Sampling", 23, "sampling"),
+    "updates": Section("Updates of all weights, and memory", 10, "updates"),
     "recovery": Section("Out of memory, checkpoints, copies", 6, "recovery"),
     "run": Section("A run", 12, "real_run"),
 }

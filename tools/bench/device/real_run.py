@@ -48,7 +48,7 @@ def real_run(setup: Setup) -> Iterator[Finding]:
         for name, arguments in commands.items():
             if name == "reconstruct":
                 scores = list(map(json.loads, (run / "sweep.jsonl").read_text(encoding="utf-8").splitlines()))
-                best = min(scores, key=lambda score: score["distance"])
+                best = min((score for score in scores if score.get("sigma_rel")), key=lambda score: score["distance"])
                 yield row("best average", **{key: best[key] for key in best if key != "key"})
                 arguments = [best["sigma_rel"] if x == "BEST" else x for x in arguments]
             if name != "train":

@@ -20,11 +20,13 @@ from edm2.tools.bench.workload import Workload
 
 def parts(setup: Setup) -> Parts:
     """Evaluations of few and many images, then whole samplers."""
-    found: dict[str, Callable[[], Iterator[Finding]]] = {}
-    for preset in setup.scale.presets:
-        for batch in reversed(setup.scale.sample_batches):
-            found[f"{preset}: evaluation of {batch}"] = partial(evaluations, setup, preset, batch)
-        found[f"{preset}: Heun"] = partial(samplers, setup, preset)
+    (first, *others), (batch, *batches) = setup.scale.presets, setup.scale.sample_batches
+    found: dict[str, Callable[[], Iterator[Finding]]] = {
+        f"{first}: evaluation of {batch}": partial(evaluations, setup, first, batch),
+        f"{first}: Heun": partial(samplers, setup, first),
+    }
+    for preset, size in [*((first, size) for size in batches), *((preset, batch) for preset in others)]:
+        found[f"{preset}: evaluation of {size}"] = partial(evaluations, setup, preset, size)
     return found
 
 
@@ -69,8 +71,8 @@ def evaluations(setup: Setup, preset: str, batch: int) -> Iterator[Finding]:
 
 
 def samplers(setup: Setup, preset: str) -> Iterator[Finding]:
-    """Heun's method of several numbers of evaluations, with guidance and without."""
-    batch = setup.scale.sample_batches[-1]
+    """Heun's method of several numbers of evaluations, with guidance and without; of most, ours alone."""
+    batch = setup.scale.sample_batches[0]
     workload = setup.workload(preset, batch)
     inputs, denoisers = workload.inputs(), forms(setup, workload)
     plain = plain_net(workload, torch.float16)
@@ -78,11 +80,11 @@ def samplers(setup: Setup, preset: str) -> Iterator[Finding]:
         for guide in (None, plain) if inputs.labels is not None else (None,):
             count = 2 * steps - 1
             what = f"{preset}, {batch} images, {count} evaluations{'' if guide is None else ', guided'}"
-            works: dict[str, Work] = {
-                f"{what}, plain, fp16": partial(
+            works: dict[str, Work] = {}
+            if steps != max(setup.scale.steps):
+                works[f"{what}, plain, fp16"] = partial(
                     plain_heun, plain, inputs.noise, inputs.labels, num_steps=steps, guide=guide, guidance=GUIDANCE
                 )
-            }
             works |= {f"{what}, {name}": heun(net, inputs, steps, guide is not None) for name, net in denoisers.items()}
             flops = workload.evaluation_flops * count * (1 if guide is None else 2)
             yield from setup.by_turns(works, images=batch * count / HEUN_EVALUATIONS, flops=flops)

@@ -22,7 +22,7 @@ class Scale:
 
     name: str
     presets: tuple[str, ...]
-    """Networks of training steps and evaluations."""
+    """Networks of training steps and evaluations, the most important one first."""
     channels: int | None
     """Base width in place of the presets'."""
     batch: int
@@ -30,7 +30,7 @@ class Scale:
     micro_batch: int
     """Images per forward pass."""
     sample_batches: tuple[int, ...]
-    """Images per evaluation; the last one for samplers."""
+    """Images per evaluation; the first one for samplers."""
     steps: tuple[int, ...]
     """Steps of Heun's method: 2 N - 1 evaluations."""
     large: str
@@ -50,15 +50,19 @@ class Scale:
 
 FULL = Scale(
     name="full", presets=("edm2-img512-s", "edm2-img512-xs"), channels=None, batch=256, micro_batch=64,
-    sample_batches=(4, 64), steps=(1, 3, 32), large="edm2-img512-xxl", large_batches=(4, 16), repeats=5,
+    sample_batches=(32, 4), steps=(1, 3, 32), large="edm2-img512-xxl", large_batches=(4, 16), repeats=5,
     copy_bytes=4 << 30, matrix_size=8192, run_preset="edm2-small-32", run_channels=96, backend="inductor",
 )  # fmt: skip
 TINY = replace(
-    FULL, name="tiny", presets=("digits8",), channels=8, batch=8, micro_batch=4, sample_batches=(1, 2), steps=(1, 2),
+    FULL, name="tiny", presets=("digits8",), channels=8, batch=8, micro_batch=4, sample_batches=(2, 1), steps=(1, 2),
     large="digits8", large_batches=(2,), repeats=1, copy_bytes=1 << 20, matrix_size=64, run_preset="digits8",
     run_channels=8, backend="aot_eager",
 )  # fmt: skip
 SCALES = {scale.name: scale for scale in (FULL, TINY)}
+
+
+SECONDS_OF_A_TABLE = 15
+"""Seconds that the repeats of works that are compared may take together; each is measured once at least."""
 
 
 class Ceilings(NamedTuple):
@@ -143,8 +147,16 @@ class Setup:
                 yield failed(name, error)
             else:
                 first[name] = time.perf_counter() - start
-        durations = self.clock().by_turns({name: works[name] for name in first})
-        base = next(iter(first), "")
+        if not first:
+            return
+        start = time.perf_counter()
+        for name in first:
+            works[name]()
+        self.wait()
+        repeats = max(min(self.scale.repeats, int(SECONDS_OF_A_TABLE / (time.perf_counter() - start))), 1)
+        clock = Clock(torch.device(self.device), repeats, warmup=0)
+        durations = clock.by_turns({name: works[name] for name in first})
+        base = next(iter(first))
         for name, rounds in durations.items():
             timing = Timing.of(rounds)
             ratio = Timing.of(durations[base]).seconds / timing.seconds

@@ -1,4 +1,4 @@
-"""What happens to all weights once per step, against the bytes that it must move; and whether the largest network fits."""
+"""Passes over all weights once per step, against the bytes that they move; and whether the largest network fits."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,7 +9,6 @@ import torch
 
 from edm2.networks import build_network, force_weight_normalization_
 from edm2.planning.costs import estimate_memory
-from edm2.post_hoc_ema import PowerFunctionEMA
 from edm2.tools.bench.device.findings import Finding, Parts, row
 from edm2.tools.bench.device.setup import Setup
 from edm2.tools.bench.timing import Work
@@ -21,54 +20,48 @@ FLOAT32 = 4
 
 
 def parts(setup: Setup) -> Parts:
-    """Passes over the weights of the first network, then the memory of the largest."""
-    found: dict[str, Callable[[], Iterator[Finding]]] = {"passes": partial(passes, setup, setup.scale.presets[0])}
+    """Passes over the weights of the first network, then the memory of the largest, then the passes compiled."""
+    preset = setup.scale.presets[0]
+    found: dict[str, Callable[[], Iterator[Finding]]] = {"passes": partial(passes, setup, preset, lambda x: x, "eager")}
     for recompute, batch in itertools.product((False, True), setup.scale.large_batches):
         name = f"{setup.scale.large}, {batch} images{', recomputed' if recompute else ''}"
         found[name] = partial(large_step, setup, name, batch, recompute)
-    return found
+    return {**found, "compiled passes": partial(passes, setup, preset, setup.compiled, "compiled")}
 
 
-def passes(setup: Setup, preset: str) -> Iterator[Finding]:
-    """Time each pass in the form in which training makes it, and compiled into kernels that fuse what they can.
+def passes(setup: Setup, preset: str, form: Callable[[Work], Work], name: str) -> Iterator[Finding]:
+    """Time each pass as training makes it, or with its operations compiled into kernels that fuse what they can.
 
     Bytes are the least for float32: normalization reads and writes the weights; cleaning reads and writes gradients;
     Adam reads 4 tensors and writes 3; each of two averages is read and written, and the weights are read once.
+
+    Args:
+        setup: Surroundings.
+        preset: Network.
+        form: Function that compiles each pass, or leaves it as it is.
+        name: Name of this form.
     """
     workload = setup.workload(preset, setup.scale.micro_batch)
     step = TrainStep(workload.config, workload.net())
     step_on(step, workload.inputs())
-    net, size = step.net, FLOAT32 * workload.parameters
-    weights = [p.detach() for p in net.parameters()]
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    size = FLOAT32 * workload.parameters
+    weights = [p.detach() for p in step.net.parameters()]
+    gradients = [p.grad for p in step.net.parameters() if p.grad is not None]
     averages = [[p.clone() for p in weights] for _ in range(2)]
-    tracker, ticks = PowerFunctionEMA(net, workload.config.sigma_rels, watch=False), itertools.count(1)
-    beta = torch.tensor(0.01, device=setup.device)
+    beta = torch.tensor(0.01, device=setup.device)  # a tensor, as a number would be compiled anew in each step
 
-    def lerp() -> None:
-        for average in averages:
-            torch._foreach_lerp_(average, weights, beta)
+    def average() -> None:
+        for each in averages:
+            torch._foreach_lerp_(each, weights, beta)
 
-    def norm(tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.nn.utils.get_total_norm(tensors)
-
-    forms: dict[str, tuple[int, dict[str, Work]]] = {
-        "forced normalization": (2 * size, {
-            "foreach": partial(force_weight_normalization_, net),
-            "compiled": partial(setup.compiled(force_weight_normalization_), net),
-        }),
-        "gradients cleaned": (2 * size, {
-            "one by one": partial(clean_, gradients, norm),
-            "compiled": partial(setup.compiled(clean_), gradients, norm),
-        }),
-        "Adam": (7 * size, {"fused": step.optimizer.step}),
-        "two averages": (5 * size, {
-            "foreach": lambda: tracker.update(next(ticks)),
-            "compiled": setup.compiled(lerp),
-        }),
-    }  # fmt: skip
-    for name, (moved, works) in forms.items():
-        yield from setup.by_turns({f"{preset}, {name}, {form}": work for form, work in works.items()}, bytes=moved)
+    works: dict[str, tuple[int, Work]] = {
+        "forced normalization": (2 * size, lambda: force_weight_normalization_(step.net)),
+        "gradients cleaned": (2 * size, lambda: clean_(gradients, torch.nn.utils.get_total_norm)),
+        "Adam": (7 * size, lambda: step.optimizer.step()),
+        "two averages": (5 * size, average),
+    }
+    for what, (moved, work) in works.items():
+        yield from setup.by_turns({f"{preset}, {what}, {name}": form(work)}, bytes=moved)
     setup.free()
 
 
@@ -76,7 +69,7 @@ def large_step(setup: Setup, name: str, batch: int, recompute: bool) -> Iterator
     """Take two steps of the largest network by micro-batches, and compare their memory with the estimate."""
     workload = setup.workload(setup.scale.large, 2 * batch)
     config = replace(workload.config, micro_batch=batch, recompute=recompute)
-    estimated = replace(config, device="cuda")
+    estimate = estimate_memory(replace(config, device="cuda"))
     with torch.device(setup.device):
         net = build_network(workload.network)
     setup.free()
@@ -89,8 +82,8 @@ def large_step(setup: Setup, name: str, batch: int, recompute: bool) -> Iterator
     yield row(
         name,
         peak_GB=torch.cuda.max_memory_allocated() / 1e9 if setup.on_cuda else None,
-        estimated_GB=(estimate_memory(estimated).total - estimate_memory(estimated).spare) / 1e9,
-        estimated_with_spare_GB=estimate_memory(estimated).total / 1e9,
+        estimated_GB=(estimate.total - estimate.spare) / 1e9,
+        estimated_with_spare_GB=estimate.total / 1e9,
         images_per_forward=step.images_per_forward,
         ms=timing.seconds * 1e3,
         **{"% of the bf16 ceiling": 100 * workload.training_flops / timing.seconds / setup.ceilings.flops_per_second},
