@@ -322,12 +322,16 @@ class SampleGenerator:
 
 def _compile(*denoisers: "Denoiser | None") -> None:
     """Compile the denoisers that are networks; each batch size is compiled on its own."""
-    from torch import nn
+    import torch
 
+    from edm2.sampling import cuda_graphs
     from edm2.sampling.guided_network import GuidedNetwork
 
     for denoiser in denoisers:
-        parts = denoiser.children() if isinstance(denoiser, GuidedNetwork) else [denoiser]
-        for part in parts:
-            if isinstance(part, nn.Module):
+        for part in denoiser.children() if isinstance(denoiser, GuidedNetwork) else [denoiser]:
+            if not isinstance(part, torch.nn.Module):
+                continue
+            if cuda_graphs.CAPTURE and any(buffer.is_cuda for buffer in part.buffers()):
+                cuda_graphs.capture_(part, compile=True)
+            else:
                 part.compile(dynamic=False)
