@@ -163,7 +163,12 @@ class GuidedDenoiser:
     def __call__(
         self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, conditions: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """D(x; sigma), with the weight of this very sigma."""
+        """D(x; sigma), with the weight of this very sigma; that of each image for sigma [N, 1, 1, 1]."""
+        if isinstance(sigma, Tensor) and sigma.numel() > 1:
+            D_main, D_guide = (with_conditions(d, conditions)(x, sigma, labels) for d in (self.main, self.guide))
+            low, high = self.interval
+            inside = (sigma > low * ROUNDING) & (sigma <= high * ROUNDING)
+            return torch.where(inside, D_guide.lerp(D_main, self.weight), D_main)
         return with_conditions(self.at_step(sigma), conditions)(x, sigma, labels)
 
     def _is_inside(self, sigma: float) -> bool:
