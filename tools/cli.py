@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "Train a network on your images.",
     "reconstruct": "Choose the EMA length after training.",
     "generate": "Draw samples.",
+    "distill": "Make a network that draws in one to four evaluations.",
     "sweep": "Score EMA lengths, times and guidance of a run; plot it.",
     "autoguide": "Train a guide, find the best guidance, keep both as one network.",
     "ablate": "Compare configurations, weightings or settings in one study.",

@@ -23,6 +23,7 @@ from edm2.sampling.external import (
     SampledNetwork,
     empty_classes_of,
     ready_to_sample,
+    ways_to_sample,
 )
 from edm2.sampling.generation import check_guide
 from edm2.sampling.guided_network import GuidedNetwork, with_dropout
@@ -249,6 +250,7 @@ def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> 
         reason = str(error).strip().splitlines()[-1].strip()[:300]  # it may list hundreds of names
         raise SnapshotError(f"its tensors do not fit the network that it describes ({reason})") from None
     net.empty_classes = empty_classes_of(metadata, config.label_dim)
+    net.abilities, net.map_levels = ways_to_sample(metadata)
     return net.eval().requires_grad_(False)
 
 

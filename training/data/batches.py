@@ -10,7 +10,7 @@ from torch import Tensor
 from edm2.networks import ImageCondition, TokenCondition
 from edm2.networks.conditions import constant, noise_level
 from edm2.training.config import TrainingConfig
-from edm2.training.data.codecs import Codec, PixelCodec, ValueCodec
+from edm2.training.data.codecs import Codec, PixelCodec, ValueCodec, codec_from_json
 from edm2.training.data.conditions import Conditioned, padded
 from edm2.training.data.dataset import (
     Dataset,
@@ -112,6 +112,8 @@ class BatchStream:
     def _choose_codec(self) -> Codec:
         """Codec for latents, values, pixels of standard deviation sigma_data, or pixels in [-1, 1]."""
         sigma_data, own = self.config.sigma_data, self.config.codec
+        if self.config.distillation is not None and self.config.distillation.codec is not None:
+            return codec_from_json(self.config.distillation.codec)
         if own is not None and self.config.xflip:
             raise DatasetError(f"{self.config.data}: what {own} makes of images cannot be mirrored: leave out --xflip")
         if own is not None:
