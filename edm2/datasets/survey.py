@@ -2,17 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from edm2.datasets.parts import ahead
+from edm2.datasets.parts import read_all
 from edm2.training.data.archive import read_format
 from edm2.training.data.dataset import ImageFormat
-from edm2.training.data.files import DatasetError, Files, StorageError
+from edm2.training.data.files import DatasetError
 from edm2.training.data.index import open_archive
 
 READERS = 16
@@ -82,22 +80,12 @@ def survey(source: str | Path, report: Callable[[int, int], None] = lambda done,
     formats: Counter[ImageFormat] = Counter()
     unreadable: list[str] = []
     first_is_unreadable = False
-    with ThreadPoolExecutor(READERS) as pool:
-        found = ahead(pool, (partial(_format_of, files, name) for name in catalog.names), 16 * READERS)
-        for index, form in enumerate(found):
-            if isinstance(form, DatasetError):
-                unreadable.append(str(form))
-                first_is_unreadable |= index == 0
-            else:
-                formats[form] += 1
-            report(index + 1, len(catalog.names))
+    found = read_all(lambda name: ImageFormat(*read_format(files, name)), catalog.names, READERS)
+    for index, form in enumerate(found):
+        if isinstance(form, DatasetError):
+            unreadable.append(str(form))
+            first_is_unreadable |= index == 0
+        else:
+            formats[form] += 1
+        report(index + 1, len(catalog.names))
     return Survey(formats, unreadable, first_is_unreadable)
-
-
-def _format_of(files: Files, name: str) -> ImageFormat | DatasetError:
-    try:
-        return ImageFormat(*read_format(files, name))
-    except StorageError:
-        raise
-    except DatasetError as error:
-        return error

@@ -450,13 +450,6 @@ def test_images_that_the_vae_does_not_take(tmp_path: Path, quick: StandIn):
         encode(write_photos(tmp_path / "even", 2), tmp_path / "out.zip", MomentEncoder())
 
 
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("numbers", [{"max_images": 0}, {"workers": 0}, {"batch_size": 0}])
-def test_numbers_below_one(photos: Path, tmp_path: Path, numbers: dict[str, int]):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        encode(photos, tmp_path / "out.zip", MomentEncoder(), **numbers)
-
-
 def test_processes_that_do_not_share_a_folder(photos: Path, tmp_path: Path, quick: StandIn):
     """As on two machines: the first finds only its own parts."""
 
