@@ -223,14 +223,6 @@ def test_nothing_but_pixels_is_kept(tmp_path: Path):
     assert len(second) == len(first)
 
 
-def test_images_are_stored_without_compression(tmp_path: Path):
-    """Not by PNG either: one color takes the room of all its pixels, and reading costs no time."""
-    (tmp_path / "photos").mkdir()
-    Image.new("RGB", (32, 32)).save(tmp_path / "photos/black.png")
-    convert(tmp_path / "photos", tmp_path / "out.zip", Resize(32, 32))
-    assert (tmp_path / "out.zip").stat().st_size > 32 * 32 * 3
-
-
 @pytest.mark.usefixtures("small_parts")
 def test_bytes_do_not_depend_on_workers_or_date(folder: Path, tmp_path: Path):
     convert(folder, tmp_path / "one.zip", Resize(8, 8), workers=1)
@@ -238,16 +230,6 @@ def test_bytes_do_not_depend_on_workers_or_date(folder: Path, tmp_path: Path):
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "three.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "one.zip") as archive:
         assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
-
-
-@pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_progress_ends_at_the_number_of_images(folder: Path, tmp_path: Path, workers: int):
-    reports = []
-    convert(folder, tmp_path / "out.zip", Resize(8, 8), 5, workers, lambda done, total: reports.append((done, total)))
-    assert reports == sorted(reports)
-    assert reports[0] == (0, 5)
-    assert reports[-1] == (5, 5)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

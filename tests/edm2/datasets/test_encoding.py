@@ -178,14 +178,6 @@ def test_gray_becomes_color_and_transparency_is_dropped(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("quick")
-def test_some_images_are_taken_evenly_from_the_classes(photos: Path, tmp_path: Path):
-    encode_in_parts(photos, tmp_path / "whole.zip")
-    encode_in_parts(photos, tmp_path / "some.zip", max_images=4)
-    assert [label for _, label in contents(tmp_path / "some.zip")["labels"]] == [0, 0, 1, 1]
-    assert torch.equal(everything(tmp_path / "some.zip"), everything(tmp_path / "whole.zip")[[0, 1, 4, 5]])
-
-
-@pytest.mark.usefixtures("quick")
 def test_fp16_is_fp32_rounded(photos: Path, tmp_path: Path):
     encode(photos, tmp_path / "long.zip", MomentEncoder(dtype="fp32"))
     encode(photos, tmp_path / "short.zip", MomentEncoder(dtype="fp16"))
