@@ -23,9 +23,7 @@ def find_broken(
 
     Args:
         source: Folder or ZIP; of "digits" no image is broken.
-        workers: Threads that read and decode.
         on_broken: Called with the line of each broken image as soon as it is found.
-        report: Called with the number of images read and of all, as the work goes on.
 
     Returns:
         A line with file, reason and index for each image that cannot be read or differs in size or type from the first

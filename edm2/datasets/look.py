@@ -112,12 +112,6 @@ def near_duplicates(
     Candidates share a quarter of a difference hash (is each of 8x8 areas brighter than its neighbour?) and are of
     similar brightness; they are near-duplicates if their thumbnails are alike.
 
-    Args:
-        dataset: Images of one size.
-        indices: Those to look at.
-        workers: Threads that read them.
-        report: Called with the number of images read and of all, as the work goes on.
-
     Returns:
         Pairs of indices of an image and an earlier one that it is like; each image at most once.
     """

@@ -94,9 +94,6 @@ class MomentEncoder:
         """uint8 [N, 3, factor H, factor W] -> float32 [N, 2 C, H, W] on the device, not yet in the type of storage.
 
         On CUDA this returns at once, before the GPU is done.
-
-        Raises:
-            RuntimeError: The device's memory is too small for so many images.
         """
         black, white = self.pixel_range
         if self.device.type == "cuda":

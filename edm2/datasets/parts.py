@@ -62,11 +62,7 @@ def check_new_zip(out: Path) -> None:
 
 
 def evenly_from_classes(labels: np.ndarray, count: int | None) -> np.ndarray:
-    """Indices of at most `count` images (None: all), ascending: the first of each class, as many of each as there are.
-
-    Raises:
-        ValueError: Less than one.
-    """
+    """Indices of at most `count` images (None: all), ascending: the first of each class, as evenly as can be."""
     if count is not None and count < 1:
         raise ValueError(f"max_images={count} must be at least 1")
     by_class = np.argsort(labels, kind="stable")
@@ -136,8 +132,6 @@ def string_together(parts: Sequence[Part], out: Path, describe: Callable[[list[s
     """Write the parts to the ZIP `out`, and remove them.
 
     Args:
-        parts: All parts, in their order.
-        out: ZIP to write.
         describe: Gives the contents of dataset.json for the names of the images.
 
     Returns:
@@ -261,9 +255,6 @@ def append(archive: ZipFile, path: Path) -> list[str]:
     """Copy all members of the ZIP `path` in one piece, without reading them one by one, and return their names.
 
     `archive.writestr` must follow before it is closed: that is where it notices that it has grown.
-
-    Raises:
-        OSError: The file is damaged.
     """
     assert archive.fp is not None  # it is open
     try:

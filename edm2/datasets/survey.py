@@ -68,10 +68,6 @@ class Survey:
 def survey(source: str | Path, report: Callable[[int, int], None] = lambda done, total: None) -> Survey:
     """Read the header of every image of a folder or ZIP.
 
-    Args:
-        source: Folder or ZIP.
-        report: Called with the number of images read and of all, as the work goes on.
-
     Raises:
         DatasetError: The dataset as a whole cannot be used.
         StorageError: The storage gives no answer.

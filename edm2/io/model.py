@@ -174,11 +174,7 @@ def drawn_images(metadata: Mapping[str, Any]) -> NetworkConfig | DrawnImages:
 
 
 def filled(net: Network, tensors: Mapping[str, Tensor]) -> Network:
-    """Overwrite the tensors of a network of the user's own, for inference.
-
-    Raises:
-        SnapshotError: it has others.
-    """
+    """Overwrite the tensors of a network of the user's own, for inference."""
     if (own := net.state_dict().keys()) != tensors.keys():
         different = sorted(own ^ tensors.keys())[:3]
         raise SnapshotError(f"holds tensors of another network than net: {', '.join(different)}")
@@ -191,11 +187,7 @@ def filled(net: Network, tensors: Mapping[str, Tensor]) -> Network:
 
 
 def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Precond:
-    """Build the network that a snapshot's metadata describes, with these tensors; for inference.
-
-    Raises:
-        SnapshotError: an unknown kind of network, or tensors of another one.
-    """
+    """Build the network that a snapshot's metadata describes, with these tensors; for inference."""
     if is_external(metadata):
         raise SnapshotError(
             "holds tensors of a network of the user's own; name what makes that (--net-from module:callable), or make "
@@ -246,7 +238,6 @@ def convert_published(path: str | Path, out: str | Path) -> dict[str, Any]:
 
     Args:
         path: The pickle; nothing in it is executed. Its name gives images seen and EMA length.
-        out: The .safetensors file to write.
 
     Returns:
         The metadata written, with the license.

@@ -44,7 +44,6 @@ def traffic(network: NetworkConfig, processes: int, shard: bool, rounds: int) ->
     """Count the bytes of a step. Weights and gradients travel in float32, see `edm2.training.distributed.strategies`.
 
     Args:
-        network: Network that is trained.
         processes: Number n of processes in the ring.
         shard: True if they divide the weights among them (FSDP2).
         rounds: Forward passes of a process per step. Gradients are exchanged after the last one only.
@@ -185,7 +184,6 @@ def imaginary_dataset(shape: tuple[int, int, int], classes: int, images: int) ->
     Args:
         shape: (channels, height, width) of the network's input.
         classes: Number of classes; 0 for data without labels.
-        images: Number of images.
     """
     channels, height, width = shape
     latents = channels > 3

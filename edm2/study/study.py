@@ -46,9 +46,6 @@ def claim_study(folder: Path, facts: Mapping[str, Any], dataset: Dataset) -> Non
     """Write study.json with the facts that all runs have in common, or check that it holds the same.
 
     Images are known by their contents, as in a run; their path, the fact "data", may change.
-
-    Raises:
-        ValueError: the folder belongs to another study, or holds something else.
     """
     path, facts = folder / "study.json", json.loads(json.dumps(facts))  # tuples become lists, as they are in the file
     if not path.exists():
@@ -236,11 +233,7 @@ class Scoring:
         return score.distance, sigma_rel
 
     def _loss_per_level(self, sweeper: Sweeper, best: Point, config: TrainingConfig) -> LossPerLevel:
-        """Loss of the best average on held-out images, or on training images of a run that holds none out.
-
-        Raises:
-            SamplingError: it is not finite.
-        """
+        """Loss of the best average on held-out images, or on training images of a run that holds none out."""
         [net] = sweeper.averages.networks(best.images_seen, [best.sigma_rel])
         train_set, holdout_set = split_holdout(self.dataset, config.holdout, config.seed)
         chosen = evenly_spaced(holdout_set or train_set, LOSS_IMAGES)

@@ -104,11 +104,7 @@ class GroupNorm(nn.Module):
 
 
 def group_count(channels: int, channels_per_group: int | None) -> int:
-    """Groups of a group norm: min(32, C / 4) as in EDM, or as many as `channels_per_group` asks for.
-
-    Raises:
-        ValueError: the channels do not split evenly.
-    """
+    """Groups of a group norm: min(32, C / 4) as in EDM, or as many as `channels_per_group` asks for."""
     groups = min(32, channels // 4) if channels_per_group is None else channels // channels_per_group
     if groups < 1 or channels % groups or channels_per_group not in (None, channels // groups):
         raise ValueError(

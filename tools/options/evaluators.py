@@ -22,11 +22,7 @@ SMALL = 1024
 
 
 def codec_of(name: str | Path, metadata: dict[str, Any], vae: str | None, codec_from: str | None = None) -> "Codec":
-    """Make the decoder of a network's samples, with another VAE or by a program of the user's own if one is given.
-
-    Raises:
-        ValueError: the network draws pixels, which need no VAE; or needs a program, or none.
-    """
+    """Make the decoder of a network's samples, with another VAE or by a program of the user's own if one is given."""
     from edm2.training import LatentCodec, codec_from_json
     from edm2.training.data.own_codec import own_codec
     from edm2.training.imports import is_target

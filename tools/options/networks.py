@@ -88,11 +88,7 @@ def load_networks(
 
 
 def network_maker(net_from: str | None) -> "Callable[[], nn.Module] | None":
-    """Import what --net-from names, to be called for every network that is loaded; None if it is not given.
-
-    Raises:
-        ValueError: it cannot be imported, or is no function.
-    """
+    """Import what --net-from names, to be called for every network that is loaded; None if it is not given."""
     if net_from is None:
         return None
     from torch import nn
@@ -130,11 +126,7 @@ def chosen_precision(precision: str | None, device: "torch.device", net_from: st
 
 
 def check_label_dropout(name: str, metadata: dict[str, Any], warn: bool = True) -> None:
-    """Refuse a network as its own guide if it was never trained without labels.
-
-    Raises:
-        ValueError: it was not, or has no classes at all.
-    """
+    """Refuse a network as its own guide if it was never trained without labels."""
     from edm2.io.model import drawn_images
 
     if drawn_images(metadata).label_dim == 0:

@@ -16,7 +16,6 @@ def network_of_run(run: Path, sigma_rel: float | None, processes: Processes) -> 
     """Path of a file with the average of a run at its last time; it is made if it is not there, and named on screen.
 
     Args:
-        run: Run folder.
         sigma_rel: EMA length; None for the best in the run's sweep.csv, else the longest that was tracked.
         processes: Processes that use it; the first makes it.
 

@@ -65,7 +65,6 @@ class BatchStream:
     """Batches of a run.
 
     Args:
-        config: Configuration of the run.
         dataset: Images; `config.holdout` of them are set aside.
         random: Random numbers by position, on the device where the images shall be.
         processes: Processes that divide the positions of every step; this one gets its own.

@@ -32,7 +32,6 @@ def data_loader(
     """Iterate over the images, labels and conditions of each list of indices, in order.
 
     Args:
-        dataset: Dataset to read from.
         batches: Dataset indices of each batch, such as `PositionBatches`; may be endless.
         workers: Processes that read ahead, each with one thread; 0 reads here, right when a batch is asked for.
         pin_memory: Return page-locked tensors, which copy to a GPU in the background. No effect without one.

@@ -74,7 +74,6 @@ def loss_at_levels(net: Precond, batch: Batch, sigmas: Sequence[float], batch_si
     Args:
         net: Denoiser, used as it is: call `eval()` first.
         batch: Clean data [N, C, H, W] on the network's device, with labels and conditions.
-        sigmas: Noise levels.
         batch_size: Images per forward pass.
     """
     images = batch.images

@@ -35,7 +35,6 @@ def file_sizes(config: OutputConfig, net: nn.Module) -> FileSizes:
     """Sizes of the files that a run will write.
 
     Args:
-        config: The run.
         net: Its network; only shapes matter (torch's meta device will do).
     """
     numbers = sum(p.numel() for p in net.parameters())
@@ -51,12 +50,7 @@ def file_sizes(config: OutputConfig, net: nn.Module) -> FileSizes:
 
 @dataclass(frozen=True)
 class DiskForecast:
-    """Disk space that a run will have used.
-
-    Args:
-        config: The run.
-        sizes: Sizes of its files.
-    """
+    """Disk space that a run will have used."""
 
     config: TrainingConfig
     sizes: FileSizes

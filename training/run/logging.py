@@ -16,12 +16,7 @@ Record = dict[str, Any]
 
 
 class StatusLine:
-    """A tqdm bar on a terminal, a plain line per report in a log.
-
-    Args:
-        duration: Images of the whole run.
-        images_seen: Images seen already, in a resumed run.
-    """
+    """A tqdm bar on a terminal, a plain line per report in a log."""
 
     def __init__(self, duration: int, images_seen: int) -> None:
         self.duration = duration
@@ -71,7 +66,6 @@ class StatsFile:
     stats.jsonl and diagnostics.jsonl are such files.
 
     Args:
-        path: The file.
         images_seen: Images seen so far; records of a later time, left by a run that was killed after its last
             checkpoint, are dropped because they are about to be made again.
     """
@@ -139,13 +133,7 @@ def _numbers(record: Record, prefix: str = "") -> Iterator[tuple[str, int | floa
 
 
 class Monitor:
-    """All outputs of a run's reports.
-
-    Args:
-        folder: Run folder.
-        duration: Images of the whole run.
-        images_seen: Images seen so far.
-    """
+    """All outputs of a run's reports."""
 
     def __init__(self, folder: Path, duration: int, images_seen: int) -> None:
         self.status = StatusLine(duration, images_seen)

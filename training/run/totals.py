@@ -28,7 +28,6 @@ class Totals:
     """Sums over the steps since the last report.
 
     Args:
-        device: Device of the sums.
         reports: Names of what the loss reports.
     """
 
