@@ -62,7 +62,6 @@ class TensorLayout:
 
     @property
     def numel(self) -> int:
-        """Numbers in the tensor."""
         return math.prod(self.shape)
 
     @property

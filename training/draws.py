@@ -64,7 +64,6 @@ class GivenDraws:
         return self.levels[position - self.first :][:count]
 
     def noise(self, position: int, shape: torch.Size) -> Tensor:
-        """Noise of this shape."""
         return self.units[position - self.first :][: shape[0]]
 
 

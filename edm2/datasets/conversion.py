@@ -89,9 +89,7 @@ class Transform(ABC):
     """
 
     height: int
-    """Rows of the result."""
     width: int
-    """Columns of the result."""
 
     @abstractmethod
     def __call__(self, image: Image.Image) -> Image.Image | None: ...
@@ -216,7 +214,6 @@ class Converted:
     """Result of a conversion."""
 
     images: int
-    """Number of images in the result."""
     tally: Tally
     """What became of all files."""
     notes: tuple[str, ...]

@@ -47,7 +47,6 @@ class Part:
 
     @property
     def numbers(self) -> range:
-        """Numbers of the images in the result."""
         return range(self.first, self.first + len(self.names))
 
 

@@ -50,7 +50,6 @@ class PictureReader:
     """
 
     exif: str = "apply"
-    """One of `EXIF`."""
     background: str = "white"
     """Color under transparent pixels: white, black, #rrggbb; or `DROP`, as the paper's tools do."""
 

@@ -22,11 +22,9 @@ class Survey:
     """Formats of images, and those without one."""
 
     formats: Counter[ImageFormat]
-    """Number of images of each format."""
     unreadable: list[str]
     """A line with file and reason for each image whose header cannot be read, or with more than 8 bits per channel."""
     first_is_unreadable: bool
-    """True if the first image is one of them."""
 
     def size_to_convert_to(self) -> int:
         """Resolution at which a small network learns from these images in hours: 64, or 32 if most are smaller."""

@@ -32,7 +32,6 @@ class Tally:
     """Sums over images of what was done to them, by the fields of `Picture`."""
 
     def count(self, column: str, name: str) -> None:
-        """Count an image."""
         self.counts[column][suffix_of(name)] += 1
 
     def add_broken(self, name: str, reason: str) -> None:

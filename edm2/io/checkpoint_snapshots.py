@@ -31,7 +31,6 @@ class CheckpointSnapshot(PartialSnapshot):
         return averaged if averaged in self._entries else f"net.{name}"
 
     def layout(self, name: str) -> TensorLayout:
-        """Type and shape of a tensor."""
         entry = self._entries[self._key(name)]
         return TensorLayout(entry.properties.dtype, tuple(entry.size))
 

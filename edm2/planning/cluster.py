@@ -22,7 +22,6 @@ class GPU:
     network: float
     """GB/s that a node sends to other nodes: the usual network (see `GPUS`)."""
     source: str
-    """Data sheet."""
 
 
 GPUS = {
@@ -73,7 +72,6 @@ class Cluster:
 
     @property
     def nodes(self) -> int:
-        """Number of nodes."""
         return self.gpus // self.per_node
 
     @property

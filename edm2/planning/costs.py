@@ -61,7 +61,6 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Total bytes."""
         return self.persistent + self.step + self.spare
 
 
@@ -84,7 +83,6 @@ class ParameterBytes:
 
     @property
     def total(self) -> int:
-        """Total bytes."""
         return sum(self.blocks) + self.rest + self.scalars
 
 

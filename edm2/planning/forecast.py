@@ -71,11 +71,8 @@ class Speed:
     seconds_waiting: float
     """Seconds for messages of a step, beyond those that travel while a process computes."""
     images_per_second: float
-    """Images per second of all GPUs together."""
     days: float
-    """Days that the run takes."""
     gpu_hours: float
-    """Hours of all GPUs added up."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,6 @@ class TrainingVariant:
 
     @cached_property
     def memory(self) -> MemoryEstimate:
-        """Memory of each GPU."""
         return estimate_memory(self.config, self.cluster.gpus)
 
     @property

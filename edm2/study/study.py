@@ -104,7 +104,6 @@ class Outcome:
 
     @property
     def distance(self) -> float:
-        """Lowest distance."""
         return self.distances[self.best]
 
     @property
@@ -127,7 +126,6 @@ class Trial:
 
     @property
     def folder(self) -> RunFolder:
-        """Folder of the run."""
         return RunFolder(self.config.out)
 
     @property

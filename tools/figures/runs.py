@@ -18,9 +18,7 @@ class PlottedRun:
     name: str
     color: Any
     stats: list[Record]
-    """Records of stats.jsonl."""
     diagnostics: list[Record]
-    """Records of diagnostics.jsonl."""
 
 
 def open_runs(names_and_folders: Sequence[tuple[str, Path]]) -> list[PlottedRun]:

@@ -93,7 +93,6 @@ class Catalog:
     """List of the N images of a dataset in their order, and all that is known of them without opening one."""
 
     names: Sequence[str]
-    """Names of the images' files."""
 
     labels: np.ndarray
     """int64 [N] class indices, -1 throughout if unlabelled."""

@@ -202,7 +202,6 @@ class ZipFiles:
 
     @property
     def litter(self) -> Counter[str]:
-        """Number of files and folders of each `kind_of_litter`."""
         return self.members.litter
 
     @property

@@ -32,7 +32,6 @@ class LossPerLevel:
 
     @property
     def mean(self) -> float:
-        """Average over the levels."""
         return float(np.mean(self.losses))
 
     def error(self, mean_square: float, sigma_data: float) -> float:

@@ -52,7 +52,6 @@ class Processes:
     rank: int = 0
     """Number of this process, from 0."""
     count: int = 1
-    """Number of processes."""
     local_rank: int = 0
     """Number of this process on its machine."""
     local_count: int = 1
@@ -88,7 +87,6 @@ class Processes:
 
 
 ONE_PROCESS = Processes()
-"""A job of one process."""
 
 
 class StopSignal:

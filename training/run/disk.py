@@ -26,7 +26,6 @@ class FileSizes:
     snapshots: int
     """Snapshots of one time, of all EMA lengths together."""
     checkpoint: int
-    """One checkpoint."""
     ends: int
     """Files at the end: raw weights, and the average of a fixed half-life."""
 
@@ -68,7 +67,6 @@ class DiskForecast:
 
     @property
     def checkpoints(self) -> int:
-        """Number of checkpoints that are written."""
         return len(due_times(self.config.checkpoint_every, self.config.batch_size, self.config.duration))
 
     @property

@@ -26,7 +26,6 @@ class StatusLine:
             self.bar = tqdm(total=duration, initial=images_seen, unit="img", unit_scale=True, dynamic_ncols=True)
 
     def advance(self, images: int) -> None:
-        """Move the bar."""
         if self.bar is not None:
             self.bar.update(images)
 
@@ -142,7 +141,6 @@ class Monitor:
         self.tensorboard = TensorBoard(folder, images_seen)
 
     def report(self, record: Record) -> None:
-        """Show and store a record."""
         self.stats.append(record)
         self.tensorboard.append(record)
         self.status.report(record)

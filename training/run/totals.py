@@ -42,7 +42,6 @@ class Totals:
         self.reported = {name: torch.zeros((), device=device) for name in reports}
 
     def add(self, step: StepResult) -> None:
-        """Add the numbers of a step."""
         self.loss += step.loss
         if step.error is not None:
             self.error += step.error
