@@ -13,11 +13,7 @@ from edm2.training.data.files import DatasetError, Files
 
 
 def broken_conditions(files: Files, catalog: Catalog, workers: int = 1) -> Iterator[str]:
-    """Read the conditions of all images; yield a line for each that training would stop at.
-
-    Raises:
-        StorageError: The storage gives no answer.
-    """
+    """Read the conditions of all images; yield a line for each that training would stop at."""
     for name in catalog.condition_names:
         found = condition_files(files, name, catalog.names)
         if line := missing_condition(files, name, catalog.names, found):

@@ -115,11 +115,7 @@ class Resize(Transform):
 
 @dataclass(frozen=True)
 class CenterCrop(_Square):
-    """Resize the largest square in the middle (Lanczos).
-
-    Raises:
-        ValueError: Height and width differ.
-    """
+    """Resize the largest square in the middle (Lanczos)."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
         side = min(image.size)
@@ -132,9 +128,6 @@ class CenterCropDhariwal(_Square):
 
     Halved by 2x2 averages while the short side is at least twice the wanted one, so that the bicubic filter, which sees
     few pixels in their implementation, has little left to do.
-
-    Raises:
-        ValueError: Height and width differ.
     """
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -160,9 +153,6 @@ class CenterCropWide(Transform):
 
     The band has all columns of the image and round(width H / W) of its H rows: as many as the image would have if it
     were `width` wide. Images with fewer than `width` columns, or bands of fewer than `height` rows, are too small.
-
-    Raises:
-        ValueError: Higher than wide.
     """
 
     def __post_init__(self) -> None:

@@ -27,11 +27,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class MomentEncoder:
-    """Encoder of a VAE on one device.
-
-    Raises:
-        ValueError: Unknown or impossible settings.
-    """
+    """Encoder of a VAE on one device."""
 
     vae: str = SD_VAE
     """Hub id or local folder of a diffusers AutoencoderKL."""

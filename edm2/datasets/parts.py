@@ -167,11 +167,7 @@ def in_threads(call: Callable[[Item], Result], items: Iterable[Item], workers: i
 
 
 def read_all(read: Callable[[str], Result], names: Iterable[str], workers: int) -> Iterator[Result | DatasetError]:
-    """Read files in threads and yield in their order what was read of each, or the error of a broken one.
-
-    Raises:
-        StorageError: The storage gives no answer.
-    """
+    """Read files in threads and yield in their order what was read of each, or the error of a broken one."""
 
     def read_or_error(name: str) -> Result | DatasetError:
         try:

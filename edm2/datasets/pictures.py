@@ -43,11 +43,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class PictureReader:
-    """Reader of images of all formats that conversion takes.
-
-    Raises:
-        ValueError: Neither "apply" nor "ignore", or no background.
-    """
+    """Reader of images of all formats that conversion takes."""
 
     exif: str = "apply"
     background: str = "white"

@@ -142,9 +142,6 @@ def load_to_sample(
         device: Device of the parameters; default: the CPU.
         dtype: dtype that ours computes in; None for float32.
         make_net: Makes the network for snapshots that hold the tensors of one of the user's own.
-
-    Raises:
-        OSError, SnapshotError: as `load`.
     """
     metadata = read_metadata(name)
     if not is_external(metadata) or make_net is None:
@@ -163,11 +160,7 @@ def is_external(metadata: Mapping[str, Any]) -> bool:
 
 
 def drawn_images(metadata: Mapping[str, Any]) -> NetworkConfig | DrawnImages:
-    """Shape and classes of the images of the network that a snapshot's metadata describes.
-
-    Raises:
-        ValueError: they do not describe any.
-    """
+    """Shape and classes of the images of the network that a snapshot's metadata describes."""
     if is_external(metadata):
         return DrawnImages.from_metadata(metadata)
     return NetworkConfig.from_json(metadata["network"])

@@ -45,12 +45,7 @@ def check_is_file(path: Path) -> None:
 
 
 def load_torchscript(path: Path, device: torch.device | str) -> torch.jit.ScriptModule:
-    """Load a TorchScript network in evaluation mode.
-
-    Raises:
-        ValueError: the file is none.
-        FileNotFoundError: there is none.
-    """
+    """Load a TorchScript network in evaluation mode."""
     check_is_file(path)
     try:
         return torch.jit.load(path, map_location=device).eval()

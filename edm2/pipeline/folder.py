@@ -48,11 +48,7 @@ def _with_own_vae(codec: Any, folder: Path) -> Any:
 
 
 def read_pipeline_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Read names and tensors of the pipeline's network, one at a time, as they are stored.
-
-    Raises:
-        SnapshotError: a file is missing or damaged.
-    """
+    """Read names and tensors of the pipeline's network, one at a time, as they are stored."""
     for path in _weight_files(Path(folder) / "unet"):
         yield from read_safetensors(path)
 

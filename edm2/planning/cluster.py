@@ -48,11 +48,7 @@ UNKNOWN = GPU("GPU", 0, 0, None, 32, 25, "your numbers")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Machines (nodes) with the same number of GPUs of one kind.
-
-    Raises:
-        ValueError: GPUs do not fill the nodes.
-    """
+    """Machines (nodes) with the same number of GPUs of one kind."""
 
     gpu: GPU
     gpus: int

@@ -182,13 +182,7 @@ class Scoring:
         return key_of({**asked, **self.sampling.to_json(), **self.evaluator.to_json()})
 
     def outcome(self, trial: Trial, progress: Callable[[int], AbstractContextManager[Any]] = nullcontext) -> Outcome:
-        """Score a finished run; scores are kept in its sweep.jsonl, and known ones are not computed again.
-
-        Raises:
-            TrainingError: the network's output is not finite.
-            ValueError: an EMA length cannot be reconstructed.
-            OSError: snapshots are missing.
-        """
+        """Score a finished run; scores are kept in its sweep.jsonl, and known ones are not computed again."""
         folder, config = trial.folder, trial.config
         averages, known = Averages(folder.path), ScoreCache(folder.path / "sweep.jsonl")
         codec = codec_from_json(averages.metadata["codec"])

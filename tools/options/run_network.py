@@ -18,9 +18,6 @@ def network_of_run(run: Path, sigma_rel: float | None, processes: Processes) -> 
     Args:
         sigma_rel: EMA length; None for the best in the run's sweep.csv, else the longest that was tracked.
         processes: Processes that use it; the first makes it.
-
-    Raises:
-        OSError, ValueError: no snapshots, or they cannot be combined.
     """
     path = ""
     if processes.is_first:

@@ -29,12 +29,7 @@ def write_sweep(path: Path, sweep: Sweep) -> None:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read the averages in a sweep.csv, and by what they were scored, which earlier versions did not say.
-
-    Raises:
-        ValueError: it is no such table.
-        OSError: there is none, or it cannot be read.
-    """
+    """Read the averages in a sweep.csv, and by what they were scored, which earlier versions did not say."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["sigma_rel"] != "raw"]

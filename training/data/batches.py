@@ -75,9 +75,6 @@ class BatchStream:
         holdout_set: Images set aside, or None.
         codec: Stored data <-> what the network sees.
         shape: (C, H, W) of what it sees.
-
-    Raises:
-        DatasetError: The images do not fit the network.
     """
 
     def __init__(

@@ -100,9 +100,6 @@ def deaths_of_workers(name: str) -> Iterator[None]:
 
     Torch hears of it by a signal, whose handler raises a RuntimeError at whatever line this process has come to: while
     it trains, in the middle of a step.
-
-    Raises:
-        WorkerError: One has died.
     """
     try:
         yield

@@ -23,9 +23,6 @@ class TorchDataset(Dataset):
 
     Args:
         data: The dataset; items may be read in other processes, so it must survive a fork.
-
-    Raises:
-        DatasetError: it is empty, or its items are of another form.
     """
 
     def __init__(self, data: Any, name: str = "dataset") -> None:

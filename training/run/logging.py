@@ -82,11 +82,7 @@ class StatsFile:
 
 
 def read_stats(path: Path) -> list[Record]:
-    """Records of a stats.jsonl; an unfinished last line, left by a killed run, is ignored.
-
-    Raises:
-        ValueError: another line is damaged.
-    """
+    """Records of a stats.jsonl; an unfinished last line, left by a killed run, is ignored."""
     *lines, _ = path.read_bytes().split(b"\n")  # a line is finished when its end is there
     return [_parse_record(path, number, line) for number, line in enumerate(lines, start=1)]
 
