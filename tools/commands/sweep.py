@@ -220,11 +220,7 @@ def _titles(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _real_images(averages: "Averages", codec: "Codec", data: str | None) -> "Dataset":
-    """Open the real images: those named, else those of the run.
-
-    Raises:
-        ValueError: they are not of the shape that a network of pixels draws.
-    """
+    """Open the real images: those named, else those of the run."""
     from edm2.training import PixelCodec, open_dataset
     from edm2.training.run.run_folder import open_run_data
 

@@ -16,13 +16,9 @@ def network_of_run(run: Path, sigma_rel: float | None, processes: Processes, ste
     """Path of a file with the average of a run at its last time; it is made if it is not there, and named on screen.
 
     Args:
-        run: Run folder.
         sigma_rel: EMA length; None for the best in the run's sweep.csv, else the longest that was tracked.
         processes: Processes that use it; the first makes it.
         steps: Sampling steps: a sweep over several numbers of them found a length for each.
-
-    Raises:
-        OSError, ValueError: no snapshots, or they cannot be combined.
     """
     path = ""
     if processes.is_first:

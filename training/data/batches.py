@@ -66,7 +66,6 @@ class BatchStream:
     """Batches of a run.
 
     Args:
-        config: Configuration of the run.
         dataset: Images; `config.holdout` of them are set aside.
         random: Random numbers by position, on the device where the images shall be.
         processes: Processes that divide the positions of every step; this one gets its own.
@@ -77,9 +76,6 @@ class BatchStream:
         holdout_set: Images set aside, or None.
         codec: Stored data <-> what the network sees.
         shape: (C, H, W) of what it sees.
-
-    Raises:
-        DatasetError: The images do not fit the network.
     """
 
     def __init__(
