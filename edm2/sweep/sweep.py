@@ -145,8 +145,6 @@ class Sweeper:
     """Guides where the guidance weight is not 1."""
     repeats: int = 1
     """Sets of seeds; the lowest score of all counts."""
-    first_set: int = 0
-    """Number of the first set; sets have no seed in common."""
     known: ScoreCache | None = None
     """Known scores; those of the first process are used."""
     processes: Processes = ONE_PROCESS
@@ -159,6 +157,8 @@ class Sweeper:
     """Called with every point when its score is computed, in the first process."""
     programs: Mapping[str, str] = field(default_factory=dict)
     """Digests of the user's own programs that decide the images, such as that of a network."""
+    first_set: int = 0
+    """Number of the first set; sets have no seed in common."""
 
     def sweep(
         self,
