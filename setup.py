@@ -14,6 +14,8 @@ STUDIES = ["bench.studies"]
 
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 """Packages of `edm2 export`: 120 MB, with theirs."""
+REPORT = ["jinja2", "vl-convert-python"]
+"""Packages of the extra `report`: templates, and the plots' program in one file."""
 
 
 def subpackages(folder: str) -> list[str]:
@@ -37,7 +39,12 @@ setup(
         *(name for folder in FOLDERS for name in subpackages(folder)),
     ],
     package_dir={"edm2": "edm2", **{f"edm2.{folder}": folder for folder in FOLDERS}},
-    package_data={"": ["*.pyi"], "edm2.docs": ["*.md", "*.png"], "edm2": ["assets/*.safetensors", "py.typed"]},
+    package_data={
+        "": ["*.pyi"],
+        "edm2": ["assets/*.safetensors", "py.typed"],
+        "edm2.docs": ["*.md", "*.png"],
+        "edm2.report": ["templates/*"],
+    },
     install_requires=[
         "torch>=2.9",
         "numpy",
@@ -61,11 +68,12 @@ setup(
         "heic": ["pillow-heif"],
         "text": ["transformers"],
         "export": EXPORT,
+        "report": REPORT,
         "test": [
             *("pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"),
             *("tensorboard", "datasets", "ema-pytorch", "build", "setuptools"),
             *("accelerate", "lightning", "transformers"),
-            *EXPORT,
+            *(*EXPORT, *REPORT, "playwright", "axe-playwright-python"),
         ],
     },
     entry_points={"console_scripts": ["edm2 = edm2.tools.cli:main"]},

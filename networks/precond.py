@@ -13,6 +13,13 @@ LEAST_TARGET = 0.002
 """Noise level that stands for 0 where a logarithm is taken of the level to arrive at."""
 
 
+ABILITIES = ("denoise", "map", "consistency")
+"""Ways to sample a network: as a denoiser, from level to level, or from any level to 0 alone."""
+
+MAP_LEVELS: dict[int, tuple[float, ...]] = {1: (80, 0), 2: (80, 0.3, 0), 4: (80, 1.2, 0.5, 0.2, 0)}
+"""Noise levels that a flow map jumps between in some numbers of evaluations, found on 8x8 digits."""
+
+
 class Precond(nn.Module):
     """Preconditioned denoiser (Eqs. 4-8).
 
@@ -30,11 +37,13 @@ class Precond(nn.Module):
     Attributes:
         compute_dtype: dtype of the U-Net's activations; parameters keep their own.
         empty_classes: Classes without an image in training, which sampling leaves out unless asked for.
+        abilities: Ways to sample the network, of `ABILITIES`.
+        map_levels: Noise levels by number of evaluations, for a flow map.
     """
 
     unet: Any  # a U-Net with a `config` and a `memory_format`
 
-    def __init__(self, unet: nn.Module, sigma_data: float, logvar_fourier: nn.Module, logvar_linear: nn.Module) -> None:
+    def __init__(self, unet: Any, sigma_data: float, logvar_fourier: nn.Module, logvar_linear: nn.Module) -> None:
         super().__init__()
         self.unet = unet
         self.sigma_data = sigma_data
@@ -42,6 +51,8 @@ class Precond(nn.Module):
         self.logvar_linear = logvar_linear
         self.compute_dtype = torch.float32
         self.empty_classes: tuple[int, ...] = ()
+        self.abilities = ("denoise",) if unet.config.target_level is None else ("denoise", "map")
+        self.map_levels = MAP_LEVELS
 
     @property
     def config(self) -> NetworkConfig:
