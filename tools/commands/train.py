@@ -332,12 +332,12 @@ def _open_in_turn(data: str, processes: "Processes") -> "Dataset":
 def _check_folder(config: "TrainingConfig", dataset: "Dataset", processes: "Processes") -> None:
     """Refuse a run folder that holds another run, before anything is computed; say where a run goes on."""
     from edm2.training import RunFolder
-    from edm2.training.run.inputs import describe_data
+    from edm2.training.run.inputs import describe_inputs
 
     folder = RunFolder(config.out)
     options = _options()
     names = options | {f"network.{name}": option for name, option in options.items()}
-    folder.check(config, names, describe_data(dataset) if processes.is_first else None)
+    folder.check(config, names, describe_inputs(dataset, config) if processes.is_first else None)
     if processes.is_first and 0 < (seen := folder.images_seen()) < config.duration:
         click.echo(f"Resuming {config.out} at {seen:,} of {config.duration:,} images.")
 

@@ -127,6 +127,10 @@ class Dataset(ABC):
         """Stored facts about a condition, as `Condition.to_json` has it; only its encoder, or nothing, else."""
         return {}
 
+    def condition_contents(self, name: str) -> str | None:
+        """Digest of the stored values of a condition; None where they are not stored."""
+        return None
+
     def item_name(self, index: int) -> str:
         """Name of an image to show to people: that of its file, or its number."""
         return str(index)
@@ -291,7 +295,7 @@ class ArchiveDataset(Dataset):
         return {"encoder": entry.get("encoder")}  # the rest was measured on other files
 
     def condition_contents(self, name: str) -> str:
-        """Digest of sizes and checksums of a condition's files."""
+        """Digest of sizes and checksums of a condition's files (in a folder, of first and last 64 KiB)."""
         return hashlib.sha256(repr(self._files.contents(self.condition_files(name))).encode()).hexdigest()
 
     def fingerprint(self) -> str:
@@ -389,6 +393,9 @@ class Subset(Dataset):
 
     def known_condition(self, name: str) -> Mapping[str, Any]:
         return self.dataset.known_condition(name)
+
+    def condition_contents(self, name: str) -> str | None:
+        return self.dataset.condition_contents(name)
 
     def item_name(self, index: int) -> str:
         return self.dataset.item_name(int(self.indices[index]))
