@@ -12,13 +12,23 @@ import pytest
 import torch
 from command_line import complaint, edm2 as edm2_command, succeed
 from dataset_files import encoded, npy, write_zip
+from jobs import Job
 from PIL import Image
-from tiny_run import assert_same_bits, final_state, tiny_config
+from tiny_run import assert_same_bits, assert_same_numbers, final_state, stats, tiny_config, tiny_data
 from tiny_text import save_tiny_text_encoder
 from torch import Tensor, nn
 
 import edm2
-from edm2.networks import NetworkConfig, Precond, build_network
+from edm2.networks import (
+    ImageCondition,
+    NetworkConfig,
+    Precond,
+    ScalarCondition,
+    TokenCondition,
+    VectorCondition,
+    build_network,
+)
+from edm2.networks.conditions import noise_level
 from edm2.sampling.conditions import rows_of_conditions
 from edm2.sampling.guidance import guided, without_conditions, without_labels
 from edm2.sampling.samplers import SAMPLERS
@@ -29,6 +39,7 @@ from edm2.training.diagnostics.batches import by_bin, over_all_levels
 from edm2.training.diagnostics.holdout import measure_loss
 from edm2.training.diagnostics.magnitudes import measure_activations
 from edm2.training.diagnostics.noise_levels import measure_noise_levels
+from edm2.training.distributed.processes import joined_processes
 from edm2.training.loss.noise import LnNormal
 from edm2.training.loss.weighting import EDM
 
@@ -339,6 +350,50 @@ def test_a_run_with_conditions_resumes_to_the_bit(conditioned_run, tmp_path):
     resumed = trainer("stopped", 64)
     resumed.run()
     assert_same_bits(final_state(resumed), final_state(whole))
+
+
+def train_with_every_kind(out: Path, shard: bool, final: Path) -> None:
+    """Ten steps with conditions of every kind, dropped and with noise; the first process leaves the end."""
+    g, images = torch.Generator().manual_seed(0), tiny_data()
+    captions = torch.randn(40, 3, 5, generator=g)
+    captions[::3, 1:] = torch.nan
+    given = {
+        "colour": torch.randn(40, 3, generator=g),
+        "age": torch.randn(40, generator=g),
+        "edges": torch.randn(40, 1, 4, 4, generator=g),
+        "caption": captions,
+    }
+    edges = ImageCondition("edges", 1, noise=0.3)
+    kinds = (
+        VectorCondition("colour", 3, dropout=0.2), ScalarCondition("age"), edges, noise_level(edges),
+        TokenCondition("caption", 5, length=3, dropout=0.2),
+    )  # fmt: skip
+    config = tiny_config(out, duration=80, status_every=8, snapshot_every=40, holdout=8, shard=shard)
+    network = dataclasses.replace(config.network, conditions=kinds, label_source=True)
+    dataset = ArrayDataset(images.images(range(40)), images.labels(range(40)), conditions=given)
+    with joined_processes() as processes:
+        trainer = Trainer(dataclasses.replace(config, network=network), dataset=dataset, processes=processes)
+        trainer.run()
+        whole = dict(trainer.step.strategy.gathered(final_state(trainer)))
+        if processes.is_first:
+            torch.save(whole, final)
+
+
+@pytest.mark.slow
+def test_several_processes_train_with_conditions_as_one_does(tmp_path):
+    """With DDP and with FSDP2: the same weights, averages, losses and snapshots."""
+    ends = {}
+    for name, count, shard in (("alone", 1, False), ("ddp", 2, False), ("fsdp", 2, True)):
+        words = tmp_path / name, shard, tmp_path / f"{name}.pt"
+        job = Job(count, tmp_path / f"{name}.said", train_with_every_kind, *words)
+        assert job.wait() == [0] * count, [job.words(rank) for rank in range(count)]
+        ends[name] = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+    assert all(gate != 0 for name, gate in ends["alone"].items() if name.endswith("caption.gate"))  # all is learned
+    for name in ("ddp", "fsdp"):
+        assert_same_numbers(ends[name], ends["alone"])
+        for ours, theirs in zip(stats(tmp_path / name), stats(tmp_path / "alone"), strict=True):
+            assert ours.keys() == theirs.keys()
+            assert all(ours[key] == pytest.approx(theirs[key], rel=1e-5) for key in ours), ours["images_seen"]
 
 
 def test_datasets_carry_conditions(tmp_path, monkeypatch):
