@@ -291,11 +291,6 @@ def train(
                 dataset, data, out, preset, architecture, conditional, choices, processes.count, measured
             )
             _check_folder(config, dataset, processes)
-            if lengths is not None and (needed := [c.name for c in config.own_network.conditions if not c.dropout]):
-                raise click.UsageError(
-                    f"--eval scores images drawn without conditions, and the network would need {needed[0]}: leave it "
-                    f"out, or give --condition-dropout {needed[0]}=0.1"
-                )
         if processes.is_first:
             print_lines(describe_plan(config, dataset, processes.count))
         if measure:

@@ -94,8 +94,7 @@ class BatchStream:
         self.processes = processes
         self.device = random.generator.device
         self.conditions = () if config.network is None else config.network.conditions
-        levels = [noise_level(c).name for c in self.conditions if isinstance(c, ImageCondition) and c.noise]
-        self._read = [c for c in self.conditions if c.name not in levels]
+        self._read = [c for c in self.conditions if c.name not in noise_levels(self.conditions)]
         if self._read:
             dataset = Conditioned(dataset, [c.name for c in self._read], config.make_conditions)
         self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
