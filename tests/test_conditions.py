@@ -29,7 +29,7 @@ from edm2.networks import (
     build_network,
 )
 from edm2.networks.conditions import noise_level
-from edm2.sampling.conditions import rows_of_conditions
+from edm2.sampling.conditions import held_out_conditions, rows_of_conditions
 from edm2.sampling.guidance import guided, without_conditions, without_labels
 from edm2.sampling.samplers import SAMPLERS
 from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig, open_dataset, read_run_config
@@ -334,6 +334,77 @@ def test_pipelines_take_and_save_conditions(conditioned_run, tmp_path):
     guide = edm2.without_conditions(net, ["age"])
     (batch,) = edm2.generate(net, range(3), 1, guide, 2, conditions=given, num_steps=2)
     torch.testing.assert_close(images, batch.samples, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_scores_are_of_samples_for_held_out_conditions_or_given_ones(conditioned_run, tmp_path, monkeypatch):
+    """In `edm2 sweep` and `edm2 metrics gen`, with the classes that go with them."""
+    monkeypatch.chdir(conditioned_run)
+    config, dataset = read_run_config("run"), open_dataset("data.zip")
+    held_out = held_out_conditions(config, dataset)
+    assert list(held_out.rows) == list(KINDS)
+    ages_there = held_out.rows["age"].tolist()  # of image i, of class i modulo 2
+    assert (len(ages_there), list(held_out.classes)) == (8, [age % 2 for age in ages_there])
+    drawn = []
+    monkeypatch.setattr(Precond, "forward", watching(Precond.forward, drawn))
+    fast = ("--steps", 1, "--device", "cpu")
+    sweep = ("sweep", "run", "--std", 0.1, "--samples", 10, *fast, "--out", tmp_path)
+    shown = succeed(*sweep)
+    assert "Samples get 8 values of edges, colour, age, caption in turn" in shown
+    assert "--condition edges=... --condition colour=..." in shown
+    ages, classes = drawn[0]
+    assert ages.tolist() == [*ages_there, *ages_there[:2]]
+    assert classes == [*held_out.classes, *held_out.classes[:2]]
+    scores = len((tmp_path / "sweep.jsonl").read_text().splitlines())
+    monkeypatch.setattr("edm2.sweep.sweep.score_network", None)
+    succeed(*sweep)  # known
+    monkeypatch.undo()
+    monkeypatch.chdir(conditioned_run)
+    monkeypatch.setattr(Precond, "forward", watching(Precond.forward, drawn))
+    drawn.clear()
+    Image.new("L", (4, 4), 100).save(tmp_path / "edges.png")
+    given = ("--condition", f"edges={tmp_path / 'edges.png'}", "--condition", "age=7")
+    succeed(*sweep, *given)
+    assert len((tmp_path / "sweep.jsonl").read_text().splitlines()) == scores + 2  # average and raw weights
+    assert drawn[0][0].tolist() == [7] * 10
+    drawn.clear()
+    succeed("metrics", "ref", "data.zip", tmp_path / "ref.npz", "--detector", "pixels")
+    gen = ("metrics", "gen", "run", "--ema", 0.1, "--ref", tmp_path / "ref.npz", "--seeds", "0-9", *fast)
+    succeed(*gen)
+    assert drawn[0][0].tolist() == [*ages_there, *ages_there[:2]]
+    assert drawn[0][1] == [*held_out.classes, *held_out.classes[:2]]
+    assert "unknown conditions depth" in complaint(edm2_command(*sweep, "--condition", "depth=1").err)
+
+
+@pytest.mark.slow
+def test_a_cascade_tells_the_second_network_how_noisy_the_first_ones_images_are(conditioned_run, tmp_path):
+    """Level 0 unless given, said on screen; nothing is added to the images."""
+    succeed("generate", "digits8", "--seeds", "0-3", "--steps", 2, "--out", tmp_path / "small")
+    asked = ("generate", conditioned_run / "run", "--ema", 0.1, "--seeds", "0-3", "--steps", 2, "--latents")
+    edges, drawn = ("--condition", f"edges={tmp_path / 'small'}"), {}
+    for level, said in (("", "edges_noise: 0, as none is given"), (0, "edges_noise: 0\n"), (0.2, "edges_noise: 0.2\n")):
+        given = () if level == "" else ("--condition", f"edges_noise={level}")
+        shown = succeed(*asked, *edges, *given, "--class", 1, "--npz", tmp_path / f"{level}.npz")
+        assert said in shown
+        drawn[level] = np.load(tmp_path / f"{level}.npz")["arr_0"]
+    assert np.array_equal(drawn[""], drawn[0])
+    assert not np.array_equal(drawn[0.2], drawn[0])
+    net = edm2.load(sorted((conditioned_run / "run/snapshots").iterdir())[-1])  # of length 0.10
+    pictures = [Image.open(path) for path in sorted((tmp_path / "small").glob("*.png"))]
+    given = {"edges": pictures, "edges_noise": 0.2}
+    (batch,) = edm2.generate(net, range(4), 1, conditions=given, num_steps=2)
+    assert drawn[0.2] == pytest.approx(batch.samples.numpy(), rel=1e-3, abs=1e-4)
+
+
+def watching(forward, seen: list):
+    """The method, which also notes ages and classes of its calls."""
+
+    def watched(net, x, sigma, class_labels=None, return_logvar=False, *, conditions=None, **options):
+        classes = None if class_labels is None else class_labels.tolist()
+        seen.append((None if conditions is None else conditions.get("age"), classes))
+        return forward(net, x, sigma, class_labels, return_logvar, conditions=conditions, **options)
+
+    return watched
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import click
 
 from edm2.metrics.registry import DETECTOR_NAMES, METRICS
 from edm2.sampling.samplers import HEUN, Sampler
+from edm2.tools.options.conditions import CONDITION_HELP, HELD_OUT_HELP, conditions_to_score
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.networks import (
     CODEC_HELP,
@@ -75,6 +76,7 @@ _what, _guidance, _score, _where, _machine = map(
 )
 @_what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP)
 @_what("--codec", "codec_from", metavar="MODULE:CALLABLE", help=CODEC_HELP)
+@_what("--condition", "conditions", multiple=True, metavar="NAME=VALUE", help=f"{CONDITION_HELP} {HELD_OUT_HELP}")
 @_what("--at", "times", type=TIMES, help="Images seen, times with snapshots; default: the last.")
 @_what("--search", "budget", type=click.IntRange(1), help="Close in on the best with at most so many points per time.")
 @_guidance("--guidance", "guidances", type=WEIGHTS, help="Weights; default: 1, which is none.")
@@ -104,6 +106,7 @@ def sweep(
     sigma_rels: list[float],
     net_from: str | None,
     codec_from: str | None,
+    conditions: tuple[str, ...],
     times: list[int] | None,
     budget: int | None,
     guidances: list[float] | None,
@@ -165,6 +168,7 @@ def sweep(
     check_external(run, averages.metadata, net_from)
     codec = codec_of(run, averages.metadata, vae, codec_from)
     dataset = None if ref else _real_images(averages, codec, data)
+    of_samples = conditions_to_score(run, conditions, count, getattr(averages.config, "conditions", ()), dataset)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
     for time in area.times:
         averages.check(time, area.sigma_rels)
@@ -183,12 +187,14 @@ def sweep(
             evaluator = load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
         else:
             evaluator = load_metric_evaluator(metric, name, weights, ref, on)
-        dtype = DTYPES[chosen_precision(precision, on, net_from)]
-        sampling = SampleSettings(count, num_steps, interval or EVERYWHERE, dtype, sampler)
+        settings = count, num_steps, interval or EVERYWHERE, DTYPES[chosen_precision(precision, on, net_from)]
+        sampling = SampleSettings(*settings, sampler, of_samples)
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
-        sweeper = Sweeper(averages, codec, evaluator, sampling, guides, repeats, cache, processes, on)
-        sweeper.programs = source_digests(net_from, codec_from, averages.classes)
+        sweeper = Sweeper(
+            averages, codec, evaluator, sampling, guides, repeats, cache, processes, on,
+            programs=source_digests(net_from, codec_from, averages.classes),
+        )  # fmt: skip
         if processes.is_first:
             _warn_of_snapshots(averages, area)
             _announce(area, budget, sweeper)
@@ -197,7 +203,8 @@ def sweep(
         if processes.is_first:
             _report(result, area, out, compared)
             click.echo("The best network, and images of it:")
-            for line in _commands(sweeper, result.best.point, guide, {"--net-from": net_from, "--codec": codec_from}):
+            words = {"--net-from": net_from, "--codec": codec_from}
+            for line in _commands(sweeper, result.best.point, guide, words, conditions):
                 click.echo(f"  {line}")
 
 
@@ -294,6 +301,9 @@ def _announce(area: "Range", budget: int | None, sweeper: "Sweeper") -> None:
     points = len(area.points()) if budget is None else budget * len(area.times)
     sampling = sweeper.sampling
     cost = sampling.sampler.cost(sampling.num_steps)
+    if sampling.conditions is not None:
+        values = max(map(len, sampling.conditions.rows.values()))
+        click.echo(f"Samples get {values:,} values of {', '.join(sampling.conditions.rows)} in turn.")
     images = f"{points * sampling.count * sweeper.repeats:,} images ({cost})"
     if budget is None:
         click.echo(f"{points} points, {images}, compared by {sweeper.evaluator.title}.")
@@ -315,8 +325,14 @@ def _warn_of_edges(area: "Range", best: "ScoredPoint") -> None:
             click.echo(f"The best value of {option}, {value:g}, is the end of its list: the minimum may lie beyond.")
 
 
-def _commands(sweeper: "Sweeper", point: "Point", guide: str | None, programs: "Mapping[str, str | None]") -> list[str]:
-    """Command lines that make the best network and draw its images."""
+def _commands(
+    sweeper: "Sweeper",
+    point: "Point",
+    guide: str | None,
+    programs: "Mapping[str, str | None]",
+    conditions: Sequence[str],
+) -> list[str]:
+    """Command lines that make the best network and draw its images, with ... for values of held-out images."""
     from edm2.sampling.guidance import EVERYWHERE
     from edm2.sweep.guides import GuideRun
 
@@ -326,6 +342,8 @@ def _commands(sweeper: "Sweeper", point: "Point", guide: str | None, programs: "
     draw = ["edm2", "generate", network, "--seeds", "0-63"]
     draw += ["--balanced"] if sweeper.averages.config.label_dim else []
     draw += [word for option, target in programs.items() if target is not None for word in (option, target)]
+    held_out = () if sampling.conditions is None else [f"{name}=..." for name in sampling.conditions.rows]
+    draw += [word for text in conditions or held_out for word in ("--condition", text)]
     draw += ["--steps", str(sampling.num_steps)]
     draw += [] if sampling.sampler == HEUN else ["--solver", sampling.sampler.name]
     draw += ["--out", "samples"]

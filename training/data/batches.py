@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edm2.networks import ImageCondition, TokenCondition
-from edm2.networks.conditions import constant, noise_level
+from edm2.networks.conditions import constant, noise_level, noise_levels
 from edm2.training.config import TrainingConfig
 from edm2.training.data.codecs import Codec, PixelCodec, ValueCodec
 from edm2.training.data.conditions import Conditioned, padded
