@@ -377,6 +377,32 @@ def test_scores_are_of_samples_for_held_out_conditions_or_given_ones(conditioned
 
 
 @pytest.mark.slow
+def test_scores_during_training_are_those_of_a_sweep(conditioned_run, tmp_path, monkeypatch):
+    """Of a condition that the network needs for every image."""
+    small = (
+        "--preset",
+        "edm2-tiny",
+        "--batch",
+        32,
+        "--channels",
+        16,
+        "--holdout",
+        8,
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+    )
+    length = ("--duration", 64, "--snapshot", 32, "--status", 32, "--sample", 64, "--checkpoint", 32)
+    scored = ("--condition", "age", "--eval", 0.1, "--eval-samples", 8)
+    succeed("train", "--data", conditioned_run / "data.zip", "--out", tmp_path / "run", *small, *length, *scored)
+    lines = [json.loads(line) for line in (tmp_path / "run/sweep.jsonl").read_text().splitlines()]
+    assert [line["images_seen"] for line in lines] == [32, 64]
+    monkeypatch.setattr("edm2.sweep.sweep.score_network", None)  # all are known
+    succeed("sweep", tmp_path / "run", "--std", 0.1, "--at", 32, "--samples", 8, "--device", "cpu")
+
+
+@pytest.mark.slow
 def test_a_cascade_tells_the_second_network_how_noisy_the_first_ones_images_are(conditioned_run, tmp_path):
     """Level 0 unless given, said on screen; nothing is added to the images."""
     succeed("generate", "digits8", "--seeds", "0-3", "--steps", 2, "--out", tmp_path / "small")

@@ -182,13 +182,13 @@ def sweep(
         on = use_device(processes, device)
         shown = averages.shape if dataset is None or codec_from is None else dataset.shape
         name = detector or default_detector(shown, isinstance(codec, PixelCodec) or codec_from is not None)
-        evaluator: Any
-        if metric is None:
-            evaluator = load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
-        else:
-            evaluator = load_metric_evaluator(metric, name, weights, ref, on)
-        settings = count, num_steps, interval or EVERYWHERE, DTYPES[chosen_precision(precision, on, net_from)]
-        sampling = SampleSettings(*settings, sampler, of_samples)
+        evaluator: Any = (
+            load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
+            if metric is None
+            else load_metric_evaluator(metric, name, weights, ref, on)
+        )
+        dtype = DTYPES[chosen_precision(precision, on, net_from)]
+        sampling = SampleSettings(count, num_steps, interval or EVERYWHERE, dtype, sampler, of_samples)
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
         sweeper = Sweeper(

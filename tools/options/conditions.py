@@ -111,10 +111,12 @@ def _value(name: str, value: str, condition: "Condition | None") -> Any:
     path = Path(value)
     if path.is_dir():
         from edm2.post_hoc_ema.files import visible_files
+        from edm2.training.data.files import SUFFIXES, suffix_of
 
-        found = sorted(file for file in visible_files(path, "**/*") if file.is_file())
+        files = (file for file in visible_files(path, "**/*") if file.is_file())
+        found = sorted(file for file in files if suffix_of(file.name) in SUFFIXES)  # not generation.json
         if not found:
-            raise ValueError(f"{name}={value}: the folder holds no files")
+            raise ValueError(f"{name}={value}: the folder holds no pictures or NPY files")
         return [_read(file) for file in found]
     if path.is_file() and condition is not None:
         return _read(path)
