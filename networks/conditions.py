@@ -269,11 +269,7 @@ KINDS: dict[str, type[Condition]] = {
 
 
 def condition_from_json(values: Any) -> Condition:
-    """Inverse of `Condition.to_json`.
-
-    Raises:
-        ValueError: an unknown kind, or fields that do not fit it.
-    """
+    """Inverse of `Condition.to_json`."""
     fields = dict(values) if isinstance(values, Mapping) else {}
     kind = fields.pop("kind", None)
     if kind not in KINDS:
@@ -302,9 +298,6 @@ def prepare(known: Iterable[Condition], given: Mapping[str, Tensor], x: Tensor) 
         known: Conditions of the network.
         given: Values by name.
         x: The images, in the dtype of the embedding.
-
-    Raises:
-        ValueError: a condition that the network does not know, one that it needs and does not get, or another shape.
     """
     by_name = {condition.name: condition for condition in known}
     if unknown := sorted(set(given) - set(by_name)):

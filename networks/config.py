@@ -194,9 +194,6 @@ def dataclass_from_json(cls: type[Config], values: dict[str, Any], what: str) ->
         cls: A dataclass.
         values: Its fields by name, those with defaults optional.
         what: How to call it in errors.
-
-    Raises:
-        ValueError: an unknown or missing field, or a value out of range.
     """
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # Config may be any dataclass
     if unknown := sorted(set(values) - known):

@@ -19,11 +19,7 @@ def import_target(target: str) -> Any:
 
 
 def import_callable(target: str, what: str) -> Callable[..., Any]:
-    """Import what a user names on the command line to make or to be `what`, such as "a detector".
-
-    Raises:
-        ValueError: there is no such module, or nothing callable of this name in it.
-    """
+    """Import what a user names on the command line to make or to be `what`, such as "a detector"."""
     try:
         found = import_target(target)
     except (ImportError, AttributeError, ValueError) as error:

@@ -27,11 +27,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class MomentEncoder:
-    """Encoder of a VAE on one device.
-
-    Raises:
-        ValueError: Unknown or impossible settings.
-    """
+    """Encoder of a VAE on one device."""
 
     vae: str = SD_VAE
     """Hub id or local folder of a diffusers AutoencoderKL."""
@@ -94,9 +90,6 @@ class MomentEncoder:
         """uint8 [N, 3, factor H, factor W] -> float32 [N, 2 C, H, W] on the device, not yet in the type of storage.
 
         On CUDA this returns at once, before the GPU is done.
-
-        Raises:
-            RuntimeError: The device's memory is too small for so many images.
         """
         black, white = self.pixel_range
         if self.device.type == "cuda":

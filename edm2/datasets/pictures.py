@@ -43,14 +43,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class PictureReader:
-    """Reader of images of all formats that conversion takes.
-
-    Raises:
-        ValueError: Neither "apply" nor "ignore", or no background.
-    """
+    """Reader of images of all formats that conversion takes."""
 
     exif: str = "apply"
-    """One of `EXIF`."""
     background: str = "white"
     """Color under transparent pixels: white, black, #rrggbb; or `DROP`, as the paper's tools do."""
 

@@ -35,8 +35,6 @@ def relative_rules(duration: int, images: int, proposed: Mapping[str, object], h
     measuring the held-out loss and drawing samples each take at most a twentieth of the time.
 
     Args:
-        duration: Images of the run.
-        images: Images in the dataset.
         proposed: The preset's settings, which bound these.
         holdout: Images to hold out, if that is decided already.
     """

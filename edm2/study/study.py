@@ -47,9 +47,6 @@ def claim_study(folder: Path, facts: Mapping[str, Any], dataset: Dataset) -> Non
     """Write study.json with the facts that all runs have in common, or check that it holds the same.
 
     Images are known by their contents, as in a run; their path, the fact "data", may change.
-
-    Raises:
-        ValueError: the folder belongs to another study, or holds something else.
     """
     path, facts = folder / "study.json", json.loads(json.dumps(facts))  # tuples become lists, as they are in the file
     if not path.exists():
@@ -108,7 +105,6 @@ class Outcome:
 
     @property
     def distance(self) -> float:
-        """Lowest distance."""
         return self.distances[self.best]
 
     @property
@@ -131,7 +127,6 @@ class Trial:
 
     @property
     def folder(self) -> RunFolder:
-        """Folder of the run."""
         return RunFolder(self.config.out)
 
     @property
@@ -188,13 +183,7 @@ class Scoring:
         return key_of({**asked, **self.sampling.to_json(), **self.evaluator.to_json()})
 
     def outcome(self, trial: Trial, progress: Callable[[int], AbstractContextManager[Any]] = nullcontext) -> Outcome:
-        """Score a finished run; scores are kept in its sweep.jsonl, and known ones are not computed again.
-
-        Raises:
-            TrainingError: the network's output is not finite.
-            ValueError: an EMA length cannot be reconstructed.
-            OSError: snapshots are missing.
-        """
+        """Score a finished run; scores are kept in its sweep.jsonl, and known ones are not computed again."""
         folder, config = trial.folder, trial.config
         averages, known = Averages(folder.path), ScoreCache(folder.path / "sweep.jsonl")
         codec = codec_from_json(averages.metadata["codec"])
@@ -238,11 +227,7 @@ class Scoring:
         return score.distance, sigma_rel
 
     def _loss_per_level(self, sweeper: Sweeper, best: Point, config: TrainingConfig) -> LossPerLevel:
-        """Loss of the best average on held-out images, or on training images of a run that holds none out.
-
-        Raises:
-            SamplingError: it is not finite.
-        """
+        """Loss of the best average on held-out images, or on training images of a run that holds none out."""
         [net] = sweeper.averages.networks(best.images_seen, [best.sigma_rel])
         train_set, holdout_set = split_holdout(self.dataset, config.holdout, config.seed)
         chosen = evenly_spaced(holdout_set or train_set, LOSS_IMAGES)

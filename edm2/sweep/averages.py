@@ -164,6 +164,20 @@ class Averages:
         return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors}
 
 
+class KeptAverages(Averages):
+    """The averages of one run that keeps networks, as many as memory allows: a search asks for the same ones often."""
+
+    _kept: dict[tuple[int, float], Any] | None = None
+
+    def networks(self, at: int, sigma_rels: Sequence[float]) -> list[Any]:
+        kept = {} if self._kept is None else self._kept
+        missing = [s for s in sigma_rels if (at, s) not in kept]
+        kept |= {(at, s): net for s, net in zip(missing, super().networks(at, missing), strict=True)}
+        found = [kept[at, s] for s in sigma_rels]
+        self._kept = dict(list(kept.items())[-self.at_once :])
+        return found
+
+
 def _first_weights(snapshot: AnySnapshot) -> Tensor:
     """Read the first tensor with more than one number that training has changed, float32."""
     tensors = (snapshot.read(name) for name in snapshot.names if name not in snapshot.buffers)

@@ -138,6 +138,8 @@ class SampleSettings:
     """Precision of activations."""
     sampler: Sampler = HEUN
     """Solver of the sampling ODE."""
+    levels: tuple[float, ...] | None = None
+    """Noise levels of a flow map; None: those of the network for this number of steps."""
     conditions: SampleConditions | None = None
     """Conditions besides the class, by the number of the sample."""
 
@@ -173,6 +175,7 @@ class SampleSettings:
                 self.sampler.sample,
                 conditions=None if self.conditions is None else self.conditions.of(seeds),
                 num_steps=self.num_steps,
+                **({} if self.levels is None else {"levels": self.levels}),
             )
             for batch in require_finite(batches):
                 yield codec.to_display(codec.decode(batch.samples))
@@ -188,6 +191,7 @@ class SampleSettings:
             "interval": shown,
             "dtype": str(self.dtype),
             **other_solver,
+            **({} if self.levels is None else {"levels": list(self.levels)}),
             **({} if self.conditions is None else {"conditions": self.conditions.digest()}),
         }
 

@@ -32,7 +32,6 @@ class ForeignFolder:
     """Checkpoints of another program, as they were recognized."""
 
     kind: str
-    """Text for the user."""
     snapshots: list[ForeignSnapshot]
     left_aside: list[str]
     """Names of what looks like weights and is not used: it tells no time, or it is the same average as a later file."""

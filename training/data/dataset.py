@@ -215,12 +215,7 @@ class ImageFormat:
 
 
 class ArchiveDataset(Dataset):
-    """Images in a folder or ZIP. A broken one is noticed when it is read.
-
-    Args:
-        files: Folder or ZIP.
-        catalog: Names and labels of the images; default: read from `files`.
-    """
+    """Images in a folder or ZIP. A broken one is noticed when it is read."""
 
     def __init__(self, files: Files, catalog: Catalog | None = None) -> None:
         catalog = catalog or read_catalog(files)
@@ -333,11 +328,7 @@ class ArchiveDataset(Dataset):
 
 
 def stack_padded(values: Sequence[Tensor], where: str) -> Tensor:
-    """Stack values of one shape, and sequences [L, size] of any length padded by NaN to the longest.
-
-    Raises:
-        DatasetError: other shapes.
-    """
+    """Stack values of one shape, and sequences [L, size] of any length padded by NaN to the longest."""
     if values[0].ndim == 2 and len({len(tokens) for tokens in values}) > 1:
         longest = max(map(len, values))
         values = [pad(tokens, (0, 0, 0, longest - len(tokens)), value=torch.nan) for tokens in values]

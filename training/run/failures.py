@@ -29,10 +29,7 @@ class Failures:
     """Ends a run that cannot go on.
 
     Args:
-        config: The run.
-        folder: Its folder.
         checkpoints: Its checkpoints; one under way is waited for, so that it can be named.
-        processes: Its processes.
     """
 
     def __init__(
@@ -54,8 +51,6 @@ class Failures:
 
         Args:
             bad_steps: Number in a row up to now. It waits for the device, so it is asked once in `most` steps only.
-            most: Number that is too many.
-            images_seen: The clock.
             end: Raises the error: `nonfinite` or `diverged`.
         """
         steps = images_seen // self.config.batch_size
@@ -124,9 +119,6 @@ STEPS = 256
 
 class Divergence:
     """Counts steps whose relative error has exploded, on the device: no step waits for it.
-
-    Args:
-        device: Device of the errors.
 
     Attributes:
         steps: Exploded steps in a row.

@@ -36,11 +36,7 @@ class RunFolderError(ValueError):
 
 
 class RunFolder:
-    """Files of a run.
-
-    Args:
-        path: The folder; created by `claim`.
-    """
+    """Files of a run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -101,11 +97,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Context in which no other process may train here; one that is killed leaves no lock behind.
-
-        Raises:
-            RunFolderError: another process does.
-        """
+        """Context in which no other process may train here; one that is killed leaves no lock behind."""
         lock = FileLock(self.path / ".lock")
         with suppress(NotImplementedError, OSError):  # a file system without locks
             self.path.mkdir(parents=True, exist_ok=True)

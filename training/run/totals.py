@@ -28,7 +28,6 @@ class Totals:
     """Sums over the steps since the last report.
 
     Args:
-        device: Device of the sums.
         reports: Names of what the loss reports.
     """
 
@@ -43,7 +42,6 @@ class Totals:
         self.reported = {name: torch.zeros((), device=device) for name in reports}
 
     def add(self, step: StepResult) -> None:
-        """Add the numbers of a step."""
         self.loss += step.loss
         if step.error is not None:
             self.error += step.error
