@@ -9,6 +9,7 @@ import click
 
 from edm2.metrics.registry import DETECTOR_NAMES
 from edm2.sampling.samplers import Sampler
+from edm2.tools.options.conditions import conditions_to_score
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.networks import chosen_precision
 from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, PRECISION, SIGMA_RELS, WEIGHTS
@@ -153,7 +154,8 @@ def autoguide(
         out.mkdir(parents=True, exist_ok=True)
         evaluator = load_evaluator(detector, detector_weights, compared, ref, on, processes, bar, out)
         dtype = DTYPES[chosen_precision(precision, on, None)]
-        sampling = SampleSettings(count, num_steps, dtype=dtype, sampler=sampler)
+        of_samples = conditions_to_score(run, (), count, getattr(averages.config, "conditions", ()))
+        sampling = SampleSettings(count, num_steps, dtype=dtype, sampler=sampler, conditions=of_samples)
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
         sweeper = Sweeper(
