@@ -238,7 +238,7 @@ class SampleGenerator:
         elif options.ema is not None:
             raise click.UsageError(f"--ema chooses an average of a run, and {options.network} is a network already")
         self.options = options
-        self.contents = processes.broadcast(self._contents() if processes.is_first else None)
+        self.contents = processes.broadcast(self._contents() if processes.is_first else {})
         self.device: torch.device = use_device(processes, options.device)
         self.precision = chosen_precision(options.precision, self.device, options.net_from)
         self.net: SampledNetwork
