@@ -12,7 +12,16 @@ from edm2.sampling.samplers import Sampler
 from edm2.tools.options.conditions import conditions_to_score
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.networks import chosen_precision
-from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, PRECISION, SIGMA_RELS, WEIGHTS
+from edm2.tools.options.parsing import (
+    DEVICE,
+    FILE,
+    FOLDER,
+    IMAGES,
+    SAMPLING_PRECISION,
+    SAMPLING_PRECISION_HELP,
+    SIGMA_RELS,
+    WEIGHTS,
+)
 from edm2.tools.options.sampling import sampler_option
 
 if TYPE_CHECKING:
@@ -85,7 +94,7 @@ class GuideNames(click.ParamType):
 @_where(
     "--out", type=FOLDER, help="Folder for the guide's run, scores, table and networks.  [default: RUN/autoguidance]"
 )
-@_machine("--precision", type=PRECISION, help="Precision of activations in sampling; default: fp16 on CUDA, else fp32.")
+@_machine("--precision", type=SAMPLING_PRECISION, help=SAMPLING_PRECISION_HELP)
 @_machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
 def autoguide(
     run: Path,
@@ -153,7 +162,7 @@ def autoguide(
         detector = detector or default_detector(averages.shape, isinstance(codec, PixelCodec))
         out.mkdir(parents=True, exist_ok=True)
         evaluator = load_evaluator(detector, detector_weights, compared, ref, on, processes, bar, out)
-        dtype = DTYPES[chosen_precision(precision, on, None)]
+        dtype = DTYPES[chosen_precision(precision, on.type)]
         of_samples = conditions_to_score(run, (), count, getattr(averages.config, "conditions", ()))
         sampling = SampleSettings(count, num_steps, dtype=dtype, sampler=sampler, conditions=of_samples)
         cache = ScoreCache(out / "sweep.jsonl")

@@ -29,7 +29,8 @@ from edm2.tools.options.parsing import (
     IMAGES,
     INTERVAL,
     LEVELS,
-    PRECISION,
+    SAMPLING_PRECISION,
+    SAMPLING_PRECISION_HELP,
     SIGMA_RELS,
     STEPS,
     TIMES,
@@ -112,7 +113,7 @@ _what, _guidance, _score, _where, _machine = map(
 @_score("--vae", help="VAE to decode with, folder or hub id; default: the one that the run names.")
 @_where("--out", type=FOLDER, help="Folder for scores, plot and statistics of real images.  [default: RUN]")
 @_where("--compare", "others", type=FOLDER, multiple=True, help="Another sweep's folder, to draw too; may be repeated.")
-@_machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32.")
+@_machine("--precision", type=SAMPLING_PRECISION, help=SAMPLING_PRECISION_HELP)
 @_machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
 def sweep(
     run: Path,
@@ -197,7 +198,7 @@ def sweep(
             if metric is None
             else load_metric_evaluator(metric, name, weights, ref, on)
         )
-        dtype = DTYPES[chosen_precision(precision, on, net_from)]
+        dtype = DTYPES[chosen_precision(precision, on.type, net_from)]
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
         programs = {"--net-from": net_from, "--codec": codec_from}
