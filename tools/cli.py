@@ -16,7 +16,7 @@ COMMANDS = {
     "reconstruct": "Choose the EMA length after training.",
     "generate": "Draw samples.",
     "sweep": "Score EMA lengths, times and guidance of a run; plot it.",
-    "autoguide": "Train a guide, find the best guidance, keep both as one network.",
+    "autoguide": "Train a guide, and find the best guidance of a run.",
     "ablate": "Compare configurations, weightings or settings in one study.",
     "plot": "Draw what runs have recorded, and compare runs.",
     "metrics": "Score samples, or look for training images among them.",

@@ -28,9 +28,6 @@ Examples:
   # A guide of two thirds of the width and a sixteenth of the images, then the table of all kinds of guidance
   edm2 autoguide runs/photos
 \b
-  # One network with its guide: for every command that takes a network, and for edm2.load
-  edm2 generate runs/photos/autoguidance/guided.json --seeds 0-63 --grid guided.png
-\b
   # Nothing is trained: guides that the run has anyway, on a CPU with a fast solver
   edm2 autoguide runs/photos --guides unlabelled,early,ema,dropout --solver deis --steps 12
 \b
@@ -40,6 +37,8 @@ Examples:
 \b
 On eight GPUs, put this before the command:
   torchrun --standalone --nproc-per-node 8 -m
+
+OUT/guided.json is network and guide as one network: for edm2 generate, edm2 metrics gen, edm2.load and pipelines.
 
 Interrupted? Run the same command again: the guide goes on, and known scores (sweep.jsonl) are not computed again.
 """
