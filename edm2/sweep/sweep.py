@@ -145,8 +145,6 @@ class Sweeper:
     """Guides where the guidance weight is not 1."""
     repeats: int = 1
     """Sets of seeds; the lowest score of all counts."""
-    first_set: int = 0
-    """Number of the first set; sets have no seed in common."""
     known: ScoreCache | None = None
     """Known scores; those of the first process are used."""
     processes: Processes = ONE_PROCESS
@@ -157,6 +155,8 @@ class Sweeper:
     """Called with numbers of finished images, also of those with known scores."""
     scored: Callable[[ScoredPoint], object] = lambda result: None
     """Called with every point when its score is computed, in the first process."""
+    first_set: int = 0
+    """Number of the first set; sets have no seed in common."""
 
     def sweep(
         self,

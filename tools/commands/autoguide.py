@@ -168,7 +168,6 @@ def autoguide(
         with bar(search.images(guides)) as progress:
             sweeper.report = progress.update
             comparison = search.compare(guides, KeptAverages(guide_run) if guide_run and "small" in guides else None)
-            progress.update(progress.total - progress.n)
         real_data_fd = None if compared is None else sweeper.real_data_fd(compared)
         if processes.is_first:
             _report(comparison, averages, out, evaluator.title, real_data_fd)
