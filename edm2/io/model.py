@@ -23,6 +23,7 @@ from edm2.sampling.external import (
     SampledNetwork,
     empty_classes_of,
     ready_to_sample,
+    ways_to_sample,
 )
 from edm2.sampling.generation import check_guide
 from edm2.sampling.guided_network import GuidedNetwork, with_dropout
@@ -173,9 +174,6 @@ def load_to_sample(
         device: Device of the parameters; default: the CPU.
         dtype: dtype that ours computes in; None for float32.
         make_net: Makes the network for snapshots that hold the tensors of one of the user's own.
-
-    Raises:
-        OSError, SnapshotError: as `load`.
     """
     metadata = read_metadata(name)
     if not is_external(metadata) or make_net is None:
@@ -194,22 +192,14 @@ def is_external(metadata: Mapping[str, Any]) -> bool:
 
 
 def drawn_images(metadata: Mapping[str, Any]) -> NetworkConfig | DrawnImages:
-    """Shape and classes of the images of the network that a snapshot's metadata describes.
-
-    Raises:
-        ValueError: they do not describe any.
-    """
+    """Shape and classes of the images of the network that a snapshot's metadata describes."""
     if is_external(metadata):
         return DrawnImages.from_metadata(metadata)
     return NetworkConfig.from_json(metadata["network"])
 
 
 def filled(net: Network, tensors: Mapping[str, Tensor]) -> Network:
-    """Overwrite the tensors of a network of the user's own, for inference.
-
-    Raises:
-        SnapshotError: it has others.
-    """
+    """Overwrite the tensors of a network of the user's own, for inference."""
     if (own := net.state_dict().keys()) != tensors.keys():
         different = sorted(own ^ tensors.keys())[:3]
         raise SnapshotError(f"holds tensors of another network than net: {', '.join(different)}")
@@ -222,11 +212,7 @@ def filled(net: Network, tensors: Mapping[str, Tensor]) -> Network:
 
 
 def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Precond:
-    """Build the network that a snapshot's metadata describes, with these tensors; for inference.
-
-    Raises:
-        SnapshotError: an unknown kind of network, or tensors of another one.
-    """
+    """Build the network that a snapshot's metadata describes, with these tensors; for inference."""
     if is_external(metadata):
         raise SnapshotError(
             "holds tensors of a network of the user's own; name what makes that (--net-from module:callable), or make "
@@ -249,6 +235,7 @@ def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> 
         reason = str(error).strip().splitlines()[-1].strip()[:300]  # it may list hundreds of names
         raise SnapshotError(f"its tensors do not fit the network that it describes ({reason})") from None
     net.empty_classes = empty_classes_of(metadata, config.label_dim)
+    net.abilities, net.map_levels = ways_to_sample(metadata)
     return net.eval().requires_grad_(False)
 
 
@@ -277,7 +264,6 @@ def convert_published(path: str | Path, out: str | Path) -> dict[str, Any]:
 
     Args:
         path: The pickle; nothing in it is executed. Its name gives images seen and EMA length.
-        out: The .safetensors file to write.
 
     Returns:
         The metadata written, with the license.

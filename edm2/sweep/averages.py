@@ -60,6 +60,11 @@ class Averages:
         return NetworkConfig.from_json(self.metadata["network"]) if self._external is None else self._external.config
 
     @property
+    def classes(self) -> set[type]:
+        """Classes of the layers of a network of the user's own; none for ours."""
+        return set() if self._external is None else {type(layer) for layer in self._external.net.modules()}
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what the network draws."""
         return (self.config.img_channels, *self.config.size)

@@ -35,11 +35,7 @@ def print_lines(lines: Lines, width: int = 15) -> None:
 
 @contextmanager
 def senseless_metadata_named(path: str | Path) -> Iterator[None]:
-    """Turn errors that senseless metadata cause into one line that names their file or folder.
-
-    Raises:
-        ValueError: that line; or the error itself, if it names the file already.
-    """
+    """Turn errors that senseless metadata cause into one line that names their file or folder."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -154,11 +150,7 @@ def describe_dataset(source: str) -> Lines:
 
 
 def describe_classes(source: str, report: Callable[[int, int], None] = lambda done, total: None) -> Lines:
-    """Describe a dataset with the number of images of every class, what its files are, and whether all are alike.
-
-    Raises:
-        DatasetError: it cannot be used, or its first image cannot be read.
-    """
+    """Describe a dataset with the number of images of every class, what its files are, and whether all are alike."""
     found = survey(source, report) if _is_archive(source) else None
     if found is not None and found.first_is_unreadable:
         raise DatasetError(f"{source}: {'; '.join(found.notes(source))}")
