@@ -85,6 +85,11 @@ def read_guided(path: str | Path) -> GuidedFile:
     return found
 
 
+def main_network(path: Path) -> Path:
+    """File of the main network of a guided.json; any other file as it is."""
+    return read_guided(path).network if path.is_file() and is_guided(path) else path
+
+
 def _beside(path: Path, name: Any) -> Path:
     if not isinstance(name, str) or Path(name).name != name:
         raise ValueError(f"{name!r} is not the name of a file beside it")
