@@ -118,6 +118,8 @@ def autoguide(
     trains = (guides is None or "small" in guides) and guide_run is None
     if not trains and (guide_channels or guide_duration):
         raise click.UsageError("--guide-channels and --guide-duration are for a guide that is trained")
+    if guide_run is not None and guides is not None and "small" not in guides:
+        raise click.UsageError("--guide-run is the guide small: add it to --guides, or leave --guide-run out")
     from edm2.sweep.autoguidance import GuidanceSearch
     from edm2.sweep.averages import KeptAverages
     from edm2.sweep.evaluator import SampleSettings

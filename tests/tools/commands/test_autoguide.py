@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import TINY, complaint, edm2, succeed
+from command_line import TINY, complaint, edm2, succeed, torchrun
 from PIL import Image
 
 QUICK = ("--samples", 12, "--steps", 2, "--solver", "deis", "--search", 14, "--repeats", 2, "--device", "cpu")
@@ -19,6 +19,11 @@ def run(tmp_path_factory) -> Path:
     train = ("train", "--data", "digits", "--duration", 1024, *TINY, "--snapshot", 64, "--label-dropout", 0.1)
     succeed(*train, "--lr", 0.05, "--rampup", 0, "--out", out)
     return out
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "guidance.csv", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def better_with_guidance(net, codec, evaluator, sampling, guide, guidance, set_number, processes, report):
@@ -34,8 +39,7 @@ def test_from_a_run_to_one_network_with_its_guide_and_again(run: Path, tmp_path:
     autoguide = ("autoguide", run, *QUICK, "--guides", "unlabelled,small", "--guide-duration", 256, "--out", out)
     monkeypatch.setattr("edm2.sweep.sweep.score_network", better_with_guidance)
     shown = succeed(*autoguide)
-    with open(out / "guidance.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(out)
     methods = ["no guidance", "classifier-free", "classifier-free, interval", "autoguidance", "autoguidance, interval"]
     assert [row["method"] for row in rows] == methods
     assert [row["guide_evaluations"] for row in rows[:2]] == ["0", "2"]
@@ -75,10 +79,20 @@ def test_samples_that_do_not_tell_guidance_from_none_name_no_winner(run: Path, t
 
 
 @pytest.mark.slow
+def test_two_processes_train_and_score_as_one(run: Path, tmp_path: Path):
+    autoguide = ("autoguide", run, *QUICK, "--guides", "small", "--guide-duration", 256)
+    succeed(*autoguide, "--out", tmp_path / "one")
+    torchrun(2, *autoguide, "--out", tmp_path / "two")
+    one, two = (read_rows(tmp_path / name) for name in ("one", "two"))
+    assert [row["method"] for row in one] == [row["method"] for row in two]
+    for a, b in zip(one, two, strict=True):  # the guides differ by rounding, and with them which candidate is best
+        assert float(a["distance"]) == pytest.approx(float(b["distance"]), rel=0.05)
+
+
+@pytest.mark.slow
 def test_all_guides_of_a_run_with_true_scores(run: Path, tmp_path: Path):
     succeed("autoguide", run, *QUICK, "--guide-duration", 256, "--out", tmp_path)
-    with open(tmp_path / "guidance.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 8
+    assert len(read_rows(tmp_path)) == 8
 
 
 @pytest.mark.parametrize(
@@ -88,6 +102,7 @@ def test_all_guides_of_a_run_with_true_scores(run: Path, tmp_path: Path):
         (("--guides", "big"), 2, "there are unlabelled, small, early, ema, dropout"),
         (("--guide-duration", 512), 2, "at most a fourth"),
         (("--guides", "early", "--guide-channels", 16), 2, "for a guide that is trained"),
+        (("--guides", "early", "--guide-run", "gone"), 2, "leave --guide-run out"),
         (("--guide-run", "gone"), 1, "no such folder"),
         (("--guide-run", "other"), 1, "trained on other images"),
     ],
