@@ -62,7 +62,7 @@ def read_guided(path: str | Path) -> GuidedFile:
     path = Path(path)
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values["kind"] != KIND:
+        if not isinstance(values, dict) or values.get("kind") != KIND:
             raise ValueError(f"kind is not {KIND}")
         low, high = values["interval"]
         interval = float(low), EVERYWHERE[1] if high is None else float(high)

@@ -189,6 +189,7 @@ def test_a_guided_json_brings_guide_weight_and_interval_as_defaults(net, make_ne
     assert torch.equal(draw(pipe, guidance_scale=1.0), generated(net, SEEDS))
     pipe.save_pretrained(tmp_path / "pipe")
     assert torch.equal(draw(quiet(EDM2Pipeline.from_pretrained(tmp_path / "pipe"))), expected)
+    assert "guided" not in edm2.read_metadata(tmp_path / "pipe"), "which load reads without its guide"
     with pytest.raises(ValueError, match="guided already"):
         EDM2Pipeline.from_snapshot(path, guide=tmp_path / "guide.safetensors")
     GuidedFile(tmp_path / "net.safetensors", None, 2.0, dropout=0.1).write(path, {})
