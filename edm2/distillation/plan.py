@@ -6,6 +6,7 @@ from typing import Any
 
 from edm2.distillation.presets import COMMON, PRESETS
 from edm2.distillation.teacher import Teacher, check_data
+from edm2.io.guided import main_network
 from edm2.io.model import is_external, resolve
 from edm2.networks import NetworkConfig
 from edm2.planning.presets import Settings, learning_rate
@@ -76,7 +77,7 @@ def plan_distillation(
         teacher=teacher.name,
         guide=teacher.guide,
         distillation=distillation,
-        **{"init": str(resolve(teacher.name))} | settings,
+        **{"init": str(main_network(resolve(teacher.name)))} | settings,
     )
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from edm2.io.model import digest_of, load, read_metadata, resolve
-from edm2.networks import Precond, fold
+from edm2.io.model import digest_of, load, load_to_sample, read_metadata, resolve
+from edm2.networks import fold
+from edm2.sampling.external import ExternalNetwork, SampledNetwork
 from edm2.sampling.generation import check_guide
 from edm2.sampling.guidance import EVERYWHERE, guided, without_labels
+from edm2.sampling.guided_network import GuidedNetwork
 from edm2.sampling.samplers.heun import Denoiser
 from edm2.training import DatasetError, TrainingConfig
 
@@ -61,10 +63,12 @@ class Teacher:
         Raises:
             OSError, ValueError: a file is missing or no network, or the guide is for other images.
         """
-        main = fold(load(self.name, device), dtype)
+        main = load_to_sample(self.name, device, dtype)
         _check_denoises(main, self.name)
         if self.guidance == 1:
             return main
+        if isinstance(main, GuidedNetwork):
+            raise ValueError(f"{self.name}: is guided already; leave out the guide, or name the network in it")
         if self.guide is None:
             return guided(main, without_labels(main), self.guidance, self.interval or EVERYWHERE)
         guide = fold(load(self.guide, device), dtype)
@@ -114,6 +118,6 @@ def check_data(teacher: Teacher, shape: Sequence[int], class_names: Sequence[str
         raise DatasetError(f"{data}: its classes have other names than those of {teacher.name}")
 
 
-def _check_denoises(net: Precond, name: str | Path) -> None:
-    if "denoise" not in net.abilities:
+def _check_denoises(net: SampledNetwork, name: str | Path) -> None:
+    if isinstance(net, ExternalNetwork) or "denoise" not in net.abilities:
         raise ValueError(f"{name}: is no denoiser, so it cannot teach")
