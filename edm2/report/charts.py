@@ -155,13 +155,12 @@ def _lines(title: str, note: str, rows: list[Row], x: Spec, zero: bool = False) 
     return Chart(title, note, spec)
 
 
-def curve_over_slider(scores: list[Row], labels: Sequence[str], title: str, start: Sequence[int]) -> Spec:
+def curve_over_slider(scores: list[Row], labels: Sequence[str], start: Sequence[int]) -> Spec:
     """The metric against the positions of the EMA slider: the curve of the chosen time and weight above the others.
 
     Args:
         scores: Points {"position", "y", "run", "time", "guidance"}; the last two are positions of the other sliders.
         labels: EMA length of each position.
-        title: Name of the metric.
         start: Positions of the sliders at first: time, EMA length, guidance.
     """
     chosen = "datum.time == time && datum.guidance == guidance"
@@ -173,7 +172,7 @@ def curve_over_slider(scores: list[Row], labels: Sequence[str], title: str, star
     values = [row["y"] for row in scores]
     domain = [min(values), max(values)]  # of all, as a filter may leave no point
     y = {
-        "field": "y", "type": "quantitative", "title": title, "scale": {"domain": domain, "nice": True},
+        "field": "y", "type": "quantitative", "title": None, "scale": {"domain": domain, "nice": True},
         "axis": {"minExtent": 52, "maxExtent": 52, "tickCount": 5},
     }  # fmt: skip
     color = {"field": "run", "type": "nominal", "title": None, "sort": None}

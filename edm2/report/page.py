@@ -209,7 +209,7 @@ def explorer_json(runs: Sequence[ReportedRun], axes: Axes, commands: Commands) -
         "guidances": [f"{weight:g}" for weight in axes.guidances],
         "start": start,
         "metric": metric,
-        "curve": charts.curve_over_slider(scores, labels, metric, start) if scores else None,
+        "curve": charts.curve_over_slider(scores, labels, start) if scores else None,
         "runs": shown,
     }
 
