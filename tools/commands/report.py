@@ -21,11 +21,10 @@ SCORED, SCORING_STEPS = 200, 12
 
 EPILOG = """\b
 Examples:
-  # A run, finished or not; again later, and only what is new is drawn
+  # A run, finished or not; again later, and only what is new is drawn. Its sweep's scores stand over the slider
   edm2 report runs/photos
 \b
-  # Scores over the slider: those of a sweep, or of a quick pass
-  edm2 sweep runs/photos && edm2 report runs/photos
+  # No sweep yet? Scores of a quick pass
   edm2 report runs/photos --score
 \b
   # A slider for guidance, too
