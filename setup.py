@@ -12,6 +12,8 @@ FOLDERS = ("networks", "training", "post_hoc_ema", "tools", "docs")  # docs: pag
 STUDIES = ["bench.studies"]
 """One-off measurements behind the documentation: they run in a checkout and stay out of the wheel."""
 
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+"""Packages of `edm2 export`: 120 MB, with theirs."""
 REPORT = ["jinja2", "vl-convert-python"]
 """Packages of the extra `report`: templates, and the plots' program in one file."""
 
@@ -65,12 +67,13 @@ setup(
         "datasets": ["datasets"],
         "heic": ["pillow-heif"],
         "text": ["transformers"],
+        "export": EXPORT,
         "report": REPORT,
         "test": [
             *("pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"),
             *("tensorboard", "datasets", "ema-pytorch", "build", "setuptools"),
             *("accelerate", "lightning", "transformers"),
-            *(*REPORT, "playwright", "axe-playwright-python"),
+            *(*EXPORT, *REPORT, "playwright", "axe-playwright-python"),
         ],
     },
     entry_points={"console_scripts": ["edm2 = edm2.tools.cli:main"]},

@@ -4,7 +4,7 @@ The network of a point is averaged from the snapshots together with those of oth
 dropped. Scores are kept in `sweep.jsonl`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
@@ -108,7 +108,7 @@ class Range:
     """EMA lengths of the guide; None: the same as the network's."""
 
     def points(self) -> list[Point]:
-        """All combinations; without guidance, the guide's EMA length makes no difference."""
+        """Combine all values; without guidance, the guide's EMA length makes no difference."""
         combined = product(self.times, self.sigma_rels, self.guidances, self.guide_sigma_rels)
         return list(dict.fromkeys(_point(*values) for values in combined))
 
@@ -155,6 +155,10 @@ class Sweeper:
     """Called with numbers of finished images, also of those with known scores."""
     scored: Callable[[ScoredPoint], object] = lambda result: None
     """Called with every point when its score is computed, in the first process."""
+    programs: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the user's own programs that decide the images, such as that of a network."""
+    first_set: int = 0
+    """Number of the first set; sets have no seed in common."""
 
     def sweep(
         self,
@@ -264,7 +268,7 @@ class Sweeper:
         """Known scores of the first sets of seeds."""
         scores: list[Score] = []
         while self.known is not None and len(scores) < self.repeats:
-            score = self.known.get(self._facts(point, len(scores)))
+            score = self.known.get(self._facts(point, self.first_set + len(scores)))
             if score is None:
                 break
             scores.append(score)
@@ -274,7 +278,7 @@ class Sweeper:
         """Compute the scores that are not known yet, set by set."""
         todo = [point for point, scores in known.items() if len(scores) < self.repeats]
         for point, net, guide in networks_at(todo, self.averages, self.guide, self.device, self.sampling.dtype):
-            for number in range(len(known[point]), self.repeats):
+            for number in range(self.first_set + len(known[point]), self.first_set + self.repeats):
                 score = self.score(net, guide, point.guidance, number)
                 shown = {**asdict(point), "set": number, "detector": self.evaluator.detector.name}
                 yield point, self._kept(self._facts(point, number), shown, score)
@@ -295,7 +299,8 @@ class Sweeper:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Facts that all points have in common."""
-        return {"codec": self.codec.to_json(), **self.sampling.to_json(), **self.evaluator.to_json()}
+        programs = {"programs": dict(self.programs)} if self.programs else {}  # keys of older scores have none
+        return {"codec": self.codec.to_json(), **self.sampling.to_json(), **self.evaluator.to_json(), **programs}
 
     @cached_property
     def _guide_identity(self) -> Any:

@@ -27,7 +27,7 @@ def draw_commands(
 
     Args:
         averages: Averages of the run.
-        sampling: Steps, solver and interval.
+        sampling: Steps, solver or levels of a flow map, and interval.
         point: Time, EMA length and guidance.
         guides: Guides of other weights than 1.
         guide: Value of --guide, if it is not a run; None: the network itself without classes.
@@ -39,8 +39,11 @@ def draw_commands(
     draw = ["edm2", "generate", network, "--seeds", seeds]
     draw += ["--balanced"] if averages.config.label_dim else []
     draw += [word for option, value in (programs or {}).items() if value is not None for word in (option, value)]
-    draw += ["--steps", str(sampling.num_steps)]
-    draw += [] if sampling.sampler == HEUN else ["--solver", sampling.sampler.name]
+    if sampling.levels is None:
+        draw += ["--steps", str(sampling.num_steps)]
+        draw += [] if sampling.sampler == HEUN else ["--solver", sampling.sampler.name]
+    else:
+        draw += ["--levels", ",".join(f"{level:g}" for level in sampling.levels)]
     draw += target
     if point.guidance != 1:
         if isinstance(guides, GuideRun):

@@ -30,12 +30,7 @@ def write_sweep(path: Path, sweep: Sweep) -> None:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read the points of a sweep.csv, and by what they were scored, which earlier versions did not say.
-
-    Raises:
-        ValueError: it is no such table.
-        OSError: there is none, or it cannot be read.
-    """
+    """Read the points of a sweep.csv, and by what they were scored, which earlier versions did not say."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
