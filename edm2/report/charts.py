@@ -83,7 +83,7 @@ def _against_time(
         for name, values in curves.items():
             points = [{"x": x, "y": y, "run": run.name, "curve": name} for x, y in values(run)]
             rows += _thinned(_drawable(points))
-    x = {"field": "x", "type": "quantitative", "title": "images seen", "axis": {"format": "~s"}}
+    x = {"field": "x", "type": "quantitative", "title": "images seen", "axis": {"format": "~s", "tickCount": 6}}
     return _lines(title, note, rows, x, zero)
 
 
@@ -108,7 +108,7 @@ def _held_out_per_level(runs: Sequence[RunRecords]) -> Chart | None:
     rows = []
     for run in runs:
         last = next((record for record in reversed(run.stats) if "sigmas" in record), {})
-        for name, key in (("held-out images", "holdout_losses"), ("training images", "train_losses")):
+        for name, key in (("training images", "train_losses"), ("held-out images", "holdout_losses")):
             points = zip(last.get("sigmas", ()), last.get(key, ()), strict=False)
             rows += _drawable({"x": x, "y": y, "run": run.name, "curve": name} for x, y in points)
     note = "λ(σ) (D − y)² per element; a gap between the curves is what was learned by heart"
