@@ -182,7 +182,7 @@ def sweep(
     codec = codec_of(run, averages.metadata, vae, codec_from)
     dataset = None if ref else _real_images(averages, codec, data)
     of_samples = conditions_to_score(run, conditions, count, getattr(averages.config, "conditions", ()), dataset)
-    ways = _ways_to_sample(averages, sampler, steps, levels)
+    ways = ways_of_sampling(averages, sampler, steps, levels)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
     _check_area(averages, area, budget)
     guides = make_guide(averages, guide, unlabelled_guide, guide_at, make_net)
@@ -249,7 +249,7 @@ def _check_area(averages: "Averages", area: "Range", budget: int | None) -> None
         check_budget(area.axes(), budget)
 
 
-def _ways_to_sample(
+def ways_of_sampling(
     averages: "Averages", sampler: Sampler | None, steps: list[int] | None, levels: tuple[float, ...] | None
 ) -> list[tuple[Sampler, int, tuple[float, ...] | None]]:
     """Sampler, steps and levels of each sweep: as asked for, else those that suit the network.
