@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edm2.networks import NetworkConfig, build_network, fold, force_weight_normalization_
+from edm2.networks import MPConv, NetworkConfig, build_network, fold, force_weight_normalization_
 from edm2.post_hoc_ema import PowerFunctionEMA
 from edm2.sampling.guidance import guided, without_labels
 from edm2.sampling.samplers import SAMPLERS
@@ -140,8 +140,8 @@ def test_blocks_that_are_compiled_one_by_one_are_all_compiled(backend):
     """More than the 8 shapes that Dynamo takes of one function by default (from PyTorch 2.13 on)."""
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         pytest.skip("this PyTorch compiles at most 8 shapes of one function")
-    layers = [nn.Linear(width, width) for width in range(1, 11)]
+    layers = [MPConv(width, width) for width in range(1, 11)]
     for layer in layers:
         compile_block_(layer, backend=backend)
-        layer(torch.ones(1, layer.in_features))
+        layer(torch.ones(1, len(layer.weight)))
     assert backend.graphs == len(layers)

@@ -50,7 +50,7 @@ class Scale:
 
 FULL = Scale(
     name="full", presets=("edm2-img512-s", "edm2-img512-xs"), channels=None, batch=256, micro_batch=64,
-    sample_batches=(32, 4), steps=(1, 3, 32), large="edm2-img512-xxl", large_batches=(4, 16), repeats=5,
+    sample_batches=(32, 4), steps=(1, 3, 32), large="edm2-img512-xxl", large_batches=(16, 64), repeats=5,
     copy_bytes=4 << 30, matrix_size=8192, run_preset="edm2-small-32", run_channels=96, backend="inductor",
 )  # fmt: skip
 TINY = replace(
