@@ -44,19 +44,22 @@ class Scale:
     run_preset: str
     """Preset of the real run."""
     run_channels: int
+    run_micro_batch: int
+    """Images per forward pass of the run; too few leave a large GPU waiting for the host."""
     backend: str
     """Compiler behind torch.compile."""
 
 
 FULL = Scale(
-    name="full", presets=("edm2-img512-s", "edm2-img512-xs"), channels=None, batch=256, micro_batch=64,
+    name="full", presets=("edm2-img512-s", "edm2-img512-xs"), channels=None, batch=256, micro_batch=128,
     sample_batches=(32, 4), steps=(1, 3, 32), large="edm2-img512-xxl", large_batches=(16, 64), repeats=5,
-    copy_bytes=4 << 30, matrix_size=8192, run_preset="edm2-small-32", run_channels=96, backend="inductor",
+    copy_bytes=4 << 30, matrix_size=8192, run_preset="edm2-small-32", run_channels=96, run_micro_batch=256,
+    backend="inductor",
 )  # fmt: skip
-TINY = replace(
-    FULL, name="tiny", presets=("digits8",), channels=8, batch=8, micro_batch=4, sample_batches=(2, 1), steps=(1, 2),
+TINY = Scale(
+    name="tiny", presets=("digits8",), channels=8, batch=8, micro_batch=4, sample_batches=(2, 1), steps=(1, 2),
     large="digits8", large_batches=(2,), repeats=1, copy_bytes=1 << 20, matrix_size=64, run_preset="digits8",
-    run_channels=8, backend="aot_eager",
+    run_channels=8, run_micro_batch=64, backend="aot_eager",
 )  # fmt: skip
 SCALES = {scale.name: scale for scale in (FULL, TINY)}
 
