@@ -4,7 +4,7 @@ import gc
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -97,14 +97,12 @@ class Setup:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` is the inverse."""
-        return {**{name: getattr(self, name) for name in ("device", "seconds", "out", "data", "ceilings")},
-                "scale": asdict(self.scale)}  # fmt: skip
+        return {**vars(self), "scale": self.scale.name}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Setup":
         """Build from `to_json`'s values."""
-        scale = {name: tuple(x) if isinstance(x, list) else x for name, x in values["scale"].items()}
-        return cls(**{**values, "scale": Scale(**scale), "ceilings": Ceilings(*values["ceilings"])})
+        return cls(**{**values, "scale": SCALES[values["scale"]], "ceilings": Ceilings(*values["ceilings"])})
 
     @property
     def on_cuda(self) -> bool:
