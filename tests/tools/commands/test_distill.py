@@ -180,3 +180,23 @@ def test_a_folded_network_draws_but_is_no_student(maps, tmp_path):
     torch.testing.assert_close(folded, whole, rtol=1e-4, atol=1e-4)
     with pytest.raises(RuntimeError, match="for inference only"):
         fold(net).train()
+
+
+def test_a_pipeline_of_diffusers_jumps_too(maps, tmp_path):
+    """The same images to the bit, also from its folder; no guide."""
+    from edm2 import EDM2Pipeline, generate
+    from edm2.io.model import load_to_sample
+
+    snapshot = maps / "raw-weights.safetensors"
+    pipe = EDM2Pipeline.from_snapshot(snapshot)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path / "pipe")
+    loaded = EDM2Pipeline.from_pretrained(tmp_path / "pipe")
+    [batch] = generate(load(snapshot), [3, 4], sampler=sample_map, num_steps=2)
+    for one in (pipe, loaded):
+        drawn = one(seeds=[3, 4], num_inference_steps=2, output_type="latent").images
+        assert torch.equal(drawn, batch.samples)
+        assert torch.equal(one(seeds=[3, 4], output_type="latent").images, drawn)
+    with pytest.raises(ValueError, match="takes no guide"):
+        pipe(seeds=[3], guidance_scale=2)
+    assert "map" in load_to_sample(tmp_path / "pipe").abilities
