@@ -51,7 +51,7 @@ class Precond(nn.Module):
         self.logvar_linear = logvar_linear
         self.compute_dtype = torch.float32
         self.empty_classes: tuple[int, ...] = ()
-        self.abilities = ("denoise",) if unet.config.target_level is None else ("denoise", "map")
+        self.abilities: tuple[str, ...] = ("denoise",) if unet.config.target_level is None else ("denoise", "map")
         self.map_levels = MAP_LEVELS
 
     @property

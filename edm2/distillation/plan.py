@@ -61,6 +61,7 @@ def plan_distillation(
     settings["holdout"] = min(settings.get("holdout", 0), len(dataset) // 10)
     settings |= _intervals(settings)
     names = {f.name for f in dataclasses.fields(DistillationConfig)}
+    settings.setdefault("init", str(resolve(teacher.name)))
     distillation = DistillationConfig(
         contents=teacher.contents(),
         codec=codec,
@@ -76,7 +77,7 @@ def plan_distillation(
         teacher=teacher.name,
         guide=teacher.guide,
         distillation=distillation,
-        **{"init": str(resolve(teacher.name))} | settings,
+        **settings,
     )
 
 

@@ -120,7 +120,7 @@ class EDM2MapScheduler(SchedulerMixin, ConfigMixin):
         """
         stored = self.config.map_levels or MAP_LEVELS
         known = {int(steps): levels for steps, levels in stored.items()}
-        self.levels = tuple(levels_for(known, num_inference_steps))
+        self.levels = levels_for(known, num_inference_steps)
         self.sigmas = torch.tensor(self.levels, device=device)
         self.timesteps = self.sigmas[:-1].log() / 4
         self.step_index = 0

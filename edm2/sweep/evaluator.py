@@ -157,6 +157,7 @@ class SampleSettings:
         Raises:
             SamplingError: samples that are not finite.
         """
+        levels: dict[str, Any] = {} if self.levels is None else {"levels": self.levels}
         for seeds in parts:
             classes = self.classes(net, seeds)
             batches = generate(
@@ -169,7 +170,7 @@ class SampleSettings:
                 BATCH,
                 self.sampler.sample,
                 num_steps=self.num_steps,
-                **({} if self.levels is None else {"levels": self.levels}),
+                **levels,
             )
             for batch in require_finite(batches):
                 yield codec.to_display(codec.decode(batch.samples))
