@@ -56,7 +56,18 @@ class Teacher:
         return hashlib.sha256(repr([*digests, self.unlabelled_guide]).encode()).hexdigest()
 
     def load(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Denoiser:
-        """Load the denoiser, for inference.
+        """Load the denoiser, guided if it is, for inference.
+
+        Raises:
+            OSError, ValueError: as `networks`.
+        """
+        main, guide = self.networks(device, dtype)
+        return main if guide is None else guided(main, guide, self.guidance, self.interval or EVERYWHERE)
+
+    def networks(
+        self, device: torch.device | str, dtype: torch.dtype = torch.float32
+    ) -> tuple[Precond, Denoiser | None]:
+        """Load the network, folded, and its guide.
 
         Raises:
             OSError, ValueError: a file is missing or no network, or the guide is for other images.
@@ -64,12 +75,12 @@ class Teacher:
         main = fold(load(self.name, device), dtype)
         _check_denoises(main, self.name)
         if self.guidance == 1:
-            return main
+            return main, None
         if self.guide is None:
-            return guided(main, without_labels(main), self.guidance, self.interval or EVERYWHERE)
+            return main, without_labels(main)
         guide = fold(load(self.guide, device), dtype)
         check_guide(main, guide, self.name, self.guide)
-        return guided(main, guide, self.guidance, self.interval or EVERYWHERE)
+        return main, guide
 
 
 def teacher_of_run(config: TrainingConfig, device: torch.device | str, dtype: torch.dtype) -> Denoiser:
