@@ -202,3 +202,12 @@ def test_its_ends_are_levels_of_the_solver():
     assert interval_of_steps(0, 32) == (0, levels[0])
     fine = edm2.sigma_steps(1000, dtype=torch.float64)[:-1].tolist()
     assert min(above / below for above, below in pairwise(fine)) > 1 + 100e-5
+
+
+def test_images_with_levels_of_their_own_have_weights_of_their_own(main, guide, x):
+    """As a teacher is asked: inside the interval guided, elsewhere not."""
+    denoise = guided(main, guide, 1.7, (0.3, 2.0))
+    sigma = torch.tensor([0.1, 0.3, 1.0, 2.0, 5.0])[: len(x)]
+    together = denoise(x[: len(sigma)], sigma.view(-1, 1, 1, 1))
+    for i, level in enumerate(sigma):
+        torch.testing.assert_close(together[i : i + 1], denoise(x[i : i + 1], level))

@@ -212,6 +212,20 @@ def test_warming_up_begins_with_a_denoiser():
     assert not torch.equal(half, warm)
 
 
+def test_a_teacher_weighs_all_images_alike_and_data_weigh_their_own():
+    """The error of anchors is normalized by itself with a teacher, which has no noise in it, and not without."""
+    net, teacher = network(), network(None, seed=1)
+    given = {"sigma": DISTRIBUTION.sigma(randn(8)), "noise": randn(8, 2, 8, 8, seed=1)}
+    images = SD * randn(8, 2, 8, 8)
+    raw, normalized = (
+        FlowMapLoss(DISTRIBUTION, SD, teacher, anchor=1, tangent_norm=c)(net, images, **given) for c in (None, 0.2)
+    )
+    size = raw.mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    torch.testing.assert_close(normalized, raw / (size + 0.2) ** 2, rtol=1e-10, atol=0)
+    of_data = [FlowMapLoss(DISTRIBUTION, SD, anchor=1, tangent_norm=c)(net, images, **given) for c in (None, 0.2)]
+    assert torch.equal(*of_data)
+
+
 @pytest.mark.parametrize("levels", [(80, 0), (80, 0.3, 0), (80, 1.2, 0.5, 0.2, 0)])
 def test_samples_of_an_exact_map(levels):
     """Any levels lead to the same: x / sqrt(80² + SD²) of unit noise, times SD."""
