@@ -11,7 +11,6 @@ from edm2.tools.commands.train import check_folder, in_options, open_in_turn, op
 from edm2.tools.options.groups import TwoLevelCommand, option_group, options_of
 from edm2.tools.options.networks import check_guidance
 from edm2.tools.options.parsing import IMAGES, NUMBER, parse_image_count, parse_initial_network
-from edm2.tools.options.run_network import is_run, network_of_run
 
 if TYPE_CHECKING:
     from edm2.distillation.teacher import Teacher
@@ -19,25 +18,21 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  # A map of the digits of edm2 demo; then eighty samples, two evaluations each
+  # A map of the digits of edm2 demo
   edm2 distill demo/best.safetensors --data digits --out runs/map
-  edm2 generate runs/map --steps 2 --seeds 0-79 --grid two.png
-\b
-  # The best EMA length for each number of evaluations
-  edm2 sweep runs/map --steps 1,2,4 --samples 2000
 \b
   # From an autoguided teacher: the map is guided, and needs no guide any more
   edm2 distill best.safetensors --guide early.safetensors --guidance 1.4 --data digits --out runs/guided
 \b
-  # From a published checkpoint
-  edm2 convert edm2-img512-s-2147483-0.130.pkl s.safetensors
+  # From a published checkpoint (edm2 convert)
   edm2 distill s.safetensors --data img512-latents.zip --out runs/s-map --micro-batch 32
 \b
   # Without its data, on fifty thousand samples of the teacher
   edm2 distill s.safetensors --data teacher:50000 --out runs/s-map --micro-batch 32
 
-Interrupted? Run the same command again: it goes on from the last checkpoint. What the numbers mean, and what they
-bring: edm2 docs few_steps.
+Then edm2 generate runs/map --steps 2 draws from it, and edm2 sweep runs/map --steps 1,2,4 finds the best EMA length for
+each number of evaluations. Interrupted? Run the same command again: it goes on from the last checkpoint. What the
+options do, and what they bring: edm2 docs few_steps.
 """
 
 TRAINED = (
@@ -160,6 +155,7 @@ def _teacher(
 ) -> "Teacher":
     """The teacher that the options describe; of a run, its average of the best EMA length that is known."""
     from edm2.distillation.teacher import Teacher
+    from edm2.tools.options.run_network import is_run, network_of_run
 
     if is_run(network):
         network = network_of_run(Path(network), None, processes)
