@@ -85,7 +85,7 @@ class NetworkConfig:
     (config G)."""
 
     target_level: str | None = None
-    """Where a flow map is told the noise level to arrive at (config G): one of `TARGET_LEVELS`; None for a denoiser."""
+    """Blocks that get the level at which a flow map arrives (config G): one of `TARGET_LEVELS`; None for a denoiser."""
 
     def __post_init__(self) -> None:
         for field in ("img_resolution", "channel_mult", "attn_resolutions", "resample_filter"):
@@ -194,9 +194,6 @@ def dataclass_from_json(cls: type[Config], values: dict[str, Any], what: str) ->
         cls: A dataclass.
         values: Its fields by name, those with defaults optional.
         what: How to call it in errors.
-
-    Raises:
-        ValueError: an unknown or missing field, or a value out of range.
     """
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # Config may be any dataclass
     if unknown := sorted(set(values) - known):

@@ -90,7 +90,7 @@ class Precond(nn.Module):
         """
         dtype = torch.promote_types(x.dtype, torch.float32)
         x = x.to(dtype)
-        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)
+        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1).expand(x.shape[0], 1, 1, 1)
         sd = self.sigma_data
         c_skip = sd**2 / (sigma**2 + sd**2)
         c_out = sigma * sd / (sigma**2 + sd**2).sqrt()
@@ -115,7 +115,7 @@ class Precond(nn.Module):
                 "this network is a denoiser and knows no level to arrive at (target_sigma); distil a flow map from it"
             )
         level = torch.as_tensor(target_sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
-        return level.clamp(min=LEAST_TARGET).expand(len(x), 1, 1, 1).flatten().log() / 4
+        return level.clamp(min=LEAST_TARGET).expand(x.shape[0], 1, 1, 1).flatten().log() / 4
 
     def log_variance(self, c_noise: Tensor) -> Tensor:
         """u(sigma) for c_noise [N] -> [N, 1, 1, 1]."""
@@ -127,7 +127,7 @@ class Precond(nn.Module):
         if label_dim == 0:
             return None
         if class_labels is None:
-            return x.new_zeros(len(x), label_dim)
+            return x.new_zeros(x.shape[0], label_dim)
         if class_labels.ndim == 1:  # -1 matches no class and becomes a row of zeros
             class_labels = class_labels[:, None] == torch.arange(label_dim, device=x.device)
         return class_labels.to(x.dtype)

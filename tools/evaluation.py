@@ -26,9 +26,6 @@ class Evaluation(Callback):
     The reference is computed at once, so that missing files show before a run of days.
 
     Arguments are the run and its data, and the values of `--eval` and the options beside it.
-
-    Raises:
-        OSError, ValueError: a file is missing, or the data do not suit the detector.
     """
 
     def __init__(

@@ -14,13 +14,7 @@ SECONDS = 30.0
 
 
 class ProgressLines:
-    """What a bar of tqdm is on a terminal, as lines on standard error.
-
-    Args:
-        total: Number at the end; None until it is known.
-        unit: What is counted.
-        hidden: Print nothing.
-    """
+    """Lines on standard error in place of the bar that tqdm draws on a terminal."""
 
     def __init__(self, total: int | None, unit: str, hidden: bool = False) -> None:
         self.total = total

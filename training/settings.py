@@ -93,7 +93,6 @@ class ObjectiveConfig:
         self.objective()  # refuses what cannot be weighted
 
     def objective(self) -> DenoisingLoss:
-        """Build the loss."""
         distribution = noise_distribution(self.noise, self.P_mean, self.P_std)
         weighting = make_weighting(
             self.weighting,

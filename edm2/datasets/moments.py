@@ -27,11 +27,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class MomentEncoder:
-    """Encoder of a VAE on one device.
-
-    Raises:
-        ValueError: Unknown or impossible settings.
-    """
+    """Encoder of a VAE on one device."""
 
     vae: str = SD_VAE
     """Hub id or local folder of a diffusers AutoencoderKL."""
@@ -80,7 +76,7 @@ class MomentEncoder:
             )
 
     def identity(self) -> list[Any]:
-        """Everything that decides which moments an image gets, as JSON: settings, versions, and a digest of the VAE."""
+        """JSON that decides which moments an image gets: settings, versions, and a digest of the VAE."""
         vae = self.load()
         weights = hashlib.sha256(json.dumps(dict(vae.config), sort_keys=True, default=str).encode())
         for name, tensor in sorted(vae.state_dict().items()):
@@ -94,9 +90,6 @@ class MomentEncoder:
         """uint8 [N, 3, factor H, factor W] -> float32 [N, 2 C, H, W] on the device, not yet in the type of storage.
 
         On CUDA this returns at once, before the GPU is done.
-
-        Raises:
-            RuntimeError: The device's memory is too small for so many images.
         """
         black, white = self.pixel_range
         if self.device.type == "cuda":

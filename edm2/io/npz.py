@@ -63,10 +63,8 @@ def write_npz(path: Path, images: Iterable[np.ndarray], count: int, labels: np.n
     `numpy.load` reads the file, larger than 4 GiB too. Its bytes depend on the contents alone.
 
     Args:
-        path: File to write.
         images: Arrays of one shape and dtype.
         count: Number of images: an NPY file begins with the shape.
-        labels: One per image, if there are any.
 
     Raises:
         ValueError: another number of images, or images of several shapes or dtypes.

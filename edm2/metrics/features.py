@@ -89,11 +89,7 @@ def read_ahead(dataset: Dataset, parts: Sequence[Sequence[int]]) -> Iterator[Ten
 
 
 def displayed(dataset: Dataset, indices: Sequence[int]) -> Tensor:
-    """Read images of a dataset as image files show them: uint8 [N, C, H, W] in 0..255.
-
-    Raises:
-        ValueError: the data are not pixels.
-    """
+    """Read images of a dataset as image files show them: uint8 [N, C, H, W] in 0..255."""
     if dataset.kind != "pixels":
         raise ValueError(f"{dataset.name}: holds {dataset.kind}, not pixels; give the images that they were made of")
     return PixelCodec(levels=dataset.levels).to_display(dataset.images(indices))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edm2.networks import Precond, fold
 from edm2.networks.precond import ABILITIES, MAP_LEVELS
+from edm2.sampling.guided_network import GuidedNetwork
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,11 @@ def _are_levels(steps: str, levels: Any) -> bool:
     return numbers and steps.isdecimal() and len(levels) == int(steps) + 1
 
 
-SampledNetwork: TypeAlias = Precond | ExternalNetwork
+SampledNetwork: TypeAlias = Precond | ExternalNetwork | GuidedNetwork
 
 
 def ready_to_sample(net: SampledNetwork, dtype: torch.dtype | None = None) -> Any:
     """Copy a network for inference: ours folded, to compute in `dtype`; another as it is, in the dtype it chooses."""
+    if isinstance(net, GuidedNetwork):
+        return net.folded(dtype)
     return copy.deepcopy(net) if isinstance(net, ExternalNetwork) else fold(net, dtype)

@@ -1,7 +1,6 @@
 """`edm2 sweep`: score many EMA lengths, times and guidance weights of a run, draw the curves, name the best."""
 
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.metrics.registry import DETECTOR_NAMES, METRICS
-from edm2.sampling.samplers import HEUN, MAP, Sampler
+from edm2.sampling.samplers import MAP, Sampler
 from edm2.tools.options.groups import GroupedCommand, option_group
+from edm2.tools.options.guides import is_guide_run, make_guide
 from edm2.tools.options.networks import (
     CODEC_HELP,
     NET_FROM_HELP,
@@ -19,6 +19,7 @@ from edm2.tools.options.networks import (
     check_own_precision,
     chosen_precision,
     network_maker,
+    source_digests,
 )
 from edm2.tools.options.parsing import (
     DEVICE,
@@ -36,11 +37,8 @@ from edm2.tools.options.parsing import (
 from edm2.tools.options.sampling import sampler_option
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from edm2.sweep.averages import Averages
-    from edm2.sweep.guides import Guide
-    from edm2.sweep.sweep import Point, Range, ScoredPoint, Sweep, Sweeper
+    from edm2.sweep.sweep import Range, ScoredPoint, Sweep, Sweeper
     from edm2.training import Codec, Dataset
 
 EPILOG = """\b
@@ -151,8 +149,7 @@ def sweep(
     in the plot are two standard deviations, from halves of the images.
     """
     check_guidance(guide, unlabelled_guide, guidances)
-    is_guide_run = guide is not None and _is_run(guide)
-    if not is_guide_run and (guide_at is not None or guide_sigma_rels is not None):
+    if not (guide and is_guide_run(guide)) and (guide_at is not None or guide_sigma_rels is not None):
         raise click.UsageError(
             "--guide-at and --guide-std choose an average of a guide's run: give its folder as --guide"
         )
@@ -168,6 +165,7 @@ def sweep(
     from edm2.sweep.sweep import Range, Sweeper
     from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator, load_metric_evaluator
     from edm2.tools.progress import progress_bar
+    from edm2.tools.reports.draw_commands import draw_commands
     from edm2.tools.reports.tables import print_point, read_sweep
     from edm2.tools.run import use_device
     from edm2.training import PixelCodec
@@ -182,7 +180,7 @@ def sweep(
     ways = _ways_to_sample(averages, sampler, steps, levels)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
     _check_area(averages, area, budget)
-    guides = _guide(averages, guide, unlabelled_guide, guide_at, make_net)
+    guides = make_guide(averages, guide, unlabelled_guide, guide_at, make_net)
     out = out or run
 
     with joined_processes() as processes:
@@ -198,19 +196,20 @@ def sweep(
         dtype = DTYPES[chosen_precision(precision, on, net_from)]
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
+        programs = {"--net-from": net_from, "--codec": codec_from}
         if processes.is_first:
             _warn_of_snapshots(averages, area)
         for solver, num_steps, jumps in ways:
             sampling = SampleSettings(count, num_steps, interval or EVERYWHERE, dtype, solver, jumps)
             sweeper = Sweeper(averages, codec, evaluator, sampling, guides, repeats, cache, processes, on)
+            sweeper.programs = source_digests(net_from, codec_from, averages.classes)
             if processes.is_first:
                 _announce(area, budget, sweeper)
                 sweeper.scored = print_point
             result = sweeper.sweep(area, dataset, budget, bar)
             if processes.is_first:
                 _report(result, area, out, compared, "sweep" if len(ways) == 1 else f"sweep-{num_steps}")
-                made_by = {"--net-from": net_from, "--codec": codec_from}
-                commands = _commands(sweeper, result.best.point, guide, made_by)
+                commands = draw_commands(averages, sampling, result.best.point, guides, guide, programs)
                 click.echo("\n  ".join(["The best network, and images of it:", *commands]))
 
 
@@ -220,18 +219,8 @@ def _titles(folders: Sequence[Path]) -> dict[str, Path]:
     return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
 
 
-def _is_run(guide: str) -> bool:
-    from edm2.pipeline.folder import is_pipeline_folder
-
-    return Path(guide).is_dir() and not is_pipeline_folder(Path(guide))
-
-
 def _real_images(averages: "Averages", codec: "Codec", data: str | None) -> "Dataset":
-    """Open the real images: those named, else those of the run.
-
-    Raises:
-        ValueError: they are not of the shape that a network of pixels draws.
-    """
+    """Open the real images: those named, else those of the run."""
     from edm2.training import PixelCodec, open_dataset
     from edm2.training.run.run_folder import open_run_data
 
@@ -242,30 +231,6 @@ def _real_images(averages: "Averages", codec: "Codec", data: str | None) -> "Dat
             "(channels, height, width)"
         )
     return dataset
-
-
-def _guide(
-    averages: "Averages",
-    guide: str | None,
-    unlabelled: bool,
-    guide_at: int | None,
-    make_net: "Callable[[], nn.Module] | None",
-) -> "Guide | None":
-    from edm2.sweep.averages import Averages
-    from edm2.sweep.guides import FixedGuide, GuideRun, UnlabelledGuide
-    from edm2.tools.options.networks import check_label_dropout
-
-    if unlabelled:
-        check_label_dropout(str(averages.folder), averages.metadata)
-        return UnlabelledGuide()
-    if guide is None:
-        return None
-    if not _is_run(guide):
-        return FixedGuide(guide, make_net)
-    run = Averages(guide, make_net=make_net)
-    time = guide_at or run.last
-    run.check(time, [0.1])  # refuses a time without snapshots
-    return GuideRun(run, time)
 
 
 def _check_area(averages: "Averages", area: "Range", budget: int | None) -> None:
@@ -362,39 +327,3 @@ def _warn_of_edges(area: "Range", best: "ScoredPoint") -> None:
         no_guidance = option == "--guidance" and value == 1  # below 1 nobody looks
         if len(values) > 1 and value in (values[0], values[-1]) and not no_guidance:
             click.echo(f"The best value of {option}, {value:g}, is the end of its list: the minimum may lie beyond.")
-
-
-def _commands(sweeper: "Sweeper", point: "Point", guide: str | None, programs: "Mapping[str, str | None]") -> list[str]:
-    """Command lines that make the best network and draw its images."""
-    from edm2.sampling.guidance import EVERYWHERE
-    from edm2.sweep.guides import GuideRun
-
-    sampling, guides = sweeper.sampling, sweeper.guide
-    reconstruct, network = _reconstruct(sweeper.averages, point.images_seen, point.sigma_rel)
-    lines = [reconstruct]
-    draw = ["edm2", "generate", network, "--seeds", "0-63"]
-    draw += ["--balanced"] if sweeper.averages.config.label_dim else []
-    draw += [word for option, target in programs.items() if target is not None for word in (option, target)]
-    if sampling.levels is None:
-        draw += ["--steps", str(sampling.num_steps)]
-        draw += [] if sampling.sampler == HEUN else ["--solver", sampling.sampler.name]
-    else:
-        draw += ["--levels", ",".join(f"{level:g}" for level in sampling.levels)]
-    draw += ["--out", "samples"]
-    if point.guidance != 1:
-        if isinstance(guides, GuideRun):
-            reconstruct, guide = _reconstruct(guides.averages, guides.at, point.used_guide_sigma_rel)
-            lines.append(reconstruct)
-        draw += ["--unlabelled-guide"] if guide is None else ["--guide", guide]
-        draw += ["--guidance", f"{point.guidance:g}"]
-        draw += [] if sampling.interval == EVERYWHERE else ["--interval", "{:g},{:g}".format(*sampling.interval)]
-    return [*lines, shlex.join(draw)]
-
-
-def _reconstruct(averages: "Averages", at: int, sigma_rel: float) -> tuple[str, str]:
-    """Command line that makes an average, and the file that it writes."""
-    from edm2.tools.reports.reconstruction import reconstructed_name
-
-    command = ["edm2", "reconstruct", str(averages.folder), "--std", f"{sigma_rel:g}"]
-    command += [] if at == averages.last else ["--at", str(at)]
-    return shlex.join(command), str(averages.folder / "reconstructed" / reconstructed_name(at, sigma_rel))

@@ -363,9 +363,6 @@ def configure_run(
         dataset, data, out, preset, architecture, conditional, choices: The command's parameters.
         processes: Number of processes.
         measure: Measures images per second of a run.
-
-    Raises:
-        click.UsageError: they do not fit together, not the data, or not the number of processes.
     """
     from edm2.planning.plan import default_preset, plan_run
     from edm2.planning.relative import FOLLOWING, duration_within

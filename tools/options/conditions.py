@@ -24,9 +24,6 @@ def read_conditions(
             seeds in order; or a folder of files, which in sorted order go with the seeds in order.
         seeds: Seeds of the images.
         known: Conditions of the network.
-
-    Raises:
-        click.BadParameter: another text, a file that holds no numbers, or another number of rows.
     """
     from edm2.sampling.conditions import rows_of_conditions
 

@@ -59,7 +59,6 @@ class TwoLevelCommand(GroupedCommand):
         )  # fmt: skip
 
     def is_shown(self, option: click.Option, ctx: click.Context) -> bool:
-        """True if the help lists an option."""
         return option.name in self.first or SHOW_ALL in ctx.meta or not isinstance(option, GroupedOption)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

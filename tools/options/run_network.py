@@ -16,13 +16,9 @@ def network_of_run(run: Path, sigma_rel: float | None, processes: Processes, ste
     """Path of a file with the average of a run at its last time; it is made if it is not there, and named on screen.
 
     Args:
-        run: Run folder.
         sigma_rel: EMA length; None for the best in the run's sweep.csv, else the longest that was tracked.
         processes: Processes that use it; the first makes it.
         steps: Sampling steps: a sweep over several numbers of them found a length for each.
-
-    Raises:
-        OSError, ValueError: no snapshots, or they cannot be combined.
     """
     path = ""
     if processes.is_first:
@@ -61,7 +57,7 @@ def _best(run: Path, at: int, steps: int | None) -> tuple[float, str] | None:
     table = table if table.is_file() else run / "sweep.csv"
     if not table.is_file():
         return None
-    unguided = [result for result in read_sweep(table).results if result.point.guidance == 1]
+    unguided = [result for result in read_sweep(table).averages if result.point.guidance == 1]
     now = [result for result in unguided if result.point.images_seen == at] or unguided
     if not now:
         return None

@@ -21,6 +21,7 @@ from edm2.tools.options.networks import (
     chosen_precision,
     complete_by_preset,
     load_networks,
+    source_digests,
 )
 from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, LEVELS, NUMBER, PRECISION, SEEDS
 
@@ -231,6 +232,7 @@ class SampleGenerator:
         self.net: SampledNetwork
         self.guide: Denoiser | None
         self.net, self.guide = load_networks(options, self.device, self._dtype(self.precision), processes.is_first)
+        self.contents |= source_digests(options.net_from, options.codec_from, map(type, self.net.modules()))
         if options.compile:
             _compile(self.net, self.guide)
         self.metadata: dict[str, Any] = read_metadata(options.network)
@@ -352,7 +354,7 @@ class SampleGenerator:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the images depend on besides their seeds, as JSON."""
+        """JSON of what the images depend on besides their seeds."""
         options = self.options
         return {
             "network": options.network, "images_seen": self.metadata.get("images_seen"),
@@ -376,8 +378,16 @@ class SampleGenerator:
 
 def _compile(*denoisers: "Denoiser | None") -> None:
     """Compile the denoisers that are networks; each batch size is compiled on its own."""
-    from torch import nn
+    import torch
+
+    from edm2.sampling import cuda_graphs
+    from edm2.sampling.guided_network import GuidedNetwork
 
     for denoiser in denoisers:
-        if isinstance(denoiser, nn.Module):
-            denoiser.compile(dynamic=False)
+        for part in denoiser.children() if isinstance(denoiser, GuidedNetwork) else [denoiser]:
+            if not isinstance(part, torch.nn.Module):
+                continue
+            if cuda_graphs.CAPTURE and any(buffer.is_cuda for buffer in part.buffers()):
+                cuda_graphs.capture_(part, compile=True)
+            else:
+                part.compile(dynamic=False)

@@ -41,11 +41,7 @@ SCORES = (
 def load_detectors(
     names: Iterable[str], weights: "Mapping[str, Path | None]", device: "torch.device"
 ) -> "dict[str, Detector]":
-    """Load detectors by name, with the values of the options `WEIGHTS`.
-
-    Raises:
-        ValueError, OSError: one cannot be loaded.
-    """
+    """Load detectors by name, with the values of the options `WEIGHTS`."""
     from edm2.metrics import load_detector
 
     options = {name: detector.weights_option for name, detector in (DETECTORS | CLASSIFIERS).items()}
@@ -70,12 +66,7 @@ class ScoringOptions:
         return cls(weights=weights, **{name: given.pop(name) for name in ("reference", "names", "detector", "out")})
 
     def metrics(self) -> "list[Metric]":
-        """Make the metrics that are asked for, before anything is drawn.
-
-        Raises:
-            click.UsageError: nothing to compare with.
-            OSError, ValueError: the reference cannot be read, or lacks what a metric needs.
-        """
+        """Make the metrics that are asked for, before anything is drawn."""
         from edm2.metrics.scores import NoReferenceError, metrics_from
 
         names = [] if self.names is None else [name.strip() for name in self.names.split(",") if name.strip()]

@@ -33,7 +33,6 @@ HOW_SURE = (
     ("days", "of training alone: no failures, no saving, no waiting for data"),
     ("disk", "counted, to the percent"),
 )  # fmt: skip
-"""Reliability of each number."""
 
 
 def print_forecast(forecast: Forecast) -> None:

@@ -25,6 +25,7 @@ from edm2.training.data.dataset import (
 from edm2.training.data.loader import data_loader
 from edm2.training.data.order import PositionBatches, ShuffledOrder
 from edm2.training.data.own_codec import own_codec
+from edm2.training.data.transfer import Transfer
 from edm2.training.data.vae import latent_codec_of
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.randomness import PositionRandom, Stream
@@ -65,7 +66,6 @@ class BatchStream:
     """Batches of a run.
 
     Args:
-        config: Configuration of the run.
         dataset: Images; `config.holdout` of them are set aside.
         random: Random numbers by position, on the device where the images shall be.
         processes: Processes that divide the positions of every step; this one gets its own.
@@ -76,9 +76,6 @@ class BatchStream:
         holdout_set: Images set aside, or None.
         codec: Stored data <-> what the network sees.
         shape: (C, H, W) of what it sees.
-
-    Raises:
-        DatasetError: The images do not fit the network.
     """
 
     def __init__(
@@ -93,6 +90,7 @@ class BatchStream:
         self.random = random
         self.processes = processes
         self.device = random.generator.device
+        self.transfer = Transfer(self.device)
         self.conditions = () if config.network is None else config.network.conditions
         levels = [noise_level(c).name for c in self.conditions if isinstance(c, ImageCondition) and c.noise]
         self._read = [c for c in self.conditions if c.name not in levels]
@@ -180,13 +178,13 @@ class BatchStream:
         noise = None
         if position is not None and self.dataset.kind == "moments":
             noise = self.random.normal(Stream.MOMENTS, position, position + len(data), self.shape)
-        images = self.codec.encode(data.to(self.device, non_blocking=True), noise)
+        images = self.codec.encode(self.transfer(data), noise)
         if conditions is not None:
-            conditions = {name: values.to(self.device, non_blocking=True) for name, values in conditions.items()}
+            conditions = {name: self.transfer(values) for name, values in conditions.items()}
             for c in self._read:
                 if isinstance(c, TokenCondition):
                     conditions[c.name] = padded(conditions[c.name], c.length)
-        return Batch(images, labels.to(self.device, non_blocking=True) if self.has_labels else None, conditions)
+        return Batch(images, self.transfer(labels) if self.has_labels else None, conditions)
 
     def _augment(self, batch: Batch, position: int) -> Batch:
         """Mirror images, drop labels and conditions, and add noise to these, by random numbers of their positions."""

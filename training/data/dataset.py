@@ -75,7 +75,7 @@ class Dataset(ABC):
         """Number of values that a pixel can take, from 0; 0 for moments."""
 
         self.class_names = tuple(class_names)
-        """One per class; empty if the images have no labels."""
+        """Names of the classes in order; empty if the images have no labels."""
 
         self.latents: Mapping[str, Any] | None = None
         """VAE and statistics of the latents, if given: vae, mean, std, pixel_range (see `LatentCodec`)."""
@@ -124,7 +124,7 @@ class Dataset(ABC):
         return (self.conditions(indices) or {})[name]
 
     def known_condition(self, name: str) -> Mapping[str, Any]:
-        """What is stored about a condition, as `Condition.to_json` has it; only its encoder, or nothing, else."""
+        """Stored facts about a condition, as `Condition.to_json` has it; only its encoder, or nothing, else."""
         return {}
 
     def item_name(self, index: int) -> str:
@@ -211,12 +211,7 @@ class ImageFormat:
 
 
 class ArchiveDataset(Dataset):
-    """Images in a folder or ZIP. A broken one is noticed when it is read.
-
-    Args:
-        files: Folder or ZIP.
-        catalog: Names and labels of the images; default: read from `files`.
-    """
+    """Images in a folder or ZIP. A broken one is noticed when it is read."""
 
     def __init__(self, files: Files, catalog: Catalog | None = None) -> None:
         catalog = catalog or read_catalog(files)
@@ -329,11 +324,7 @@ class ArchiveDataset(Dataset):
 
 
 def stack_padded(values: Sequence[Tensor], where: str) -> Tensor:
-    """Stack values of one shape, and sequences [L, size] of any length padded by NaN to the longest.
-
-    Raises:
-        DatasetError: other shapes.
-    """
+    """Stack values of one shape, and sequences [L, size] of any length padded by NaN to the longest."""
     if values[0].ndim == 2 and len({len(tokens) for tokens in values}) > 1:
         longest = max(map(len, values))
         values = [pad(tokens, (0, 0, 0, longest - len(tokens)), value=torch.nan) for tokens in values]

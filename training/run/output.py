@@ -32,13 +32,9 @@ class Output:
     All processes of a job call the same methods, since sharded weights must be gathered; only the first one writes.
 
     Args:
-        config: The run.
-        folder: Its folder.
-        stream: Its images.
         strategy: Gathers sharded tensors.
         blank: Makes a network for averaged weights to be loaded into.
         buffers: Names of the network's tensors that are not trained.
-        images_seen: Images seen so far.
     """
 
     def __init__(
@@ -148,9 +144,6 @@ class Output:
         """Write the average over one profile: a file that is complete or not there.
 
         Args:
-            images_seen: The clock.
-            sigma_rel: EMA length.
-            average: Averaged tensors by name.
             interim: The run has stopped between two regular snapshots, and this one goes with the next of them.
         """
         path = self.folder.snapshots / snapshot_name(images_seen, sigma_rel)

@@ -21,7 +21,7 @@ from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.field_types import mistyped_fields
 from edm2.training.imports import is_target
 from edm2.training.run.checkpoint_folder import find_checkpoints
-from edm2.training.run.files import is_free, is_inside, write_json
+from edm2.training.run.files import is_free, is_inside, listed_differences, write_json
 from edm2.training.run.inputs import change_of_data, describe_data, describe_file, read_inputs, write_inputs
 
 INTERIM = "interim"
@@ -36,11 +36,7 @@ class RunFolderError(ValueError):
 
 
 class RunFolder:
-    """Files of a run.
-
-    Args:
-        path: The folder; created by `claim`.
-    """
+    """Files of a run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -101,11 +97,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Context in which no other process may train here; one that is killed leaves no lock behind.
-
-        Raises:
-            RunFolderError: another process does.
-        """
+        """Context in which no other process may train here; one that is killed leaves no lock behind."""
         lock = FileLock(self.path / ".lock")
         with suppress(NotImplementedError, OSError):  # a file system without locks
             self.path.mkdir(parents=True, exist_ok=True)
@@ -150,9 +142,7 @@ class RunFolder:
     def _refuse_another(self, config: TrainingConfig, other: TrainingConfig, names: Mapping[str, str]) -> None:
         found = config.differences(other)
         if found:
-            listed = ", ".join(
-                f"{names.get(name, name)} is {theirs} there and {mine} here" for name, mine, theirs in found
-            )
+            listed = listed_differences([(names.get(name, name), theirs, mine) for name, mine, theirs in found])
             raise RunFolderError(
                 f"{self.path}: belongs to another run ({listed}); choose another --out, or repeat that run's "
                 "settings to resume it"

@@ -18,7 +18,7 @@ class Sampler:
     """Entry of a function of the form of `edm2.sample_heun`."""
 
     name: str
-    """Its name on the command line; the function is called sample_{name}."""
+    """Name on the command line; the function is called sample_{name}."""
     module: str
     """Module that defines the function."""
     evaluations_per_step: int = 1

@@ -178,14 +178,6 @@ def test_gray_becomes_color_and_transparency_is_dropped(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("quick")
-def test_some_images_are_taken_evenly_from_the_classes(photos: Path, tmp_path: Path):
-    encode_in_parts(photos, tmp_path / "whole.zip")
-    encode_in_parts(photos, tmp_path / "some.zip", max_images=4)
-    assert [label for _, label in contents(tmp_path / "some.zip")["labels"]] == [0, 0, 1, 1]
-    assert torch.equal(everything(tmp_path / "some.zip"), everything(tmp_path / "whole.zip")[[0, 1, 4, 5]])
-
-
-@pytest.mark.usefixtures("quick")
 def test_fp16_is_fp32_rounded(photos: Path, tmp_path: Path):
     encode(photos, tmp_path / "long.zip", MomentEncoder(dtype="fp32"))
     encode(photos, tmp_path / "short.zip", MomentEncoder(dtype="fp16"))
@@ -448,13 +440,6 @@ def test_images_that_the_vae_does_not_take(tmp_path: Path, quick: StandIn):
     quick.config["in_channels"] = 1
     with pytest.raises(ValueError, match="takes images of 1 channels, but colors have 3"):
         encode(write_photos(tmp_path / "even", 2), tmp_path / "out.zip", MomentEncoder())
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("numbers", [{"max_images": 0}, {"workers": 0}, {"batch_size": 0}])
-def test_numbers_below_one(photos: Path, tmp_path: Path, numbers: dict[str, int]):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        encode(photos, tmp_path / "out.zip", MomentEncoder(), **numbers)
 
 
 def test_processes_that_do_not_share_a_folder(photos: Path, tmp_path: Path, quick: StandIn):

@@ -204,10 +204,13 @@ def test_its_ends_are_levels_of_the_solver():
     assert min(above / below for above, below in pairwise(fine)) > 1 + 100e-5
 
 
-def test_images_with_levels_of_their_own_have_weights_of_their_own(main, guide, x):
-    """As a teacher is asked: inside the interval guided, elsewhere not."""
-    denoise = guided(main, guide, 1.7, (0.3, 2.0))
-    sigma = torch.tensor([0.1, 0.3, 1.0, 2.0, 5.0])[: len(x)]
-    together = denoise(x[: len(sigma)], sigma.view(-1, 1, 1, 1))
-    for i, level in enumerate(sigma):
-        torch.testing.assert_close(together[i : i + 1], denoise(x[i : i + 1], level))
+@pytest.mark.parametrize("itself", [False, True], ids=["another network", "itself without labels"])
+def test_every_image_of_a_batch_may_have_its_own_noise_level(make_net, net, x, itself):
+    """A teacher in training sees levels [N]; each image is guided as if it were alone, inside the interval or not."""
+    guide = without_labels(net) if itself else make_net(seed=1)
+    D = guided(net, guide, 2.0, (0.5, 5.0))
+    sigma = torch.tensor([0.1, 1.0, 4.0, 20.0])
+    alone = torch.cat([D(x[i : i + 1], sigma[i], LABELS[i : i + 1]) for i in range(4)])
+    for levels in (sigma, sigma.reshape(4, 1, 1, 1)):
+        assert max_rel(D(x, levels, LABELS), alone) < 1e-5
+    assert torch.equal(D(x, sigma, LABELS)[::3], net(x, sigma, LABELS)[::3]), "outside, the network is alone"
