@@ -118,9 +118,6 @@ class NetworkConfig:
             raise ValueError(f"channel_mult={self.channel_mult} must list at least one positive multiplier")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-        for field in ("sigma_data", "fourier_bandwidth"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field}={getattr(self, field)} must be positive")
         divisor = 1 << (len(self.channel_mult) - 1)
         if any(side < divisor or side % divisor for side in self.size):
             height, width = self.size
@@ -130,7 +127,7 @@ class NetworkConfig:
             )
 
     def _check_config(self) -> None:
-        """A field that the configuration does not use must not look as if it did something."""
+        """A field that the configuration does not use must not look as if it did something; factors are positive."""
         if self.config not in tuple(CONFIGS):
             raise ValueError(f"config={self.config!r} is unknown; there are {', '.join(CONFIGS)}")
         for field, configs in FIELDS_OF_CONFIGS.items():
@@ -141,6 +138,10 @@ class NetworkConfig:
                     f"{field}={value} would change nothing in config {self.config}, only in {where}; "
                     f"leave it at {default}"
                 )
+
+        for field in ("sigma_data", "fourier_bandwidth"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field}={getattr(self, field)} must be positive")
 
     def _check_conditions(self) -> None:
         names = [condition.name for condition in self.conditions]
