@@ -10,7 +10,7 @@ PRESETS: dict[str, Preset] = {
         "the 8x8 digits, in four minutes of a CPU core",
         training={
             "batch_size": 64, "duration": 64_000, "ref_lr": 0.01, "ref_batches": 600, "workers": 0,
-            "status_every": 6_400, "snapshot_every": 2_000, "checkpoint_every": 32_000, "sample_every": 32_000,
+            "status_every": 6_400, "snapshot_every": 4_000, "checkpoint_every": 32_000, "sample_every": 32_000,
             "holdout_every": 32_000,
         },
     ),
