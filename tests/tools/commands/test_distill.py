@@ -9,7 +9,7 @@ from command_line import complaint, edm2, succeed, write_images
 from safetensors.torch import load_file
 
 from edm2 import generate
-from edm2.io.model import load, read_metadata, save
+from edm2.io.model import ASSETS, load, read_metadata, save
 from edm2.networks import fold
 from edm2.sampling.samplers.flow_map import sample_map
 from edm2.tools.reports.tables import read_sweep
@@ -62,6 +62,14 @@ def test_a_snapshot_says_what_it_can_do(maps, outspoken_network):
     assert metadata["codec"] == read_metadata(outspoken_network)["codec"]
     assert metadata["network"]["target_level"] == "mean"
     assert "abilities" not in read_metadata(outspoken_network)
+    assert "denoise and map, between noise levels 80,0; 80,0.3,0;" in succeed("info", maps / "raw-weights.safetensors")
+    assert "draws as" not in succeed("info", outspoken_network)
+
+
+def test_the_included_map_draws_at_once(tmp_path):
+    shown = succeed("generate", "digits8-map", "--steps", 1, *DRAWN, "--out", tmp_path)
+    assert "(1 evaluation each, map)" in shown
+    assert (ASSETS / "digits8-map.safetensors").stat().st_size < 2e6
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
@@ -93,6 +101,7 @@ def evaluations_of_maps(monkeypatch) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_sweep_finds_a_length_for_each_number_of_evaluations(maps, tmp_path):
     run = shutil.copytree(maps, tmp_path / "run")
     sweep = ("sweep", run, "--steps", "1,2", "--std", "0.05,0.1", "--samples", 20, "--device", "cpu")
