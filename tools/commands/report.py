@@ -154,7 +154,9 @@ def _add_grids(run: "ReportedRun", given: dict[str, Any]) -> None:
     try:
         codec = codec_of(averages.folder, averages.metadata, given["vae"], given["codec_from"])
         guide = make_guide(averages, given["guide"], given["unlabelled_guide"], None, network_maker(given["net_from"]))
-        of_samples = conditions_to_score(averages.folder, (), 0, getattr(averages.config, "conditions", ()), run.dataset)
+        of_samples = conditions_to_score(
+            averages.folder, (), 0, getattr(averages.config, "conditions", ()), run.dataset
+        )
         columns = columns_of(averages)
         sampling = _sampling(averages, -(-given["images"] // columns) * columns, given["num_steps"])
     except (ValueError, OSError) as error:

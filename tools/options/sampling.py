@@ -303,7 +303,8 @@ class SampleGenerator:
         conditions = None
         if self._conditions is not None:
             conditions = self._conditions.of([self._rows[seed] for seed in seeds])
-        churn: dict[str, Any] = {"S_churn": self.options.S_churn} if self.options.S_churn else {}
+        given: dict[str, Any] = {"S_churn": self.options.S_churn, "levels": self.options.levels}
+        given = {name: value for name, value in given.items() if value}
         batches = generate(
             self.net,
             seeds,
@@ -315,8 +316,7 @@ class SampleGenerator:
             self.sampler.sample,
             conditions=conditions,
             num_steps=self.num_steps,
-            **churn,
-            **({} if self.options.levels is None else {"levels": self.options.levels}),
+            **given,
         )
         guided_by = f", guided by {self.options.guide}" if self.options.guide else ""
         return require_finite(batches, f"{self.options.network}{guided_by}")
