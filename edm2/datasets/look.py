@@ -60,7 +60,6 @@ def save_look(dataset: Dataset, path: str | Path) -> int:
         scale = max(1, SIDE // max(pixels.shape[-2:]))
         strips.append((name, Image.fromarray(image_grid(pixels, COLUMNS, scale, gap=2).permute(1, 2, 0).numpy())))
     picture = _under_each_other(strips)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary:
         picture.save(temporary, format="PNG")
     return sum(len(indices) for _, indices in rows)

@@ -33,19 +33,6 @@ from edm2.training.data.index import open_archive
 from edm2.training.data.order import permutation
 from edm2.training.imports import is_target
 
-__all__ = [
-    "ArchiveDataset",
-    "ArrayDataset",
-    "Dataset",
-    "DatasetError",
-    "ImageFormat",
-    "Subset",
-    "evenly_spaced_indices",
-    "open_dataset",
-    "pixel_statistics",
-    "split_holdout",
-]
-
 Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
 
 CONTENTS = "contents"
