@@ -5,7 +5,6 @@ network sees. Dimensions: N images, C channels, H rows, W columns.
 """
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -429,17 +428,10 @@ def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
 
 
 def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixels of every channel, in levels.
-
-    Computed from a histogram, so exact to float64; over at most `max_images` evenly spaced images.
-    """
+    """Mean and standard deviation of the pixels of every channel, in levels; otherwise as `value_statistics`."""
     if dataset.kind != "pixels":
         raise ValueError(f"{dataset.name} holds {dataset.kind}, not pixels: it has no pixel statistics")
-    chosen = evenly_spaced_indices(len(dataset), max_images)
-    parts = np.array_split(chosen, -(-len(chosen) // 64))
-    histogram = np.sum([_count_levels(dataset.images(part)) for part in parts], axis=0)
-    moments = [_mean_and_std(channel) for channel in histogram]
-    return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
+    return value_statistics(dataset, max_images)
 
 
 def value_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -453,14 +445,3 @@ def value_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[
         squares += values.square().sum(dim=(0, 2, 3))
     mean = total / count
     return tuple(mean.tolist()), tuple((squares / count - mean.square()).clamp(min=0).sqrt().tolist())
-
-
-def _count_levels(pixels: Tensor) -> np.ndarray:
-    """Histogram of the levels of each channel: int64 [C, 256]."""
-    return np.stack([channel.flatten().bincount(minlength=256).numpy() for channel in pixels.unbind(1)])
-
-
-def _mean_and_std(histogram: np.ndarray) -> tuple[float, float]:
-    level = np.arange(len(histogram))
-    mean = np.average(level, weights=histogram)
-    return float(mean), math.sqrt(np.average((level - mean) ** 2, weights=histogram))
