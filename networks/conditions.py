@@ -36,7 +36,7 @@ where absent, and a mask of 1 or -1 [N, 1, H, W]; of tokens 0 where absent, and 
 
 @dataclass(frozen=True)
 class Condition(ABC):
-    """What all kinds of conditions have in common."""
+    """Description of a condition; the base of all kinds."""
 
     name: str
     """Name by which it is given: letters, digits and _."""

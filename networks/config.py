@@ -85,7 +85,7 @@ class NetworkConfig:
     (config G)."""
 
     target_level: str | None = None
-    """Where a flow map is told the noise level to arrive at (config G): one of `TARGET_LEVELS`; None for a denoiser."""
+    """Blocks that get the level at which a flow map arrives (config G): one of `TARGET_LEVELS`; None for a denoiser."""
 
     def __post_init__(self) -> None:
         for field in ("img_resolution", "channel_mult", "attn_resolutions", "resample_filter"):

@@ -102,10 +102,14 @@ def print_whatever_happens() -> None:
 def quiet_libraries() -> None:
     """Silence warnings of torch about what is intended, and of Pillow, whose errors are told in one line of ours."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(
+        logging.ERROR
+    )  # no torchvision, which nothing here needs
     warnings.filterwarnings("ignore", module=r"PIL\.")
     for message in (
         "torch.distributed is disabled",  # in a job of one process
         "FSDP2-wrapped module .* returned a view",  # u(sigma), which nothing alters in place
+        "`isinstance\\(treespec, LeafSpec\\)`",  # torch about its own torch.export
     ):
         warnings.filterwarnings("ignore", message=message)
 

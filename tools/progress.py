@@ -14,7 +14,7 @@ SECONDS = 30.0
 
 
 class ProgressLines:
-    """What a bar of tqdm is on a terminal, as lines on standard error."""
+    """Lines on standard error in place of the bar that tqdm draws on a terminal."""
 
     def __init__(self, total: int | None, unit: str, hidden: bool = False) -> None:
         self.total = total

@@ -68,7 +68,7 @@ class GivenDraws:
 
 
 class LossContext:
-    """What a loss may know about the images it gets, besides the images.
+    """Context of the images that a loss gets.
 
     Args:
         images_seen: Images seen before this step, the clock of the run.

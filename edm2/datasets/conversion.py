@@ -194,7 +194,7 @@ class Converted:
 
     images: int
     tally: Tally
-    """What became of all files."""
+    """Counts of all files by what became of them."""
     notes: tuple[str, ...]
     """Lines about the source that may surprise its owner."""
 
@@ -293,7 +293,7 @@ def _part_size(transform: Transform) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """Everything that workers need."""
+    """Source and settings, as workers need them."""
 
     files: Files
     transform: Transform
@@ -322,7 +322,7 @@ def _made(parts: Sequence[Part], job: _Job, workers: int) -> Iterator[Part]:
 
 
 _job_of_worker: _Job
-"""Handed over once per process: the directory of a large ZIP has a hundred megabytes."""
+"""Job of a worker process, handed over once: the directory of a large ZIP has a hundred megabytes."""
 
 
 def _start_worker(job: _Job) -> None:

@@ -47,11 +47,20 @@ def display_codec(dataset: Dataset) -> Codec:
 
 
 def save_look(dataset: Dataset, path: str | Path) -> int:
-    """Write a picture of some images, evenly spaced: a row for each of the first classes, with its name.
+    """Write `look` to a PNG file.
 
     Returns:
         Number of images in it.
     """
+    picture, count = look(dataset)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_output(path) as temporary:
+        picture.save(temporary, format="PNG")
+    return count
+
+
+def look(dataset: Dataset) -> tuple[Image.Image, int]:
+    """Draw some images, evenly spaced: a row for each of the first classes, with its name; and count them."""
     rows = _rows(dataset)
     codec = display_codec(dataset)
     strips = []
@@ -59,10 +68,7 @@ def save_look(dataset: Dataset, path: str | Path) -> int:
         pixels = _rgb(codec.to_display(codec.decode(codec.encode(dataset.images(indices)))))
         scale = max(1, SIDE // max(pixels.shape[-2:]))
         strips.append((name, Image.fromarray(image_grid(pixels, COLUMNS, scale, gap=2).permute(1, 2, 0).numpy())))
-    picture = _under_each_other(strips)
-    with atomic_output(path) as temporary:
-        picture.save(temporary, format="PNG")
-    return sum(len(indices) for _, indices in rows)
+    return _under_each_other(strips), sum(len(indices) for _, indices in rows)
 
 
 def _rows(dataset: Dataset) -> list[tuple[str, np.ndarray]]:

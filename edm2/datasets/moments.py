@@ -74,7 +74,7 @@ class MomentEncoder:
             )
 
     def identity(self) -> list[Any]:
-        """Everything that decides which moments an image gets, as JSON: settings, versions, and a digest of the VAE."""
+        """JSON that decides which moments an image gets: settings, versions, and a digest of the VAE."""
         vae = self.load()
         weights = hashlib.sha256(json.dumps(dict(vae.config), sort_keys=True, default=str).encode())
         for name, tensor in sorted(vae.state_dict().items()):

@@ -16,7 +16,7 @@ from edm2.training.data.archive import CHANNELS, FORMATS, bits_per_channel, load
 from edm2.training.data.files import CONVERTIBLE, HEIF_SUFFIXES, Files
 
 EXIF = ("apply", "ignore")
-"""What to do with the orientation that a camera stored: turn the image, or leave it as it lies."""
+"""Choices for the orientation that a camera stored: turn the image, or leave it as it lies."""
 
 DROP = "drop"
 """Background that leaves pixels as they are under their transparency, whatever color that is."""
@@ -62,7 +62,7 @@ class PictureReader:
 
     @property
     def identity(self) -> list[object]:
-        """Everything that decides the pixels, as JSON."""
+        """JSON of the settings that decide the pixels."""
         return [self.exif, self.background, *self.suffixes]
 
     def __call__(self, files: Files, name: str) -> Picture:

@@ -36,7 +36,7 @@ class MetricValue:
     detector: str
     value: float
     deviation: float | None = None
-    """Its uncertainty, if the metric knows it: a standard error, or a deviation over parts."""
+    """Uncertainty, if the metric knows it: a standard error, or a deviation over parts."""
 
 
 class NoReferenceError(ValueError):

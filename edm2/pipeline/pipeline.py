@@ -14,7 +14,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from edm2.io.model import load, read_metadata
+from edm2.io.guided import read_guided
+from edm2.io.model import load, read_metadata, resolve
 from edm2.pipeline.arguments import Generators, as_list, number_of_images, random_integers
 from edm2.pipeline.card import class_names, model_card
 from edm2.pipeline.denoiser import EDM2Denoiser
@@ -75,7 +76,7 @@ class EDM2Pipeline(StoredPipeline):
         """Make a pipeline of a network that `edm2.load` reads, in float32.
 
         Args:
-            name: The network.
+            name: The network; of a guided.json the pipeline has the guide too, and weight and interval as defaults.
             guide: Network to guide away from.
             vae: Decoder of latents; default: the one that the network's codec names. If that cannot be loaded, the
                 pipeline is made without it.
@@ -84,6 +85,12 @@ class EDM2Pipeline(StoredPipeline):
             OSError, ValueError: as `edm2.load`.
         """
         metadata = read_metadata(name)
+        if "guided" in metadata:
+            found = read_guided(resolve(name))
+            if guide is not None or found.dropout is not None:
+                why = "is guided already; leave out guide" if guide else "guided by dropout, which no pipeline has"
+                raise ValueError(f"{name}: {why}")
+            name, guide = found.network, found.guide
         codec = metadata.get("codec") or PIXELS
         about = {key: value for key, value in metadata.items() if key not in ("network", "codec")}
         if guide is not None:
@@ -108,7 +115,7 @@ class EDM2Pipeline(StoredPipeline):
         self,
         class_labels: int | str | Sequence[int | str] | None = None,
         num_inference_steps: int = 32,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         guidance_interval: Interval | None = None,
         *,
         conditions: Mapping[str, Any] | None = None,
@@ -127,7 +134,8 @@ class EDM2Pipeline(StoredPipeline):
         Args:
             class_labels: Numbers or names, one for all images or one per image; -1: no class; None: drawn at random.
             num_inference_steps: Steps of the scheduler.
-            guidance_scale: Weight of guidance, D = D_guide + weight (D - D_guide); 1 is none.
+            guidance_scale: Weight of guidance, D = D_guide + weight (D - D_guide); 1 is none; default: that of the
+                guided.json that the pipeline was made of, with its interval, else 1.
             guidance_interval: Noise levels (low, high] with guidance; default: all.
             conditions: Conditions by name besides the class, as `edm2.generate` takes them.
             unguided: Conditions that guidance moves away from: the network itself is the guide, without these.
@@ -155,7 +163,10 @@ class EDM2Pipeline(StoredPipeline):
             generator = SeedRandom(seeds).generators
         given = rows_of_conditions(self.unet.description.conditions, conditions or {}, count)
         given = {name: values.to(self._execution_device) for name, values in given.items()}
-        denoise = self._denoiser(guidance_scale, guidance_interval or EVERYWHERE, unguided)
+        weight, interval = self._default_guidance()
+        if guidance_scale is not None:
+            weight, interval = guidance_scale, EVERYWHERE
+        denoise = self._denoiser(weight, guidance_interval or interval, unguided)
         noise = self._noise(latents, count, generator)  # first the noise, then the classes, as `edm2.generate`
         classes = self._classes(labels, count, generator)
         samples = self._sample(denoise, noise, classes, given, num_inference_steps, generator, callback_on_step_end)
@@ -224,6 +235,14 @@ class EDM2Pipeline(StoredPipeline):
             if not -1 <= index < label_dim:
                 raise ValueError(f"class {index} does not exist: this network knows classes 0 to {label_dim - 1}")
         return torch.tensor(chosen * count if len(chosen) == 1 else chosen, device=self._execution_device)
+
+    def _default_guidance(self) -> tuple[float, Interval]:
+        """Weight and interval of the guided.json that the pipeline was made of; no guidance without one."""
+        known = self.config.metadata.get("guided")
+        if known is None:
+            return 1.0, EVERYWHERE
+        low, high = known["interval"]
+        return known["guidance"], (low, EVERYWHERE[1] if high is None else high)
 
     def _denoiser(self, weight: float, interval: Interval, unguided: Collection[str] = ()) -> GuidedDenoiser:
         if weight == 1:

@@ -65,7 +65,7 @@ def plan_run(
     proposed = measured | preset.network | preset.training | dict(preset.rules(len(dataset), choices))
     if relative:
         duration = choices.get("duration", proposed["duration"])
-        proposed |= relative_rules(duration, len(dataset), proposed | dict(choices))
+        proposed |= relative_rules(duration, len(dataset), proposed | dict(choices), choices.get("holdout"))
     proposed = ladder_settings(architecture, proposed)
     settings = {**_adapted(proposed, len(dataset), choices), **choices}
     network = {name: value for name, value in settings.items() if name in NetworkConfig.__dataclass_fields__}

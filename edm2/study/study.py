@@ -27,7 +27,7 @@ from edm2.training.config import CHANGEABLE
 from edm2.training.data.batches import Batch
 from edm2.training.data.dataset import split_holdout
 from edm2.training.diagnostics.holdout import LossPerLevel, evenly_spaced, loss_at_levels
-from edm2.training.run.files import is_free, write_json
+from edm2.training.run.files import is_free, listed_differences, write_json
 from edm2.training.run.inputs import change_of_data, describe_data, read_inputs, write_inputs
 from edm2.training.run.logging import read_stats
 
@@ -59,8 +59,8 @@ def claim_study(folder: Path, facts: Mapping[str, Any], dataset: Dataset) -> Non
     if inputs and "data" in differing:
         differing.remove("data")
     if differing:
-        words = (f"{k} is {there.get(k, 'not given')} there and {here.get(k, 'not given')} here" for k in differing)
-        raise ValueError(f"{folder}: holds another study ({', '.join(words)}); choose another --out or repeat that one")
+        listed = listed_differences([(k, there.get(k, "not given"), here.get(k, "not given")) for k in differing])
+        raise ValueError(f"{folder}: holds another study ({listed}); choose another --out or repeat that one")
     if inputs.get("data") != data:  # a report leaves the folder as it is
         write_inputs(folder, data, init=None)
 

@@ -137,6 +137,8 @@ class SampleSettings:
     """Precision of activations."""
     sampler: Sampler = HEUN
     """Solver of the sampling ODE."""
+    levels: tuple[float, ...] | None = None
+    """Noise levels of a flow map; None: those of the network for this number of steps."""
 
     def classes(self, net: SampledNetwork, seeds: Sequence[int]) -> list[int] | None:
         """Classes of these seeds, as many of each as of any other, in turn; those without images are left out."""
@@ -167,6 +169,7 @@ class SampleSettings:
                 BATCH,
                 self.sampler.sample,
                 num_steps=self.num_steps,
+                **({} if self.levels is None else {"levels": self.levels}),
             )
             for batch in require_finite(batches):
                 yield codec.to_display(codec.decode(batch.samples))
@@ -182,6 +185,7 @@ class SampleSettings:
             "interval": shown,
             "dtype": str(self.dtype),
             **other_solver,
+            **({} if self.levels is None else {"levels": list(self.levels)}),
         }
 
 

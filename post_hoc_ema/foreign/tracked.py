@@ -30,7 +30,7 @@ TRACKED_NAME = re.compile(r"(\d{1,3})\.(\d{1,17})\.pt")
 
 
 PREFIX = "ema_model."
-"""Before the names of tensors in files of ema-pytorch; those of pytorch-posthoc-ema have no prefix."""
+"""Prefix of names of tensors in files of ema-pytorch; those of pytorch-posthoc-ema have no prefix."""
 
 
 def is_tracked(paths: Sequence[Path]) -> bool:

@@ -81,6 +81,18 @@ def option_group(heading: str) -> Callable[..., Callable]:
     return partial(click.option, cls=GroupedOption, group=heading)
 
 
+def options_of(command: click.Command, names: Collection[str]) -> Callable[[Callable], Callable]:
+    """Return a decorator that adds options of another command, by the names of their parameters."""
+    found = {parameter.name: parameter for parameter in command.params}
+
+    def add(function: Callable) -> Callable:
+        for name in reversed(list(names)):  # decorators apply from below
+            function.__click_params__ = [*getattr(function, "__click_params__", []), found[name]]  # type: ignore[attr-defined]
+        return function
+
+    return add
+
+
 def with_options(*options: Callable) -> Callable[[Callable], Callable]:
     """Return a decorator that adds several options to a command."""
 

@@ -1,6 +1,6 @@
 """Networks that `edm2 generate` samples from: the main one, the guide, and the guidance weight."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,8 @@ def load_networks(
     from edm2.sampling.guidance import without_conditions, without_labels
 
     metadata = read_metadata(options.network)
+    if "guided" in metadata and (options.guide or options.unlabelled_guide or options.unguided):
+        raise click.UsageError(f"{options.network}: is guided already; leave out the guide, or name the network in it")
     check_external(options.network, metadata, options.net_from)
     make_net = network_maker(options.net_from)
     net = load_to_sample(options.network, device, dtype, make_net)
@@ -96,6 +98,14 @@ def network_maker(net_from: str | None) -> "Callable[[], nn.Module] | None":
         return net
 
     return make_net
+
+
+def source_digests(net_from: str | None, codec_from: str | None, layers: "Iterable[type]") -> dict[str, str]:
+    """Digests of the programs of --net-from, whose network has these classes of layers, and of --codec."""
+    from edm2.training.imports import source_digest
+
+    programs = {"net_from": (net_from, layers), "codec_from": (codec_from, ())}
+    return {name: source_digest(target, classes) for name, (target, classes) in programs.items() if target is not None}
 
 
 def check_external(name: str | Path, metadata: dict[str, Any], net_from: str | None) -> None:

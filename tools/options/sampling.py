@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.sampling.presets import GENERATION_PRESETS, describe_presets
-from edm2.sampling.samplers import HEUN, SAMPLERS, Sampler
+from edm2.sampling.samplers import HEUN, MAP, SAMPLERS, Sampler
+from edm2.sampling.samplers.registry import FEW, default_sampler, default_steps
 from edm2.tools.options.conditions import named_paths, read_conditions
 from edm2.tools.options.groups import option_group, with_options
 from edm2.tools.options.networks import (
@@ -20,8 +21,9 @@ from edm2.tools.options.networks import (
     chosen_precision,
     complete_by_preset,
     load_networks,
+    source_digests,
 )
-from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, NUMBER, PRECISION, SEEDS
+from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, LEVELS, NUMBER, PRECISION, SEEDS
 
 if TYPE_CHECKING:
     import torch
@@ -39,12 +41,16 @@ class SamplerName(click.ParamType):
     name = "sampler"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"[{'|'.join(SAMPLERS)}]"
+        return f"[{'|'.join(_named())}]"
 
     def convert(self, value: "str | Sampler", param: click.Parameter | None, ctx: click.Context | None) -> Sampler:
         if isinstance(value, Sampler):
             return value
-        return SAMPLERS[click.Choice(list(SAMPLERS)).convert(value, param, ctx)]
+        return _named()[click.Choice(list(_named())).convert(value, param, ctx)]
+
+
+def _named() -> dict[str, Sampler]:
+    return {MAP.name: MAP, **SAMPLERS}
 
 
 def sampler_option(group: Callable) -> Callable:
@@ -53,9 +59,7 @@ def sampler_option(group: Callable) -> Callable:
         "--solver",
         "sampler",
         type=SamplerName(),
-        default=HEUN.name,
-        show_default=True,
-        help="Heun's method evaluates the network twice per step, the others once.",
+        help="Heun's method evaluates the network twice per step, the others once; default: heun, of a map map.",
     )
 
 
@@ -110,7 +114,10 @@ SAMPLING_OPTIONS = (
     ),
     _guidance("--guidance", type=NUMBER, help="Guidance weight; default: 1, no guidance."),
     _guidance("--interval", type=INTERVAL, help="Noise levels (LOW,HIGH) at which guidance acts; default: all."),
-    _sampling("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps."),
+    _sampling(
+        "--steps", "num_steps", type=click.IntRange(1), help="Sampling steps; default: 32, of a map 2, its evaluations."
+    ),
+    _sampling("--levels", type=LEVELS, help="Noise levels that a map jumps between; default: its own for --steps."),
     sampler_option(_sampling),
     _sampling("--churn", "S_churn", type=NUMBER, default=0.0, show_default=True, help="Fresh noise per step; 0: none."),
     _sampling("--vae", help="VAE to decode latents with, folder or hub id; default: the one that NETWORK names."),
@@ -154,8 +161,9 @@ class SamplingOptions:
     unguided: tuple[str, ...]
     guidance: float
     interval: tuple[float, float] | None
-    num_steps: int
-    sampler: Sampler
+    num_steps: int | None
+    levels: tuple[float, ...] | None
+    sampler: Sampler | None
     S_churn: float
     vae: str | None
     ema: float | None
@@ -176,10 +184,12 @@ class SamplingOptions:
             FileNotFoundError: a preset's file is missing.
         """
         given = {"network": network, **given}
-        sampler: Sampler = given["sampler"]
+        sampler: Sampler | None = given["sampler"]
+        if given["levels"] is not None and (sampler not in (None, MAP) or given["num_steps"] is not None):
+            raise click.UsageError("--levels are those of --solver map, and their number is that of its steps")
         if given["class_name"] is not None and given["balanced"]:
             raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
-        if given["S_churn"] and not sampler.churns:
+        if given["S_churn"] and sampler is not None and not sampler.churns:
             raise click.UsageError(f"--churn needs --solver {HEUN.name}: {sampler.name} adds no fresh noise")
         check_own_precision(given["precision"], given["net_from"])
         if given["preset"] is not None:
@@ -208,7 +218,11 @@ class SampleGenerator:
         from edm2.tools.run import use_device
 
         if is_run(options.network):
-            options = replace(options, network=network_of_run(Path(options.network), options.ema, processes))
+            steps = None if options.levels is None else len(options.levels) - 1
+            if options.sampler in (None, MAP):
+                steps = steps or options.num_steps or default_steps(MAP)
+            average = network_of_run(Path(options.network), options.ema, processes, steps)
+            options = replace(options, network=average)
         elif options.ema is not None:
             raise click.UsageError(f"--ema chooses an average of a run, and {options.network} is a network already")
         self.options = options
@@ -218,9 +232,11 @@ class SampleGenerator:
         self.net: SampledNetwork
         self.guide: Denoiser | None
         self.net, self.guide = load_networks(options, self.device, self._dtype(self.precision), processes.is_first)
+        self.contents |= source_digests(options.net_from, options.codec_from, map(type, self.net.modules()))
         if options.compile:
             _compile(self.net, self.guide)
         self.metadata: dict[str, Any] = read_metadata(options.network)
+        self.sampler, self.num_steps = self._chosen_sampler()
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
         self.class_names = (self.metadata.get("data") or {}).get("class_names", ())
@@ -264,13 +280,54 @@ class SampleGenerator:
             self.options.guidance,
             self.options.interval or EVERYWHERE,
             self.options.batch_size,
-            self.options.sampler.sample,
+            self.sampler.sample,
             conditions=conditions,
-            num_steps=self.options.num_steps,
+            num_steps=self.num_steps,
             **churn,
+            **({} if self.options.levels is None else {"levels": self.options.levels}),
         )
         guided_by = f", guided by {self.options.guide}" if self.options.guide else ""
         return require_finite(batches, f"{self.options.network}{guided_by}")
+
+    def _chosen_sampler(self) -> tuple[Sampler, int]:
+        """Sampler and steps: as asked for, else those that suit the network.
+
+        Raises:
+            ValueError: they do not suit it.
+        """
+        from edm2.networks.precond import MAP_LEVELS
+        from edm2.sampling.samplers.flow_map import check_levels, levels_for
+
+        options, abilities = self.options, getattr(self.net, "abilities", ("denoise",))
+        sampler = options.sampler or (HEUN if options.S_churn or self.guide else default_sampler(abilities))
+        if sampler == MAP:
+            if self.guide is not None:
+                raise ValueError("--solver map takes no guide: distil the guided network, or draw with --solver heun")
+            steps = options.num_steps or default_steps(sampler)
+            known = getattr(self.net, "map_levels", MAP_LEVELS)
+            levels = options.levels or levels_for(known, steps)
+            check_levels(abilities, levels, options.network)
+            return sampler, len(levels) - 1
+        if options.levels is not None:
+            raise ValueError(f"{options.network}: --levels are for flow maps, and this is none")
+        if "denoise" not in abilities:
+            raise ValueError(f"{options.network}: is no denoiser: draw with --solver map")
+        return sampler, options.num_steps or default_steps(sampler)
+
+    @property
+    def cost(self) -> str:
+        """Number of evaluations as text."""
+        return self.sampler.cost(self.num_steps)
+
+    @property
+    def advice(self) -> str | None:
+        """Warning of too few evaluations for a solver; None if they are enough."""
+        if self.sampler == MAP or self.sampler.evaluations(self.num_steps) >= FEW:
+            return None
+        return (
+            f"Warning: {self.cost.split(' each')[0]} are few for a denoiser: take --solver deis --steps 16, or distil "
+            "a map that needs 1 to 4 (edm2 distill)"
+        )
 
     def _contents(self) -> dict[str, str]:
         """Digests of the files that decide the images, whatever their paths are."""
@@ -297,18 +354,19 @@ class SampleGenerator:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the images depend on besides their seeds, as JSON."""
+        """JSON of what the images depend on besides their seeds."""
         options = self.options
         return {
             "network": options.network, "images_seen": self.metadata.get("images_seen"),
             "sigma_rel": self.metadata.get("sigma_rel"), "class": "balanced" if options.balanced else self.class_index,
-            "steps": options.num_steps, "solver": options.sampler.name, "churn": options.S_churn,
+            "steps": self.num_steps, "solver": self.sampler.name, "churn": options.S_churn,
             "guide": options.guide, "unlabelled_guide": options.unlabelled_guide, "guidance": options.guidance,
             "interval": options.interval and list(options.interval), "precision": self.precision, "vae": options.vae,
             "vae_precision": options.vae_precision, "contents": self.contents,
             **{name: value for name in ("net_from", "codec_from") if (value := getattr(options, name)) is not None},
             **({"conditions": options.conditions} if options.conditions else {}),
             **({"unguided": options.unguided} if options.unguided else {}),
+            **({"levels": options.levels} if options.levels else {}),
         }  # fmt: skip
 
     @staticmethod
@@ -320,8 +378,16 @@ class SampleGenerator:
 
 def _compile(*denoisers: "Denoiser | None") -> None:
     """Compile the denoisers that are networks; each batch size is compiled on its own."""
-    from torch import nn
+    import torch
+
+    from edm2.sampling import cuda_graphs
+    from edm2.sampling.guided_network import GuidedNetwork
 
     for denoiser in denoisers:
-        if isinstance(denoiser, nn.Module):
-            denoiser.compile(dynamic=False)
+        for part in denoiser.children() if isinstance(denoiser, GuidedNetwork) else [denoiser]:
+            if not isinstance(part, torch.nn.Module):
+                continue
+            if cuda_graphs.CAPTURE and any(buffer.is_cuda for buffer in part.buffers()):
+                cuda_graphs.capture_(part, compile=True)
+            else:
+                part.compile(dynamic=False)

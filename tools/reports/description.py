@@ -10,10 +10,12 @@ import click
 from edm2.datasets.conditions import describe_conditions
 from edm2.datasets.measuring import Statistics
 from edm2.datasets.survey import survey
+from edm2.io.guided import is_guided, read_guided
 from edm2.io.model import resolve
 from edm2.io.snapshots import AnySnapshot, open_run, open_snapshot
 from edm2.post_hoc_ema import sigma_rel_to_half_life
 from edm2.post_hoc_ema.files import plain_line
+from edm2.sampling.guidance import EVERYWHERE
 from edm2.training import Dataset, DatasetError, open_dataset, read_run_config
 from edm2.training.data.files import DESCRIPTION
 from edm2.training.data.index import open_archive
@@ -47,6 +49,8 @@ def senseless_metadata_named(path: str | Path) -> Iterator[None]:
 def describe_snapshot(name: str) -> Lines:
     """Describe a snapshot, a published network pickle or an included network."""
     path = resolve(name)
+    if is_guided(path):
+        return _describe_guided(path)
     snapshot = open_snapshot(path)
     metadata = snapshot.metadata
     lines: Lines = [
@@ -68,6 +72,16 @@ def describe_snapshot(name: str) -> Lines:
             )
         )
     return lines + _origin(metadata)
+
+
+def _describe_guided(path: Path) -> Lines:
+    """Describe a guided.json: its weight and interval, then its network."""
+    found = read_guided(path)
+    by = found.guide.name if found.guide else "itself without classes"
+    by = by if found.dropout is None else f"itself with dropout {found.dropout:g}"
+    low, high = found.interval
+    where = "" if found.interval == EVERYWHERE else f", at noise levels from {low:.3g} to {high:.3g}"
+    return [("guided by", by), ("guidance", f"weight {found.weight:g}{where}"), *describe_snapshot(str(found.network))]
 
 
 def _ema_length(snapshot: AnySnapshot) -> str:

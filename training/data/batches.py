@@ -10,7 +10,7 @@ from torch import Tensor
 from edm2.networks import ImageCondition, TokenCondition
 from edm2.networks.conditions import constant, noise_level
 from edm2.training.config import TrainingConfig
-from edm2.training.data.codecs import Codec, PixelCodec, ValueCodec
+from edm2.training.data.codecs import Codec, PixelCodec, ValueCodec, codec_from_json
 from edm2.training.data.conditions import Conditioned, padded
 from edm2.training.data.dataset import (
     Dataset,
@@ -25,6 +25,7 @@ from edm2.training.data.dataset import (
 from edm2.training.data.loader import data_loader
 from edm2.training.data.order import PositionBatches, ShuffledOrder
 from edm2.training.data.own_codec import own_codec
+from edm2.training.data.transfer import Transfer
 from edm2.training.data.vae import latent_codec_of
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
 from edm2.training.randomness import PositionRandom, Stream
@@ -89,6 +90,7 @@ class BatchStream:
         self.random = random
         self.processes = processes
         self.device = random.generator.device
+        self.transfer = Transfer(self.device)
         self.conditions = () if config.network is None else config.network.conditions
         levels = [noise_level(c).name for c in self.conditions if isinstance(c, ImageCondition) and c.noise]
         self._read = [c for c in self.conditions if c.name not in levels]
@@ -106,6 +108,8 @@ class BatchStream:
     def _choose_codec(self) -> Codec:
         """Codec for latents, values, pixels of standard deviation sigma_data, or pixels in [-1, 1]."""
         sigma_data, own = self.config.sigma_data, self.config.codec
+        if self.config.distillation is not None and self.config.distillation.codec is not None:
+            return codec_from_json(self.config.distillation.codec)
         if own is not None and self.config.xflip:
             raise DatasetError(f"{self.config.data}: what {own} makes of images cannot be mirrored: leave out --xflip")
         if own is not None:
@@ -174,13 +178,13 @@ class BatchStream:
         noise = None
         if position is not None and self.dataset.kind == "moments":
             noise = self.random.normal(Stream.MOMENTS, position, position + len(data), self.shape)
-        images = self.codec.encode(data.to(self.device, non_blocking=True), noise)
+        images = self.codec.encode(self.transfer(data), noise)
         if conditions is not None:
-            conditions = {name: values.to(self.device, non_blocking=True) for name, values in conditions.items()}
+            conditions = {name: self.transfer(values) for name, values in conditions.items()}
             for c in self._read:
                 if isinstance(c, TokenCondition):
                     conditions[c.name] = padded(conditions[c.name], c.length)
-        return Batch(images, labels.to(self.device, non_blocking=True) if self.has_labels else None, conditions)
+        return Batch(images, self.transfer(labels) if self.has_labels else None, conditions)
 
     def _augment(self, batch: Batch, position: int) -> Batch:
         """Mirror images, drop labels and conditions, and add noise to these, by random numbers of their positions."""

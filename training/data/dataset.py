@@ -61,7 +61,7 @@ class Dataset(ABC):
         """Number of values that a pixel can take, from 0; 0 for moments."""
 
         self.class_names = tuple(class_names)
-        """One per class; empty if the images have no labels."""
+        """Names of the classes in order; empty if the images have no labels."""
 
         self.latents: Mapping[str, Any] | None = None
         """VAE and statistics of the latents, if given: vae, mean, std, pixel_range (see `LatentCodec`)."""
@@ -110,7 +110,7 @@ class Dataset(ABC):
         return (self.conditions(indices) or {})[name]
 
     def known_condition(self, name: str) -> Mapping[str, Any]:
-        """What is stored about a condition, as `Condition.to_json` has it; only its encoder, or nothing, else."""
+        """Stored facts about a condition, as `Condition.to_json` has it; only its encoder, or nothing, else."""
         return {}
 
     def item_name(self, index: int) -> str:

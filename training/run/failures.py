@@ -111,7 +111,7 @@ EXPLODED = 10.0
 """A step counts as exploded beyond this multiple of the error at the start (1 at least)."""
 
 SUSPECT = 2.0
-"""Beyond this multiple, what is saved may be bad already, so nothing good should be removed for it."""
+"""Multiple beyond which what is saved may be bad already, so nothing good should be removed for it."""
 
 STEPS = 256
 """Exploded steps in a row after which the run ends."""

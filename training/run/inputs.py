@@ -1,4 +1,4 @@
-"""What a run is made from, known by contents, never by path: its images and the network that it starts from.
+"""Inputs of a run, known by contents, never by path: its images and the network that it starts from.
 
 `inputs.json` in the run folder holds it. A run whose data have moved goes on; one whose images have changed would mix
 held-out with trained images, and averages of two datasets, so it is refused.

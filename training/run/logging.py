@@ -84,10 +84,11 @@ class StatsFile:
 def read_stats(path: Path) -> list[Record]:
     """Records of a stats.jsonl; an unfinished last line, left by a killed run, is ignored."""
     *lines, _ = path.read_bytes().split(b"\n")  # a line is finished when its end is there
-    return [_parse_record(path, number, line) for number, line in enumerate(lines, start=1)]
+    return [parse_record(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def _parse_record(path: Path, number: int, line: bytes) -> Record:
+def parse_record(path: Path, number: int, line: bytes) -> Record:
+    """Record in a line of a file, by its number from one. Raises ValueError if the line is damaged."""
     try:
         record = json.loads(line)
         record["images_seen"]  # what all readers look at

@@ -21,7 +21,7 @@ from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.field_types import mistyped_fields
 from edm2.training.imports import is_target
 from edm2.training.run.checkpoint_folder import find_checkpoints
-from edm2.training.run.files import is_free, is_inside, write_json
+from edm2.training.run.files import is_free, is_inside, listed_differences, write_json
 from edm2.training.run.inputs import change_of_data, describe_data, describe_file, read_inputs, write_inputs
 
 INTERIM = "interim"
@@ -142,9 +142,7 @@ class RunFolder:
     def _refuse_another(self, config: TrainingConfig, other: TrainingConfig, names: Mapping[str, str]) -> None:
         found = config.differences(other)
         if found:
-            listed = ", ".join(
-                f"{names.get(name, name)} is {theirs} there and {mine} here" for name, mine, theirs in found
-            )
+            listed = listed_differences([(names.get(name, name), theirs, mine) for name, mine, theirs in found])
             raise RunFolderError(
                 f"{self.path}: belongs to another run ({listed}); choose another --out, or repeat that run's "
                 "settings to resume it"

@@ -21,7 +21,7 @@ class StepResult(NamedTuple):
     error_of_zero: Tensor | None = None
     """Error of a network whose output is zero on the same images; None: 1."""
     reported: dict[str, Tensor] = {}  # noqa: RUF012
-    """What else the loss reports, means over this rank's images."""
+    """Further numbers that the loss reports, means over this rank's images."""
 
 
 class Totals:
