@@ -17,7 +17,7 @@ COMMANDS = {
     "generate": "Draw samples.",
     "distill": "Make a network that draws in one to four evaluations.",
     "sweep": "Score EMA lengths, times and guidance of a run; plot it.",
-    "autoguide": "Train a guide, find the best guidance, keep both as one network.",
+    "autoguide": "Train a guide, and find the best guidance of a run.",
     "ablate": "Compare configurations, weightings or settings in one study.",
     "report": "Show runs on one page: EMA slider, plots, samples.",
     "plot": "Draw what runs have recorded, and compare runs.",

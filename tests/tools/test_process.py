@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -66,19 +67,22 @@ def test_a_closed_terminal_is_a_stop_signal_unless_it_is_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_progress_is_lines_in_a_log(monkeypatch, capsys):
+def test_progress_is_lines_in_a_log_also_while_nothing_is_counted(monkeypatch, capsys):
     from edm2.tools import progress
 
-    clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "SECONDS", 0.05)
     with progress.progress_bar(100) as bar:  # standard error is no terminal here
-        for _ in range(4):
-            bar.update(25)
-    assert capsys.readouterr().err.splitlines() == [
-        "50 of 100 images (50%), about 40 seconds left", "100 of 100 images (100%)",
-    ]  # fmt: skip
+        time.sleep(0.12)  # what comes in the first moment was known before
+        bar.update(25)
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "0 of 100 images (0%)"
+    late = [line for line in lines if line.startswith("25 of 100 images (25%), about ") and line.endswith(" left")]
+    assert len(late) >= 2
+    time.sleep(0.1)
     with progress.progress_bar(100, hidden=True) as bar:
         bar.update(100)
+        time.sleep(0.1)
     assert capsys.readouterr().err == ""
 
 
