@@ -17,7 +17,6 @@ import torch
 
 from edm2.io.model import load, read_metadata
 from edm2.planning.costs import count_parameters
-from edm2.post_hoc_ema.files import atomic_output
 from edm2.sampling.conditions import held_out_conditions
 from edm2.sampling.generation import SamplingError
 from edm2.sweep.averages import Averages
@@ -160,8 +159,7 @@ class Trial:
         """Write the result; `scoring` is None for a run that cannot be trained, which fails under any scoring."""
         name = "failure" if isinstance(result, Failure) else "outcome"
         kept = {"trial": self.key, "scoring": scoring.key if scoring else "any", name: asdict(result)}
-        with atomic_output(self.folder.path / "ablation.json") as temporary:
-            temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        write_json(self.folder.path / "ablation.json", kept)
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,7 @@ class SampleSettings:
         Raises:
             SamplingError: samples that are not finite.
         """
+        levels: dict[str, Any] = {} if self.levels is None else {"levels": self.levels}
         for seeds in parts:
             classes = self.classes(net, seeds)
             batches = generate(
@@ -175,7 +176,7 @@ class SampleSettings:
                 self.sampler.sample,
                 conditions=None if self.conditions is None else self.conditions.of(seeds),
                 num_steps=self.num_steps,
-                **({} if self.levels is None else {"levels": self.levels}),
+                **levels,
             )
             for batch in require_finite(batches):
                 yield codec.to_display(codec.decode(batch.samples))

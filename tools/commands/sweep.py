@@ -29,7 +29,8 @@ from edm2.tools.options.parsing import (
     IMAGES,
     INTERVAL,
     LEVELS,
-    PRECISION,
+    SAMPLING_PRECISION,
+    SAMPLING_PRECISION_HELP,
     SIGMA_RELS,
     STEPS,
     TIMES,
@@ -112,7 +113,7 @@ _what, _guidance, _score, _where, _machine = map(
 @_score("--vae", help="VAE to decode with, folder or hub id; default: the one that the run names.")
 @_where("--out", type=FOLDER, help="Folder for scores, plot and statistics of real images.  [default: RUN]")
 @_where("--compare", "others", type=FOLDER, multiple=True, help="Another sweep's folder, to draw too; may be repeated.")
-@_machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32.")
+@_machine("--precision", type=SAMPLING_PRECISION, help=SAMPLING_PRECISION_HELP)
 @_machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
 def sweep(
     run: Path,
@@ -181,7 +182,7 @@ def sweep(
     codec = codec_of(run, averages.metadata, vae, codec_from)
     dataset = None if ref else _real_images(averages, codec, data)
     of_samples = conditions_to_score(run, conditions, count, getattr(averages.config, "conditions", ()), dataset)
-    ways = _ways_to_sample(averages, sampler, steps, levels)
+    ways = ways_of_sampling(averages, sampler, steps, levels)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
     _check_area(averages, area, budget)
     guides = make_guide(averages, guide, unlabelled_guide, guide_at, make_net)
@@ -197,7 +198,7 @@ def sweep(
             if metric is None
             else load_metric_evaluator(metric, name, weights, ref, on)
         )
-        dtype = DTYPES[chosen_precision(precision, on, net_from)]
+        dtype = DTYPES[chosen_precision(precision, on.type, net_from)]
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
         programs = {"--net-from": net_from, "--codec": codec_from}
@@ -248,7 +249,7 @@ def _check_area(averages: "Averages", area: "Range", budget: int | None) -> None
         check_budget(area.axes(), budget)
 
 
-def _ways_to_sample(
+def ways_of_sampling(
     averages: "Averages", sampler: Sampler | None, steps: list[int] | None, levels: tuple[float, ...] | None
 ) -> list[tuple[Sampler, int, tuple[float, ...] | None]]:
     """Sampler, steps and levels of each sweep: as asked for, else those that suit the network.

@@ -29,7 +29,17 @@ from edm2.tools.options.networks import (
     load_networks,
     source_digests,
 )
-from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, LEVELS, NUMBER, PRECISION, SEEDS
+from edm2.tools.options.parsing import (
+    DEVICE,
+    FOLDER,
+    INTERVAL,
+    LEVELS,
+    NUMBER,
+    PRECISION,
+    SAMPLING_PRECISION,
+    SAMPLING_PRECISION_HELP,
+    SEEDS,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +140,7 @@ SAMPLING_OPTIONS = (
     _machine(
         "--decode-batch", type=click.IntRange(1), default=8, show_default=True, help="Images per batch of the VAE."
     ),
-    _machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32."),
+    _machine("--precision", type=SAMPLING_PRECISION, help=SAMPLING_PRECISION_HELP),
     _machine("--compile", is_flag=True, help="Compile the networks: faster, after a minute or more per batch size."),
     _machine("--vae-precision", type=PRECISION, default="fp32", show_default=True, help="Precision of the VAE."),
     _machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here."),
@@ -240,7 +250,7 @@ class SampleGenerator:
         self.options = options
         self.contents = processes.broadcast(self._contents() if processes.is_first else {})
         self.device: torch.device = use_device(processes, options.device)
-        self.precision = chosen_precision(options.precision, self.device, options.net_from)
+        self.precision = chosen_precision(options.precision, self.device.type, options.net_from)
         self.net: SampledNetwork
         self.guide: Denoiser | None
         self.net, self.guide = load_networks(options, self.device, self._dtype(self.precision), processes.is_first)
@@ -293,7 +303,8 @@ class SampleGenerator:
         conditions = None
         if self._conditions is not None:
             conditions = self._conditions.of([self._rows[seed] for seed in seeds])
-        churn: dict[str, Any] = {"S_churn": self.options.S_churn} if self.options.S_churn else {}
+        given: dict[str, Any] = {"S_churn": self.options.S_churn, "levels": self.options.levels}
+        given = {name: value for name, value in given.items() if value}
         batches = generate(
             self.net,
             seeds,
@@ -305,8 +316,7 @@ class SampleGenerator:
             self.sampler.sample,
             conditions=conditions,
             num_steps=self.num_steps,
-            **churn,
-            **({} if self.options.levels is None else {"levels": self.options.levels}),
+            **given,
         )
         guided_by = f", guided by {self.options.guide}" if self.options.guide else ""
         return require_finite(batches, f"{self.options.network}{guided_by}")
