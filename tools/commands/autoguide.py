@@ -9,9 +9,19 @@ import click
 
 from edm2.metrics.registry import DETECTOR_NAMES
 from edm2.sampling.samplers import Sampler
+from edm2.tools.options.conditions import conditions_to_score
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.networks import chosen_precision
-from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, PRECISION, SIGMA_RELS, WEIGHTS
+from edm2.tools.options.parsing import (
+    DEVICE,
+    FILE,
+    FOLDER,
+    IMAGES,
+    SAMPLING_PRECISION,
+    SAMPLING_PRECISION_HELP,
+    SIGMA_RELS,
+    WEIGHTS,
+)
 from edm2.tools.options.sampling import sampler_option
 
 if TYPE_CHECKING:
@@ -83,7 +93,7 @@ class GuideNames(click.ParamType):
 @_where(
     "--out", type=FOLDER, help="Folder for the guide's run, scores, table and networks.  [default: RUN/autoguidance]"
 )
-@_machine("--precision", type=PRECISION, help="Precision of activations in sampling; default: fp16 on CUDA, else fp32.")
+@_machine("--precision", type=SAMPLING_PRECISION, help=SAMPLING_PRECISION_HELP)
 @_machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
 def autoguide(
     run: Path,
@@ -153,8 +163,9 @@ def autoguide(
         detector = detector or default_detector(averages.shape, isinstance(codec, PixelCodec))
         out.mkdir(parents=True, exist_ok=True)
         evaluator = load_evaluator(detector, detector_weights, compared, ref, on, processes, bar, out)
-        dtype = DTYPES[chosen_precision(precision, on, None)]
-        sampling = SampleSettings(count, num_steps, dtype=dtype, sampler=sampler)
+        dtype = DTYPES[chosen_precision(precision, on.type)]
+        of_samples = conditions_to_score(run, (), count, getattr(averages.config, "conditions", ()))
+        sampling = SampleSettings(count, num_steps, dtype=dtype, sampler=sampler, conditions=of_samples)
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
         sweeper = Sweeper(
@@ -194,11 +205,11 @@ def _train(config: "TrainingConfig", dataset: "Dataset", processes: "Processes")
     """Train the guide, as far as that is not done."""
     from edm2.study.study import Trial
     from edm2.tools.run import reported_once, run_training
-    from edm2.training.run.inputs import describe_data
+    from edm2.training.run.inputs import describe_inputs
 
     with reported_once(processes):
         trial = Trial("guide", config)
-        trial.folder.check(config, data=describe_data(dataset) if processes.is_first else None)
+        trial.folder.check(config, data=describe_inputs(dataset, config) if processes.is_first else None)
         if trial.is_trained:
             return
         if processes.is_first:
