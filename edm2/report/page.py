@@ -118,6 +118,10 @@ def write_page(out: Path, runs: Sequence[ReportedRun], axes: Axes | None, comman
     )
     environment.filters["src"] = source
     explorer = None if axes is None else explorer_json(runs, axes, commands)
+    contexts = [_context(run, axes) for run in runs]
+    for number, context in enumerate(contexts):  # runs on the same data show them once
+        if any(context["dataset"] == other["dataset"] for other in contexts[:number]):
+            context["dataset"] = None
     names = ", ".join(run.name for run in runs)
     texts = {
         name: (TEMPLATES / f"page.{ending}").read_text("utf-8")
@@ -127,7 +131,7 @@ def write_page(out: Path, runs: Sequence[ReportedRun], axes: Axes | None, comman
         title=f"edm2 report: {names}",
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
         version=__version__,
-        runs=[_context(run, axes) for run in runs],
+        runs=contexts,
         charts=charts.charts_of([run.records for run in runs]),
         explorer=explorer,
         vega=Markup(vega_bundle(runs[0].cache.folder)),
@@ -201,9 +205,9 @@ def explorer_json(runs: Sequence[ReportedRun], axes: Axes, commands: Commands) -
     scores = [row for run in runs for row in _score_rows(run, axes)]
     labels = [_length(length) for length in axes.lengths]
     metric = next((run.sweep.title for run in runs if run.sweep is not None), "Distance")
-    first = next(iter(axes.times.values()))
-    times = [f"{time:,} images" for time in first] if len(runs) == 1 else [""] * axes.time_count
-    if len(runs) > 1:
+    first, *others = axes.times.values()
+    times = [f"{time:,} images" for time in first]
+    if any(other != first for other in others):  # each grid says its own
         times = [f"{i + 1} of {axes.time_count}" for i in range(axes.time_count)]
     return {
         "lengths": labels,
