@@ -16,7 +16,7 @@ LEAST_TARGET = 0.002
 ABILITIES = ("denoise", "map", "consistency")
 """Ways to sample a network: as a denoiser, from level to level, or from any level to 0 alone."""
 
-MAP_LEVELS: dict[int, tuple[float, ...]] = {1: (80, 0), 2: (80, 0.3, 0), 4: (80, 1.2, 0.5, 0.2, 0)}
+MAP_LEVELS: dict[int, tuple[float, ...]] = {1: (80, 0), 2: (80, 0.3, 0), 4: (80, 1, 0.3, 0.08, 0)}
 """Noise levels that a flow map jumps between in some numbers of evaluations, found on 8x8 digits."""
 
 
@@ -51,7 +51,7 @@ class Precond(nn.Module):
         self.logvar_linear = logvar_linear
         self.compute_dtype = torch.float32
         self.empty_classes: tuple[int, ...] = ()
-        self.abilities = ("denoise",) if unet.config.target_level is None else ("denoise", "map")
+        self.abilities: tuple[str, ...] = ("denoise",) if unet.config.target_level is None else ("denoise", "map")
         self.map_levels = MAP_LEVELS
 
     @property

@@ -119,7 +119,7 @@ class DistillationConfig:
     """Guidance weight of the teacher; 1 is none."""
     interval: tuple[float, float] | None = None
     """Noise levels (low, high] with guidance; None: all."""
-    anchor: float = 0.5
+    anchor: float = 0.33
     """Fraction of the images with s = t, which keep the map a denoiser."""
     to_zero: float = 0.4
     """Fraction of the others with s = 0."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from edm2.distillation.presets import COMMON, PRESETS
 from edm2.distillation.teacher import Teacher, check_data
-from edm2.io.model import is_external, resolve
+from edm2.io.model import is_external
 from edm2.networks import NetworkConfig
 from edm2.planning.presets import Settings, learning_rate
 from edm2.training import Dataset, TrainingConfig, codec_from_json
@@ -61,6 +61,7 @@ def plan_distillation(
     settings["holdout"] = min(settings.get("holdout", 0), len(dataset) // 10)
     settings |= _intervals(settings)
     names = {f.name for f in dataclasses.fields(DistillationConfig)}
+    settings.setdefault("init", str(teacher.snapshot()))
     distillation = DistillationConfig(
         contents=teacher.contents(),
         codec=codec,
@@ -76,7 +77,7 @@ def plan_distillation(
         teacher=teacher.name,
         guide=teacher.guide,
         distillation=distillation,
-        **{"init": str(resolve(teacher.name))} | settings,
+        **settings,
     )
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from edm2.io.model import digest_of, load, read_metadata, resolve
-from edm2.networks import Precond, fold
+from edm2.io.guided import main_network
+from edm2.io.model import digest_of, load_to_sample, read_metadata, resolve
+from edm2.sampling.external import SampledNetwork
 from edm2.sampling.generation import check_guide
 from edm2.sampling.guidance import EVERYWHERE, guided, without_labels
+from edm2.sampling.guided_network import GuidedNetwork
 from edm2.sampling.samplers.heun import Denoiser
 from edm2.training import DatasetError, TrainingConfig
 
@@ -56,20 +58,38 @@ class Teacher:
         return hashlib.sha256(repr([*digests, self.unlabelled_guide]).encode()).hexdigest()
 
     def load(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Denoiser:
-        """Load the denoiser, for inference.
+        """Load the denoiser, guided if it is, for inference.
+
+        Raises:
+            OSError, ValueError: as `networks`.
+        """
+        main, guide = self.networks(device, dtype)
+        return main if guide is None else guided(main, guide, self.guidance, self.interval or EVERYWHERE)
+
+    def networks(
+        self, device: torch.device | str, dtype: torch.dtype = torch.float32
+    ) -> tuple[SampledNetwork, Denoiser | None]:
+        """Load the network, folded, and its guide; a guided.json is one network.
 
         Raises:
             OSError, ValueError: a file is missing or no network, or the guide is for other images.
         """
-        main = fold(load(self.name, device), dtype)
-        _check_denoises(main, self.name)
+        main = load_to_sample(self.name, device, dtype)
+        if "denoise" not in getattr(main, "abilities", ("denoise",)):
+            raise ValueError(f"{self.name}: is no denoiser, so it cannot teach")
         if self.guidance == 1:
-            return main
+            return main, None
+        if isinstance(main, GuidedNetwork):
+            raise ValueError(f"{self.name}: is guided already; leave out the guide")
         if self.guide is None:
-            return guided(main, without_labels(main), self.guidance, self.interval or EVERYWHERE)
-        guide = fold(load(self.guide, device), dtype)
+            return main, without_labels(main)
+        guide = load_to_sample(self.guide, device, dtype)
         check_guide(main, guide, self.name, self.guide)
-        return guided(main, guide, self.guidance, self.interval or EVERYWHERE)
+        return main, guide
+
+    def snapshot(self) -> Path:
+        """Snapshot of the network, without its guide."""
+        return main_network(resolve(self.name))
 
 
 def teacher_of_run(config: TrainingConfig, device: torch.device | str, dtype: torch.dtype) -> Denoiser:
@@ -112,8 +132,3 @@ def check_data(teacher: Teacher, shape: Sequence[int], class_names: Sequence[str
     names = (metadata.get("data") or {}).get("class_names")
     if classes and names and list(names) != list(class_names):
         raise DatasetError(f"{data}: its classes have other names than those of {teacher.name}")
-
-
-def _check_denoises(net: Precond, name: str | Path) -> None:
-    if "denoise" not in net.abilities:
-        raise ValueError(f"{name}: is no denoiser, so it cannot teach")

@@ -10,8 +10,7 @@ from edm2.tools.commands.generate import generate
 from edm2.tools.commands.train import check_folder, in_options, open_in_turn, options_by_name, train
 from edm2.tools.options.groups import TwoLevelCommand, option_group, options_of
 from edm2.tools.options.networks import check_guidance
-from edm2.tools.options.parsing import IMAGES, NUMBER, parse_initial_network
-from edm2.tools.options.run_network import is_run, network_of_run
+from edm2.tools.options.parsing import IMAGES, NUMBER, parse_image_count, parse_initial_network
 
 if TYPE_CHECKING:
     from edm2.distillation.teacher import Teacher
@@ -19,22 +18,21 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  # A map of the digits of edm2 demo; then eighty samples, two evaluations each
+  # A map of the digits of edm2 demo
   edm2 distill demo/best.safetensors --data digits --out runs/map
-  edm2 generate runs/map --steps 2 --seeds 0-79 --grid two.png
-\b
-  # The best EMA length for each number of evaluations
-  edm2 sweep runs/map --steps 1,2,4 --samples 2000
 \b
   # From an autoguided teacher: the map is guided, and needs no guide any more
   edm2 distill best.safetensors --guide early.safetensors --guidance 1.4 --data digits --out runs/guided
 \b
-  # From a published checkpoint
-  edm2 convert edm2-img512-s-2147483-0.130.pkl s.safetensors
+  # From a published checkpoint (edm2 convert)
   edm2 distill s.safetensors --data img512-latents.zip --out runs/s-map --micro-batch 32
+\b
+  # Without its data, on fifty thousand samples of the teacher
+  edm2 distill s.safetensors --data teacher:50000 --out runs/s-map --micro-batch 32
 
-Interrupted? Run the same command again: it goes on from the last checkpoint. What the numbers mean, and what they
-bring: edm2 docs few_steps.
+Then edm2 generate runs/map --steps 2 draws from it, and edm2 sweep runs/map --steps 1,2,4 finds the best EMA length for
+each number of evaluations. Interrupted? Run the same command again: it goes on from the last checkpoint. What the
+options do, and what they bring: edm2 docs few_steps.
 """
 
 TRAINED = (
@@ -58,7 +56,12 @@ _map = option_group("The map")
 
 @click.command(cls=TwoLevelCommand, first=FIRST, epilog=EPILOG, reference=REFERENCE)
 @click.argument("network")
-@_what("--data", required=True, help='Images to distil on, best those of NETWORK: "digits", a ZIP file or a folder.')
+@_what(
+    "--data",
+    required=True,
+    help='Images to distil on, best those of NETWORK: "digits", a ZIP file or a folder; or teacher:N, as many samples '
+    "of NETWORK, drawn into OUT-data.",
+)
 @_what("--out", required=True, help="Run folder; made if missing, resumed if it holds this run.")
 @_what(
     "--preset",
@@ -68,7 +71,7 @@ _map = option_group("The map")
 )
 @_what("--init", metavar="SNAPSHOT", help="Snapshot to start from; default: NETWORK.")
 @options_of(generate, GUIDED)
-@_map("--anchor", type=NUMBER, help="Fraction of images that keep the map a denoiser.  [default: 0.5]")
+@_map("--anchor", type=NUMBER, help="Fraction of images that keep the map a denoiser.  [default: 0.33]")
 @_map("--to-zero", type=NUMBER, help="Fraction of the others that jump to noise level 0.  [default: 0.4]")
 @_map("--tangent-norm", type=NUMBER, help="c in the normalized error, err / (rms + c).  [default: 0.2]")
 @_map("--warmup", "warmup_images", type=IMAGES, help="Images over which the derivative comes in; default: a tenth.")
@@ -110,12 +113,14 @@ def distill(
 
     options = options_by_name(distill)
     with joined_processes() as processes:
+        RunFolder(out).check_free()
+        chosen = {name: value for name, value in choices.items() if value is not None}
+        chosen.setdefault("device", default_device())
+        teacher = _teacher(network, guide, unlabelled_guide, guidance, interval, processes)
+        if data.startswith("teacher:"):
+            data = _samples(teacher, data, out, chosen["device"], processes)
         dataset = open_in_turn(data, processes)
         with reported_once(processes):
-            RunFolder(out).check_free()
-            chosen = {name: value for name, value in choices.items() if value is not None}
-            chosen.setdefault("device", default_device())
-            teacher = _teacher(network, guide, unlabelled_guide, guidance, interval, processes)
             try:
                 if "init" in chosen:
                     chosen["init"] = parse_initial_network(chosen["init"])
@@ -150,10 +155,26 @@ def _teacher(
 ) -> "Teacher":
     """The teacher that the options describe; of a run, its average of the best EMA length that is known."""
     from edm2.distillation.teacher import Teacher
+    from edm2.tools.options.run_network import is_run, network_of_run
 
     if is_run(network):
         network = network_of_run(Path(network), None, processes)
     return Teacher(network, guide, unlabelled_guide, 1.0 if guidance is None else guidance, interval)
+
+
+def _samples(teacher: "Teacher", data: str, out: str, device: str, processes: "Processes") -> str:
+    """Draw the samples of teacher:N into a folder beside the run's, and return its path."""
+    from edm2.distillation.samples import draw_samples
+    from edm2.tools.progress import progress_bar
+
+    try:
+        count = parse_image_count(data.removeprefix("teacher:"))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--data'") from None
+    folder = Path(f"{out}-data")
+    with progress_bar(count, hidden=not processes.is_first) as bar:
+        draw_samples(teacher, count, folder, processes.device(device), processes, bar.update)
+    return str(folder)
 
 
 def _shown(teacher: "Teacher") -> str:

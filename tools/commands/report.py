@@ -142,6 +142,7 @@ def _add_grids(run: "ReportedRun", given: dict[str, Any]) -> None:
     """Prepare the drawing of grids and of nearest images."""
     from edm2.post_hoc_ema.files import first_line
     from edm2.report.grids import Grids, columns_of
+    from edm2.tools.options.conditions import conditions_to_score
     from edm2.tools.options.evaluators import codec_of, default_detector
     from edm2.tools.run import use_device
     from edm2.training import PixelCodec
@@ -153,11 +154,15 @@ def _add_grids(run: "ReportedRun", given: dict[str, Any]) -> None:
     try:
         codec = codec_of(averages.folder, averages.metadata, given["vae"], given["codec_from"])
         guide = make_guide(averages, given["guide"], given["unlabelled_guide"], None, network_maker(given["net_from"]))
+        of_samples = conditions_to_score(
+            averages.folder, (), 0, getattr(averages.config, "conditions", ()), run.dataset
+        )
         columns = columns_of(averages)
         sampling = _sampling(averages, -(-given["images"] // columns) * columns, given["num_steps"])
     except (ValueError, OSError) as error:
         run.notes.append(f"No EMA slider: {first_line(error)}")
         return
+    sampling = replace(sampling, conditions=of_samples)
     run.grids = Grids(averages, codec, sampling, run.cache, guide, device)
     if given["neighbours"] and run.dataset is not None:
         _add_detector(run, default_detector(averages.shape, isinstance(codec, PixelCodec)), device)

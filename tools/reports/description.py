@@ -15,6 +15,7 @@ from edm2.io.model import resolve
 from edm2.io.snapshots import AnySnapshot, open_run, open_snapshot
 from edm2.post_hoc_ema import sigma_rel_to_half_life
 from edm2.post_hoc_ema.files import plain_line
+from edm2.sampling.external import ways_to_sample
 from edm2.sampling.guidance import EVERYWHERE
 from edm2.training import Dataset, DatasetError, open_dataset, read_run_config
 from edm2.training.data.files import DESCRIPTION
@@ -71,6 +72,10 @@ def describe_snapshot(name: str) -> Lines:
                 f"ln sigma ~ N({training['P_mean']:g}, {training['P_std']:g}²), seed {training['seed']}",
             )
         )
+    abilities, levels = ways_to_sample(metadata)
+    if set(abilities) != {"denoise"}:
+        jumps = "; ".join(",".join(f"{level:g}" for level in some) for some in levels.values())
+        lines.append(("draws as", f"{' and '.join(abilities)}, between noise levels {jumps}"))
     return lines + _origin(metadata)
 
 

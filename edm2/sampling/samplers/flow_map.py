@@ -11,12 +11,12 @@ from edm2.networks.precond import MAP_LEVELS
 from edm2.sampling.samplers.heun import with_conditions
 
 
-def levels_for(known: Mapping[int, Sequence[float]], num_steps: int) -> Sequence[float]:
+def levels_for(known: Mapping[int, Sequence[float]], num_steps: int) -> tuple[float, ...]:
     """Levels for this number of evaluations, of those that are known. Raises ValueError if there are none."""
     if num_steps not in known:
         numbers = ", ".join(map(str, sorted(known)))
         raise ValueError(f"there are levels for {numbers} evaluations of this map, not for {num_steps}: give levels")
-    return known[num_steps]
+    return tuple(known[num_steps])
 
 
 def check_levels(abilities: Collection[str], levels: Sequence[float], name: str = "this network") -> None:

@@ -8,10 +8,13 @@ import torch
 from command_line import complaint, edm2, succeed, write_images
 from safetensors.torch import load_file
 
-from edm2.io.model import load, read_metadata, save
+from edm2 import generate
+from edm2.io.guided import GuidedFile
+from edm2.io.model import ASSETS, load, read_metadata, save
+from edm2.networks import fold
 from edm2.sampling.samplers.flow_map import sample_map
 from edm2.tools.reports.tables import read_sweep
-from edm2.training import read_run_config
+from edm2.training import codec_from_json, open_dataset, read_run_config
 
 SHORT = (
     "--data",
@@ -60,6 +63,14 @@ def test_a_snapshot_says_what_it_can_do(maps, outspoken_network):
     assert metadata["codec"] == read_metadata(outspoken_network)["codec"]
     assert metadata["network"]["target_level"] == "mean"
     assert "abilities" not in read_metadata(outspoken_network)
+    assert "denoise and map, between noise levels 80,0; 80,0.3,0;" in succeed("info", maps / "raw-weights.safetensors")
+    assert "draws as" not in succeed("info", outspoken_network)
+
+
+def test_the_included_map_draws_at_once(tmp_path):
+    shown = succeed("generate", "digits8-map", "--steps", 1, *DRAWN, "--out", tmp_path)
+    assert "(1 evaluation each, map)" in shown
+    assert (ASSETS / "digits8-map.safetensors").stat().st_size < 2e6
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
@@ -91,6 +102,7 @@ def evaluations_of_maps(monkeypatch) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_sweep_finds_a_length_for_each_number_of_evaluations(maps, tmp_path):
     run = shutil.copytree(maps, tmp_path / "run")
     sweep = ("sweep", run, "--steps", "1,2", "--std", "0.05,0.1", "--samples", 20, "--device", "cpu")
@@ -118,6 +130,21 @@ def test_a_guided_teacher_is_distilled(outspoken_network, network, tmp_path):
         "distill", outspoken_network, "--guide", network, "--guidance", 1.6, *guided[4:], *SHORT, "--out", out
     )
     assert "distillation.guidance is 1.5 there and 1.6 here" in complaint(refused.err)
+
+
+def test_a_guided_json_teaches_and_its_network_is_the_start(outspoken_network, network, tmp_path):
+    """As the same guidance by options does, to the bit."""
+    for name, source in {"network": outspoken_network, "guide": network}.items():
+        shutil.copy(source, tmp_path / f"{name}.safetensors")
+    guided = tmp_path / "guided.json"
+    GuidedFile(tmp_path / "network.safetensors", tmp_path / "guide.safetensors", 1.5, (0.1, 10)).write(guided, {})
+    succeed("distill", guided, *SHORT, "--out", tmp_path / "one")
+    options = ("--guide", network, "--guidance", 1.5, "--interval", "0.1,10")
+    succeed("distill", outspoken_network, *options, *SHORT, "--out", tmp_path / "two")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    twice = edm2("distill", guided, *options, *SHORT, "--out", tmp_path / "three")
+    assert "guided already" in complaint(twice.err)
 
 
 @pytest.mark.parametrize(
@@ -172,11 +199,46 @@ def things_to_distil(maps, outspoken_network, tmp_path_factory) -> dict[str, Pat
 
 
 def test_a_folded_network_draws_but_is_no_student(maps, tmp_path):
-    from edm2.networks import fold
-
     net = load(maps / "raw-weights.safetensors")
     noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     whole, folded = (sample_map(n, noise, torch.tensor([0, 1]), num_steps=2) for n in (net, fold(net)))
     torch.testing.assert_close(folded, whole, rtol=1e-4, atol=1e-4)
     with pytest.raises(RuntimeError, match="for inference only"):
         fold(net).train()
+
+
+def test_a_pipeline_of_diffusers_jumps_too(maps, tmp_path):
+    """The same images to the bit, also from its folder; no guide."""
+    from edm2 import EDM2Pipeline
+    from edm2.io.model import load_to_sample
+
+    snapshot = maps / "raw-weights.safetensors"
+    pipe = EDM2Pipeline.from_snapshot(snapshot)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path / "pipe")
+    loaded = EDM2Pipeline.from_pretrained(tmp_path / "pipe")
+    [batch] = generate(load(snapshot), [3, 4], sampler=sample_map, num_steps=2)
+    for one in (pipe, loaded):
+        drawn = one(seeds=[3, 4], num_inference_steps=2, output_type="latent").images
+        assert torch.equal(drawn, batch.samples)
+        assert torch.equal(one(seeds=[3, 4], output_type="latent").images, drawn)
+    with pytest.raises(ValueError, match="takes no guide"):
+        pipe(seeds=[3], guidance_scale=2)
+    assert "map" in load_to_sample(tmp_path / "pipe").abilities
+
+
+def test_samples_of_the_teacher_are_data(outspoken_network, tmp_path):
+    """Its codec gives them back, each with its class; the next run of the command draws none again."""
+    out = tmp_path / "run"
+    command = ("distill", outspoken_network, "--data", "teacher:40", *SHORT[2:], "--sample", 512, "--out", out)
+    succeed(*command, "--dry-run")
+    dataset, net = open_dataset(tmp_path / "run-data"), load(outspoken_network)
+    codec = codec_from_json(read_metadata(outspoken_network)["codec"])
+    [batch] = generate(fold(net), range(40), [seed % 10 for seed in range(40)])
+    assert torch.equal(dataset.images(range(40)), codec.decode(batch.samples))
+    assert dataset.labels(range(40)).tolist() == [seed % 10 for seed in range(40)]
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "run-data").rglob("*.png")}
+    succeed(*command)
+    assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
+    assert codec_from_json(read_metadata(out / "raw-weights.safetensors")["codec"]) == codec
+    assert "'many'" in complaint(edm2(*command[:3], "teacher:many", "--out", out).err)
