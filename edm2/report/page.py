@@ -111,7 +111,6 @@ def write_page(out: Path, runs: Sequence[ReportedRun], axes: Axes | None, comman
     """
     require_report_packages()
     import jinja2
-    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -134,8 +133,8 @@ def write_page(out: Path, runs: Sequence[ReportedRun], axes: Axes | None, comman
         runs=contexts,
         charts=charts.charts_of([run.records for run in runs]),
         explorer=explorer,
-        vega=Markup(vega_bundle(runs[0].cache.folder)),
-        **{name: Markup(text) for name, text in texts.items()},
+        vega=vega_bundle(runs[0].cache.folder),
+        **texts,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(out) as temporary:
