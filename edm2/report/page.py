@@ -198,6 +198,7 @@ def _drawn(run: ReportedRun, failure: str, draw: Callable[[], Drawn]) -> Drawn |
 
 def explorer_json(runs: Sequence[ReportedRun], axes: Axes, commands: Commands) -> dict[str, Any] | None:
     """Everything that the sliders show, as JSON; None if no grid can be drawn. Runs whose grids fail get a note."""
+    runs = [run for run in runs if run.grids is not None]
     start = start_of(runs, axes)
     shown = [found for run in runs if (found := _run_json(run, axes, commands)) is not None]
     if not shown:
