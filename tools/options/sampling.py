@@ -328,6 +328,6 @@ def _compile(*denoisers: "Denoiser | None") -> None:
         if not isinstance(denoiser, torch.nn.Module):
             continue
         if cuda_graphs.CAPTURE and any(buffer.is_cuda for buffer in denoiser.buffers()):
-            cuda_graphs.capture_(denoiser, compile=True)
+            cuda_graphs.capture_(denoiser, compiled=True)
         else:
             denoiser.compile(dynamic=False)
