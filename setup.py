@@ -12,6 +12,11 @@ FOLDERS = ("networks", "training", "post_hoc_ema", "tools", "docs")  # docs: pag
 STUDIES = ["bench.studies"]
 """One-off measurements behind the documentation: they run in a checkout and stay out of the wheel."""
 
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+"""Packages of `edm2 export`: 120 MB, with theirs."""
+REPORT = ["jinja2", "vl-convert-python"]
+"""Packages of the extra `report`: templates, and the plots' program in one file."""
+
 
 def subpackages(folder: str) -> list[str]:
     """Import names of a top-level folder and of every package inside it."""
@@ -34,7 +39,12 @@ setup(
         *(name for folder in FOLDERS for name in subpackages(folder)),
     ],
     package_dir={"edm2": "edm2", **{f"edm2.{folder}": folder for folder in FOLDERS}},
-    package_data={"": ["*.pyi"], "edm2.docs": ["*.md", "*.png"], "edm2": ["assets/*.safetensors", "py.typed"]},
+    package_data={
+        "": ["*.pyi"],
+        "edm2": ["assets/*.safetensors", "py.typed"],
+        "edm2.docs": ["*.md", "*.png"],
+        "edm2.report": ["templates/*"],
+    },
     install_requires=[
         "torch>=2.9",
         "numpy",
@@ -57,10 +67,13 @@ setup(
         "datasets": ["datasets"],
         "heic": ["pillow-heif"],
         "text": ["transformers"],
+        "export": EXPORT,
+        "report": REPORT,
         "test": [
             *("pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"),
             *("tensorboard", "datasets", "ema-pytorch", "build", "setuptools"),
             *("accelerate", "lightning", "transformers"),
+            *(*EXPORT, *REPORT, "playwright", "axe-playwright-python"),
         ],
     },
     entry_points={"console_scripts": ["edm2 = edm2.tools.cli:main"]},

@@ -96,6 +96,7 @@ class Block(ResidualBlock):
         res_balance: Balance t of the residual branch in its MP-sum (Eq. 88).
         attn_balance: Balance t of the attention branch in its MP-sum.
         token_sizes: Numbers per token of each condition that a block with attention attends to, by name.
+        normalized_modulation: Divide the modulation by its root mean square over channels.
         clip_act, options: See `ResidualBlock`.
 
     Raises:
@@ -112,11 +113,13 @@ class Block(ResidualBlock):
         res_balance: float = 0.3,
         attn_balance: float = 0.3,
         token_sizes: Mapping[str, int] | None = None,
+        normalized_modulation: bool = False,
         clip_act: float | None = 256.0,
         **options,
     ) -> None:
         super().__init__(out_channels, clip_act=clip_act, **options)
         self.x_weight, y_weight = mp_sum_weights(res_balance)  # Eq. 88: x_weight x + y_weight y
+        self.normalized_modulation = normalized_modulation
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(residual_channels, out_channels, (3, 3), scale=SILU_SCALE)
         self.emb_linear = MPConv(emb_channels, out_channels)
@@ -133,6 +136,8 @@ class Block(ResidualBlock):
         """Residual branch, times its weight in the MP-sum: [N, residual_channels, H, W] -> [N, out_channels, H, W]."""
         y = self.conv_res0(F.silu(x))  # MP-SiLU: its 1/0.596 is conv_res0.scale
         modulation = 1 + self.emb_linear(emb, gain=self.emb_gain)  # a factor per channel, in float32 like the embedding
+        if self.normalized_modulation:
+            modulation = modulation / modulation.square().mean(dim=1, keepdim=True).add(1e-8).sqrt()
         y = modulated_silu(y, modulation[:, :, None, None].to(y.dtype))
         return self.conv_res1(self.drop(y))  # MP-SiLU's 1/0.596 and the MP-sum's y_weight are conv_res1.scale
 

@@ -36,7 +36,7 @@ where absent, and a mask of 1 or -1 [N, 1, H, W]; of tokens 0 where absent, and 
 
 @dataclass(frozen=True)
 class Condition(ABC):
-    """What all kinds of conditions have in common."""
+    """Description of a condition; the base of all kinds."""
 
     name: str
     """Name by which it is given: letters, digits and _."""
@@ -269,11 +269,7 @@ KINDS: dict[str, type[Condition]] = {
 
 
 def condition_from_json(values: Any) -> Condition:
-    """Inverse of `Condition.to_json`.
-
-    Raises:
-        ValueError: an unknown kind, or fields that do not fit it.
-    """
+    """Inverse of `Condition.to_json`."""
     fields = dict(values) if isinstance(values, Mapping) else {}
     kind = fields.pop("kind", None)
     if kind not in KINDS:
@@ -290,6 +286,11 @@ def noise_level(condition: ImageCondition) -> ScalarCondition:
     return ScalarCondition(name, mean=(most / 2,), std=(most / math.sqrt(12),), dropout=condition.dropout)
 
 
+def noise_levels(known: Iterable[Condition]) -> list[str]:
+    """Names of the conditions that are levels of noise on images, which no dataset has."""
+    return [noise_level(c).name for c in known if isinstance(c, ImageCondition) and c.noise]
+
+
 def prepare(known: Iterable[Condition], given: Mapping[str, Tensor], x: Tensor) -> dict[str, Prepared]:
     """Standardize conditions for images x [N, C, H, W].
 
@@ -297,9 +298,6 @@ def prepare(known: Iterable[Condition], given: Mapping[str, Tensor], x: Tensor) 
         known: Conditions of the network.
         given: Values by name.
         x: The images, in the dtype of the embedding.
-
-    Raises:
-        ValueError: a condition that the network does not know, one that it needs and does not get, or another shape.
     """
     by_name = {condition.name: condition for condition in known}
     if unknown := sorted(set(given) - set(by_name)):

@@ -21,6 +21,8 @@ FIELDS_OF_CONFIGS = {
     "conditions": "G",
     "label_source": "G",
     "target_level": "G",
+    "fourier_bandwidth": "G",
+    "normalized_modulation": "G",
     "channels_per_group": "ABCDE",
 }
 """Fields that mean something in some configurations only."""
@@ -28,7 +30,7 @@ FIELDS_OF_CONFIGS = {
 TARGET_LEVELS = ("mean", "decoder")
 """Ways to tell a flow map its second level: the mean of both levels' embeddings in all blocks, or to the decoder."""
 
-LATER = ("conditions", "label_source", "target_level")
+LATER = ("conditions", "label_source", "target_level", "fourier_bandwidth", "normalized_modulation")
 """Fields that JSON leaves out where they have their default: files of networks without them are as they always were."""
 
 
@@ -85,7 +87,12 @@ class NetworkConfig:
     (config G)."""
 
     target_level: str | None = None
-    """Where a flow map is told the noise level to arrive at (config G): one of `TARGET_LEVELS`; None for a denoiser."""
+    """Blocks that get the level at which a flow map arrives (config G): one of `TARGET_LEVELS`; None for a denoiser."""
+    fourier_bandwidth: float = 1.0
+    """Standard deviation of the frequencies of the noise level's Fourier features (Eq. 75); below 1 smoother, which
+    steadies consistency training at scale (arXiv 2410.11081) and has to be trained in (config G)."""
+    normalized_modulation: bool = False
+    """Divide a block's modulation by its root mean square over channels, for the same reason (config G)."""
 
     def __post_init__(self) -> None:
         for field in ("img_resolution", "channel_mult", "attn_resolutions", "resample_filter"):
@@ -111,8 +118,6 @@ class NetworkConfig:
             raise ValueError(f"channel_mult={self.channel_mult} must list at least one positive multiplier")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-        if self.sigma_data <= 0:
-            raise ValueError(f"sigma_data={self.sigma_data} must be positive")
         divisor = 1 << (len(self.channel_mult) - 1)
         if any(side < divisor or side % divisor for side in self.size):
             height, width = self.size
@@ -122,7 +127,7 @@ class NetworkConfig:
             )
 
     def _check_config(self) -> None:
-        """A field that the configuration does not use must not look as if it did something."""
+        """A field that the configuration does not use must not look as if it did something; factors are positive."""
         if self.config not in tuple(CONFIGS):
             raise ValueError(f"config={self.config!r} is unknown; there are {', '.join(CONFIGS)}")
         for field, configs in FIELDS_OF_CONFIGS.items():
@@ -133,6 +138,10 @@ class NetworkConfig:
                     f"{field}={value} would change nothing in config {self.config}, only in {where}; "
                     f"leave it at {default}"
                 )
+
+        for field in ("sigma_data", "fourier_bandwidth"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field}={getattr(self, field)} must be positive")
 
     def _check_conditions(self) -> None:
         names = [condition.name for condition in self.conditions]
@@ -171,7 +180,9 @@ class NetworkConfig:
         """A dict of plain values; `from_json` is its inverse."""
         values = dataclasses.asdict(self)
         values["conditions"] = [condition.to_json() for condition in self.conditions]
-        return {name: value for name, value in values.items() if value or name not in LATER}
+        defaults = {name: self.__dataclass_fields__[name].default for name in LATER}
+        defaults["conditions"] = []
+        return {name: value for name, value in values.items() if name not in LATER or value != defaults[name]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> NetworkConfig:
@@ -194,9 +205,6 @@ def dataclass_from_json(cls: type[Config], values: dict[str, Any], what: str) ->
         cls: A dataclass.
         values: Its fields by name, those with defaults optional.
         what: How to call it in errors.
-
-    Raises:
-        ValueError: an unknown or missing field, or a value out of range.
     """
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # Config may be any dataclass
     if unknown := sorted(set(values) - known):

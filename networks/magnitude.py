@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPS = 1e-4
-"""Added to a magnitude before something is divided by it."""
+"""Number added to a magnitude before something is divided by it."""
 
 SILU_MAGNITUDE = 0.596
 """Magnitude of silu(x) for x ~ N(0, 1), rounded as in Eq. 81 (exactly 0.59647), so mp_silu has magnitude 1.0008."""
@@ -65,7 +65,8 @@ class Normalize(torch.autograd.Function):
     def forward(x: Tensor, dims: tuple[int, ...], eps: float, m: float, keep_input: bool) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
-        s = norm * (math.sqrt(norm.numel() / x.numel()) / m) + eps / m
+        n = math.prod(map(x.shape.__getitem__, dims))  # of these sides alone, so that a graph may be for any batch
+        s = norm * (math.sqrt(1 / n) / m) + eps / m
         return x / s.to(x.dtype), s
 
     @staticmethod

@@ -13,6 +13,13 @@ LEAST_TARGET = 0.002
 """Noise level that stands for 0 where a logarithm is taken of the level to arrive at."""
 
 
+ABILITIES = ("denoise", "map", "consistency")
+"""Ways to sample a network: as a denoiser, from level to level, or from any level to 0 alone."""
+
+MAP_LEVELS: dict[int, tuple[float, ...]] = {1: (80, 0), 2: (80, 0.3, 0), 4: (80, 1, 0.3, 0.08, 0)}
+"""Noise levels that a flow map jumps between in some numbers of evaluations, found on 8x8 digits."""
+
+
 class Precond(nn.Module):
     """Preconditioned denoiser (Eqs. 4-8).
 
@@ -30,11 +37,13 @@ class Precond(nn.Module):
     Attributes:
         compute_dtype: dtype of the U-Net's activations; parameters keep their own.
         empty_classes: Classes without an image in training, which sampling leaves out unless asked for.
+        abilities: Ways to sample the network, of `ABILITIES`.
+        map_levels: Noise levels by number of evaluations, for a flow map.
     """
 
     unet: Any  # a U-Net with a `config` and a `memory_format`
 
-    def __init__(self, unet: nn.Module, sigma_data: float, logvar_fourier: nn.Module, logvar_linear: nn.Module) -> None:
+    def __init__(self, unet: Any, sigma_data: float, logvar_fourier: nn.Module, logvar_linear: nn.Module) -> None:
         super().__init__()
         self.unet = unet
         self.sigma_data = sigma_data
@@ -42,6 +51,8 @@ class Precond(nn.Module):
         self.logvar_linear = logvar_linear
         self.compute_dtype = torch.float32
         self.empty_classes: tuple[int, ...] = ()
+        self.abilities: tuple[str, ...] = ("denoise",) if unet.config.target_level is None else ("denoise", "map")
+        self.map_levels = MAP_LEVELS
 
     @property
     def config(self) -> NetworkConfig:
@@ -79,7 +90,7 @@ class Precond(nn.Module):
         """
         dtype = torch.promote_types(x.dtype, torch.float32)
         x = x.to(dtype)
-        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)
+        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1).expand(x.shape[0], 1, 1, 1)
         sd = self.sigma_data
         c_skip = sd**2 / (sigma**2 + sd**2)
         c_out = sigma * sd / (sigma**2 + sd**2).sqrt()
@@ -104,7 +115,7 @@ class Precond(nn.Module):
                 "this network is a denoiser and knows no level to arrive at (target_sigma); distil a flow map from it"
             )
         level = torch.as_tensor(target_sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
-        return level.clamp(min=LEAST_TARGET).expand(len(x), 1, 1, 1).flatten().log() / 4
+        return level.clamp(min=LEAST_TARGET).expand(x.shape[0], 1, 1, 1).flatten().log() / 4
 
     def log_variance(self, c_noise: Tensor) -> Tensor:
         """u(sigma) for c_noise [N] -> [N, 1, 1, 1]."""
@@ -116,7 +127,7 @@ class Precond(nn.Module):
         if label_dim == 0:
             return None
         if class_labels is None:
-            return x.new_zeros(len(x), label_dim)
+            return x.new_zeros(x.shape[0], label_dim)
         if class_labels.ndim == 1:  # -1 matches no class and becomes a row of zeros
             class_labels = class_labels[:, None] == torch.arange(label_dim, device=x.device)
         return class_labels.to(x.dtype)

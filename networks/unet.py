@@ -50,7 +50,7 @@ class UNet(nn.Module):
         two_terms = config.label_dim and not config.label_source
         noise_weight, label_weight = mp_sum_weights(config.label_balance) if two_terms else (1.0, 1.0)
         label_scale = config.label_dim**0.5 * label_weight  # a one-hot vector has magnitude 1 / sqrt(label_dim)
-        self.emb_fourier = MPFourier(config.noise_channels)
+        self.emb_fourier = MPFourier(config.noise_channels, config.fourier_bandwidth)
         self.emb_noise = MPConv(config.noise_channels, config.emb_channels, scale=noise_weight)
         self.emb_label = MPConv(config.label_dim, config.emb_channels, scale=label_scale) if config.label_dim else None
         sources = [c for c in config.conditions if isinstance(c, EmbeddedCondition)]
@@ -62,7 +62,7 @@ class UNet(nn.Module):
         token_sizes = {c.name: c.size for c in config.conditions if isinstance(c, TokenCondition)}
         self.contexts = nn.ModuleDict({name: TokenContext(size) for name, size in token_sizes.items()})
         options = block_options(config) | {"res_balance": config.res_balance, "attn_balance": config.attn_balance}
-        options["token_sizes"] = token_sizes
+        options |= {"token_sizes": token_sizes, "normalized_modulation": config.normalized_modulation}
         channels = config.img_channels + sum(c.input_channels for c in self.images) + 1
         first = MPConv(channels, config.widths[0], (3, 3))
         self.enc, skip_channels = build_encoder(config, first, EncoderBlock, options)

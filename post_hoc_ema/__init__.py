@@ -9,6 +9,7 @@ time (Karras et al. 2024, arXiv 2312.02696v2, "the paper", Section 3 and Appendi
     conversions.py     other ways to name an EMA length, such as a half-life
     session.py         PostHocEMA: averages, files and weights to validate with, in one object
     callbacks.py       the same in Lightning, transformers' Trainer and Accelerate
+    averages.py        averages of parameters: the base of all trackers
     tracker.py         PowerFunctionEMA, kept while training; IntervalMeans, in half the memory; TraditionalEMA
     modules.py         parameters under plain names, whatever wraps a module; what cannot be averaged
     snapshot.py        the files in which averages are kept

@@ -19,10 +19,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from edm2.post_hoc_ema.averages import Module
 from edm2.post_hoc_ema.modules import is_first_process, whole
 from edm2.post_hoc_ema.session import PostHocEMA
 from edm2.post_hoc_ema.snapshot import read_metadata, write_snapshot
-from edm2.post_hoc_ema.tracker import Module
 
 STATE_FILE = "post_hoc_ema.safetensors"
 """File in a checkpoint of transformers with the state of the averages."""

@@ -57,11 +57,7 @@ def visible_files(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse an untrusted JSON text.
-
-    Raises:
-        ValueError: It is not JSON, or lists and objects are nested more than `MAX_DEPTH` deep.
-    """
+    """Parse an untrusted JSON text."""
     too_deep = f"more than {MAX_DEPTH} lists or objects inside each other"
     try:
         value = json.loads(text)

@@ -147,6 +147,13 @@ def is_first_process() -> bool:
     return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank())
 
 
+def wait_for_others(tensors: Iterable[Tensor]) -> None:
+    """Wait for the other processes if there are any that share these tensors; they all come here then."""
+    distributed = torch.distributed
+    if any(hasattr(x, "full_tensor") for x in tensors) and distributed.is_initialized():
+        distributed.barrier()
+
+
 def whole(tensors: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Names and whole tensors on the CPU, one by one; shards are gathered, so all processes must go through them.
 

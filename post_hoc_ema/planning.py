@@ -1,4 +1,4 @@
-"""Which snapshots to store, in which precision, so that averages of the wanted EMA lengths can be reconstructed later.
+"""Plans of snapshots: which to store, in which precision, so that averages of wanted EMA lengths can be reconstructed.
 
 forecast_errors   how exact reconstruction will be
 plan_storage      how many, evenly spaced, and in which type
@@ -19,7 +19,7 @@ STORED = (0.05, 0.10)
 """EMA lengths that the paper tracks."""
 
 MOST_SNAPSHOTS = 256
-"""Most per EMA length in a forecast, which then takes half a second; errors are below 0.01 % there."""
+"""Snapshots per EMA length in a forecast at most, which then takes half a second; errors are below 0.01 % there."""
 
 ROUNDING_LIMIT = 2e-3
 """Relative error of a reconstructed weight, from rounding of the stored ones, that is not worth more bytes."""
@@ -93,7 +93,7 @@ class StoragePlan:
 
     sigma_rel: float
     snapshots: int | None
-    """Per stored EMA length; None: 256 are not enough."""
+    """Snapshots per stored EMA length; None: 256 are not enough."""
     dtype: torch.dtype
     """The smallest type that will do."""
     noise_gain: float

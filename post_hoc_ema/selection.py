@@ -109,6 +109,6 @@ def _where(a: Snapshot, b: Snapshot) -> str:
 
 
 def _paths(a: Snapshot, b: Snapshot) -> str:
-    """Their files, where they have any."""
+    """Phrase with the paths of two snapshots; nothing where they have none."""
     paths = [str(s.path) for s in (a, b) if hasattr(s, "path")]
     return f" ({' and '.join(paths)})" if paths else ""

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edm2.post_hoc_ema.averages import Average, Module
 from edm2.post_hoc_ema.modules import Keep, is_first_process, sharded_like, whole
 from edm2.post_hoc_ema.reconstruction import reconstruct
 from edm2.post_hoc_ema.snapshot import Snapshot, find_snapshots, profile_at, storable
 from edm2.post_hoc_ema.tails import power_profile, profile_from_json, tail_coefficients, tail_error
-from edm2.post_hoc_ema.tracker import Average, IntervalMeans, Module, PowerFunctionEMA, SnapshotTracker
+from edm2.post_hoc_ema.tracker import IntervalMeans, PowerFunctionEMA, SnapshotTracker
 
 
 class PostHocEMA:

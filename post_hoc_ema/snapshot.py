@@ -105,7 +105,6 @@ class SafetensorsSnapshot(PartialSnapshot):
             return file.get_tensor(name)
 
     def layout(self, name: str) -> TensorLayout:
-        """Type and shape of a tensor."""
         return self._stored[name].layout
 
     def read_part(self, name: str, start: int, stop: int) -> Tensor:

@@ -79,7 +79,6 @@ class Resources:
 
     threads: int
     block: int
-    """Numbers in a block."""
     workspace: int
     """Bytes of a thread's matrices."""
 

@@ -179,11 +179,7 @@ class ExponentialProfile(Profile):
 
 
 def power_profile(t: float, sigma_rel: float, clock: float = 0.0) -> PowerProfile:
-    """Return the profile of an EMA length, at a time t and with a clock that began at `clock`.
-
-    Raises:
-        ValueError: The length is outside (0, 12^-0.5), or t is not after the clock's beginning.
-    """
+    """Return the profile of an EMA length, at a time t and with a clock that began at `clock`."""
     exponent = float(sigma_rel_to_gamma(sigma_rel)) + 1
     if not t > clock:
         raise ValueError(f"time {t} must be positive (images seen)" if not clock else f"time {t} is not after {clock}")
@@ -199,11 +195,7 @@ KINDS: dict[str, type[Profile]] = {kind.__name__: kind for kind in (PowerProfile
 
 
 def profile_from_json(entries: Any) -> Profile:
-    """Return the profile that `Profile.to_json` described, in untrusted metadata.
-
-    Raises:
-        ValueError: It is of an unknown kind, or its numbers are none or impossible.
-    """
+    """Return the profile that `Profile.to_json` described, in untrusted metadata."""
     if not isinstance(entries, dict) or entries.get("kind") not in KINDS:
         raise ValueError(f"its profile is none of {', '.join(KINDS)}")
     numbers = {name: value for name, value in entries.items() if name != "kind"}
@@ -225,9 +217,6 @@ def tail_coefficients(inputs: Sequence[Profile], targets: Sequence[Profile], noi
         inputs: Profiles of the stored averages, all different.
         targets: Profiles of the wanted ones.
         noise: [inputs] v_i / D, the variance of rounding over that of a step of one image; or one number.
-
-    Raises:
-        ValueError: There is no input, or two of them are equal.
     """
     if not inputs or len({*inputs}) < len(inputs):
         raise ValueError("profiles to combine must be all different, one or more")

@@ -62,7 +62,6 @@ class TensorLayout:
 
     @property
     def numel(self) -> int:
-        """Numbers in the tensor."""
         return math.prod(self.shape)
 
     @property
@@ -102,9 +101,6 @@ def read_numbers(path: Path, stored: StoredTensor, start: int, stop: int) -> Ten
     """Read numbers `start` to `stop` of a tensor, as [stop - start]. The file is open only meanwhile.
 
     Read, not mapped: mapped pages would count as this program's memory until the system takes them back.
-
-    Raises:
-        EOFError: The file has become shorter.
     """
     numbers = torch.empty(stop - start, dtype=stored.layout.dtype)
     view = _bytes_of(numbers)

@@ -147,7 +147,8 @@ def test_doors_are_light(program: str, most: int, heavy: tuple[str, ...]):
 
 def test_folders_are_small():
     counts = Counter(source.parent for source in TREES if source.name != "__init__.py")
-    large = [f"{folder}: {count} files" for folder, count in counts.items() if count > 16]
+    most = {Path("tools/commands"): 20}  # a file per command: `edm2 --help` is the index
+    large = [f"{folder}: {count} files" for folder, count in counts.items() if count > most.get(folder, 16)]
     assert not large, lines(large)
 
 

@@ -1,7 +1,7 @@
 """Training from the command line: default device and precision, bars, stopping on signals, grids of samples."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from edm2.networks import ImageCondition, Precond, fold
 from edm2.planning.presets import PRESETS
 from edm2.post_hoc_ema.files import first_line
 from edm2.sampling.generation import drawn_by_default, generate
+from edm2.sampling.samplers.registry import HEUN, default_sampler, default_steps
 from edm2.tools.process import convolve_in_float32, stop_signals_handled
 from edm2.training import CheckpointError, Codec, Dataset, RunFolderError, Trainer, TrainingConfig, TrainingError
 from edm2.training.callbacks import COLUMNS, Callback, SampleGrids, SpeedReport
@@ -41,10 +42,11 @@ def use_device(processes: Processes, device: str | None) -> torch.device:
 
 def default_precision(preset: str, device: str) -> str:
     """Precision of activations in training: the preset's, else bf16 if the device has instructions for it."""
-    return PRESETS[preset].training.get("precision") or ("bf16" if _has_bf16(device) else "fp32")
+    return PRESETS[preset].training.get("precision") or ("bf16" if has_bf16(device) else "fp32")
 
 
-def _has_bf16(device: str) -> bool:
+def has_bf16(device: str) -> bool:
+    """True if a device has instructions for bf16."""
     if device.startswith("cuda"):  # GPUs older than Ampere take longer in bf16 than in fp32
         return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -56,9 +58,10 @@ def run_training(
     callbacks: Sequence[Callback] = (),
     processes: Processes = ONE_PROCESS,
     max_seconds: float | None = None,
+    loss: Callable[..., torch.Tensor] | None = None,
 ) -> None:
     """Train like `train_interruptibly`, then print where the snapshots are."""
-    trainer = train_interruptibly(config, dataset, callbacks, processes, max_seconds)
+    trainer = train_interruptibly(config, dataset, callbacks, processes, max_seconds, loss)
     if processes.is_first:
         click.echo(f"Done: {trainer.images_seen:,} images, snapshots in {Path(config.out) / 'snapshots'}")
 
@@ -69,16 +72,17 @@ def train_interruptibly(
     callbacks: Sequence[Callback] = (),
     processes: Processes = ONE_PROCESS,
     max_seconds: float | None = None,
+    loss: Callable[..., torch.Tensor] | None = None,
 ) -> Trainer:
     """Train; on a signal, or when time is up, finish the step, write a checkpoint and leave with an exit code.
 
     It is 130 for SIGINT (Ctrl-C), 143 for SIGTERM, 138 for SIGUSR1, and 124 when time is up: in all processes,
-    whichever the signal reached. `callbacks` and `processes` are the trainer's.
+    whichever the signal reached. `callbacks`, `processes` and `loss` are the trainer's.
     """
     draw = partial(draw_samples, dtype=DTYPES[config.precision])
     callbacks = [*callbacks, SampleGrids(draw), SpeedReport(report_speed)]
     convolve_in_float32()
-    trainer = Trainer(config, dataset=dataset, callbacks=callbacks, processes=processes)
+    trainer = Trainer(config, loss=loss, dataset=dataset, callbacks=callbacks, processes=processes)
     with (
         stop_signals_handled(partial(stop_at_signal, trainer)),
         stopping_after(max_seconds, trainer),
@@ -147,10 +151,15 @@ def measure_speed(config: TrainingConfig, dataset: Dataset, processes: Processes
         return trainer.measure().images_per_second
 
 
-def measure_run(config: TrainingConfig, dataset: Dataset, processes: Processes = ONE_PROCESS) -> list[tuple[str, str]]:
+def measure_run(
+    config: TrainingConfig,
+    dataset: Dataset,
+    processes: Processes = ONE_PROCESS,
+    loss: Callable[..., torch.Tensor] | None = None,
+) -> list[tuple[str, str]]:
     """Measure speed, time and memory of a run in some of its steps; nothing is written. Memory is one process's."""
     convolve_in_float32()
-    trainer = Trainer(config, dataset=dataset, processes=processes)
+    trainer = Trainer(config, loss=loss, dataset=dataset, processes=processes)
     with memory_advice(trainer):
         speed, peak_memory = trainer.measure()
     return [
@@ -179,7 +188,7 @@ def draw_samples(
     path: Path,
     dtype: torch.dtype = torch.float32,
     rows: int = 4,
-    num_steps: int = 18,
+    num_steps: int | None = None,
     shown: Batch | None = None,
 ) -> None:
     """Write a PNG grid of samples with one class per column (at most ten); the same seeds every time.
@@ -193,14 +202,15 @@ def draw_samples(
         columns, rows = len(shown.images), rows - 1
         classes = [] if shown.labels is None else shown.labels.clamp(min=0).tolist()
         conditions = {name: torch.cat([v] * rows) for name, v in (shown.conditions or {}).items()}
-    count = rows * columns
+    count, sampler = rows * columns, default_sampler(net.abilities)
     batches = generate(
         fold(net, dtype),
         range(count),
         classes * rows or None,
         conditions=conditions,
         batch_size=count,
-        num_steps=num_steps,
+        sampler=sampler.sample,
+        num_steps=num_steps or (18 if sampler == HEUN else default_steps(sampler)),
     )
     try:
         samples = codec.to_display(codec.decode(torch.cat([batch.samples for batch in batches])))

@@ -52,7 +52,6 @@ class SampleGrids(Callback):
         self.draw = draw
 
     def on_step(self, trainer: "Trainer", result: StepResult) -> None:
-        """Draw if due."""
         config = trainer.config
         early = any(trainer.crossed(config.duration >> k) for k in range(1, 7))
         if config.sample_every is None or not (early or trainer.is_due(config.sample_every)):
@@ -78,7 +77,6 @@ class SpeedReport(Callback):
         self._speedometer: Speedometer | None = None
 
     def on_step(self, trainer: "Trainer", result: StepResult) -> None:
-        """Time a step."""
         if self._speedometer is None:
             self._speedometer = trainer.speedometer()
         speed = self._speedometer.step_done()

@@ -9,14 +9,22 @@ from typing import Any
 
 from edm2.networks import NetworkConfig
 from edm2.networks.config import dataclass_from_json
-from edm2.training.settings import DTYPES, DataConfig, MachineConfig, ObjectiveConfig, OutputConfig, ScheduleConfig
+from edm2.training.settings import (
+    DTYPES,
+    DataConfig,
+    DistillationConfig,
+    MachineConfig,
+    ObjectiveConfig,
+    OutputConfig,
+    ScheduleConfig,
+)
 
 __all__ = ["CHANGEABLE", "CONCERNS", "DTYPES", "TrainingConfig"]
 
 CONCERNS = (DataConfig, ObjectiveConfig, ScheduleConfig, OutputConfig, MachineConfig)
 """Settings that a run consists of, besides its network."""
 
-LATER = ("codec", "make_conditions")
+LATER = ("codec", "make_conditions", "cooldown_images", "teacher", "guide", "distillation")
 """Settings that JSON leaves out where they have their default: runs without them are known by what they always were."""
 
 CHANGEABLE = frozenset(
@@ -30,6 +38,7 @@ CHANGEABLE = frozenset(
         "device",
         "diagnostics_every",
         "duration",
+        "guide",
         "holdout_every",
         "init",
         "keep_checkpoints",
@@ -45,12 +54,13 @@ CHANGEABLE = frozenset(
         "snapshot_every",
         "status_every",
         "status_seconds",
+        "teacher",
         "workers",
     }
 )
 """Fields that may differ when a run is resumed: they do not change what is computed, or only how long.
 
-Data and first network are known by their contents, not by these paths (`edm2.training.run.inputs`)."""
+Data, first network and teacher are known by their contents, not by these paths (`edm2.training.run.inputs`)."""
 
 REMOVED = frozenset({"skip_broken"})
 """Fields of earlier versions that mean nothing any more."""
@@ -66,10 +76,21 @@ class TrainingConfig(DataConfig, ObjectiveConfig, ScheduleConfig, OutputConfig, 
     """Name of the preset that the settings come from, for the record."""
     init: str | None = None
     """Snapshot to start the weights from; the clock starts at zero."""
+    distillation: DistillationConfig | None = None
+    """Distillation of a flow map from a teacher; None for training from data."""
+    teacher: str | None = None
+    """Network that the run distils, for the record."""
+    guide: str | None = None
+    """Network that guides the teacher, for the record; None: none, or the teacher itself without labels."""
 
     def __post_init__(self) -> None:
         if self.network is not None:
             object.__setattr__(self, "sigma_data", self.network.sigma_data)
+        if isinstance(self.distillation, dict):
+            distilled = dataclass_from_json(DistillationConfig, self.distillation, "distillation")
+            object.__setattr__(self, "distillation", distilled)
+        if self.distillation is not None:
+            self._check_derivative(self.distillation.derivative)
         for concern in CONCERNS:
             concern.__post_init__(self)
         if self.batch_size % self.images_per_forward:
@@ -77,6 +98,12 @@ class TrainingConfig(DataConfig, ObjectiveConfig, ScheduleConfig, OutputConfig, 
                 f"batch_size={self.batch_size} is not a multiple of micro_batch={self.micro_batch}; "
                 f"try micro_batch={math.gcd(self.batch_size, self.images_per_forward)}"
             )
+
+    def _check_derivative(self, derivative: str) -> None:
+        """Refuse exact derivatives where forward mode has no rules."""
+        reason = "compile" if self.compile else "shard" if self.shard else None
+        if derivative == "jvp" and reason is not None:
+            raise ValueError(f"derivative='jvp' does not work with {reason}: choose derivative='difference'")
 
     @property
     def images_per_forward(self) -> int:
@@ -145,7 +172,6 @@ class TrainingConfig(DataConfig, ObjectiveConfig, ScheduleConfig, OutputConfig, 
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    network = values.pop("network")
-    if network is None:
-        return {**values, "network": "external"}
-    return {**values, **{f"network.{name}": value for name, value in network.items()}}
+    nested = {name: values.pop(name, None) for name in ("network", "distillation")}
+    flat = {f"{prefix}.{name}": value for prefix, inner in nested.items() for name, value in (inner or {}).items()}
+    return {**values, **flat, **({"network": "external"} if nested["network"] is None else {})}

@@ -14,10 +14,7 @@ class NoiseDraws:
     """Noise levels sigma (Eq. 15) and unit noise n of the images at consecutive positions.
 
     Args:
-        random: Random numbers by position.
-        distribution: Distribution of sigma.
         batch_size: Images per step, each of which has a stratum of its own where levels are stratified.
-        stratified: Stratify the levels of every step.
     """
 
     def __init__(
@@ -67,12 +64,11 @@ class GivenDraws:
         return self.levels[position - self.first :][:count]
 
     def noise(self, position: int, shape: torch.Size) -> Tensor:
-        """Noise of this shape."""
         return self.units[position - self.first :][: shape[0]]
 
 
 class LossContext:
-    """What a loss may know about the images it gets, besides the images.
+    """Context of the images that a loss gets.
 
     Args:
         images_seen: Images seen before this step, the clock of the run.

@@ -1,8 +1,11 @@
 """Import of what a user names as `module:callable`: a dataset, a network, a detector. Never of what a file names."""
 
+import hashlib
 import importlib
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,7 @@ def import_target(target: str) -> Any:
 
 
 def import_callable(target: str, what: str) -> Callable[..., Any]:
-    """Import what a user names on the command line to make or to be `what`, such as "a detector".
-
-    Raises:
-        ValueError: there is no such module, or nothing callable of this name in it.
-    """
+    """Import what a user names on the command line to make or to be `what`, such as "a detector"."""
     try:
         found = import_target(target)
     except (ImportError, AttributeError, ValueError) as error:
@@ -28,6 +27,19 @@ def import_callable(target: str, what: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"{target}: is no function that could be called; {what} is given as module:callable")
     return found
+
+
+def source_digest(target: str, classes: Iterable[type] = ()) -> str:
+    """Hash of the source files of `module:callable` and of the classes of what it made, but for those of torch."""
+    files: set[str] = set()
+    for thing in (import_target(target), *classes):
+        if not str(thing.__module__).startswith("torch."):
+            with suppress(TypeError):  # a class that no file defines
+                files.add(inspect.getsourcefile(thing) or "")
+    digest = hashlib.sha256()
+    for file in sorted(files - {""}):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def is_target(text: str) -> bool:

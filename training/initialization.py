@@ -25,9 +25,6 @@ def load_snapshot_(net: nn.Module, path: str | Path) -> None:
 
     The label embedding keeps its fresh weights if the number of classes differs. Conditions that the snapshot's network
     does not have start with weights that are random, but have no effect: `net` is then the same function.
-
-    Raises:
-        SnapshotError: no snapshot, or one of another network or configuration of the ladder.
     """
     if Path(path).suffix == ".pkl":
         raise SnapshotError(

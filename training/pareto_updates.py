@@ -11,14 +11,7 @@ from edm2.training.loss.pareto import Pareto
 
 
 class ParetoUpdates:
-    """Lets a `Pareto` weighting learn from the gradients of each bin of noise levels.
-
-    Args:
-        weighting: The weighting.
-        net: The network, whole in every process.
-        draws: Noise levels and noise by position.
-        strategy: Sums over ranks.
-    """
+    """Lets a `Pareto` weighting learn from the gradients of each bin of noise levels."""
 
     def __init__(self, weighting: Pareto, net: Any, draws: NoiseDraws, strategy: Strategy) -> None:
         self.weighting = weighting

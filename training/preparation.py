@@ -13,11 +13,7 @@ from edm2.training.settings import DTYPES
 
 
 def prepare_(net: nn.Module, config: TrainingConfig, loss: Any, device: torch.device) -> None:
-    """Move a network to its device, into training mode, and apply settings that concern the network.
-
-    Raises:
-        ValueError: a setting or the loss needs a network of ours, and this is none.
-    """
+    """Move a network to its device, into training mode, and apply settings that concern the network."""
     if not isinstance(net, Precond):
         _check_foreign(net, config, loss)
         net.to(device).train()

@@ -32,7 +32,6 @@ class PositionRandom:
     """Random numbers by position.
 
     Args:
-        seed: Seed of the run.
         block_size: Consecutive positions drawn together.
         device: Device to draw on; another kind of device draws other numbers.
     """

@@ -8,13 +8,17 @@ models (Table 6).
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from edm2.post_hoc_ema import sigma_rel_to_gamma
 from edm2.training.loss.by_name import make_weighting, noise_distribution
+from edm2.training.loss.flow_map import FlowMapLoss
+from edm2.training.loss.noise import LnNormal, NoiseDistribution
 from edm2.training.loss.objective import DenoisingLoss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -89,7 +93,6 @@ class ObjectiveConfig:
         self.objective()  # refuses what cannot be weighted
 
     def objective(self) -> DenoisingLoss:
-        """Build the loss."""
         distribution = noise_distribution(self.noise, self.P_mean, self.P_std)
         weighting = make_weighting(
             self.weighting,
@@ -102,6 +105,61 @@ class ObjectiveConfig:
             sigma_data=self.sigma_data,
         )
         return DenoisingLoss(distribution, self.sigma_data, weighting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Distillation of a flow map: its teacher, known by contents, and the arguments of `FlowMapLoss`."""
+
+    contents: str
+    """Digest of the teacher's files, and of its guide's."""
+    codec: dict | None = None
+    """The teacher's codec, which the student keeps; None if its file names none."""
+    guidance: float = 1.0
+    """Guidance weight of the teacher; 1 is none."""
+    interval: tuple[float, float] | None = None
+    """Noise levels (low, high] with guidance; None: all."""
+    anchor: float = 0.33
+    """Fraction of the images with s = t, which keep the map a denoiser."""
+    to_zero: float = 0.4
+    """Fraction of the others with s = 0."""
+    tangent_norm: float | None = 0.2
+    """c in the normalized error Δ / (rms Δ + c); None: it is not normalized."""
+    warmup_images: int = 0
+    """Images over which the derivative's part of the target grows from 0 to 1."""
+    derivative: str = "difference"
+    """One of `edm2.training.loss.flow_map.DERIVATIVES`."""
+
+    def __post_init__(self) -> None:
+        if self.interval is not None:
+            object.__setattr__(self, "interval", tuple(self.interval))  # JSON has no tuples
+        _check_at_least(0, self, "warmup_images")
+        self.loss(LnNormal(), 0.5, None)  # refuses what makes no loss
+
+    def loss(
+        self, distribution: NoiseDistribution, sigma_data: float, teacher: Callable[..., Tensor] | None
+    ) -> FlowMapLoss:
+        """Build the loss."""
+        return FlowMapLoss(
+            distribution,
+            sigma_data,
+            teacher,
+            anchor=self.anchor,
+            to_zero=self.to_zero,
+            tangent_norm=self.tangent_norm,
+            warmup_images=self.warmup_images,
+            derivative=self.derivative,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values."""
+        return asdict(self)
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """Ways in which the student can be sampled, of `edm2.networks.ABILITIES`."""
+        denoises = ("denoise",) if self.anchor > 0 else ()
+        return (*denoises, *(("consistency",) if self.to_zero == 1 else ("map",) if self.anchor < 1 else ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +176,8 @@ class ScheduleConfig:
     """Steps after which the learning rate decays (t_ref); 0 for never."""
     rampup_images: int = 10_000_000
     """Images over which the learning rate rises from zero; 0 for none."""
+    cooldown_images: int = 0
+    """Images at the end over which the learning rate falls to zero; 0 for none, as in the paper."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of Adam's moments."""
     budget: float | None = None
@@ -128,7 +188,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has no tuples
         _check_at_least(1, self, "duration", "batch_size", "max_nonfinite_steps")
-        _check_at_least(0, self, "rampup_images", "ref_batches")
+        _check_at_least(0, self, "rampup_images", "ref_batches", "cooldown_images")
         _check_positive(self, "ref_lr")
         if self.duration % self.batch_size:
             nearest = max(round(self.duration / self.batch_size), 1) * self.batch_size

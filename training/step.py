@@ -130,7 +130,15 @@ class TrainStep:
     def learning_rate(self) -> float:
         """Learning rate of the step that comes next (Eq. 67)."""
         c = self.config
-        return inverse_sqrt_lr(self.images_seen, c.batch_size, c.ref_lr, c.ref_batches, c.rampup_images)
+        return inverse_sqrt_lr(
+            self.images_seen,
+            c.batch_size,
+            c.ref_lr,
+            c.ref_batches,
+            c.rampup_images,
+            c.cooldown_images,
+            c.duration,
+        )
 
     def averages(self) -> dict[str, PowerFunctionEMA | TraditionalEMA]:
         """All averages, by their names in a checkpoint."""

@@ -43,7 +43,7 @@ __all__ = ["OwnTrainingError", "Trainer", "TrainingError"]
 
 
 CHECKPOINT = 1 << 16
-"""Added to the reason to stop, which is an exit code, by the process that wants a checkpoint."""
+"""Number added to the reason to stop, which is an exit code, by the process that wants a checkpoint."""
 
 
 class Trainer:
@@ -322,7 +322,7 @@ class Trainer:
             self._call("on_report", record)
 
     def averaged(self, sigma_rel: float) -> Any:
-        """For the first process, a network in evaluation mode with the weights averaged over a profile; else None."""
+        """Network in evaluation mode, for the first process, with the weights averaged over a profile; else None."""
         return self.output.network(self.step.ema.average(sigma_rel))
 
     def _blank(self) -> nn.Module:
@@ -385,7 +385,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ stop and resume
 
     def tensors(self) -> dict[str, Any]:
-        """Every tensor that a resumed run needs; loading fills them in place."""
+        """Tensors that a resumed run needs; loading fills them in place."""
         step = self.step
         weighting = getattr(step.loss, "weighting", None)
         own: dict[str, Any] = getattr(step.loss, "state_dict", dict)()

@@ -1,17 +1,15 @@
 """Reading all images of a dataset and their conditions, to find before training those that would stop it."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from edm2.datasets.conditions import broken_conditions
-from edm2.datasets.parts import ahead
+from edm2.datasets.parts import read_all
 from edm2.post_hoc_ema.files import plain_line
 from edm2.training import open_dataset
 from edm2.training.data.archive import read_array
 from edm2.training.data.dataset import ImageFormat
-from edm2.training.data.files import DatasetError, Files, StorageError
+from edm2.training.data.files import DatasetError
 from edm2.training.data.index import open_archive
 
 
@@ -25,9 +23,7 @@ def find_broken(
 
     Args:
         source: Folder or ZIP; of "digits" no image is broken.
-        workers: Threads that read and decode.
         on_broken: Called with the line of each broken image as soon as it is found.
-        report: Called with the number of images read and of all, as the work goes on.
 
     Returns:
         A line with file, reason and index for each image that cannot be read or differs in size or type from the first
@@ -43,32 +39,22 @@ def find_broken(
     files, catalog = open_archive(Path(source))
     broken: list[str] = []
     first: tuple[ImageFormat, str] | None = None
-    with ThreadPoolExecutor(workers) as pool:
-        formats = ahead(pool, (partial(_format_of, files, name) for name in catalog.names), 4 * workers)
-        for index, (name, found) in enumerate(zip(catalog.names, formats, strict=True)):
-            line = None
-            if isinstance(found, DatasetError):
-                line = f"{found} (index {index})"
-            elif first is None:
-                first = found, name
-            elif found != first[0]:
-                line = f"{files.path}/{name}: {found.difference(*first)} (index {index})"
-            if line is not None:
-                broken.append(plain_line(line))  # names come from untrusted files
-                on_broken(broken[-1])
-            report(index + 1, len(catalog.names))
+    formats = read_all(lambda name: ImageFormat.of(read_array(files, name)), catalog.names, workers)
+    for index, (name, found) in enumerate(zip(catalog.names, formats, strict=True)):
+        line = None
+        if isinstance(found, DatasetError):
+            line = f"{found} (index {index})"
+        elif first is None:
+            first = found, name
+        elif found != first[0]:
+            line = f"{files.path}/{name}: {found.difference(*first)} (index {index})"
+        if line is not None:
+            broken.append(plain_line(line))  # names come from untrusted files
+            on_broken(broken[-1])
+        report(index + 1, len(catalog.names))
     for line in broken_conditions(files, catalog, workers):
         broken.append(plain_line(line))
         on_broken(broken[-1])
     if not broken:
         open_dataset(source)  # checks the rest of dataset.json
     return broken
-
-
-def _format_of(files: Files, name: str) -> ImageFormat | DatasetError:
-    try:
-        return ImageFormat.of(read_array(files, name))
-    except StorageError:
-        raise
-    except DatasetError as error:
-        return error

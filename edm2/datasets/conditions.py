@@ -1,26 +1,19 @@
 """Conditions of a dataset's images: looked through, measured and described."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from edm2.datasets.parts import ahead
+from edm2.datasets.parts import read_all
 from edm2.networks import Condition
 from edm2.training.data.archive import Catalog, condition_files, missing_condition, read_condition
 from edm2.training.data.conditions import describe_condition, kind_of
 from edm2.training.data.dataset import CONTENTS, ArchiveDataset
-from edm2.training.data.files import DatasetError, Files, StorageError
+from edm2.training.data.files import DatasetError, Files
 
 
 def broken_conditions(files: Files, catalog: Catalog, workers: int = 1) -> Iterator[str]:
-    """Read the conditions of all images; yield a line for each that training would stop at.
-
-    Raises:
-        StorageError: The storage gives no answer.
-    """
+    """Read the conditions of all images; yield a line for each that training would stop at."""
     for name in catalog.condition_names:
         found = condition_files(files, name, catalog.names)
         if line := missing_condition(files, name, catalog.names, found):
@@ -28,30 +21,18 @@ def broken_conditions(files: Files, catalog: Catalog, workers: int = 1) -> Itera
         stored = [file for file in found if file is not None]
         first: tuple[tuple[int, ...], str] | None = None
         varies, constant = False, None
-        with ThreadPoolExecutor(workers) as pool:
-            for file, values in zip(
-                stored, ahead(pool, (partial(_read, files, file) for file in stored), 4 * workers), strict=True
-            ):
-                if isinstance(values, DatasetError):
-                    yield str(values)
-                    continue
-                shape = values.shape[1:] if values.ndim == 2 else values.shape  # tokens may be more or fewer
-                first = first or (shape, file)
-                constant = values.flat[0] if constant is None else constant
-                varies = varies or bool((values != constant).any())
-                if shape != first[0]:
-                    yield f"{files.path}/{file}: is {list(shape)}, but {first[1]} is {list(first[0])}; make all alike"
+        for file, values in zip(stored, read_all(partial(read_condition, files), stored, workers), strict=True):
+            if isinstance(values, DatasetError):
+                yield str(values)
+                continue
+            shape = values.shape[1:] if values.ndim == 2 else values.shape  # tokens may be more or fewer
+            first = first or (shape, file)
+            constant = values.flat[0] if constant is None else constant
+            varies = varies or bool((values != constant).any())
+            if shape != first[0]:
+                yield f"{files.path}/{file}: is {list(shape)}, but {first[1]} is {list(first[0])}; make all alike"
         if first is not None and not varies:
             yield f"{files.path}: condition {name} never varies, so there is nothing to learn from; leave it out"
-
-
-def _read(files: Files, name: str) -> np.ndarray | DatasetError:
-    try:
-        return read_condition(files, name)
-    except StorageError:
-        raise
-    except DatasetError as error:
-        return error
 
 
 def measured_conditions(
@@ -83,12 +64,9 @@ def describe_conditions(files: Files, catalog: Catalog) -> list[tuple[str, str]]
     for name in catalog.condition_names:
         found = condition_files(files, name, catalog.names)
         stored = [file for file in found if file is not None]
-        values = _read(files, stored[0]) if stored else DatasetError("no image has it")
-        phrase = str(values) if isinstance(values, DatasetError) else f"{_kind(values)} {list(values.shape)}"
+        read = read_all(partial(read_condition, files), stored[:1], workers=1)
+        values = next(read, DatasetError("no image has it"))
+        phrase = str(values) if isinstance(values, DatasetError) else f"{kind_of(values[None])} {list(values.shape)}"
         missing = f", missing for {found.count(None):,} images" if None in found else ""
         lines.append((f"condition {name}", phrase + missing))
     return lines
-
-
-def _kind(values: np.ndarray) -> str:
-    return kind_of(values[None])

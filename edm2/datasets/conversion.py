@@ -48,22 +48,11 @@ from edm2.datasets.parts import (
     writing_to,
 )
 from edm2.datasets.pictures import PictureReader
-from edm2.datasets.tally import Tally, total_of
+from edm2.datasets.tally import Tally
 from edm2.post_hoc_ema import atomic_output
 from edm2.training.data.archive import Catalog, decode_image
 from edm2.training.data.files import DatasetError, Files, StorageError, suffix_of
 from edm2.training.data.index import open_archive
-
-__all__ = [
-    "TRANSFORMS",
-    "BrokenImages",
-    "CenterCrop",
-    "CenterCropDhariwal",
-    "CenterCropWide",
-    "Converted",
-    "Resize",
-    "convert",
-]
 
 Source: TypeAlias = "str | Path | tuple[Files, Catalog]"
 """Folder or ZIP of images; or any files with a catalog of the images among them."""
@@ -71,7 +60,7 @@ Source: TypeAlias = "str | Path | tuple[Files, Catalog]"
 PART_SIZE, PART_BYTES = 64, 1 << 23
 """Images of a part at least, and bytes of a part about: large enough that waiting for the disk pays."""
 
-PART_VERSION = 4
+PART_VERSION = 5
 """Version of the bytes of a part; parts of other versions are not used."""
 
 LARGEST = 1 << 26
@@ -89,9 +78,7 @@ class Transform(ABC):
     """
 
     height: int
-    """Rows of the result."""
     width: int
-    """Columns of the result."""
 
     @abstractmethod
     def __call__(self, image: Image.Image) -> Image.Image | None: ...
@@ -117,11 +104,7 @@ class Resize(Transform):
 
 @dataclass(frozen=True)
 class CenterCrop(_Square):
-    """Resize the largest square in the middle (Lanczos).
-
-    Raises:
-        ValueError: Height and width differ.
-    """
+    """Resize the largest square in the middle (Lanczos)."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
         side = min(image.size)
@@ -134,9 +117,6 @@ class CenterCropDhariwal(_Square):
 
     Halved by 2x2 averages while the short side is at least twice the wanted one, so that the bicubic filter, which sees
     few pixels in their implementation, has little left to do.
-
-    Raises:
-        ValueError: Height and width differ.
     """
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -162,9 +142,6 @@ class CenterCropWide(Transform):
 
     The band has all columns of the image and round(width H / W) of its H rows: as many as the image would have if it
     were `width` wide. Images with fewer than `width` columns, or bands of fewer than `height` rows, are too small.
-
-    Raises:
-        ValueError: Higher than wide.
     """
 
     def __post_init__(self) -> None:
@@ -216,9 +193,8 @@ class Converted:
     """Result of a conversion."""
 
     images: int
-    """Number of images in the result."""
     tally: Tally
-    """What became of all files."""
+    """Counts of all files by what became of them."""
     notes: tuple[str, ...]
     """Lines about the source that may surprise its owner."""
 
@@ -260,18 +236,16 @@ def convert(
     Raises:
         BrokenImages: Images cannot be read; all of them are named, when all others are done.
         DatasetError: The source cannot be used, or nothing is left.
-        ValueError: `out` does not end in .zip, or a number is below 1.
+        ValueError: `out` does not end in .zip, or `max_images` is below 1.
         FileExistsError: `out` exists.
         OSError: `out` cannot be written, for instance because the disk is full.
     """
     out, reader = Path(out), reader or PictureReader()
     check_new_zip(out)
-    if workers < 1 or (max_images is not None and max_images < 1):
-        raise ValueError(f"max_images={max_images} and workers={workers} must be at least 1")
     files, catalog = source if isinstance(source, tuple) else open_archive(Path(source), reader.suffixes, labelled)
     if not labelled:
         catalog = replace(catalog, labels=np.full_like(catalog.labels, -1), class_names=())
-    chosen = evenly_from_classes(catalog.labels, max_images or len(catalog.labels))
+    chosen = evenly_from_classes(catalog.labels, max_images)
     names, labels = [catalog.names[index] for index in chosen], catalog.labels[chosen].tolist()
     _refuse_arrays(files, names)
     settings = [PART_VERSION, PIL.__version__, repr(transform), reader.identity]
@@ -293,7 +267,7 @@ def convert(
 
     with writing_to(out):
         make_missing(parts, partial(_made, job=job, workers=workers), report)
-        tally = total_of([Tally.load(_tally_path(part)) for part in parts])
+        tally = sum((Tally.load(_tally_path(part)) for part in parts), Tally())
         if tally.broken and not skip_broken:
             raise BrokenImages(files.path, len(names), tally)
         tally.add_others(catalog.others, catalog.litter)
@@ -319,7 +293,7 @@ def _part_size(transform: Transform) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """Everything that workers need."""
+    """Source and settings, as workers need them."""
 
     files: Files
     transform: Transform
@@ -348,7 +322,7 @@ def _made(parts: Sequence[Part], job: _Job, workers: int) -> Iterator[Part]:
 
 
 _job_of_worker: _Job
-"""Handed over once per process: the directory of a large ZIP has a hundred megabytes."""
+"""Job of a worker process, handed over once: the directory of a large ZIP has a hundred megabytes."""
 
 
 def _start_worker(job: _Job) -> None:

@@ -11,12 +11,7 @@ MOST_BITS = 16
 
 
 def eight_bits(image: Image.Image, bits: int) -> Image.Image:
-    """Decode an image of 9 to 16 bits per channel.
-
-    Raises:
-        ValueError: It is in colors, of which Pillow drops the lower bits, or its numbers have a sign, so they are no
-            levels. Any other error if it is damaged.
-    """
+    """Decode an image of 9 to 16 bits per channel."""
     top = (1 << bits) - 1
     if not image.mode.startswith("I;16") and not (image.format == "PNG" and image.mode == "I"):  # before Pillow 11.3
         if image.mode in ("I", "F"):

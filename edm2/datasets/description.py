@@ -50,11 +50,7 @@ def open_to_measure(path: str | Path) -> Dataset:
 
 
 def store_statistics(path: str | Path, dataset: Dataset, statistics: Statistics) -> None:
-    """Store mean and standard deviation for training; entries about the VAE stay. See `write_entry`.
-
-    Raises:
-        ValueError: A channel never varies.
-    """
+    """Store mean and standard deviation for training; entries about the VAE stay. See `write_entry`."""
     if 0 in statistics.std:
         raise ValueError(
             f"{path}: channel {statistics.std.index(0)} never varies, which training cannot scale; nothing is stored"

@@ -112,18 +112,16 @@ def encode(
 
     Raises:
         DatasetError: The source cannot be used, an image cannot be read, or its moments are no numbers.
-        ValueError: `out` does not end in .zip, the images do not fit the VAE, or a number is below 1.
+        ValueError: `out` does not end in .zip, the images do not fit the VAE, or `max_images` is below 1.
         VAEError: The VAE cannot be loaded.
         FileExistsError: `out` exists.
         OSError: `out` cannot be written, for instance because the disk is full.
     """
     out, processes = Path(out), processes or Processes()
     check_new_zip(out)
-    if batch_size < 1 or workers < 1 or (max_images is not None and max_images < 1):
-        raise ValueError(f"batch_size={batch_size}, max_images={max_images}, workers={workers} must be at least 1")
     _check_statistics(encoder, paper_statistics)
     files, catalog = open_archive(Path(source))
-    chosen = evenly_from_classes(catalog.labels, max_images or len(catalog.labels))
+    chosen = evenly_from_classes(catalog.labels, max_images)
     names = [catalog.names[index] for index in chosen]
     dataset = ArchiveDataset(files, replace(catalog, names=names, labels=catalog.labels[chosen]))
     if dataset.kind != "pixels":

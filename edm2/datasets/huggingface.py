@@ -24,13 +24,7 @@ SAVED = ("state.json", "dataset_dict.json")
 
 
 class HuggingFaceFiles:
-    """Stored bytes of one column of images; names are row numbers.
-
-    Args:
-        where: Name of the dataset in messages.
-        dataset: The rows.
-        column: Name of the column of images.
-    """
+    """Stored bytes of one column of images; names are row numbers."""
 
     def __init__(self, where: str, dataset: "Dataset", column: str) -> None:
         self.path = Path(where)
@@ -68,9 +62,6 @@ def open_huggingface(
         image_column: Default: the only column of images.
         label_column: A column of class names, class numbers from 0 or texts; default: the only one of class names.
             "none": without labels.
-
-    Raises:
-        DatasetError: `datasets` is not installed, the dataset or a column cannot be loaded, or an image has no label.
     """
     where = f"hf:{name}"
     dataset = _load(where, name, config, split)

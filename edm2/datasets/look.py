@@ -1,7 +1,6 @@
 """A look at a dataset as the network will see it, and near-duplicates among its images."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from edm2.datasets.parts import ahead
+from edm2.datasets.parts import in_threads
 from edm2.io.images import image_grid
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import Dataset, PixelCodec
@@ -48,11 +47,19 @@ def display_codec(dataset: Dataset) -> Codec:
 
 
 def save_look(dataset: Dataset, path: str | Path) -> int:
-    """Write a picture of some images, evenly spaced: a row for each of the first classes, with its name.
+    """Write `look` to a PNG file.
 
     Returns:
         Number of images in it.
     """
+    picture, count = look(dataset)
+    with atomic_output(path) as temporary:
+        picture.save(temporary, format="PNG")
+    return count
+
+
+def look(dataset: Dataset) -> tuple[Image.Image, int]:
+    """Draw some images, evenly spaced: a row for each of the first classes, with its name; and count them."""
     rows = _rows(dataset)
     codec = display_codec(dataset)
     strips = []
@@ -60,11 +67,7 @@ def save_look(dataset: Dataset, path: str | Path) -> int:
         pixels = _rgb(codec.to_display(codec.decode(codec.encode(dataset.images(indices)))))
         scale = max(1, SIDE // max(pixels.shape[-2:]))
         strips.append((name, Image.fromarray(image_grid(pixels, COLUMNS, scale, gap=2).permute(1, 2, 0).numpy())))
-    picture = _under_each_other(strips)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_output(path) as temporary:
-        picture.save(temporary, format="PNG")
-    return sum(len(indices) for _, indices in rows)
+    return _under_each_other(strips), sum(len(indices) for _, indices in rows)
 
 
 def _rows(dataset: Dataset) -> list[tuple[str, np.ndarray]]:
@@ -113,23 +116,16 @@ def near_duplicates(
     Candidates share a quarter of a difference hash (is each of 8x8 areas brighter than its neighbour?) and are of
     similar brightness; they are near-duplicates if their thumbnails are alike.
 
-    Args:
-        dataset: Images of one size.
-        indices: Those to look at.
-        workers: Threads that read them.
-        report: Called with the number of images read and of all, as the work goes on.
-
     Returns:
         Pairs of indices of an image and an earlier one that it is like; each image at most once.
     """
     chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
     codec, read = display_codec(dataset), 0
     parts = []
-    with ThreadPoolExecutor(workers) as pool:
-        for part in ahead(pool, (partial(_thumbnails, dataset, codec, chunk) for chunk in chunks), 2 * workers):
-            parts.append(part)
-            read += len(part)
-            report(read, len(indices))
+    for part in in_threads(partial(_thumbnails, dataset, codec), chunks, workers):
+        parts.append(part)
+        read += len(part)
+        report(read, len(indices))
     thumbnails = np.concatenate(parts)  # [N, 3, 8, 9]
     earlier = np.full(len(indices), len(indices))
     for first, second in _candidates(thumbnails):

@@ -6,14 +6,13 @@ B.1). Sums are float64 and added in the order of the images, so the number of wo
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
-from edm2.datasets.parts import ahead
+from edm2.datasets.parts import in_threads
 from edm2.training import Dataset
 from edm2.training.data.dataset import evenly_spaced_indices
 
@@ -92,18 +91,17 @@ def measure(
 
     Raises:
         DatasetError: A file is unusable.
-        ValueError: A number is below 1.
+        ValueError: `max_images` is below 1.
     """
-    if workers < 1 or (max_images is not None and max_images < 1):
-        raise ValueError(f"max_images={max_images} and workers={workers} must be at least 1")
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"max_images={max_images} must be at least 1")
     total = min(len(dataset), max_images or len(dataset))
     chosen = evenly_spaced_indices(len(dataset), total)
     chunks = [chosen[first : first + CHUNK] for first in range(0, total, CHUNK)]
     sums: list[Sums] = []
-    with ThreadPoolExecutor(workers) as pool:
-        for added in ahead(pool, (partial(_sums_of_chunk, dataset, chunk) for chunk in chunks), 2 * workers):
-            sums.append(added)
-            report(min(CHUNK * len(sums), total), total)
+    for added in in_threads(partial(_sums_of_chunk, dataset), chunks, workers):
+        sums.append(added)
+        report(min(CHUNK * len(sums), total), total)
     return total_of(sums).statistics((dataset.levels - 1) / 2 if dataset.kind == "pixels" else 1.0)
 
 

@@ -10,9 +10,10 @@ import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile, ZipInfo
@@ -21,8 +22,17 @@ import numpy as np
 
 from edm2.post_hoc_ema import atomic_output
 from edm2.training.data.archive import Catalog, condition_files, missing_condition
-from edm2.training.data.files import CONDITIONS, DESCRIPTION, DatasetError, Files, condition_of, suffix_of
+from edm2.training.data.files import (
+    CONDITIONS,
+    DESCRIPTION,
+    DatasetError,
+    Files,
+    StorageError,
+    condition_of,
+    suffix_of,
+)
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -37,7 +47,6 @@ class Part:
 
     @property
     def numbers(self) -> range:
-        """Numbers of the images in the result."""
         return range(self.first, self.first + len(self.names))
 
 
@@ -51,8 +60,10 @@ def check_new_zip(out: Path) -> None:
         raise FileExistsError(f"{out}: there is a {kind} of this name already; remove it, or choose another name")
 
 
-def evenly_from_classes(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices of at most `count` images, ascending: the first ones of each class, as many of each as there are."""
+def evenly_from_classes(labels: np.ndarray, count: int | None) -> np.ndarray:
+    """Indices of at most `count` images (None: all), ascending: the first of each class, as evenly as can be."""
+    if count is not None and count < 1:
+        raise ValueError(f"max_images={count} must be at least 1")
     by_class = np.argsort(labels, kind="stable")
     ordered = labels[by_class]
     rank = np.empty(len(labels), dtype=np.int64)  # 0 for the first image of each class, 1 for the second, ...
@@ -120,8 +131,6 @@ def string_together(parts: Sequence[Part], out: Path, describe: Callable[[list[s
     """Write the parts to the ZIP `out`, and remove them.
 
     Args:
-        parts: All parts, in their order.
-        out: ZIP to write.
         describe: Gives the contents of dataset.json for the names of the images.
 
     Returns:
@@ -149,6 +158,26 @@ def ahead(pool: Executor, calls: Iterable[Callable[[], Result]], depth: int) -> 
             yield futures.popleft().result()
     while futures:
         yield futures.popleft().result()
+
+
+def in_threads(call: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Yield what `call` returns for each of `items`, in order; so many threads work a few items ahead."""
+    with ThreadPoolExecutor(workers) as pool:
+        yield from ahead(pool, (partial(call, item) for item in items), 4 * workers)
+
+
+def read_all(read: Callable[[str], Result], names: Iterable[str], workers: int) -> Iterator[Result | DatasetError]:
+    """Read files in threads and yield in their order what was read of each, or the error of a broken one."""
+
+    def read_or_error(name: str) -> Result | DatasetError:
+        try:
+            return read(name)
+        except StorageError:
+            raise
+        except DatasetError as error:
+            return error
+
+    return in_threads(read_or_error, names, workers)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -221,9 +250,6 @@ def append(archive: ZipFile, path: Path) -> list[str]:
     """Copy all members of the ZIP `path` in one piece, without reading them one by one, and return their names.
 
     `archive.writestr` must follow before it is closed: that is where it notices that it has grown.
-
-    Raises:
-        OSError: The file is damaged.
     """
     assert archive.fp is not None  # it is open
     try:

@@ -16,7 +16,7 @@ from edm2.training.data.archive import CHANNELS, FORMATS, bits_per_channel, load
 from edm2.training.data.files import CONVERTIBLE, HEIF_SUFFIXES, Files
 
 EXIF = ("apply", "ignore")
-"""What to do with the orientation that a camera stored: turn the image, or leave it as it lies."""
+"""Choices for the orientation that a camera stored: turn the image, or leave it as it lies."""
 
 DROP = "drop"
 """Background that leaves pixels as they are under their transparency, whatever color that is."""
@@ -43,14 +43,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class PictureReader:
-    """Reader of images of all formats that conversion takes.
-
-    Raises:
-        ValueError: Neither "apply" nor "ignore", or no background.
-    """
+    """Reader of images of all formats that conversion takes."""
 
     exif: str = "apply"
-    """One of `EXIF`."""
     background: str = "white"
     """Color under transparent pixels: white, black, #rrggbb; or `DROP`, as the paper's tools do."""
 
@@ -67,7 +62,7 @@ class PictureReader:
 
     @property
     def identity(self) -> list[object]:
-        """Everything that decides the pixels, as JSON."""
+        """JSON of the settings that decide the pixels."""
         return [self.exif, self.background, *self.suffixes]
 
     def __call__(self, files: Files, name: str) -> Picture:

@@ -2,17 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from edm2.datasets.parts import ahead
+from edm2.datasets.parts import read_all
 from edm2.training.data.archive import read_format
 from edm2.training.data.dataset import ImageFormat
-from edm2.training.data.files import DatasetError, Files, StorageError
+from edm2.training.data.files import DatasetError
 from edm2.training.data.index import open_archive
 
 READERS = 16
@@ -24,11 +22,9 @@ class Survey:
     """Formats of images, and those without one."""
 
     formats: Counter[ImageFormat]
-    """Number of images of each format."""
     unreadable: list[str]
     """A line with file and reason for each image whose header cannot be read, or with more than 8 bits per channel."""
     first_is_unreadable: bool
-    """True if the first image is one of them."""
 
     def size_to_convert_to(self) -> int:
         """Resolution at which a small network learns from these images in hours: 64, or 32 if most are smaller."""
@@ -70,10 +66,6 @@ class Survey:
 def survey(source: str | Path, report: Callable[[int, int], None] = lambda done, total: None) -> Survey:
     """Read the header of every image of a folder or ZIP.
 
-    Args:
-        source: Folder or ZIP.
-        report: Called with the number of images read and of all, as the work goes on.
-
     Raises:
         DatasetError: The dataset as a whole cannot be used.
         StorageError: The storage gives no answer.
@@ -82,22 +74,12 @@ def survey(source: str | Path, report: Callable[[int, int], None] = lambda done,
     formats: Counter[ImageFormat] = Counter()
     unreadable: list[str] = []
     first_is_unreadable = False
-    with ThreadPoolExecutor(READERS) as pool:
-        found = ahead(pool, (partial(_format_of, files, name) for name in catalog.names), 16 * READERS)
-        for index, form in enumerate(found):
-            if isinstance(form, DatasetError):
-                unreadable.append(str(form))
-                first_is_unreadable |= index == 0
-            else:
-                formats[form] += 1
-            report(index + 1, len(catalog.names))
+    found = read_all(lambda name: ImageFormat(*read_format(files, name)), catalog.names, READERS)
+    for index, form in enumerate(found):
+        if isinstance(form, DatasetError):
+            unreadable.append(str(form))
+            first_is_unreadable |= index == 0
+        else:
+            formats[form] += 1
+        report(index + 1, len(catalog.names))
     return Survey(formats, unreadable, first_is_unreadable)
-
-
-def _format_of(files: Files, name: str) -> ImageFormat | DatasetError:
-    try:
-        return ImageFormat(*read_format(files, name))
-    except StorageError:
-        raise
-    except DatasetError as error:
-        return error

@@ -2,15 +2,22 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 from pathlib import Path
 
 from edm2.datasets.pictures import Picture
 from edm2.training.data.files import suffix_of
 
 COLUMNS = ("found", "converted", "enlarged", "too small", "broken", "not read", "litter")
+
+REMARKS = {
+    "turned": "turned upright by their EXIF orientation",
+    "composited": "transparent: composited on {} (--background)",
+    "further_pages": "further pages of TIFF files left out",
+    "rounded": "gray of more than 8 bits: rounded to 8",
+}
+"""Words for the fields of a `Picture` that are counted; braces stand for the background."""
 
 
 @dataclass
@@ -21,17 +28,10 @@ class Tally:
     """Numbers of files by suffix, litter by its kind, for each of `COLUMNS`."""
     broken: list[list[str]] = field(default_factory=list)
     """Name of each image that cannot be read, and the reason."""
-    turned: int = 0
-    """Images whose EXIF orientation was applied."""
-    composited: int = 0
-    """Images that were transparent."""
-    further_pages: int = 0
-    """Pages of TIFF files that are left out."""
-    rounded: int = 0
-    """Gray images of more than 8 bits."""
+    pictures: Counter[str] = field(default_factory=Counter)
+    """Sums over images of what was done to them, by the fields of `Picture`."""
 
     def count(self, column: str, name: str) -> None:
-        """Count an image."""
         self.counts[column][suffix_of(name)] += 1
 
     def add_broken(self, name: str, reason: str) -> None:
@@ -47,20 +47,11 @@ class Tally:
 
     def add_picture(self, picture: Picture) -> None:
         """Count what was done to an image."""
-        self.turned += picture.turned
-        self.composited += picture.composited
-        self.further_pages += picture.further_pages
-        self.rounded += picture.rounded
+        self.pictures.update({name: int(getattr(picture, name)) for name in REMARKS})
 
     def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            {column: self.counts[column] + other.counts[column] for column in COLUMNS},
-            self.broken + other.broken,
-            self.turned + other.turned,
-            self.composited + other.composited,
-            self.further_pages + other.further_pages,
-            self.rounded + other.rounded,
-        )
+        counts = {column: self.counts[column] + other.counts[column] for column in COLUMNS}
+        return Tally(counts, self.broken + other.broken, self.pictures + other.pictures)
 
     def save(self, path: Path) -> None:
         """Write a JSON file."""
@@ -70,8 +61,8 @@ class Tally:
     def load(cls, path: Path) -> "Tally":
         """Read what `save` wrote."""
         values = json.loads(path.read_text(encoding="utf-8"))
-        counts = {column: Counter(numbers) for column, numbers in values.pop("counts").items()}
-        return cls(counts, **values)
+        counts = {column: Counter(numbers) for column, numbers in values["counts"].items()}
+        return cls(counts, values["broken"], Counter(values["pictures"]))
 
     def total(self, column: str) -> int:
         """Number of images of all suffixes."""
@@ -89,15 +80,5 @@ class Tally:
 
     def remarks(self, background: str) -> list[str]:
         """Lines about pixels that are not those of the files."""
-        said = (
-            (self.turned, "turned upright by their EXIF orientation"),
-            (self.composited, f"transparent: composited on {background} (--background)"),
-            (self.further_pages, "further pages of TIFF files left out"),
-            (self.rounded, "gray of more than 8 bits: rounded to 8"),
-        )
-        return [f"{count:,} {what}" for count, what in said if count]
-
-
-def total_of(tallies: Sequence[Tally]) -> Tally:
-    """Sum of all."""
-    return reduce(Tally.__add__, tallies, Tally())
+        counted = ((self.pictures[name], what.format(background)) for name, what in REMARKS.items())
+        return [f"{count:,} {what}" for count, what in counted if count]

@@ -12,13 +12,7 @@ from edm2.training.run.checkpoint_folder import find_checkpoints, read_state
 
 
 class CheckpointSnapshot(PartialSnapshot):
-    """A snapshot that lies in a checkpoint, among all that a run needs to go on.
-
-    Args:
-        path: Folder of the checkpoint.
-        sigma_rel: EMA length.
-        metadata: Metadata of a snapshot at that time.
-    """
+    """A snapshot that lies in a checkpoint, among all that a run needs to go on."""
 
     def __init__(self, path: Path, sigma_rel: float, metadata: dict[str, Any]) -> None:
         self.path = path
@@ -37,7 +31,6 @@ class CheckpointSnapshot(PartialSnapshot):
         return averaged if averaged in self._entries else f"net.{name}"
 
     def layout(self, name: str) -> TensorLayout:
-        """Type and shape of a tensor."""
         entry = self._entries[self._key(name)]
         return TensorLayout(entry.properties.dtype, tuple(entry.size))
 

@@ -55,12 +55,7 @@ def is_url(source: str) -> bool:
 
 @contextmanager
 def downloaded(url: str, folder: Path) -> Iterator[Path]:
-    """Download a file under its own name into a hidden folder inside `folder`, removed afterwards; with a progress bar.
-
-    Raises:
-        OSError: there is no such file, no connection or no space.
-        SnapshotError: raised inside the `with`, with the URL in place of the path.
-    """
+    """Download a file under its own name into a hidden folder in `folder`, removed afterwards; with a progress bar."""
     from torch.hub import download_url_to_file  # here, because torch takes a second to import
 
     name = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name

@@ -11,16 +11,11 @@ from edm2.post_hoc_ema import atomic_output
 
 
 def save_png(pixels: Tensor, path: str | Path) -> None:
-    """Write one image, uint8 [C, H, W] with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA) channels.
-
-    Raises:
-        ValueError: another number of channels, or another dtype.
-    """
+    """Write one image, uint8 [C, H, W] with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA) channels."""
     if pixels.dtype != torch.uint8 or len(pixels) not in (1, 2, 3, 4):
         raise ValueError(f"{path}: a PNG takes uint8 and 1 to 4 channels, not {pixels.dtype} and {len(pixels)}")
     array = pixels.permute(1, 2, 0).cpu().numpy()
     image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary:
         image.save(temporary, format="PNG")
 
@@ -36,9 +31,6 @@ def image_grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: 
 
     Returns:
         uint8 [C, H', W'].
-
-    Raises:
-        ValueError: there are no images.
     """
     if len(pixels) == 0:
         raise ValueError("a grid needs at least one image")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edm2 import __version__
 from edm2.io import snapshots as files
+from edm2.io.guided import is_guided, read_guided
 from edm2.io.hub import fetch, is_hub_id
 from edm2.io.snapshots import AnySnapshot
 from edm2.networks import NetworkConfig, Precond, build_network, is_folded
@@ -22,7 +23,10 @@ from edm2.sampling.external import (
     SampledNetwork,
     empty_classes_of,
     ready_to_sample,
+    ways_to_sample,
 )
+from edm2.sampling.generation import check_guide
+from edm2.sampling.guided_network import GuidedNetwork, with_dropout
 from edm2.training.field_types import mistyped_fields
 from edm2.training.run.inputs import describe_file
 from edm2.training.run.output import EXTERNAL
@@ -67,16 +71,25 @@ def digest_of(name: str | Path) -> str | None:
             return None
     files_of_it = [path] if path.is_file() else [file for file in visible_files(path, "**/*") if file.is_file()]
     digests = [(file.relative_to(path).as_posix(), describe_file(file)) for file in files_of_it]
+    if path.is_file() and is_guided(path):
+        digests += [(file.name, describe_file(file)) for file in read_guided(path).files]
     return hashlib.sha256(repr(digests).encode()).hexdigest()
 
 
 def read_metadata(name: str | Path) -> dict[str, Any]:
     """Read what a file says about its network: architecture, codec, images seen, EMA length, training settings.
 
+    Those of a guided.json are its main network's, and its own contents under "guided"; a pipeline's folder is its main
+    network alone.
+
     Raises:
         OSError, SnapshotError: as `load`.
     """
-    return files.read_metadata(resolve(name))
+    path = resolve(name)
+    if not path.is_file() or not is_guided(path):
+        return {key: value for key, value in files.read_metadata(path).items() if key != "guided"}
+    found = read_guided(path)
+    return files.read_metadata(found.network) | {"guided": found.to_json()}
 
 
 @overload
@@ -97,8 +110,8 @@ def load(
 
     Args:
         name: A snapshot (.safetensors), a network pickle of the published program (.pkl; nothing in it is executed), a
-            folder that `EDM2Pipeline.save_pretrained` wrote or a repository of the hub that holds one ("user/name"), or
-            the name of an included network ("digits8").
+            folder that `EDM2Pipeline.save_pretrained` wrote or a repository of the hub that holds one ("user/name"),
+            the name of an included network ("digits8"), or a guided.json of `edm2 autoguide`.
         device: Device of the parameters; default: the CPU.
         dtype: dtype to compute in and to convert the parameters to; None for float32, however they are stored. Fourier
             features keep float32 at least.
@@ -106,7 +119,8 @@ def load(
             its tensors, but no description. It gets these tensors, and is returned.
 
     Returns:
-        The denoiser, a `Precond`, or `net`, in evaluation mode, without gradients. `fold` makes it faster.
+        The denoiser, a `Precond`, or `net`, in evaluation mode, without gradients. `fold` makes it faster. Of a
+        guided.json a `GuidedNetwork`, which is called and sampled like the others; its part `main` is a `Precond`.
 
     Raises:
         OSError: no such file, and no such repository.
@@ -114,6 +128,10 @@ def load(
             `net`, or the other way round; or a pickle with anything in it that no network needs.
     """
     path, dtype = resolve(name), dtype or torch.float32
+    if path.is_file() and is_guided(path):
+        if net is not None:
+            raise SnapshotError(f"{path}: describes its networks itself; leave out net")
+        return _load_guided(path, device, dtype)  # type: ignore[return-value]  # said above
     metadata, weights = files.read_weights(path)
     dtypes = dict.fromkeys(metadata.get("buffers", ()), torch.promote_types(dtype, torch.float32))
     tensors = {key: tensor.to(device or "cpu", dtypes.get(key, dtype)) for key, tensor in weights}
@@ -129,6 +147,21 @@ def load(
     return loaded
 
 
+def _load_guided(path: Path, device: torch.device | str | None, dtype: torch.dtype) -> GuidedNetwork:
+    """Load the networks of a guided.json. Raises SnapshotError if the guide draws other images or classes."""
+    found = read_guided(path)
+    main = load(found.network, device, dtype)
+    guide = None if found.guide is None else load(found.guide, device, dtype)
+    try:
+        if found.dropout is not None:
+            guide = with_dropout(main, found.dropout)
+        elif guide is not None:
+            check_guide(main, guide)
+    except ValueError as error:
+        raise SnapshotError(f"{path}: {error}") from None
+    return GuidedNetwork(main, guide, found.weight, found.interval)
+
+
 def load_to_sample(
     name: str | Path,
     device: torch.device | str | None = None,
@@ -142,9 +175,6 @@ def load_to_sample(
         device: Device of the parameters; default: the CPU.
         dtype: dtype that ours computes in; None for float32.
         make_net: Makes the network for snapshots that hold the tensors of one of the user's own.
-
-    Raises:
-        OSError, SnapshotError: as `load`.
     """
     metadata = read_metadata(name)
     if not is_external(metadata) or make_net is None:
@@ -163,22 +193,14 @@ def is_external(metadata: Mapping[str, Any]) -> bool:
 
 
 def drawn_images(metadata: Mapping[str, Any]) -> NetworkConfig | DrawnImages:
-    """Shape and classes of the images of the network that a snapshot's metadata describes.
-
-    Raises:
-        ValueError: they do not describe any.
-    """
+    """Shape and classes of the images of the network that a snapshot's metadata describes."""
     if is_external(metadata):
         return DrawnImages.from_metadata(metadata)
     return NetworkConfig.from_json(metadata["network"])
 
 
 def filled(net: Network, tensors: Mapping[str, Tensor]) -> Network:
-    """Overwrite the tensors of a network of the user's own, for inference.
-
-    Raises:
-        SnapshotError: it has others.
-    """
+    """Overwrite the tensors of a network of the user's own, for inference."""
     if (own := net.state_dict().keys()) != tensors.keys():
         different = sorted(own ^ tensors.keys())[:3]
         raise SnapshotError(f"holds tensors of another network than net: {', '.join(different)}")
@@ -191,11 +213,7 @@ def filled(net: Network, tensors: Mapping[str, Tensor]) -> Network:
 
 
 def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Precond:
-    """Build the network that a snapshot's metadata describes, with these tensors; for inference.
-
-    Raises:
-        SnapshotError: an unknown kind of network, or tensors of another one.
-    """
+    """Build the network that a snapshot's metadata describes, with these tensors; for inference."""
     if is_external(metadata):
         raise SnapshotError(
             "holds tensors of a network of the user's own; name what makes that (--net-from module:callable), or make "
@@ -218,6 +236,7 @@ def network_from_state(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> 
         reason = str(error).strip().splitlines()[-1].strip()[:300]  # it may list hundreds of names
         raise SnapshotError(f"its tensors do not fit the network that it describes ({reason})") from None
     net.empty_classes = empty_classes_of(metadata, config.label_dim)
+    net.abilities, net.map_levels = ways_to_sample(metadata)
     return net.eval().requires_grad_(False)
 
 
@@ -246,7 +265,6 @@ def convert_published(path: str | Path, out: str | Path) -> dict[str, Any]:
 
     Args:
         path: The pickle; nothing in it is executed. Its name gives images seen and EMA length.
-        out: The .safetensors file to write.
 
     Returns:
         The metadata written, with the license.

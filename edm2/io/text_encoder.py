@@ -24,9 +24,6 @@ def load_text_encoder(name: str) -> "TextEncoder":
 
     Args:
         name: Hub id, or a folder that transformers saved a tokenizer and a model in.
-
-    Raises:
-        TextEncoderError: transformers are not installed, or it is not there.
     """
     try:
         from transformers import AutoModel, AutoTokenizer

@@ -53,9 +53,6 @@ class UserDetector:
         name: `module:callable`; modules of the current folder are found too. A class is made into an object first,
             without arguments. Called with uint8 [N, C, H, W], it returns [N, D].
         device: Device of the images that it is called with.
-
-    Raises:
-        ValueError: there is no such module, or nothing callable of this name in it.
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:

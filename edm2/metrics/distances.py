@@ -14,9 +14,6 @@ def distance_blocks(x: npt.NDArray, y: npt.NDArray) -> Iterator[tuple[slice, npt
 
     In float64, since |x|² + |y|² - 2 x·y cancels where rows are near: equal ones come out within 1e-7 |x| of 0.
     The more rows y has, the fewer of x are in a block.
-
-    Raises:
-        ValueError: rows of different lengths.
     """
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"{x.shape[1]} and {y.shape[1]} features per image cannot be compared")

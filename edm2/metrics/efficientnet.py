@@ -25,11 +25,6 @@ class EfficientNetLite0:
 
     Args:
         weights: None; they come with the package.
-        device: Device to compute on.
-
-    Raises:
-        OSError: the packages are not installed.
-        ValueError: a file of weights is given.
     """
 
     name = "efficientnet-lite0"

@@ -30,9 +30,6 @@ class NpzImages(Dataset):
 
     Args:
         path: The file; compressed ones are read as a whole.
-
-    Raises:
-        DatasetError: there is no such file, or no images in it.
     """
 
     def __init__(self, path: Path) -> None:

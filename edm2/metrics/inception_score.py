@@ -23,9 +23,6 @@ def inception_score(probabilities: npt.ArrayLike, splits: int = SPLITS) -> tuple
 
     Returns:
         Mean and standard deviation over the parts.
-
-    Raises:
-        ValueError: fewer samples than parts.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     if len(p) < splits:

@@ -27,9 +27,6 @@ def kernel_distance(
     Returns:
         Mean over pairs of subsets, which is around 0, also below, for sets from one distribution; and its standard
         error.
-
-    Raises:
-        ValueError: features of different lengths, or fewer than two images.
     """
     x, y = (np.asarray(features, dtype=np.float64) for features in (generated, real))
     if x.shape[1:] != y.shape[1:]:

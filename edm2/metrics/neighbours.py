@@ -52,9 +52,6 @@ def find_neighbours(samples: npt.NDArray, training: npt.NDArray, k: int = 5) -> 
         samples: Features [N, D].
         training: Features of all training images [M, D].
         k: Training images per sample.
-
-    Raises:
-        ValueError: fewer than two training images, or features of different lengths.
     """
     if len(training) < 2:
         raise ValueError("a training set of one image has no neighbours to compare with")

@@ -24,9 +24,6 @@ def precision_recall(generated: npt.NDArray, real: npt.NDArray, k: int = K) -> t
 
     Returns:
         Fraction of samples within a ball of a real image, and of real images within a ball of a sample.
-
-    Raises:
-        ValueError: fewer than k + 1 images, or features of different lengths.
     """
     if min(len(generated), len(real)) <= k:
         raise ValueError(f"precision and recall with k = {k} neighbours take at least {k + 1} images of each kind")

@@ -10,11 +10,7 @@ from edm2.post_hoc_ema import atomic_output
 
 
 def as_rgb(images: Tensor) -> Tensor:
-    """Repeat the channel of gray images [N, 1, H, W] three times; return RGB images as they are.
-
-    Raises:
-        ValueError: another number of channels.
-    """
+    """Repeat the channel of gray images [N, 1, H, W] three times; return RGB images as they are."""
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images with {images.shape[1]} channels: pretrained detectors take gray or RGB images")
     return images.expand(-1, 3, -1, -1)
@@ -27,11 +23,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def fetch_weights(url: str, option: str) -> Path:
-    """Path of the file behind `url` in torch's cache, downloaded if it is not there.
-
-    Raises:
-        OSError: it cannot be downloaded; `option` is what the message names as the way out.
-    """
+    """Path of the file behind `url` in torch's cache, downloaded if it is not there."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.exists():
         return path
@@ -53,12 +45,7 @@ def check_is_file(path: Path) -> None:
 
 
 def load_torchscript(path: Path, device: torch.device | str) -> torch.jit.ScriptModule:
-    """Load a TorchScript network in evaluation mode.
-
-    Raises:
-        ValueError: the file is none.
-        FileNotFoundError: there is none.
-    """
+    """Load a TorchScript network in evaluation mode."""
     check_is_file(path)
     try:
         return torch.jit.load(path, map_location=device).eval()

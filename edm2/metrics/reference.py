@@ -117,12 +117,8 @@ def write_reference(
     """Write a reference file (.npz), complete or not at all.
 
     Args:
-        path: File to write.
         statistics: Statistics by detector's name.
         features: Features of some of the images by detector's name, [M, D].
-
-    Raises:
-        ValueError: `path` does not end in .npz.
     """
     if Path(path).suffix != ".npz":
         raise ValueError(f"{path}: a reference file's name ends in .npz")

@@ -41,7 +41,6 @@ WEIGHTS_OPTIONS = {
     "inception": "Weights of Inception: inception-2015-12-05.pt.",
     "dinov2": "Weights of DINOv2 ViT-L/14: TorchScript, or as published (.pth).",
 }
-"""Help texts by `weights_option`."""
 
 METRICS = {
     "kid": "edm2.metrics.kernel:KernelMetric",
@@ -52,4 +51,3 @@ METRICS = {
 (`edm2.metrics.scores.Metric`)."""
 
 DETECTOR_NAMES = f"{', '.join(DETECTORS)}, or module:callable"
-"""Names for help texts."""

@@ -33,13 +33,10 @@ class MetricValue:
     name: str
     """Name in files: frechet, kernel, precision, recall, inception_score."""
     title: str
-    """Name for people."""
     detector: str
-    """Name of the detector of the features."""
     value: float
-    """The number."""
     deviation: float | None = None
-    """Its uncertainty, if the metric knows it: a standard error, or a deviation over parts."""
+    """Uncertainty, if the metric knows it: a standard error, or a deviation over parts."""
 
 
 class NoReferenceError(ValueError):

@@ -1,7 +1,7 @@
 """Networks as pipelines of diffusers: `EDM2Pipeline.from_pretrained(folder)`, and `.save_pretrained(folder)`.
 
     denoiser.py    EDM2Denoiser, the network as diffusers stores it
-    scheduler.py   EDM2HeunScheduler, `edm2.sample_heun` in the steps of diffusers
+    scheduler.py   EDM2HeunScheduler and EDM2MapScheduler: `edm2.sample_heun` and `sample_map` in the steps of diffusers
     pipeline.py    EDM2Pipeline: from seeds and classes to images
     arguments.py   arguments of a call in all the forms that users of diffusers know
     storing.py     saving to folders and the hub, and loading from there

@@ -78,10 +78,6 @@ def model_card(
     """Write the text of a pipeline's README.md.
 
     Args:
-        network: The network's description.
-        codec: JSON of its codec.
-        metadata: Metadata of its snapshot.
-        parameters: Number of parameters.
         name: Folder or hub id to load it by.
     """
     licence = str(metadata.get("license") or "")

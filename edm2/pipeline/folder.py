@@ -25,11 +25,7 @@ def is_pipeline_folder(path: str | Path) -> bool:
 
 
 def read_pipeline_metadata(folder: str | Path) -> dict[str, Any]:
-    """Read the metadata of the pipeline's network, as a snapshot has it: network, codec, images seen, EMA length.
-
-    Raises:
-        SnapshotError: not a pipeline, damaged, or a pipeline of another kind.
-    """
+    """Read the metadata of the pipeline's network, as a snapshot has it: network, codec, images seen, EMA length."""
     folder = Path(folder)
     index = read_json(folder / INDEX)
     if index.get("_class_name") != PIPELINE_CLASS:
@@ -52,21 +48,13 @@ def _with_own_vae(codec: Any, folder: Path) -> Any:
 
 
 def read_pipeline_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Read names and tensors of the pipeline's network, one at a time, as they are stored.
-
-    Raises:
-        SnapshotError: a file is missing or damaged.
-    """
+    """Read names and tensors of the pipeline's network, one at a time, as they are stored."""
     for path in _weight_files(Path(folder) / "unet"):
         yield from read_safetensors(path)
 
 
 def read_safetensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Read names and tensors of one file, one at a time.
-
-    Raises:
-        SnapshotError: it is missing or damaged.
-    """
+    """Read names and tensors of one file, one at a time."""
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
@@ -87,11 +75,7 @@ def _weight_files(unet: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        SnapshotError: the file is missing or damaged.
-    """
+    """Read a JSON object."""
     try:
         contents = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

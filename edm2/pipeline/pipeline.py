@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,21 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from edm2.io.model import load, read_metadata
+from edm2.io.guided import read_guided
+from edm2.io.model import load, read_metadata, resolve
+from edm2.networks import Precond
 from edm2.pipeline.arguments import Generators, as_list, number_of_images, random_integers
 from edm2.pipeline.card import class_names, model_card
 from edm2.pipeline.denoiser import EDM2Denoiser
-from edm2.pipeline.scheduler import EDM2HeunScheduler
+from edm2.pipeline.scheduler import EDM2HeunScheduler, EDM2MapScheduler
 from edm2.pipeline.storing import StoredPipeline
 from edm2.sampling.conditions import rows_of_conditions
 from edm2.sampling.external import empty_classes_of
 from edm2.sampling.generation import SeedRandom, check_guide, class_index, random_classes
 from edm2.sampling.guidance import EVERYWHERE, GuidedDenoiser, Interval, guided, without_conditions, without_labels
+from edm2.sampling.samplers import HEUN, MAP
 from edm2.sampling.samplers.heun import with_conditions
+from edm2.sampling.samplers.registry import default_sampler, default_steps
 from edm2.training import Codec, LatentCodec, codec_from_json
 from edm2.training.data.vae import VAEError, load_vae
 
@@ -45,7 +50,8 @@ class EDM2Pipeline(StoredPipeline):
 
     Args:
         unet: The network.
-        scheduler: `EDM2HeunScheduler`, or `EDMEulerScheduler` or `EDMDPMSolverMultistepScheduler` of diffusers.
+        scheduler: `EDM2HeunScheduler`, for a flow map `EDM2MapScheduler`, or `EDMEulerScheduler` or
+            `EDMDPMSolverMultistepScheduler` of diffusers.
         vae: Decoder of latents; without one, the VAE that the codec names is loaded when it is needed.
         guide: Network to guide away from; without one, guidance is by the network itself without labels.
         codec: JSON of the codec (`edm2.training.codec_from_json`); default: pixels from -1 to 1.
@@ -75,7 +81,7 @@ class EDM2Pipeline(StoredPipeline):
         """Make a pipeline of a network that `edm2.load` reads, in float32.
 
         Args:
-            name: The network.
+            name: The network; of a guided.json the pipeline has the guide too, and weight and interval as defaults.
             guide: Network to guide away from.
             vae: Decoder of latents; default: the one that the network's codec names. If that cannot be loaded, the
                 pipeline is made without it.
@@ -84,14 +90,21 @@ class EDM2Pipeline(StoredPipeline):
             OSError, ValueError: as `edm2.load`.
         """
         metadata = read_metadata(name)
+        if "guided" in metadata:
+            found = read_guided(resolve(name))
+            if guide is not None or found.dropout is not None:
+                why = "is guided already; leave out guide" if guide else "guided by dropout, which no pipeline has"
+                raise ValueError(f"{name}: {why}")
+            name, guide = found.network, found.guide
         codec = metadata.get("codec") or PIXELS
         about = {key: value for key, value in metadata.items() if key not in ("network", "codec")}
         if guide is not None:
             of_guide = read_metadata(guide)
             about["guide"] = {key: of_guide[key] for key in ("preset", "images_seen", "sigma_rel") if key in of_guide}
+        net = load(name)
         return cls(
-            EDM2Denoiser.from_network(load(name)),
-            EDM2HeunScheduler(),
+            EDM2Denoiser.from_network(net),
+            _scheduler_of(net),
             vae or _vae_of(codec_from_json(codec)),
             None if guide is None else EDM2Denoiser.from_network(load(guide)),
             codec,
@@ -107,8 +120,8 @@ class EDM2Pipeline(StoredPipeline):
     def __call__(
         self,
         class_labels: int | str | Sequence[int | str] | None = None,
-        num_inference_steps: int = 32,
-        guidance_scale: float = 1.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_interval: Interval | None = None,
         *,
         conditions: Mapping[str, Any] | None = None,
@@ -126,8 +139,9 @@ class EDM2Pipeline(StoredPipeline):
 
         Args:
             class_labels: Numbers or names, one for all images or one per image; -1: no class; None: drawn at random.
-            num_inference_steps: Steps of the scheduler.
-            guidance_scale: Weight of guidance, D = D_guide + weight (D - D_guide); 1 is none.
+            num_inference_steps: Steps of the scheduler; default: 32, of a flow map 2, its evaluations.
+            guidance_scale: Weight of guidance, D = D_guide + weight (D - D_guide); 1 is none; default: that of the
+                guided.json that the pipeline was made of, with its interval, else 1.
             guidance_interval: Noise levels (low, high] with guidance; default: all.
             conditions: Conditions by name besides the class, as `edm2.generate` takes them.
             unguided: Conditions that guidance moves away from: the network itself is the guide, without these.
@@ -148,17 +162,24 @@ class EDM2Pipeline(StoredPipeline):
             ValueError: a class that the network does not know, numbers of things that do not match, guidance without
                 a guide, latents of another shape, a scheduler of another kind, or a number out of range.
         """
-        self._check(num_inference_steps, output_type)
+        is_map = isinstance(self.scheduler, EDM2MapScheduler)
+        if is_map and guidance_scale not in (None, 1):
+            raise ValueError(f"guidance_scale={guidance_scale:g}: a flow map takes no guide; distil the guided network")
+        steps = num_inference_steps if num_inference_steps is not None else default_steps(MAP if is_map else HEUN)
+        self._check(steps, output_type)
         labels, seeds = as_list(class_labels), as_list(seeds)
         count = number_of_images(labels, seeds, latents, generator, batch_size)
         if seeds is not None:
             generator = SeedRandom(seeds).generators
         given = rows_of_conditions(self.unet.description.conditions, conditions or {}, count)
         given = {name: values.to(self._execution_device) for name, values in given.items()}
-        denoise = self._denoiser(guidance_scale, guidance_interval or EVERYWHERE, unguided)
+        weight, interval = self._default_guidance()
+        if guidance_scale is not None:
+            weight, interval = guidance_scale, EVERYWHERE
+        denoise = self._denoiser(weight, guidance_interval or interval, unguided)
         noise = self._noise(latents, count, generator)  # first the noise, then the classes, as `edm2.generate`
         classes = self._classes(labels, count, generator)
-        samples = self._sample(denoise, noise, classes, given, num_inference_steps, generator, callback_on_step_end)
+        samples = self._sample(denoise, noise, classes, given, steps, generator, callback_on_step_end)
         images = self._images(samples, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -190,7 +211,8 @@ class EDM2Pipeline(StoredPipeline):
             raise ValueError(f"num_inference_steps={num_inference_steps} must be at least 1")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
-        if not isinstance(self.scheduler, EDM2HeunScheduler) and not hasattr(self.scheduler, "precondition_outputs"):
+        own = isinstance(self.scheduler, EDM2HeunScheduler | EDM2MapScheduler)
+        if not own and not hasattr(self.scheduler, "precondition_outputs"):
             raise ValueError(
                 f"{type(self.scheduler).__name__} is not for EDM networks; use EDM2HeunScheduler, EDMEulerScheduler "
                 "or EDMDPMSolverMultistepScheduler"
@@ -224,6 +246,14 @@ class EDM2Pipeline(StoredPipeline):
             if not -1 <= index < label_dim:
                 raise ValueError(f"class {index} does not exist: this network knows classes 0 to {label_dim - 1}")
         return torch.tensor(chosen * count if len(chosen) == 1 else chosen, device=self._execution_device)
+
+    def _default_guidance(self) -> tuple[float, Interval]:
+        """Weight and interval of the guided.json that the pipeline was made of; no guidance without one."""
+        known = self.config.metadata.get("guided")
+        if known is None:
+            return 1.0, EVERYWHERE
+        low, high = known["interval"]
+        return known["guidance"], (low, EVERYWHERE[1] if high is None else high)
 
     def _denoiser(self, weight: float, interval: Interval, unguided: Collection[str] = ()) -> GuidedDenoiser:
         if weight == 1:
@@ -263,7 +293,10 @@ class EDM2Pipeline(StoredPipeline):
             for i, timestep in enumerate(scheduler.timesteps):
                 scheduler.scale_model_input(x, timestep)  # only sets step_index; the network scales its input
                 sigma = scheduler.sigmas[scheduler.step_index]
-                if i % scheduler.order == 0:
+                if isinstance(scheduler, EDM2MapScheduler):
+                    jump = partial(self.unet, target_sigma=scheduler.target_sigma)
+                    step_denoiser = with_conditions(jump, conditions or None)
+                elif i % scheduler.order == 0:
                     step_denoiser = with_conditions(denoise.at_step(sigma), conditions or None)
                 output = _as_model_output(scheduler, step_denoiser(x, sigma, classes), x, sigma)
                 x = scheduler.step(output, timestep, x, generator=generator, return_dict=False)[0]
@@ -295,11 +328,18 @@ def _as_model_output(scheduler: SchedulerMixin, denoised: Tensor, x: Tensor, sig
 
     c_skip x and c_out are computed by the scheduler, so that its sigma_data and prediction type do not matter.
     """
-    if isinstance(scheduler, EDM2HeunScheduler):
+    if isinstance(scheduler, EDM2HeunScheduler | EDM2MapScheduler):
         return denoised
     skipped = scheduler.precondition_outputs(x, torch.zeros_like(x), sigma)
     c_out = scheduler.precondition_outputs(torch.zeros_like(sigma), torch.ones_like(sigma), sigma)
     return (denoised - skipped) / c_out
+
+
+def _scheduler_of(net: Precond) -> SchedulerMixin:
+    """Scheduler that suits a network."""
+    if default_sampler(net.abilities) != MAP:
+        return EDM2HeunScheduler()
+    return EDM2MapScheduler({str(steps): levels for steps, levels in net.map_levels.items()})
 
 
 def _vae_of(codec: Codec) -> AutoencoderKL | None:

@@ -1,4 +1,6 @@
-"""Heun's method in the steps of diffusers."""
+"""Heun's method, and the jumps of a flow map, in the steps of diffusers."""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin  # diffusers looks for SchedulerMixin here when it loads a folder
@@ -6,6 +8,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
+from edm2.networks.precond import MAP_LEVELS
+from edm2.sampling.samplers.flow_map import levels_for
 from edm2.sampling.samplers.heun import sigma_steps
 
 
@@ -93,3 +97,59 @@ class EDM2HeunScheduler(SchedulerMixin, ConfigMixin):
         x, d = self._begun
         d_next = (x_euler - denoised) / t_next
         return x + (t_next - t) * (d + d_next) / 2
+
+
+class EDM2MapScheduler(SchedulerMixin, ConfigMixin):
+    """`edm2.sample_map` to the bit, one evaluation at a time: x <- (s/t) x + (1 - s/t) D(x; t, s) from each level t.
+
+    Args:
+        map_levels: Noise levels by number of evaluations; numbers may be texts, as JSON has them.
+    """
+
+    order = 1  # evaluations per step
+
+    @register_to_config
+    def __init__(self, map_levels: Mapping[str, Sequence[float]] | None = None) -> None:
+        self.step_index: int | None = None
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        """Start again, with this number of evaluations.
+
+        Raises:
+            ValueError: there are no levels for it.
+        """
+        stored = self.config.map_levels or MAP_LEVELS
+        known = {int(steps): levels for steps, levels in stored.items()}
+        self.levels = levels_for(known, num_inference_steps)
+        self.sigmas = torch.tensor(self.levels, device=device)
+        self.timesteps = self.sigmas[:-1].log() / 4
+        self.step_index = 0
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | None = None) -> Tensor:
+        """Return the sample as it is: the network scales it by itself."""
+        return sample
+
+    @property
+    def target_sigma(self) -> float:
+        """Noise level that the next step arrives at, which the network is told."""
+        return self.levels[(self.step_index or 0) + 1]
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """Jump to the next level; arguments as of `EDM2HeunScheduler.step`, with model_output D(x; t, s).
+
+        Raises:
+            ValueError: `set_timesteps` has not been called.
+        """
+        if self.step_index is None:
+            raise ValueError("call set_timesteps before step")
+        q = self.target_sigma / self.levels[self.step_index]
+        self.step_index += 1
+        x_next = q * sample + (1 - q) * model_output
+        return SchedulerOutput(x_next) if return_dict else (x_next,)

@@ -22,7 +22,6 @@ class GPU:
     network: float
     """GB/s that a node sends to other nodes: the usual network (see `GPUS`)."""
     source: str
-    """Data sheet."""
 
 
 GPUS = {
@@ -49,11 +48,7 @@ UNKNOWN = GPU("GPU", 0, 0, None, 32, 25, "your numbers")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Machines (nodes) with the same number of GPUs of one kind.
-
-    Raises:
-        ValueError: GPUs do not fill the nodes.
-    """
+    """Machines (nodes) with the same number of GPUs of one kind."""
 
     gpu: GPU
     gpus: int
@@ -73,7 +68,6 @@ class Cluster:
 
     @property
     def nodes(self) -> int:
-        """Number of nodes."""
         return self.gpus // self.per_node
 
     @property

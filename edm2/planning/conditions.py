@@ -20,14 +20,10 @@ def plan_conditions(
     """Describe the conditions of a run.
 
     Args:
-        dataset: Its images.
         asked: Texts NAME or NAME=KIND of conditions that the dataset has.
         makers: Texts NAME=downsample:FACTOR of those that are made of the images.
         dropouts: Fractions of images trained without one, by name.
         noises: Largest noise on image conditions, by name.
-
-    Raises:
-        ValueError: a condition that is not there or unusable, or a name in `dropouts` or `noises` that is none of them.
     """
     kinds: dict[str, str | None] = {name: kind or None for name, _, kind in (text.partition("=") for text in asked)}
     kinds |= {name: None for name, _ in map(parse_maker, makers)}

@@ -61,7 +61,6 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Total bytes."""
         return self.persistent + self.step + self.spare
 
 
@@ -84,7 +83,6 @@ class ParameterBytes:
 
     @property
     def total(self) -> int:
-        """Total bytes."""
         return sum(self.blocks) + self.rest + self.scalars
 
 
@@ -125,9 +123,6 @@ def estimate_memory(config: TrainingConfig, processes: int = 1) -> MemoryEstimat
 
     Attention there keeps its matrix for the backward pass, which fused kernels do not, so networks with much attention
     are estimated a few per cent too high.
-
-    Raises:
-        ValueError: a step cannot be split evenly over the processes.
     """
     images_per_rank = config.images_per_rank(processes)
     images = min(config.images_per_forward, images_per_rank)

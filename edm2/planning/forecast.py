@@ -44,7 +44,6 @@ def traffic(network: NetworkConfig, processes: int, shard: bool, rounds: int) ->
     """Count the bytes of a step. Weights and gradients travel in float32, see `edm2.training.distributed.strategies`.
 
     Args:
-        network: Network that is trained.
         processes: Number n of processes in the ring.
         shard: True if they divide the weights among them (FSDP2).
         rounds: Forward passes of a process per step. Gradients are exchanged after the last one only.
@@ -72,11 +71,8 @@ class Speed:
     seconds_waiting: float
     """Seconds for messages of a step, beyond those that travel while a process computes."""
     images_per_second: float
-    """Images per second of all GPUs together."""
     days: float
-    """Days that the run takes."""
     gpu_hours: float
-    """Hours of all GPUs added up."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,6 @@ class TrainingVariant:
 
     @cached_property
     def memory(self) -> MemoryEstimate:
-        """Memory of each GPU."""
         return estimate_memory(self.config, self.cluster.gpus)
 
     @property
@@ -185,7 +180,6 @@ def imaginary_dataset(shape: tuple[int, int, int], classes: int, images: int) ->
     Args:
         shape: (channels, height, width) of the network's input.
         classes: Number of classes; 0 for data without labels.
-        images: Number of images.
     """
     channels, height, width = shape
     latents = channels > 3

@@ -16,9 +16,6 @@ def ladder_settings(config: str, settings: Settings) -> Settings:
     Goes down the ladder from G, undoing one step of the paper after the other; from F to E and from C to B only the
     network changes. Learning rates keep the paper's ratios to that of G, since presets of other sizes have others than
     0.0100.
-
-    Raises:
-        ValueError: the config is not one of A to G.
     """
     if config not in tuple("ABCDEFG"):
         raise ValueError(f"config {config!r} is unknown; there are A, B, C, D, E, F and G")

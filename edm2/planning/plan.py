@@ -43,15 +43,10 @@ def plan_run(
     Args:
         dataset: Opened data; decides resolution, channels and classes.
         data: The dataset's name or path, as the run's configuration records it.
-        out: Run folder.
-        preset_name: Key of `PRESETS`.
         conditional: Train with labels; None: if the dataset has any.
         choices: Fields of `NetworkConfig` and `TrainingConfig` that override the preset.
         architecture: Config of the paper's ladder, A to G; it changes the preset's settings.
         relative: Fit the preset's schedule and intervals to the duration (`relative_rules`), which is chosen then.
-
-    Raises:
-        ValueError: an unknown preset, or choices that do not fit together or do not fit the data.
     """
     if preset_name not in PRESETS:
         raise ValueError(f"preset {preset_name!r} is unknown; there are {', '.join(PRESETS)}")
@@ -70,7 +65,7 @@ def plan_run(
     proposed = measured | preset.network | preset.training | dict(preset.rules(len(dataset), choices))
     if relative:
         duration = choices.get("duration", proposed["duration"])
-        proposed |= relative_rules(duration, len(dataset), proposed | dict(choices))
+        proposed |= relative_rules(duration, len(dataset), proposed | dict(choices), choices.get("holdout"))
     proposed = ladder_settings(architecture, proposed)
     settings = {**_adapted(proposed, len(dataset), choices), **choices}
     network = {name: value for name, value in settings.items() if name in NetworkConfig.__dataclass_fields__}

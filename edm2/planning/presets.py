@@ -34,13 +34,7 @@ def learning_rate(width: int) -> float:
 
 
 def small_rules(images: int, chosen: Mapping[str, Any], width: int) -> Settings:
-    """Settings of a run on one small GPU.
-
-    Args:
-        images: Number of images in the dataset.
-        chosen: Fields that the user decided.
-        width: Base width of the preset's network.
-    """
+    """Settings of a run on one small GPU."""
     visits = min(max(1000 * images, 2 << 20), 16 << 20)
     duration = chosen.get("duration", -(-visits // (128 << 10)) * (128 << 10))
     return {
@@ -53,12 +47,7 @@ def small_rules(images: int, chosen: Mapping[str, Any], width: int) -> Settings:
 
 
 def tiny_rules(images: int, chosen: Mapping[str, Any]) -> Settings:
-    """Settings of a run on a CPU, which is short: twice the learning rate, little dropout (docs/settings.md).
-
-    Args:
-        images: Number of images in the dataset.
-        chosen: Fields that the user decided.
-    """
+    """Settings of a run on a CPU, which is short: twice the learning rate, little dropout (docs/settings.md)."""
     duration = min(max(64 * images, 128 << 10), 1 << 20)
     return {
         "duration": duration,

@@ -28,20 +28,20 @@ def duration_within(seconds: float, images_per_second: float, batch_size: int) -
     return max(int(steps), 1) * batch_size
 
 
-def relative_rules(duration: int, images: int, proposed: Mapping[str, object]) -> Settings:
+def relative_rules(duration: int, images: int, proposed: Mapping[str, object], holdout: int | None = None) -> Settings:
     """Settings that follow from the length of a run.
 
     Ramp-up takes at most a twentieth of it, decay begins after a fifth at the latest, snapshots are written 32 times;
     measuring the held-out loss and drawing samples each take at most a twentieth of the time.
 
     Args:
-        duration: Images of the run.
-        images: Images in the dataset.
         proposed: The preset's settings, which bound these.
+        holdout: Images to hold out, if that is decided already.
     """
     own: dict[str, int] = {name: value for name, value in proposed.items() if isinstance(value, int)}
     batch = own["batch_size"]
-    holdout = min(own.get("holdout", 0), images // 10, duration // 512)
+    if holdout is None:
+        holdout = min(own.get("holdout", 0), images // 10, duration // 512)
     measuring = holdout * HELD_OUT_EVALUATIONS // EVALUATIONS_PER_STEP
     return {
         "duration": math.ceil(duration / batch) * batch,

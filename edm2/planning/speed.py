@@ -79,9 +79,6 @@ def seconds_per_image(
     3 * 2 * FLOPs / (efficiency * peak) where an efficiency was measured.
 
     Args:
-        network: Network that is trained.
-        preset: Name of its preset, if any.
-        gpu: GPU to train on.
         efficiency: Measured fraction of the GPU's peak; None: not measured.
     """
     seconds = published_seconds(network, preset)

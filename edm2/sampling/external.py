@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from edm2.networks import Precond, fold
+from edm2.networks.precond import ABILITIES, MAP_LEVELS
+from edm2.sampling.guided_network import GuidedNetwork
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,28 @@ def empty_classes_of(metadata: Mapping[str, Any], label_dim: int) -> tuple[int, 
     return tuple(sorted(known)) if len(known) < label_dim else ()
 
 
-SampledNetwork: TypeAlias = Precond | ExternalNetwork
+def ways_to_sample(metadata: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[int, tuple[float, ...]]]:
+    """Abilities of a network and the levels of its flow map, as a snapshot's metadata say; a denoiser if nothing."""
+    abilities, levels, network = (metadata.get(key) for key in ("abilities", "map_levels", "network"))
+    known = [name for name in ABILITIES if name in abilities] if isinstance(abilities, list) else []
+    if not known:
+        is_map = isinstance(network, dict) and network.get("target_level") is not None
+        known = ["denoise", "map"] if is_map else ["denoise"]
+    listed = levels.items() if isinstance(levels, dict) else ()
+    said = {int(steps): tuple(values) for steps, values in listed if _are_levels(steps, values)}
+    return tuple(known), said or MAP_LEVELS
+
+
+def _are_levels(steps: str, levels: Any) -> bool:
+    numbers = isinstance(levels, list) and all(type(level) in (int, float) for level in levels)
+    return numbers and steps.isdecimal() and len(levels) == int(steps) + 1
+
+
+SampledNetwork: TypeAlias = Precond | ExternalNetwork | GuidedNetwork
 
 
 def ready_to_sample(net: SampledNetwork, dtype: torch.dtype | None = None) -> Any:
     """Copy a network for inference: ours folded, to compute in `dtype`; another as it is, in the dtype it chooses."""
+    if isinstance(net, GuidedNetwork):
+        return net.folded(dtype)
     return copy.deepcopy(net) if isinstance(net, ExternalNetwork) else fold(net, dtype)

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,13 @@ from edm2.sampling.guidance import EVERYWHERE, Interval, guided
 from edm2.sampling.samplers.heun import Denoiser, sample_heun
 
 SamplerFunction = Callable[..., Tensor]
+
+
+class Drawing(Protocol):
+    """Something that knows what it draws: a network, or the averages of one."""
+
+    @property
+    def config(self) -> NetworkConfig | DrawnImages: ...
 
 
 @dataclass(frozen=True)
@@ -169,9 +176,7 @@ def classes_of_seeds(
     return torch.cat([torch.zeros(0, dtype=torch.int64), *(labels for labels in drawn if labels is not None)])
 
 
-def check_guide(
-    net: SampledNetwork, guide: SampledNetwork, net_name: str = "this network", guide_name: str = "the guide"
-) -> None:
+def check_guide(net: Drawing, guide: Drawing, net_name: str = "this network", guide_name: str = "the guide") -> None:
     """Raise ValueError unless both draw images of one shape and have equally many classes, or one of them none."""
     a, b = _config(net), _config(guide)
     same_classes = a.label_dim == b.label_dim or 0 in (a.label_dim, b.label_dim)
@@ -179,12 +184,12 @@ def check_guide(
         raise ValueError(f"{guide_name} cannot guide {net_name}: it draws {_kind(guide)}, not {_kind(net)}")
 
 
-def _config(net: SampledNetwork) -> NetworkConfig | DrawnImages:
+def _config(net: Drawing) -> NetworkConfig | DrawnImages:
     """Configuration of a network; the attribute `config` of those of a pipeline is in diffusers' form."""
-    return net.config if isinstance(net, ExternalNetwork) else net.unet.config
+    return net.unet.config if isinstance(net, Precond) else net.config
 
 
-def _kind(net: SampledNetwork) -> str:
+def _kind(net: Drawing) -> str:
     """Shape and number of classes of a network's images, as text."""
     config = _config(net)
     height, width = config.size

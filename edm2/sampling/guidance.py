@@ -140,6 +140,10 @@ class GuidedDenoiser:
         guide = denoiser_at_step(self.guide, sigma)
         if self.weight == 0:
             return guide
+        return self._combined(main, guide, self.weight)
+
+    def _combined(self, main: Denoiser, guide: Denoiser, weight: float | Tensor) -> Denoiser:
+        """Denoiser D_guide + weight (D_main - D_guide), with one weight or one for each image, [N, 1, 1, 1]."""
         one_batch = isinstance(self.guide, WithoutLabels) and self.guide.denoiser is self.main
 
         def denoise(
@@ -150,7 +154,7 @@ class GuidedDenoiser:
             else:
                 D_main = with_conditions(main, conditions)(x, sigma, labels)
                 D_guide = with_conditions(guide, conditions)(x, sigma, labels)
-            return D_guide.lerp(D_main, self.weight)  # D = D_guide + weight (D_main - D_guide)
+            return D_guide.lerp(D_main, weight.to(D_main) if isinstance(weight, Tensor) else weight)
 
         return denoise
 
@@ -163,12 +167,16 @@ class GuidedDenoiser:
     def __call__(
         self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, conditions: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """D(x; sigma), with the weight of this very sigma."""
+        """D(x; sigma), with the weight of this very sigma; of levels [N] (or [N, 1, 1, 1]), each image with its own."""
+        if isinstance(sigma, Tensor) and sigma.numel() > 1:
+            weights = torch.where(self._is_inside(sigma), self.weight, 1.0).reshape(-1, 1, 1, 1)
+            return self._combined(self.main, self.guide, weights)(x, sigma, labels, conditions)
         return with_conditions(self.at_step(sigma), conditions)(x, sigma, labels)
 
-    def _is_inside(self, sigma: float) -> bool:
+    def _is_inside(self, sigma: Any) -> Any:
+        """True, of a number or of each element of a tensor, where there is guidance."""
         low, high = self.interval
-        return low * ROUNDING < sigma <= high * ROUNDING
+        return (low * ROUNDING < sigma) & (sigma <= high * ROUNDING)
 
 
 def changes_between(denoiser: Denoiser, sigma: float, other: float) -> bool:
@@ -190,6 +198,8 @@ def _with_and_without_labels(
     twice = None if conditions is None else {name: torch.cat([c, c]) for name, c in conditions.items()}
     # No label is -1 among integers [N], zeros among one-hot vectors [N, label_dim].
     none = torch.full_like(labels, -1) if labels.ndim == 1 else torch.zeros_like(labels)
+    if isinstance(sigma, Tensor) and sigma.numel() > 1:  # a level per image
+        sigma = torch.cat([sigma, sigma])
     D_x = with_conditions(denoiser, twice)(torch.cat([x, x]), sigma, torch.cat([labels, none]))  # [2 N, C, H, W]
     D_main, D_guide = D_x.chunk(2)
     return D_main, D_guide

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 
 from edm2.io.model import load, read_metadata
 from edm2.planning.costs import count_parameters
-from edm2.post_hoc_ema.files import atomic_output
+from edm2.sampling.conditions import held_out_conditions
 from edm2.sampling.generation import SamplingError
 from edm2.sweep.averages import Averages
 from edm2.sweep.evaluator import Evaluator, SampleSettings
@@ -28,7 +28,7 @@ from edm2.training.config import CHANGEABLE
 from edm2.training.data.batches import Batch
 from edm2.training.data.dataset import split_holdout
 from edm2.training.diagnostics.holdout import LossPerLevel, evenly_spaced, loss_at_levels
-from edm2.training.run.files import is_free, write_json
+from edm2.training.run.files import is_free, listed_differences, write_json
 from edm2.training.run.inputs import change_of_data, describe_data, read_inputs, write_inputs
 from edm2.training.run.logging import read_stats
 
@@ -46,9 +46,6 @@ def claim_study(folder: Path, facts: Mapping[str, Any], dataset: Dataset) -> Non
     """Write study.json with the facts that all runs have in common, or check that it holds the same.
 
     Images are known by their contents, as in a run; their path, the fact "data", may change.
-
-    Raises:
-        ValueError: the folder belongs to another study, or holds something else.
     """
     path, facts = folder / "study.json", json.loads(json.dumps(facts))  # tuples become lists, as they are in the file
     if not path.exists():
@@ -63,8 +60,8 @@ def claim_study(folder: Path, facts: Mapping[str, Any], dataset: Dataset) -> Non
     if inputs and "data" in differing:
         differing.remove("data")
     if differing:
-        words = (f"{k} is {there.get(k, 'not given')} there and {here.get(k, 'not given')} here" for k in differing)
-        raise ValueError(f"{folder}: holds another study ({', '.join(words)}); choose another --out or repeat that one")
+        listed = listed_differences([(k, there.get(k, "not given"), here.get(k, "not given")) for k in differing])
+        raise ValueError(f"{folder}: holds another study ({listed}); choose another --out or repeat that one")
     if inputs.get("data") != data:  # a report leaves the folder as it is
         write_inputs(folder, data, init=None)
 
@@ -107,7 +104,6 @@ class Outcome:
 
     @property
     def distance(self) -> float:
-        """Lowest distance."""
         return self.distances[self.best]
 
     @property
@@ -130,7 +126,6 @@ class Trial:
 
     @property
     def folder(self) -> RunFolder:
-        """Folder of the run."""
         return RunFolder(self.config.out)
 
     @property
@@ -164,8 +159,7 @@ class Trial:
         """Write the result; `scoring` is None for a run that cannot be trained, which fails under any scoring."""
         name = "failure" if isinstance(result, Failure) else "outcome"
         kept = {"trial": self.key, "scoring": scoring.key if scoring else "any", name: asdict(result)}
-        with atomic_output(self.folder.path / "ablation.json") as temporary:
-            temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        write_json(self.folder.path / "ablation.json", kept)
 
 
 @dataclass(frozen=True)
@@ -187,17 +181,12 @@ class Scoring:
         return key_of({**asked, **self.sampling.to_json(), **self.evaluator.to_json()})
 
     def outcome(self, trial: Trial, progress: Callable[[int], AbstractContextManager[Any]] = nullcontext) -> Outcome:
-        """Score a finished run; scores are kept in its sweep.jsonl, and known ones are not computed again.
-
-        Raises:
-            TrainingError: the network's output is not finite.
-            ValueError: an EMA length cannot be reconstructed.
-            OSError: snapshots are missing.
-        """
+        """Score a finished run; scores are kept in its sweep.jsonl, and known ones are not computed again."""
         folder, config = trial.folder, trial.config
         averages, known = Averages(folder.path), ScoreCache(folder.path / "sweep.jsonl")
         codec = codec_from_json(averages.metadata["codec"])
-        sweeper = Sweeper(averages, codec, self.evaluator, self.sampling, known=known, device=config.device)
+        sampling = replace(self.sampling, conditions=held_out_conditions(config, self.dataset))
+        sweeper = Sweeper(averages, codec, self.evaluator, sampling, known=known, device=config.device)
         try:
             area = Range([averages.last], self.sigma_rels)
             sweep = sweeper.sweep(area, self.dataset if self.real_images else None, progress=progress)
@@ -236,11 +225,7 @@ class Scoring:
         return score.distance, sigma_rel
 
     def _loss_per_level(self, sweeper: Sweeper, best: Point, config: TrainingConfig) -> LossPerLevel:
-        """Loss of the best average on held-out images, or on training images of a run that holds none out.
-
-        Raises:
-            SamplingError: it is not finite.
-        """
+        """Loss of the best average on held-out images, or on training images of a run that holds none out."""
         [net] = sweeper.averages.networks(best.images_seen, [best.sigma_rel])
         train_set, holdout_set = split_holdout(self.dataset, config.holdout, config.seed)
         chosen = evenly_spaced(holdout_set or train_set, LOSS_IMAGES)

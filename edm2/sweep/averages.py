@@ -60,6 +60,11 @@ class Averages:
         return NetworkConfig.from_json(self.metadata["network"]) if self._external is None else self._external.config
 
     @property
+    def classes(self) -> set[type]:
+        """Classes of the layers of a network of the user's own; none for ours."""
+        return set() if self._external is None else {type(layer) for layer in self._external.net.modules()}
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what the network draws."""
         return (self.config.img_channels, *self.config.size)
@@ -157,6 +162,20 @@ class Averages:
         assert snapshot is not None  # else `networks` reconstructs it
         tensors = ((name, snapshot.read(name)) for name in snapshot.names)
         return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors}
+
+
+class KeptAverages(Averages):
+    """The averages of one run that keeps networks, as many as memory allows: a search asks for the same ones often."""
+
+    _kept: dict[tuple[int, float], Any] | None = None
+
+    def networks(self, at: int, sigma_rels: Sequence[float]) -> list[Any]:
+        kept = {} if self._kept is None else self._kept
+        missing = [s for s in sigma_rels if (at, s) not in kept]
+        kept |= {(at, s): net for s, net in zip(missing, super().networks(at, missing), strict=True)}
+        found = [kept[at, s] for s in sigma_rels]
+        self._kept = dict(list(kept.items())[-self.at_once :])
+        return found
 
 
 def _first_weights(snapshot: AnySnapshot) -> Tensor:

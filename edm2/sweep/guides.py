@@ -1,4 +1,4 @@
-"""Guides of a sweep: the network itself without labels, a fixed network, or the averages of a run.
+"""Guides of a sweep: the network itself without labels or with dropout, a fixed network, or the averages of a run.
 
 `load` prepares the guides of some EMA lengths, `of` returns one of them.
 """
@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from edm2.io.model import load_to_sample, read_metadata, resolve
+from edm2.networks import Precond
 from edm2.sampling.external import SampledNetwork, ready_to_sample
 from edm2.sampling.generation import check_guide
 from edm2.sampling.guidance import without_labels
+from edm2.sampling.guided_network import with_dropout
 from edm2.sampling.samplers.heun import Denoiser
 from edm2.sweep.averages import Averages
 
@@ -48,6 +50,26 @@ class UnlabelledGuide:
 
     def to_json(self) -> Any:
         return "unlabelled"
+
+
+class DropoutGuide:
+    """The network itself with dropout, the same activations in every evaluation (in-situ autoguidance)."""
+
+    at_once = 1 << 20
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def load(self, sigma_rels: Sequence[float], device: torch.device | str, dtype: torch.dtype) -> None:
+        """Do nothing: every network is its own guide."""
+
+    def of(self, net: SampledNetwork, sigma_rel: float) -> Denoiser:
+        if not isinstance(net, Precond):
+            raise ValueError("dropout guides networks that edm2 builds; a network of your own needs another guide")
+        return with_dropout(net, self.rate)
+
+    def to_json(self) -> Any:
+        return ["dropout", self.rate]
 
 
 class FixedGuide:

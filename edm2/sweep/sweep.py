@@ -4,7 +4,7 @@ The network of a point is averaged from the snapshots together with those of oth
 dropped. Scores are kept in `sweep.jsonl`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
@@ -108,7 +108,7 @@ class Range:
     """EMA lengths of the guide; None: the same as the network's."""
 
     def points(self) -> list[Point]:
-        """All combinations; without guidance, the guide's EMA length makes no difference."""
+        """Combine all values; without guidance, the guide's EMA length makes no difference."""
         combined = product(self.times, self.sigma_rels, self.guidances, self.guide_sigma_rels)
         return list(dict.fromkeys(_point(*values) for values in combined))
 
@@ -155,6 +155,10 @@ class Sweeper:
     """Called with numbers of finished images, also of those with known scores."""
     scored: Callable[[ScoredPoint], object] = lambda result: None
     """Called with every point when its score is computed, in the first process."""
+    programs: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the user's own programs that decide the images, such as that of a network."""
+    first_set: int = 0
+    """Number of the first set; sets have no seed in common."""
 
     def sweep(
         self,
@@ -209,7 +213,7 @@ class Sweeper:
 
     def ready(self, net: SampledNetwork) -> Any:
         """Fold a network of ours and move it to the device, as it draws samples."""
-        return ready_to_sample(net, self.sampling.dtype).to(self.device)
+        return _ready(net, self.device, self.sampling.dtype)
 
     def score(
         self, net: SampledNetwork, guide: Denoiser | None = None, guidance: float = 1.0, set_number: int = 0
@@ -264,7 +268,7 @@ class Sweeper:
         """Known scores of the first sets of seeds."""
         scores: list[Score] = []
         while self.known is not None and len(scores) < self.repeats:
-            score = self.known.get(self._facts(point, len(scores)))
+            score = self.known.get(self._facts(point, self.first_set + len(scores)))
             if score is None:
                 break
             scores.append(score)
@@ -273,37 +277,11 @@ class Sweeper:
     def _missing(self, known: dict[Point, list[Score]]) -> Iterator[tuple[Point, Score]]:
         """Compute the scores that are not known yet, set by set."""
         todo = [point for point, scores in known.items() if len(scores) < self.repeats]
-        for point, net, guide in self._networks(todo):
-            for number in range(len(known[point]), self.repeats):
+        for point, net, guide in networks_at(todo, self.averages, self.guide, self.device, self.sampling.dtype):
+            for number in range(self.first_set + len(known[point]), self.first_set + self.repeats):
                 score = self.score(net, guide, point.guidance, number)
                 shown = {**asdict(point), "set": number, "detector": self.evaluator.detector.name}
                 yield point, self._kept(self._facts(point, number), shown, score)
-
-    def _networks(self, points: Sequence[Point]) -> Iterator[tuple[Point, Any, Any]]:
-        """Yield points with their networks, as many as memory allows from one pass over the snapshots."""
-        for time, group in _by_time(points):
-            sigma_rels = sorted({point.sigma_rel for point in group})
-            for some in _chunks(sigma_rels, self.averages.at_once):
-                nets = dict(zip(some, self.averages.networks(time, some), strict=True))
-                yield from self._guided([point for point in group if point.sigma_rel in nets], nets)
-
-    def _guided(self, points: Sequence[Point], nets: dict[float, SampledNetwork]) -> Iterator[tuple[Point, Any, Any]]:
-        """Yield points without guidance first, then the others by their guides."""
-        for sigma_rel, net in nets.items():
-            for point in points:
-                if point.sigma_rel == sigma_rel and point.guidance == 1:
-                    yield point, self.ready(net), None
-        guided = [point for point in points if point.guidance != 1]
-        sigma_rels = sorted({point.used_guide_sigma_rel for point in guided})
-        if not guided:
-            return
-        assert self.guide is not None  # a weight besides 1 needs one
-        for some in _chunks(sigma_rels, self.guide.at_once):
-            self.guide.load(some, self.device, self.sampling.dtype)
-            for point in guided:
-                if point.used_guide_sigma_rel in some:
-                    net = self.ready(nets[point.sigma_rel])
-                    yield point, net, self.guide.of(net, point.used_guide_sigma_rel)
 
     def _facts(self, point: Point, set_number: int) -> dict[str, Any]:
         """JSON of everything that decides a score."""
@@ -321,7 +299,8 @@ class Sweeper:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Facts that all points have in common."""
-        return {"codec": self.codec.to_json(), **self.sampling.to_json(), **self.evaluator.to_json()}
+        programs = {"programs": dict(self.programs)} if self.programs else {}  # keys of older scores have none
+        return {"codec": self.codec.to_json(), **self.sampling.to_json(), **self.evaluator.to_json(), **programs}
 
     @cached_property
     def _guide_identity(self) -> Any:
@@ -330,6 +309,51 @@ class Sweeper:
     @cached_property
     def _fingerprint_at(self) -> Callable[[int], str]:
         return cache(self.averages.fingerprint)
+
+
+def networks_at(
+    points: Sequence[Point], averages: Averages, guide: Guide | None, device: torch.device | str, dtype: torch.dtype
+) -> Iterator[tuple[Point, Any, Any]]:
+    """Yield points with their networks and guides, ready to sample, in the order that costs the least memory and time.
+
+    As many networks as memory allows are averaged in one pass over the snapshots. Guides are None at a weight of 1;
+    another weight needs `guide`.
+    """
+    for time, group in _by_time(points):
+        sigma_rels = sorted({point.sigma_rel for point in group})
+        for some in _chunks(sigma_rels, averages.at_once):
+            nets = dict(zip(some, averages.networks(time, some), strict=True))
+            here = [point for point in group if point.sigma_rel in nets]
+            yield from _guided(here, nets, guide, device, dtype)
+
+
+def _guided(
+    points: Sequence[Point],
+    nets: dict[float, SampledNetwork],
+    guide: Guide | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Iterator[tuple[Point, Any, Any]]:
+    """Yield points without guidance first, then the others by their guides."""
+    for sigma_rel, net in nets.items():
+        for point in points:
+            if point.sigma_rel == sigma_rel and point.guidance == 1:
+                yield point, _ready(net, device, dtype), None
+    guided = [point for point in points if point.guidance != 1]
+    sigma_rels = sorted({point.used_guide_sigma_rel for point in guided})
+    if not guided:
+        return
+    assert guide is not None  # a weight besides 1 needs one
+    for some in _chunks(sigma_rels, guide.at_once):
+        guide.load(some, device, dtype)
+        for point in guided:
+            if point.used_guide_sigma_rel in some:
+                net = _ready(nets[point.sigma_rel], device, dtype)
+                yield point, net, guide.of(net, point.used_guide_sigma_rel)
+
+
+def _ready(net: SampledNetwork, device: torch.device | str, dtype: torch.dtype) -> Any:
+    return ready_to_sample(net, dtype).to(device)
 
 
 def _by_time(points: Sequence[Point]) -> Iterator[tuple[int, list[Point]]]:

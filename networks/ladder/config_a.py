@@ -85,9 +85,6 @@ class GroupNorm(nn.Module):
     Args:
         channels: Channels in and out.
         channels_per_group: Channels that are normalized together; None for `group_count`'s choice.
-
-    Raises:
-        ValueError: the channels do not split into groups.
     """
 
     eps = 1e-5
@@ -104,11 +101,7 @@ class GroupNorm(nn.Module):
 
 
 def group_count(channels: int, channels_per_group: int | None) -> int:
-    """Groups of a group norm: min(32, C / 4) as in EDM, or as many as `channels_per_group` asks for.
-
-    Raises:
-        ValueError: the channels do not split evenly.
-    """
+    """Groups of a group norm: min(32, C / 4) as in EDM, or as many as `channels_per_group` asks for."""
     groups = min(32, channels // 4) if channels_per_group is None else channels // channels_per_group
     if groups < 1 or channels % groups or channels_per_group not in (None, channels // groups):
         raise ValueError(
@@ -121,10 +114,7 @@ def group_count(channels: int, channels_per_group: int | None) -> int:
 class PositionalEmbedding(nn.Module):
     """Sines and cosines of a scalar, with frequencies from 1 down to almost 1 / 10000 in even steps of the logarithm.
 
-        y = [cos(f_j x) | sin(f_j x)],    f_j = 10000^(-j / J),    j = 0 .. J - 1,    J = num_channels / 2
-
-    Raises:
-        ValueError: an odd number of channels.
+    y = [cos(f_j x) | sin(f_j x)],    f_j = 10000^(-j / J),    j = 0 .. J - 1,    J = num_channels / 2
     """
 
     def __init__(self, num_channels: int) -> None:

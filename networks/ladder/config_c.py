@@ -23,9 +23,6 @@ class ScalingGroupNorm(nn.Module):
     Args:
         channels: Channels in and out.
         channels_per_group: Channels that are normalized together; None for `group_count`'s choice.
-
-    Raises:
-        ValueError: the channels do not split into groups.
     """
 
     def __init__(self, channels: int, channels_per_group: int | None = None) -> None:

@@ -32,9 +32,6 @@ class BlockF(ResidualBlock):
         out_channels: Channels of the output.
         emb_channels: Width of the embedding.
         options: See `ResidualBlock`.
-
-    Raises:
-        ValueError: `out_channels` cannot be split evenly into heads.
     """
 
     def __init__(

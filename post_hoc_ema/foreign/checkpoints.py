@@ -63,7 +63,6 @@ class SafetensorsTensors:
         self.layouts = {name: stored.layout for name, (_, stored) in self._stored.items()}
 
     def read_part(self, name: str, start: int, stop: int) -> Tensor:
-        """Numbers `start` to `stop` of a tensor."""
         path, stored = self._stored[name]
         try:
             return read_numbers(path, stored, start, stop)
@@ -88,7 +87,6 @@ class LoadedTensors:
         self.layouts = {name: TensorLayout(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
     def read_part(self, name: str, start: int, stop: int) -> Tensor:
-        """Numbers `start` to `stop` of a tensor."""
         return self._tensors[name].detach().reshape(-1)[start:stop]
 
 
@@ -105,7 +103,6 @@ class ForeignSnapshot(PartialSnapshot):
         self.buffers = frozenset(name for name in self.names if name.rpartition(".")[2] in BUFFERS)
 
     def layout(self, name: str) -> TensorLayout:
-        """Type and shape of a tensor."""
         return self._tensors.layouts[name]
 
     def read(self, name: str) -> Tensor:

@@ -8,11 +8,7 @@ from edm2.post_hoc_ema.profile import sigma_rel_to_gamma
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Facts that the files of other programs do not tell.
-
-    Raises:
-        ValueError: A number is impossible.
-    """
+    """Facts that the files of other programs do not tell."""
 
     update_every: int | None = None
     """Steps from one update of the averages to the next."""

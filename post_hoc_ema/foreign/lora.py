@@ -37,11 +37,7 @@ UNKNOWN = ("lora_mid", "hada_", "lokr_", "oft_")
 
 
 def factor_names(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Names of A and B of each LoRA.
-
-    Raises:
-        ValueError: There is none, or an adapter of another kind.
-    """
+    """Names of A and B of each LoRA."""
     if other := next((name for name in names if any(word in name for word in UNKNOWN)), None):
         raise ValueError(f"{other} is no factor of a LoRA's product; average the factors (lora='factors')")
     known = {*names}
@@ -63,9 +59,6 @@ def combine_products(reconstruction: Reconstruction, form: str) -> list[dict[str
 
     Other tensors are averaged as always. Where the files tell α, by a tensor or in `adapter_config.json`, the scale
     α / r of a LoRA falls as its rank grows, so B is multiplied by that.
-
-    Raises:
-        ValueError: The form is neither "product" nor "stack", or there are no LoRAs.
     """
     if form not in ("product", "stack"):
         raise ValueError(f"lora={form!r} must be factors, product or stack")

@@ -1,4 +1,4 @@
-"""What the files of a folder are: their kind, and the time and the profile of each.
+"""Recognition of the files of a folder: their kind, and the time and the profile of each.
 
 A folder holds either a subfolder for each checkpoint, as of transformers (`checkpoint-500`), diffusers, accelerate and
 PEFT, or a file for each. Their times are told inside all of them (`checkpoints.TIMES`), or by the last integers of
@@ -32,7 +32,6 @@ class ForeignFolder:
     """Checkpoints of another program, as they were recognized."""
 
     kind: str
-    """Text for the user."""
     snapshots: list[ForeignSnapshot]
     left_aside: list[str]
     """Names of what looks like weights and is not used: it tells no time, or it is the same average as a later file."""

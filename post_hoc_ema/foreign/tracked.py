@@ -30,7 +30,7 @@ TRACKED_NAME = re.compile(r"(\d{1,3})\.(\d{1,17})\.pt")
 
 
 PREFIX = "ema_model."
-"""Before the names of tensors in files of ema-pytorch; those of pytorch-posthoc-ema have no prefix."""
+"""Prefix of names of tensors in files of ema-pytorch; those of pytorch-posthoc-ema have no prefix."""
 
 
 def is_tracked(paths: Sequence[Path]) -> bool:
@@ -48,11 +48,7 @@ def package_of(paths: Sequence[Path]) -> str:
 
 
 def tracked_snapshots(folder: Path, paths: Sequence[Path], facts: Facts) -> list[ForeignSnapshot]:
-    """Open the averages; of files without an update between them, which are equal, the last.
-
-    Raises:
-        SnapshotError: EMA lengths or the interval of updates are not told, or a file is damaged.
-    """
+    """Open the averages; of files without an update between them, which are equal, the last."""
     package, k = package_of(paths), facts.update_every
     count = 1 + max(_numbers(path)[0] for path in paths)
     if k is None or len(facts.tracked) != count or facts.decay is not None:
@@ -95,11 +91,7 @@ def profile_after(step: int, sigma_rel: float, k: int, clock: int) -> Profile:
 
 
 def diffusers_profile(path: Path, config: Mapping[str, Any], time: int, decay: float) -> Profile:
-    """Profile of an average of diffusers' `EMAModel`, by the configuration that it stores.
-
-    Raises:
-        SnapshotError: It has another decay than that, or one that grows in another way.
-    """
+    """Profile of an average of diffusers' `EMAModel`, by the configuration that it stores."""
     updates, after = (config.get(name, 0) for name in ("optimization_step", "update_after_step"))
     if config.get("use_ema_warmup") or config.get("min_decay") or not type(updates) is type(after) is int:
         raise SnapshotError(

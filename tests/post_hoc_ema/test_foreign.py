@@ -338,6 +338,21 @@ def test_the_time_of_a_file_is_that_of_its_last_update():
         assert as_labelled > 10 * error
 
 
+@pytest.mark.parametrize(("ridge", "error", "as_labelled"), [(0, 0.0152, 0.80), (7.5e-10, 0.0204, 0.292)])
+def test_how_much_a_wrong_time_costs_depends_on_the_ridge(ridge: float, error: float, as_labelled: float):
+    """With 20 files of each length, target 0.03; without a ridge, coefficients of wrong profiles grow without bound.
+
+    The ridge, 3.8e-13 of the run, is that of rounding to float32 where weights have moved by 4 % of their size.
+    """
+    steps, k = range(200, 2001, 100), 100
+    inputs = [profile_after(step, sigma_rel, k, clock=0) for step in steps for sigma_rel in (0.05, 0.10)]
+    labelled = [PowerProfile(step, inputs[i].exponent) for step in steps for i in (0, 1)]
+    for profiles, end, expected in ((inputs, 1901, error), (labelled, 2000, as_labelled)):
+        target = [power_profile(end, 0.03)]
+        found = tail_error(inputs, target, tail_coefficients(profiles, target, ridge)).item() / 2000**0.5
+        assert found == pytest.approx(expected, rel=0.01)
+
+
 RESCUED = {10: (0.0098, 0.0027, 0.0011, 0.0006), 100: (0.027, 0.015, 0.011, 0.0085)}
 """Relative errors of weights rebuilt from files of ema-pytorch 0.8.3, for the lengths 0.05, 0.10, 0.15, 0.20, by k."""
 

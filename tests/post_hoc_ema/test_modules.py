@@ -9,7 +9,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from edm2.post_hoc_ema import PowerFunctionEMA, find_snapshots, read_metadata, reconstruct, write_snapshot
-from edm2.post_hoc_ema.tracker import CHECK_EVERY
+from edm2.post_hoc_ema.averages import CHECK_EVERY
 
 
 def small() -> nn.Sequential:

@@ -5,10 +5,14 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
+from jobs import Job
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
 from edm2.post_hoc_ema import PostHocEMA, PowerFunctionEMA, find_snapshots, reconstruct
+from edm2.post_hoc_ema.modules import whole
+from edm2.training.distributed.processes import joined_processes
 
 
 def net_with_buffers(seed: int = 0) -> nn.Sequential:
@@ -248,6 +252,47 @@ def mesh(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     torch.distributed.destroy_process_group()
+
+
+def train_sharded(folder, final):
+    """Twenty steps of a module that FSDP2 shards, and its averages of lengths tracked and rebuilt, before and after a
+    resume from the files."""
+    with joined_processes() as processes:
+        net = net_with_buffers()
+        if processes.count > 1:
+            for layer in (net[0], net[3]):
+                fully_shard(layer, mesh=init_device_mesh("cpu", (processes.count,)))
+        ema = PostHocEMA(net, folder, every=5, dtype=None)
+        found = {}
+        for t in range(1, 21):
+            with torch.no_grad():
+                [p.add_(t**0.5) for p in net.parameters()]
+            ema.update(t)
+            if t == 10:
+                ema = PostHocEMA(net, folder, every=5, dtype=None)
+                ema.resume(10)
+            if t in (10, 17, 20):
+                for sigma_rel in (0.05, 0.08):
+                    with ema.swapped(sigma_rel):
+                        found |= {
+                            f"{t}/{sigma_rel}/{name}": x.clone() for name, x in whole(dict(net.named_parameters()))
+                        }
+        found |= dict(whole(dict(net.named_parameters())))
+        if processes.is_first:
+            torch.save(found, final)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_a_module_by_fsdp2_rebuild_what_one_does(tmp_path):
+    results = []
+    for count in (1, 2):
+        final = tmp_path / f"{count}.pt"
+        job = Job(count, tmp_path / f"said{count}", train_sharded, tmp_path / str(count), final)
+        assert job.wait() == [0] * count, [job.words(rank) for rank in range(count)]
+        results.append(torch.load(final, weights_only=True))
+    assert_equal(*results)
+    for a, b in zip(find_snapshots(tmp_path / "1"), find_snapshots(tmp_path / "2"), strict=True):
+        assert_equal({name: a.read(name) for name in a.names}, {name: b.read(name) for name in b.names})
 
 
 def test_sharded_parameters_are_stored_whole_swapped_and_resumed(mesh, tmp_path):

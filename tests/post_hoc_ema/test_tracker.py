@@ -341,7 +341,7 @@ def test_any_interval_and_type_gives_the_exact_average(dtype, interval, monkeypa
     """The sum Σ ((t_k/T)^(γ+1) - (t_{k-1}/T)^(γ+1)) θ_k of weights as they are stored, within float32's rounding.
 
     Steps of 1/1000 of the distance would all be lost in bfloat16, which has 8 bits: averages are float32 at least."""
-    monkeypatch.setattr("edm2.post_hoc_ema.tracker.BATCH", 60)  # so that there are three of them
+    monkeypatch.setattr("edm2.post_hoc_ema.averages.BATCH", 60)  # so that there are three of them
     generator = torch.Generator().manual_seed(0)
     net = nn.ParameterList([nn.Parameter(torch.zeros(37, dtype=dtype), requires_grad=False) for _ in range(5)])
     tracker = PowerFunctionEMA(net)

@@ -140,8 +140,3 @@ def _outcome(attempt: Attempt) -> str:
     if not any(name in line for name in attempt.named):
         raise Surprise(f"does not name any of {attempt.named}: {line}")
     return "refused"
-
-
-def peak_memory() -> int:
-    """Bytes of this process, so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

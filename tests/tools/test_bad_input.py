@@ -135,7 +135,7 @@ CASES: list[tuple] = [
     ("TRAIN --data digits --patience 5m --detect-anomaly --compile", USAGE, "leave out --compile"),
     ("TRAIN --data digits --device foo", USAGE, "--device", "'foo'", "cpu, cuda"),
     ("TRAIN --data digits --init absent.safetensors", USAGE,
-     "--init", "absent.safetensors", "no such file", "included network (digits8)"),
+     "--init", "absent.safetensors", "no such file", "included network (digits8, digits8-map)"),
     ("TRAIN --data digits --init absent/digits8", USAGE, "absent/digits8", "no such file"),
     ("TRAIN --data digits --init digits8", FAILURE, "digits8.safetensors", "another network"),
     ("TRAIN --data digits --init @cut.safetensors", FAILURE, "cut.safetensors", "copy or write"),

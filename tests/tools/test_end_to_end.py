@@ -324,10 +324,13 @@ def test_demo_goes_from_data_to_pictures(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(PRESETS, "digits8", tiny)
     for name, value in {"SIGMA_RELS": "0.05,0.10", "SAMPLES": 20, "STEPS": 2}.items():
         monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr("edm2.report.page.vega_bundle", lambda folder: "")  # takes seconds
     shown = succeed("demo", "--out", tmp_path)
     best = read_metadata(tmp_path / "best.safetensors")
     assert f"Best EMA length: {best['sigma_rel']:g}" in shown
     for name in ("samples.png", "sweep.png", "loss.png"):
         assert pixels(tmp_path / name).size > 0
         assert name in shown
+    assert str(tmp_path / "report.html") in shown
+    assert "EMA length" in (tmp_path / "report.html").read_text()
     assert not half_written(tmp_path)

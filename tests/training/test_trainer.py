@@ -171,6 +171,9 @@ def test_folder_of_another_run_is_refused_by_field(tmp_path):
     ):
         with pytest.raises(RunFolderError, match=named):
             run(tiny_config(tmp_path, duration=24, **change))
+    many = {"ref_lr": 0.02, "batch_size": 4, "seed": 1, "dropout": 0.1, "xflip": True}
+    with pytest.raises(RunFolderError, match="seed is 0 there and 1 here, and 1 more differ"):
+        run(tiny_config(tmp_path, duration=24, **many))
 
 
 def test_a_run_that_left_nothing_may_become_another_one(tmp_path):

@@ -50,7 +50,7 @@ class Comparison:
     rival: str
     """Name of the other implementation."""
     precisions: tuple[str, str]
-    """Ours and theirs."""
+    """Seconds of ours and of theirs."""
     what: str
     """Description of what exactly both did."""
     ours: Timing
@@ -85,7 +85,7 @@ class Peak:
 
 @dataclass
 class Report:
-    """All findings of a benchmark, with the machine and the settings."""
+    """Findings of a benchmark, with the machine and the settings."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]

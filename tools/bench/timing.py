@@ -25,7 +25,7 @@ class Duration(NamedTuple):
     """Seconds that work takes once, measured in one repeat."""
 
     seconds: float
-    """By the clock that counts."""
+    """Seconds by the clock that counts."""
     wall: float
     processor: float
     """Processor time of all threads of this process."""

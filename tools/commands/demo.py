@@ -19,21 +19,24 @@ Example:
 @click.command(epilog=EPILOG)
 @click.option("--out", type=FOLDER, default="demo", show_default=True, help="Folder to write to.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the run.")
-def demo(out: Path, seed: int) -> None:
-    """Train on handwritten digits, choose the EMA length, draw samples.
+@click.pass_context
+def demo(context: click.Context, out: Path, seed: int) -> None:
+    """Train on handwritten digits, choose the EMA length, draw samples, show all on one page.
 
     Takes minutes on two CPU cores and downloads nothing. If interrupted, run it again to go on. Writes a run folder,
-    samples.png, sweep.png, sweep.csv, loss.png and best.safetensors.
+    samples.png, sweep.png, sweep.csv, loss.png, best.safetensors and, with the extra `report`, report.html.
     """
     import torch
 
     from edm2.io.model import reconstructed_metadata, save
     from edm2.metrics import load_detector
     from edm2.planning.plan import plan_run
+    from edm2.report.page import ReportError
     from edm2.sweep.averages import Averages
     from edm2.sweep.evaluator import SampleSettings, evaluator_by
     from edm2.sweep.score_cache import ScoreCache
     from edm2.sweep.sweep import Range, Sweeper
+    from edm2.tools.commands.report import report
     from edm2.tools.figures.progress import draw_holdout
     from edm2.tools.figures.runs import open_runs
     from edm2.tools.figures.style import save_figure
@@ -71,10 +74,21 @@ def demo(out: Path, seed: int) -> None:
     save(net, out / "best.safetensors", metadata, dtype=torch.float16)
     draw_samples(net, codec, out / "samples.png", rows=8, num_steps=STEPS)
 
+    page = out / "report.html"
+    click.echo("\n4. Look at all of it, and move a slider over the EMA lengths:")
+    click.echo(f"   edm2 report digits={run} --sweep {out} --out {page}")
+    try:
+        context.invoke(report, runs=(f"digits={run}",), swept=out, out=page, num_steps=STEPS)
+        pages = [(page.name, "all of this on one page: open it in a browser")]
+    except ReportError as error:
+        click.echo(f"Left out: {error}")
+        pages = []
+
     score = best.score
     click.echo(f"\nBest EMA length: {sigma_rel:g}, with Frechet distance {score.distance:.4f}", nl=False)
     click.echo(f" and class accuracy {score.accuracy:.3f}. Look at:")
     for name, content in (
+        *pages,
         ("samples.png", "ten classes, eight of each"),
         ("sweep.png", "quality against EMA length"),
         ("loss.png", "how the loss fell"),

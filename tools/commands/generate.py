@@ -29,6 +29,9 @@ Examples:
   # With 24 evaluations of the network in place of 63, at the same quality
   edm2 generate digits8 --seeds 0-79 --solver deis --steps 24 --grid fast.png
 \b
+  # With a few evaluations, by a network that was distilled (edm2 distill)
+  edm2 generate runs/map --steps 2 --seeds 0-79 --grid two.png
+\b
   # Fifty thousand images; interrupted, run it again and it goes on
   edm2 generate best.safetensors --seeds 0-49999 --out images/ --subdirs --batch 256
 \b
@@ -108,9 +111,11 @@ def generate(
             # seed modulo number of classes: a column per class
             columns = generator.net.config.label_dim if options.balanced else None
             targets.finish(store, seeds, labels, columns)
-            cost = options.sampler.cost(options.num_steps)
             what = f"{'latents' if latents else 'images'}{generator.class_shown}"
-            click.echo(plain_line(f"{len(seeds)} {what} in {targets} ({cost})"))  # names of classes are untrusted
+            done = f"{len(seeds)} {what} in {targets} ({generator.cost})"
+            click.echo(plain_line(done))  # names of classes are untrusted
+            if generator.advice is not None:
+                click.echo(generator.advice, err=True)
 
 
 def _check_targets(out: Path | None, npz: Path | None, grid: Path | None, latents: bool, count: int) -> None:

@@ -117,11 +117,7 @@ def plan(
 
 
 def _cluster(gpus: int, kind: str | None, per_node: int | None, **numbers: float | None) -> Cluster:
-    """Cluster of listed GPUs, of listed ones with some numbers replaced, or of others.
-
-    Raises:
-        ValueError: numbers are missing, not positive, or do not fit together.
-    """
+    """Cluster of listed GPUs, of listed ones with some numbers replaced, or of others."""
     given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     if kind is None and not {"memory", "peak"} <= given.keys():
         raise ValueError(f"which GPU? Give --gpu ({', '.join(GPUS)}), or --memory and --peak")
@@ -137,11 +133,7 @@ def _cluster(gpus: int, kind: str | None, per_node: int | None, **numbers: float
 def _dataset(
     preset: str, data: str | None, shape: tuple[int, int, int] | None, classes: int | None, images: int | None
 ) -> "Dataset":
-    """The dataset at `data`, or an imaginary one of the given or the preset's shape.
-
-    Raises:
-        ValueError: the size of the images is not known.
-    """
+    """The dataset at `data`, or an imaginary one of the given or the preset's shape."""
     from edm2.planning.forecast import imaginary_dataset
     from edm2.training import open_dataset
 

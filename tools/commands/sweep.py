@@ -1,7 +1,6 @@
 """`edm2 sweep`: score many EMA lengths, times and guidance weights of a run, draw the curves, name the best."""
 
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.metrics.registry import DETECTOR_NAMES, METRICS
-from edm2.sampling.samplers import HEUN, Sampler
+from edm2.sampling.samplers import MAP, Sampler
+from edm2.tools.options.conditions import CONDITION_HELP, HELD_OUT_HELP, conditions_to_score
 from edm2.tools.options.groups import GroupedCommand, option_group
+from edm2.tools.options.guides import is_guide_run, make_guide
 from edm2.tools.options.networks import (
     CODEC_HELP,
     NET_FROM_HELP,
@@ -19,16 +20,27 @@ from edm2.tools.options.networks import (
     check_own_precision,
     chosen_precision,
     network_maker,
+    source_digests,
 )
-from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, INTERVAL, PRECISION, SIGMA_RELS, TIMES, WEIGHTS
+from edm2.tools.options.parsing import (
+    DEVICE,
+    FILE,
+    FOLDER,
+    IMAGES,
+    INTERVAL,
+    LEVELS,
+    SAMPLING_PRECISION,
+    SAMPLING_PRECISION_HELP,
+    SIGMA_RELS,
+    STEPS,
+    TIMES,
+    WEIGHTS,
+)
 from edm2.tools.options.sampling import sampler_option
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from edm2.sweep.averages import Averages
-    from edm2.sweep.guides import Guide
-    from edm2.sweep.sweep import Point, Range, ScoredPoint, Sweep, Sweeper
+    from edm2.sweep.sweep import Range, ScoredPoint, Sweep, Sweeper
     from edm2.training import Codec, Dataset
 
 EPILOG = """\b
@@ -44,6 +56,9 @@ Examples:
 \b
   # Autoguidance by a smaller network early in its training, whose length is chosen too
   edm2 sweep runs/big --guide runs/small --guide-at 128Mi --guidance 1.5,2,2.5 --guide-std 0.05,0.1,0.15 --search 60
+\b
+  # A distilled run (edm2 distill): the best EMA length for each number of evaluations
+  edm2 sweep runs/map --steps 1,2,4 --samples 2000
 \b
   # As published: FID of 50,000 images, the lowest of three sets of seeds
   edm2 sweep runs/img512-s --detector fid --ref img512.pkl --samples 50000 --repeats 3 --std 0.05,0.1,0.15 --search 12
@@ -74,6 +89,7 @@ _what, _guidance, _score, _where, _machine = map(
 )
 @_what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP)
 @_what("--codec", "codec_from", metavar="MODULE:CALLABLE", help=CODEC_HELP)
+@_what("--condition", "conditions", multiple=True, metavar="NAME=VALUE", help=f"{CONDITION_HELP} {HELD_OUT_HELP}")
 @_what("--at", "times", type=TIMES, help="Images seen, times with snapshots; default: the last.")
 @_what("--search", "budget", type=click.IntRange(1), help="Close in on the best with at most so many points per time.")
 @_guidance("--guidance", "guidances", type=WEIGHTS, help="Weights; default: 1, which is none.")
@@ -91,18 +107,20 @@ _what, _guidance, _score, _where, _machine = map(
 @_score("--ref", type=FILE, help="Statistics of real images in their place (edm2 metrics ref, or published).")
 @_score("--samples", "count", type=click.IntRange(2), default=500, show_default=True, help="Images per point.")
 @_score("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Sets of seeds; the lowest counts.")
-@_score("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps.")
+@_score("--steps", type=STEPS, help="Sampling steps; default: 32, of a map 2. Several (1,2,4) are swept in turn.")
+@_score("--levels", type=LEVELS, help="Noise levels that a map jumps between; default: its own for --steps.")
 @sampler_option(_score)
 @_score("--vae", help="VAE to decode with, folder or hub id; default: the one that the run names.")
 @_where("--out", type=FOLDER, help="Folder for scores, plot and statistics of real images.  [default: RUN]")
 @_where("--compare", "others", type=FOLDER, multiple=True, help="Another sweep's folder, to draw too; may be repeated.")
-@_machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32.")
+@_machine("--precision", type=SAMPLING_PRECISION, help=SAMPLING_PRECISION_HELP)
 @_machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
 def sweep(
     run: Path,
     sigma_rels: list[float],
     net_from: str | None,
     codec_from: str | None,
+    conditions: tuple[str, ...],
     times: list[int] | None,
     budget: int | None,
     guidances: list[float] | None,
@@ -118,8 +136,9 @@ def sweep(
     ref: Path | None,
     count: int,
     repeats: int,
-    num_steps: int,
-    sampler: Sampler,
+    steps: list[int] | None,
+    levels: tuple[float, ...] | None,
+    sampler: Sampler | None,
     vae: str | None,
     out: Path | None,
     others: tuple[Path, ...],
@@ -134,8 +153,7 @@ def sweep(
     in the plot are two standard deviations, from halves of the images.
     """
     check_guidance(guide, unlabelled_guide, guidances)
-    is_guide_run = guide is not None and _is_run(guide)
-    if not is_guide_run and (guide_at is not None or guide_sigma_rels is not None):
+    if not (guide and is_guide_run(guide)) and (guide_at is not None or guide_sigma_rels is not None):
         raise click.UsageError(
             "--guide-at and --guide-std choose an average of a guide's run: give its folder as --guide"
         )
@@ -148,10 +166,10 @@ def sweep(
     from edm2.sweep.averages import Averages
     from edm2.sweep.evaluator import SampleSettings
     from edm2.sweep.score_cache import ScoreCache
-    from edm2.sweep.search import check_budget
     from edm2.sweep.sweep import Range, Sweeper
     from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator, load_metric_evaluator
     from edm2.tools.progress import progress_bar
+    from edm2.tools.reports.draw_commands import draw_commands
     from edm2.tools.reports.tables import print_point, read_sweep
     from edm2.tools.run import use_device
     from edm2.training import PixelCodec
@@ -159,17 +177,15 @@ def sweep(
     from edm2.training.distributed.processes import joined_processes
 
     compared = {title: read_sweep(folder / "sweep.csv") for title, folder in _titles(others).items()}
-    make_net = network_maker(net_from)
-    averages = Averages(run, make_net=make_net)
+    averages = Averages(run, make_net=(make_net := network_maker(net_from)))
     check_external(run, averages.metadata, net_from)
     codec = codec_of(run, averages.metadata, vae, codec_from)
     dataset = None if ref else _real_images(averages, codec, data)
+    of_samples = conditions_to_score(run, conditions, count, getattr(averages.config, "conditions", ()), dataset)
+    ways = ways_of_sampling(averages, sampler, steps, levels)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
-    for time in area.times:
-        averages.check(time, area.sigma_rels)
-    if budget is not None:
-        check_budget(area.axes(), budget)
-    guides = _guide(averages, guide, unlabelled_guide, guide_at, make_net)
+    _check_area(averages, area, budget)
+    guides = make_guide(averages, guide, unlabelled_guide, guide_at, make_net)
     out = out or run
 
     with joined_processes() as processes:
@@ -177,26 +193,30 @@ def sweep(
         on = use_device(processes, device)
         shown = averages.shape if dataset is None or codec_from is None else dataset.shape
         name = detector or default_detector(shown, isinstance(codec, PixelCodec) or codec_from is not None)
-        evaluator: Any
-        if metric is None:
-            evaluator = load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
-        else:
-            evaluator = load_metric_evaluator(metric, name, weights, ref, on)
-        dtype = DTYPES[chosen_precision(precision, on, net_from)]
-        sampling = SampleSettings(count, num_steps, interval or EVERYWHERE, dtype, sampler)
+        evaluator: Any = (
+            load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
+            if metric is None
+            else load_metric_evaluator(metric, name, weights, ref, on)
+        )
+        dtype = DTYPES[chosen_precision(precision, on.type, net_from)]
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
-        sweeper = Sweeper(averages, codec, evaluator, sampling, guides, repeats, cache, processes, on)
+        programs = {"--net-from": net_from, "--codec": codec_from}
         if processes.is_first:
             _warn_of_snapshots(averages, area)
-            _announce(area, budget, sweeper)
-            sweeper.scored = print_point
-        result = sweeper.sweep(area, dataset, budget, bar)
-        if processes.is_first:
-            _report(result, area, out, compared)
-            click.echo("The best network, and images of it:")
-            for line in _commands(sweeper, result.best.point, guide, {"--net-from": net_from, "--codec": codec_from}):
-                click.echo(f"  {line}")
+        for solver, num_steps, jumps in ways:
+            sampling = SampleSettings(count, num_steps, interval or EVERYWHERE, dtype, solver, jumps, of_samples)
+            sweeper = Sweeper(averages, codec, evaluator, sampling, guides, repeats, cache, processes, on)
+            sweeper.programs = source_digests(net_from, codec_from, averages.classes)
+            if processes.is_first:
+                _announce(area, budget, sweeper)
+                sweeper.scored = print_point
+            result = sweeper.sweep(area, dataset, budget, bar)
+            if processes.is_first:
+                _report(result, area, out, compared, "sweep" if len(ways) == 1 else f"sweep-{num_steps}")
+                best = result.best.point
+                commands = draw_commands(averages, sampling, best, guides, guide, programs, conditions=conditions)
+                click.echo("\n  ".join(["The best network, and images of it:", *commands]))
 
 
 def _titles(folders: Sequence[Path]) -> dict[str, Path]:
@@ -205,18 +225,8 @@ def _titles(folders: Sequence[Path]) -> dict[str, Path]:
     return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
 
 
-def _is_run(guide: str) -> bool:
-    from edm2.pipeline.folder import is_pipeline_folder
-
-    return Path(guide).is_dir() and not is_pipeline_folder(Path(guide))
-
-
 def _real_images(averages: "Averages", codec: "Codec", data: str | None) -> "Dataset":
-    """Open the real images: those named, else those of the run.
-
-    Raises:
-        ValueError: they are not of the shape that a network of pixels draws.
-    """
+    """Open the real images: those named, else those of the run."""
     from edm2.training import PixelCodec, open_dataset
     from edm2.training.run.run_folder import open_run_data
 
@@ -229,45 +239,57 @@ def _real_images(averages: "Averages", codec: "Codec", data: str | None) -> "Dat
     return dataset
 
 
-def _guide(
-    averages: "Averages",
-    guide: str | None,
-    unlabelled: bool,
-    guide_at: int | None,
-    make_net: "Callable[[], nn.Module] | None",
-) -> "Guide | None":
-    from edm2.sweep.averages import Averages
-    from edm2.sweep.guides import FixedGuide, GuideRun, UnlabelledGuide
-    from edm2.tools.options.networks import check_label_dropout
+def _check_area(averages: "Averages", area: "Range", budget: int | None) -> None:
+    """Refuse averages that cannot be made, and a budget that is too small, before anything is computed."""
+    from edm2.sweep.search import check_budget
 
-    if unlabelled:
-        check_label_dropout(str(averages.folder), averages.metadata)
-        return UnlabelledGuide()
-    if guide is None:
-        return None
-    if not _is_run(guide):
-        return FixedGuide(guide, make_net)
-    run = Averages(guide, make_net=make_net)
-    time = guide_at or run.last
-    run.check(time, [0.1])  # refuses a time without snapshots
-    return GuideRun(run, time)
+    for time in area.times:
+        averages.check(time, area.sigma_rels)
+    if budget is not None:
+        check_budget(area.axes(), budget)
 
 
-def _report(result: "Sweep", area: "Range", out: Path, compared: "dict[str, Sweep]") -> None:
+def ways_of_sampling(
+    averages: "Averages", sampler: Sampler | None, steps: list[int] | None, levels: tuple[float, ...] | None
+) -> list[tuple[Sampler, int, tuple[float, ...] | None]]:
+    """Sampler, steps and levels of each sweep: as asked for, else those that suit the network.
+
+    Raises:
+        ValueError: they do not suit it.
+    """
+    from edm2.sampling.external import ways_to_sample
+    from edm2.sampling.samplers.flow_map import check_levels, levels_for
+    from edm2.sampling.samplers.registry import default_sampler, default_steps
+
+    abilities, known = ways_to_sample(averages.metadata)
+    sampler = sampler or (MAP if levels else default_sampler(abilities))
+    if levels is not None and (sampler != MAP or steps is not None):
+        raise click.UsageError("--levels are those of --solver map, and their number is that of its steps")
+    if sampler != MAP:
+        if "denoise" not in abilities:
+            raise ValueError(f"{averages.folder}: is no denoiser: sweep with --solver map")
+        return [(sampler, number, None) for number in steps or [default_steps(sampler)]]
+    jumps = [levels] if levels else [levels_for(known, number) for number in steps or [default_steps(MAP)]]
+    for some in jumps:
+        check_levels(abilities, some, str(averages.folder))
+    return [(MAP, len(some) - 1, some) for some in jumps]
+
+
+def _report(result: "Sweep", area: "Range", out: Path, compared: "dict[str, Sweep]", name: str) -> None:
     """Write and print the table, and draw the curves."""
     from edm2.post_hoc_ema.files import plain_line
     from edm2.tools.figures.sweep import plot_sweep
     from edm2.tools.reports.tables import print_sweep, write_sweep
 
     here = f"{result.title} of {result.samples:,} samples"
-    for name, other in compared.items():
+    for title, other in compared.items():
         there = here if other.samples is None else f"{plain_line(other.title)} of {other.samples:,} samples"
         if there != here:
-            click.echo(f"Warning: {name} has {there}, this sweep {here}: their heights do not compare", err=True)
-    write_sweep(out / "sweep.csv", result)
-    plot_sweep(out / "sweep.png", result, {title: sweep.averages for title, sweep in compared.items()})
+            click.echo(f"Warning: {title} has {there}, this sweep {here}: their heights do not compare", err=True)
+    write_sweep(out / f"{name}.csv", result)
+    plot_sweep(out / f"{name}.png", result, {title: sweep.averages for title, sweep in compared.items()})
     print_sweep(result)
-    click.echo(f"\nThe curve: {out / 'sweep.png'}, the numbers: {out / 'sweep.csv'}.")
+    click.echo(f"\nThe curve: {out / f'{name}.png'}, the numbers: {out / f'{name}.csv'}.")
     _warn_of_edges(area, result.best)
 
 
@@ -292,6 +314,9 @@ def _announce(area: "Range", budget: int | None, sweeper: "Sweeper") -> None:
     points = len(area.points()) if budget is None else budget * len(area.times)
     sampling = sweeper.sampling
     cost = sampling.sampler.cost(sampling.num_steps)
+    if sampling.conditions is not None:
+        values = max(map(len, sampling.conditions.rows.values()))
+        click.echo(f"Samples get {values:,} values of {', '.join(sampling.conditions.rows)} in turn.")
     images = f"{points * sampling.count * sweeper.repeats:,} images ({cost})"
     if budget is None:
         click.echo(f"{points} points, {images}, compared by {sweeper.evaluator.title}.")
@@ -311,36 +336,3 @@ def _warn_of_edges(area: "Range", best: "ScoredPoint") -> None:
         no_guidance = option == "--guidance" and value == 1  # below 1 nobody looks
         if len(values) > 1 and value in (values[0], values[-1]) and not no_guidance:
             click.echo(f"The best value of {option}, {value:g}, is the end of its list: the minimum may lie beyond.")
-
-
-def _commands(sweeper: "Sweeper", point: "Point", guide: str | None, programs: "Mapping[str, str | None]") -> list[str]:
-    """Command lines that make the best network and draw its images."""
-    from edm2.sampling.guidance import EVERYWHERE
-    from edm2.sweep.guides import GuideRun
-
-    sampling, guides = sweeper.sampling, sweeper.guide
-    reconstruct, network = _reconstruct(sweeper.averages, point.images_seen, point.sigma_rel)
-    lines = [reconstruct]
-    draw = ["edm2", "generate", network, "--seeds", "0-63"]
-    draw += ["--balanced"] if sweeper.averages.config.label_dim else []
-    draw += [word for option, target in programs.items() if target is not None for word in (option, target)]
-    draw += ["--steps", str(sampling.num_steps)]
-    draw += [] if sampling.sampler == HEUN else ["--solver", sampling.sampler.name]
-    draw += ["--out", "samples"]
-    if point.guidance != 1:
-        if isinstance(guides, GuideRun):
-            reconstruct, guide = _reconstruct(guides.averages, guides.at, point.used_guide_sigma_rel)
-            lines.append(reconstruct)
-        draw += ["--unlabelled-guide"] if guide is None else ["--guide", guide]
-        draw += ["--guidance", f"{point.guidance:g}"]
-        draw += [] if sampling.interval == EVERYWHERE else ["--interval", "{:g},{:g}".format(*sampling.interval)]
-    return [*lines, shlex.join(draw)]
-
-
-def _reconstruct(averages: "Averages", at: int, sigma_rel: float) -> tuple[str, str]:
-    """Command line that makes an average, and the file that it writes."""
-    from edm2.tools.reports.reconstruction import reconstructed_name
-
-    command = ["edm2", "reconstruct", str(averages.folder), "--std", f"{sigma_rel:g}"]
-    command += [] if at == averages.last else ["--at", str(at)]
-    return shlex.join(command), str(averages.folder / "reconstructed" / reconstructed_name(at, sigma_rel))

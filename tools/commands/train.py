@@ -283,19 +283,14 @@ def train(
             click.echo(
                 f"--skip-broken does nothing: a run stops at a broken image; edm2 dataset check {data} finds them all"
             )
-        dataset = _open_in_turn(data, processes)
+        dataset = open_in_turn(data, processes)
         with reported_once(processes):
             RunFolder(out).check_free()
             measured = partial(measure_speed, dataset=dataset, processes=processes)
             config = configure_run(
                 dataset, data, out, preset, architecture, conditional, choices, processes.count, measured
             )
-            _check_folder(config, dataset, processes)
-            if lengths is not None and (needed := [c.name for c in config.own_network.conditions if not c.dropout]):
-                raise click.UsageError(
-                    f"--eval scores images drawn without conditions, and the network would need {needed[0]}: leave it "
-                    f"out, or give --condition-dropout {needed[0]}=0.1"
-                )
+            check_folder(config, dataset, processes, options_by_name(train))
         if processes.is_first:
             print_lines(describe_plan(config, dataset, processes.count))
         if measure:
@@ -317,7 +312,7 @@ def train(
             run_training(config, dataset, callbacks, processes, max_seconds)
 
 
-def _open_in_turn(data: str, processes: "Processes") -> "Dataset":
+def open_in_turn(data: str, processes: "Processes") -> "Dataset":
     """Open the data in the first process, which writes an index where there is none, then in the others."""
     from edm2.training import open_dataset
 
@@ -329,15 +324,16 @@ def _open_in_turn(data: str, processes: "Processes") -> "Dataset":
     return dataset
 
 
-def _check_folder(config: "TrainingConfig", dataset: "Dataset", processes: "Processes") -> None:
+def check_folder(
+    config: "TrainingConfig", dataset: "Dataset", processes: "Processes", options: Mapping[str, str]
+) -> None:
     """Refuse a run folder that holds another run, before anything is computed; say where a run goes on."""
     from edm2.training import RunFolder
-    from edm2.training.run.inputs import describe_data
+    from edm2.training.run.inputs import describe_inputs
 
     folder = RunFolder(config.out)
-    options = _options()
-    names = options | {f"network.{name}": option for name, option in options.items()}
-    folder.check(config, names, describe_data(dataset) if processes.is_first else None)
+    names = {**options} | {f"network.{name}": option for name, option in options.items()}
+    folder.check(config, names, describe_inputs(dataset, config) if processes.is_first else None)
     if processes.is_first and 0 < (seen := folder.images_seen()) < config.duration:
         click.echo(f"Resuming {config.out} at {seen:,} of {config.duration:,} images.")
 
@@ -362,9 +358,6 @@ def configure_run(
         dataset, data, out, preset, architecture, conditional, choices: The command's parameters.
         processes: Number of processes.
         measure: Measures images per second of a run.
-
-    Raises:
-        click.UsageError: they do not fit together, not the data, or not the number of processes.
     """
     from edm2.planning.plan import default_preset, plan_run
     from edm2.planning.relative import FOLLOWING, duration_within
@@ -397,7 +390,7 @@ def configure_run(
         config = plan_run(dataset, data, out, preset, conditional, chosen, architecture or "G", relative)
         config.images_per_rank(processes)
     except ValueError as error:
-        raise click.UsageError(_in_options(str(error))) from None
+        raise click.UsageError(in_options(str(error), options_by_name(train))) from None
     return config
 
 
@@ -432,12 +425,11 @@ def _initial_network(text: str, out: str) -> str:
         raise click.BadParameter(str(error), param_hint="'--init'") from None
 
 
-def _options() -> dict[str, str]:
+def options_by_name(command: click.Command) -> dict[str, str]:
     """Name of each parameter's option: "batch_size" is chosen by "--batch"."""
-    return {parameter.name: parameter.opts[0] for parameter in train.params}
+    return {parameter.name: parameter.opts[0] for parameter in command.params if parameter.name}
 
 
-def _in_options(message: str) -> str:
+def in_options(message: str, options: Mapping[str, str]) -> str:
     """Replace settings in a message by options: "--batch 48" for "batch_size=48"."""
-    options = _options()
     return re.sub(r"\b(\w+)=", lambda found: f"{options[found[1]]} " if found[1] in options else found[0], message)

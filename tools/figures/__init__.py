@@ -64,6 +64,5 @@ FIGURES: dict[str, tuple[Source, Draw]] = {
     "uncertainty": (DIAGNOSTICS, draw_uncertainty),
     "shares": (DIAGNOSTICS, draw_clipped_and_nonfinite),
 }
-"""Source and drawing function of each figure."""
 
 __all__ = ["FIGURES", "PlottedRun", "Source"]

@@ -18,18 +18,11 @@ class PlottedRun:
     name: str
     color: Any
     stats: list[Record]
-    """Records of stats.jsonl."""
     diagnostics: list[Record]
-    """Records of diagnostics.jsonl."""
 
 
 def open_runs(names_and_folders: Sequence[tuple[str, Path]]) -> list[PlottedRun]:
-    """Read the records of runs, also of runs that are still training.
-
-    Raises:
-        RunFolderError: a folder holds no run, or two have the same name.
-        ValueError: a record is damaged.
-    """
+    """Read the records of runs, also of runs that are still training."""
     counts = Counter(name for name, _ in names_and_folders)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise RunFolderError(f"{counts[twice[0]]} runs are called {twice[0]!r}; tell them apart: NAME={twice[0]}")

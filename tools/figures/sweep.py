@@ -26,7 +26,6 @@ class Quantity:
     """A quantity that a sweep varies."""
 
     label: str
-    """Label of the axis."""
     of: Callable[[Point], float]
     """Function to its value at a point, in units of the axis."""
     name: Callable[[float], str]

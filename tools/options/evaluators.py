@@ -22,11 +22,7 @@ SMALL = 1024
 
 
 def codec_of(name: str | Path, metadata: dict[str, Any], vae: str | None, codec_from: str | None = None) -> "Codec":
-    """Make the decoder of a network's samples, with another VAE or by a program of the user's own if one is given.
-
-    Raises:
-        ValueError: the network draws pixels, which need no VAE; or needs a program, or none.
-    """
+    """Make the decoder of a network's samples, with another VAE or by a program of the user's own if one is given."""
     from edm2.training import LatentCodec, codec_from_json
     from edm2.training.data.own_codec import own_codec
     from edm2.training.imports import is_target
@@ -63,12 +59,7 @@ def load_evaluator(
     bar: Callable[[int], tqdm],
     kept_in: Path | None = None,
 ) -> "Evaluator":
-    """Make an evaluator by statistics in a file, or else of a dataset, whose statistics are kept in a folder.
-
-    Raises:
-        ValueError: the reference has no statistics of this detector, or the data are no pixels.
-        OSError: a file is missing.
-    """
+    """Make an evaluator by statistics in a file, or else of a dataset, whose statistics are kept in a folder."""
     from edm2.metrics import load_detector, read_reference, reference_of
     from edm2.sweep.evaluator import Evaluator, evaluator_by
     from edm2.sweep.reference_cache import cached_reference
@@ -91,12 +82,7 @@ def load_evaluator(
 def load_metric_evaluator(
     metric: str, detector: str, weights: Path | None, ref: Path | None, device: "torch.device | str"
 ) -> "MetricEvaluator":
-    """Make an evaluator by another metric than the Frechet distance, such as kid, from features in a reference file.
-
-    Raises:
-        ValueError: high numbers of this metric are good, or the reference lacks what it needs.
-        OSError: a file is missing.
-    """
+    """Make an evaluator by another metric than the Frechet distance, such as kid, from features in a reference file."""
     from edm2.metrics import load_detector
     from edm2.metrics.scores import metrics_from
     from edm2.sweep.evaluator import MetricEvaluator

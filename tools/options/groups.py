@@ -59,7 +59,6 @@ class TwoLevelCommand(GroupedCommand):
         )  # fmt: skip
 
     def is_shown(self, option: click.Option, ctx: click.Context) -> bool:
-        """True if the help lists an option."""
         return option.name in self.first or SHOW_ALL in ctx.meta or not isinstance(option, GroupedOption)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -80,6 +79,18 @@ def _print_all_help(ctx: click.Context, parameter: click.Parameter, wanted: bool
 def option_group(heading: str) -> Callable[..., Callable]:
     """Return a `click.option` that puts its options under `heading`."""
     return partial(click.option, cls=GroupedOption, group=heading)
+
+
+def options_of(command: click.Command, names: Collection[str]) -> Callable[[Callable], Callable]:
+    """Return a decorator that adds options of another command, by the names of their parameters."""
+    found = {parameter.name: parameter for parameter in command.params}
+
+    def add(function: Callable) -> Callable:
+        for name in reversed(list(names)):  # decorators apply from below
+            function.__click_params__ = [*getattr(function, "__click_params__", []), found[name]]  # type: ignore[attr-defined]
+        return function
+
+    return add
 
 
 def with_options(*options: Callable) -> Callable[[Callable], Callable]:

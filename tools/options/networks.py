@@ -1,6 +1,6 @@
 """Networks that `edm2 generate` samples from: the main one, the guide, and the guidance weight."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,7 @@ CODEC_HELP = "MODULE:CALLABLE that makes the codec of your own that the network 
 
 
 def complete_by_preset(given: dict[str, Any], preset: GenerationPreset) -> None:
-    """Take networks and guidance that are not given from a preset, whose networks are files in `given["networks"]`.
-
-    Raises:
-        FileNotFoundError: a file that is needed is missing.
-    """
+    """Take networks and guidance that are not given from a preset, whose networks are files in `given["networks"]`."""
     folder = given["networks"]
     if given["network"] is None:
         given["network"] = str(preset.network.find(folder))
@@ -56,16 +52,14 @@ def check_guidance(guide: str | None, unlabelled_guide: bool, weights: Sequence[
 def load_networks(
     options: "SamplingOptions", device: "torch.device", dtype: "torch.dtype", warn: bool = True
 ) -> "tuple[SampledNetwork, Denoiser | None]":
-    """Load a network and its guide, folded; with `warn`, print a warning about a guide of other data.
-
-    Raises:
-        OSError, ValueError: a file is no network, or one that cannot guide the other.
-    """
+    """Load a network and its guide, folded; with `warn`, print a warning about a guide of other data."""
     from edm2.io.model import load_to_sample, read_metadata
     from edm2.sampling.generation import check_guide
     from edm2.sampling.guidance import without_conditions, without_labels
 
     metadata = read_metadata(options.network)
+    if "guided" in metadata and (options.guide or options.unlabelled_guide or options.unguided):
+        raise click.UsageError(f"{options.network}: is guided already; leave out the guide, or name the network in it")
     check_external(options.network, metadata, options.net_from)
     make_net = network_maker(options.net_from)
     net = load_to_sample(options.network, device, dtype, make_net)
@@ -88,11 +82,7 @@ def load_networks(
 
 
 def network_maker(net_from: str | None) -> "Callable[[], nn.Module] | None":
-    """Import what --net-from names, to be called for every network that is loaded; None if it is not given.
-
-    Raises:
-        ValueError: it cannot be imported, or is no function.
-    """
+    """Import what --net-from names, to be called for every network that is loaded; None if it is not given."""
     if net_from is None:
         return None
     from torch import nn
@@ -110,6 +100,14 @@ def network_maker(net_from: str | None) -> "Callable[[], nn.Module] | None":
     return make_net
 
 
+def source_digests(net_from: str | None, codec_from: str | None, layers: "Iterable[type]") -> dict[str, str]:
+    """Digests of the programs of --net-from, whose network has these classes of layers, and of --codec."""
+    from edm2.training.imports import source_digest
+
+    programs = {"net_from": (net_from, layers), "codec_from": (codec_from, ())}
+    return {name: source_digest(target, classes) for name, (target, classes) in programs.items() if target is not None}
+
+
 def check_external(name: str | Path, metadata: dict[str, Any], net_from: str | None) -> None:
     """Raise click.UsageError if --net-from is given for a network that needs none."""
     from edm2.io.model import is_external
@@ -120,21 +118,28 @@ def check_external(name: str | Path, metadata: dict[str, Any], net_from: str | N
 
 def check_own_precision(precision: str | None, net_from: str | None) -> None:
     """Raise click.UsageError if a network of the user's own is to compute in half precision."""
-    if net_from is not None and precision not in (None, "fp32"):
+    if net_from is not None and precision not in (None, "fp32", "auto"):
         raise click.UsageError(f"--precision {precision} is for networks that edm2 builds; --net-from needs none")
 
 
-def chosen_precision(precision: str | None, device: "torch.device", net_from: str | None) -> str:
-    """Precision of activations: as asked for, else half where that is fast; a network of the user's own has its own."""
-    return precision or ("fp16" if device.type == "cuda" and net_from is None else "fp32")
+def chosen_precision(precision: str | None, device: str, net_from: str | None = None) -> str:
+    """Precision of activations: as asked for, else fp16 on CUDA and fp32 elsewhere, or with "auto" bf16 if it is fast.
+
+    A network of the user's own chooses for itself.
+    """
+    from edm2.tools.run import has_bf16
+
+    if precision not in (None, "auto"):
+        return precision
+    if net_from is not None:
+        return "fp32"
+    if device.startswith("cuda"):
+        return "fp16"
+    return "bf16" if precision == "auto" and has_bf16(device) else "fp32"
 
 
 def check_label_dropout(name: str, metadata: dict[str, Any], warn: bool = True) -> None:
-    """Refuse a network as its own guide if it was never trained without labels.
-
-    Raises:
-        ValueError: it was not, or has no classes at all.
-    """
+    """Refuse a network as its own guide if it was never trained without labels."""
     from edm2.io.model import drawn_images
 
     if drawn_images(metadata).label_dim == 0:

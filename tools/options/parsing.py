@@ -7,6 +7,7 @@ import math
 import re
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,22 @@ def parse_seeds(text: str) -> list[int]:
             raise ValueError(f"seed range {part!r} has more than {MOST_SEEDS:,} seeds; draw them in several calls")
         seeds += range(first, last + 1)
     return seeds
+
+
+def parse_levels(text: str) -> tuple[float, ...]:
+    """Parse the noise levels of a flow map, which fall to 0: "80,0.3,0"."""
+    levels = tuple(parse_number(part) for part in text.split(","))
+    if len(levels) < 2 or levels[-1] != 0 or any(not a > b for a, b in pairwise(levels)):
+        raise ValueError(f"{text!r} are no levels of a flow map: they fall and end with 0, such as 80,0.3,0")
+    return levels
+
+
+def parse_steps(text: str) -> list[int]:
+    """Parse numbers of steps: "32" or "1,2,4"."""
+    steps = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in steps):
+        raise ValueError(f"{text!r} are no numbers of steps; write 32, or 1,2,4")
+    return list(dict.fromkeys(map(int, steps)))
 
 
 def parse_number(text: str) -> float:
@@ -269,6 +286,8 @@ SHAPE = _Parsed("shape", parse_shape)
 DEVICE = _Parsed("device", parse_device)
 SEED = click.IntRange(0, (1 << 32) - 1)
 SEEDS = _Parsed("seeds", parse_seeds)
+LEVELS = _Parsed("levels", parse_levels)
+STEPS = _Parsed("steps", parse_steps)
 INTERVAL = _Parsed("low,high", parse_interval)
 TIME = _Parsed("time", parse_time)
 SHARD = _Parsed("k/n", parse_shard)
@@ -278,6 +297,8 @@ PARAMETER_COUNT = _Parsed("count", parse_parameter_count)
 GROUP = _Parsed("pattern=length", parse_group)
 EFFICIENCY = _Parsed("fraction|file", parse_efficiency)
 PRECISION = click.Choice(["fp32", "bf16", "fp16"])
+SAMPLING_PRECISION = click.Choice([*PRECISION.choices, "auto"])
+SAMPLING_PRECISION_HELP = "Precision of activations; auto: half where that is fast; default: fp16 on CUDA, else fp32."
 FILE = click.Path(path_type=Path, dir_okay=False)
 PNG_FILE = _PNGFile(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)

@@ -12,24 +12,21 @@ def is_run(name: str | Path) -> bool:
     return (Path(name) / "config.json").is_file() and (Path(name) / "snapshots").is_dir()
 
 
-def network_of_run(run: Path, sigma_rel: float | None, processes: Processes) -> str:
+def network_of_run(run: Path, sigma_rel: float | None, processes: Processes, steps: int | None = None) -> str:
     """Path of a file with the average of a run at its last time; it is made if it is not there, and named on screen.
 
     Args:
-        run: Run folder.
         sigma_rel: EMA length; None for the best in the run's sweep.csv, else the longest that was tracked.
         processes: Processes that use it; the first makes it.
-
-    Raises:
-        OSError, ValueError: no snapshots, or they cannot be combined.
+        steps: Sampling steps: a sweep over several numbers of them found a length for each.
     """
     path = ""
     if processes.is_first:
-        path = str(_made(run, sigma_rel))
+        path = str(_made(run, sigma_rel, steps))
     return processes.broadcast(path)
 
 
-def _made(run: Path, sigma_rel: float | None) -> Path:
+def _made(run: Path, sigma_rel: float | None, steps: int | None) -> Path:
     from edm2.io.model import reconstructed_metadata
     from edm2.io.snapshots import open_run, refuse_different_runs
     from edm2.post_hoc_ema import reconstruct_files, select_snapshots
@@ -40,7 +37,8 @@ def _made(run: Path, sigma_rel: float | None) -> Path:
     at = used[0].images_seen
     why = "as asked for"
     if sigma_rel is None:
-        sigma_rel, why = _best(run, at) or (max(s.sigma_rel or 0 for s in used if s.images_seen == at), "not swept yet")
+        longest = max(s.sigma_rel or 0 for s in used if s.images_seen == at)
+        sigma_rel, why = _best(run, at, steps) or (longest, "not swept yet")
     click.echo(f"{run}: EMA length {sigma_rel:g} ({why}) at {at:,} images")
     stored = [s for s in used if (s.images_seen, s.sigma_rel) == (at, sigma_rel) and s.path.is_file()]
     if stored:
@@ -51,14 +49,15 @@ def _made(run: Path, sigma_rel: float | None) -> Path:
     return path
 
 
-def _best(run: Path, at: int) -> tuple[float, str] | None:
+def _best(run: Path, at: int, steps: int | None) -> tuple[float, str] | None:
     """EMA length that scored best without guidance at the last time, else at any; None without a sweep."""
     from edm2.tools.reports.tables import read_sweep
 
-    table = run / "sweep.csv"
+    table = run / f"sweep-{steps}.csv"
+    table = table if table.is_file() else run / "sweep.csv"
     if not table.is_file():
         return None
-    unguided = [result for result in read_sweep(table).results if result.point.guidance == 1]
+    unguided = [result for result in read_sweep(table).averages if result.point.guidance == 1]
     now = [result for result in unguided if result.point.images_seen == at] or unguided
     if not now:
         return None

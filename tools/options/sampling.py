@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.sampling.presets import GENERATION_PRESETS, describe_presets
-from edm2.sampling.samplers import HEUN, SAMPLERS, Sampler
-from edm2.tools.options.conditions import named_paths, read_conditions
+from edm2.sampling.samplers import HEUN, MAP, SAMPLERS, Sampler
+from edm2.sampling.samplers.registry import FEW, default_sampler, default_steps
+from edm2.tools.options.conditions import (
+    CONDITION_HELP,
+    conditions_to_score,
+    named_paths,
+    read_conditions,
+    stated_levels,
+)
 from edm2.tools.options.groups import option_group, with_options
 from edm2.tools.options.networks import (
     CODEC_HELP,
@@ -20,8 +27,19 @@ from edm2.tools.options.networks import (
     chosen_precision,
     complete_by_preset,
     load_networks,
+    source_digests,
 )
-from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, NUMBER, PRECISION, SEEDS
+from edm2.tools.options.parsing import (
+    DEVICE,
+    FOLDER,
+    INTERVAL,
+    LEVELS,
+    NUMBER,
+    PRECISION,
+    SAMPLING_PRECISION,
+    SAMPLING_PRECISION_HELP,
+    SEEDS,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -39,12 +57,16 @@ class SamplerName(click.ParamType):
     name = "sampler"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"[{'|'.join(SAMPLERS)}]"
+        return f"[{'|'.join(_named())}]"
 
     def convert(self, value: "str | Sampler", param: click.Parameter | None, ctx: click.Context | None) -> Sampler:
         if isinstance(value, Sampler):
             return value
-        return SAMPLERS[click.Choice(list(SAMPLERS)).convert(value, param, ctx)]
+        return _named()[click.Choice(list(_named())).convert(value, param, ctx)]
+
+
+def _named() -> dict[str, Sampler]:
+    return {MAP.name: MAP, **SAMPLERS}
 
 
 def sampler_option(group: Callable) -> Callable:
@@ -53,9 +75,7 @@ def sampler_option(group: Callable) -> Callable:
         "--solver",
         "sampler",
         type=SamplerName(),
-        default=HEUN.name,
-        show_default=True,
-        help="Heun's method evaluates the network twice per step, the others once.",
+        help="Heun's method evaluates the network twice per step, the others once; default: heun, of a map map.",
     )
 
 
@@ -82,8 +102,7 @@ SAMPLE_OPTIONS = (
         "conditions",
         multiple=True,
         metavar="NAME=VALUE",
-        help="What else NETWORK is told: numbers, a text, a picture or NPY file for all images; or a folder of them, "
-        "or an NPY file of rows, for the seeds in order. Repeatable.",
+        help=CONDITION_HELP,
     ),
     _what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP),
     _what("--codec", "codec_from", metavar="MODULE:CALLABLE", help=CODEC_HELP),
@@ -110,7 +129,10 @@ SAMPLING_OPTIONS = (
     ),
     _guidance("--guidance", type=NUMBER, help="Guidance weight; default: 1, no guidance."),
     _guidance("--interval", type=INTERVAL, help="Noise levels (LOW,HIGH) at which guidance acts; default: all."),
-    _sampling("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps."),
+    _sampling(
+        "--steps", "num_steps", type=click.IntRange(1), help="Sampling steps; default: 32, of a map 2, its evaluations."
+    ),
+    _sampling("--levels", type=LEVELS, help="Noise levels that a map jumps between; default: its own for --steps."),
     sampler_option(_sampling),
     _sampling("--churn", "S_churn", type=NUMBER, default=0.0, show_default=True, help="Fresh noise per step; 0: none."),
     _sampling("--vae", help="VAE to decode latents with, folder or hub id; default: the one that NETWORK names."),
@@ -118,7 +140,7 @@ SAMPLING_OPTIONS = (
     _machine(
         "--decode-batch", type=click.IntRange(1), default=8, show_default=True, help="Images per batch of the VAE."
     ),
-    _machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32."),
+    _machine("--precision", type=SAMPLING_PRECISION, help=SAMPLING_PRECISION_HELP),
     _machine("--compile", is_flag=True, help="Compile the networks: faster, after a minute or more per batch size."),
     _machine("--vae-precision", type=PRECISION, default="fp32", show_default=True, help="Precision of the VAE."),
     _machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here."),
@@ -154,8 +176,9 @@ class SamplingOptions:
     unguided: tuple[str, ...]
     guidance: float
     interval: tuple[float, float] | None
-    num_steps: int
-    sampler: Sampler
+    num_steps: int | None
+    levels: tuple[float, ...] | None
+    sampler: Sampler | None
     S_churn: float
     vae: str | None
     ema: float | None
@@ -176,10 +199,12 @@ class SamplingOptions:
             FileNotFoundError: a preset's file is missing.
         """
         given = {"network": network, **given}
-        sampler: Sampler = given["sampler"]
+        sampler: Sampler | None = given["sampler"]
+        if given["levels"] is not None and (sampler not in (None, MAP) or given["num_steps"] is not None):
+            raise click.UsageError("--levels are those of --solver map, and their number is that of its steps")
         if given["class_name"] is not None and given["balanced"]:
             raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
-        if given["S_churn"] and not sampler.churns:
+        if given["S_churn"] and sampler is not None and not sampler.churns:
             raise click.UsageError(f"--churn needs --solver {HEUN.name}: {sampler.name} adds no fresh noise")
         check_own_precision(given["precision"], given["net_from"])
         if given["preset"] is not None:
@@ -197,35 +222,57 @@ class SamplingOptions:
 class SampleGenerator:
     """Networks on this process's device, and the settings to draw samples with them.
 
+    Args:
+        options: Networks and settings.
+        processes: Processes that draw.
+        held_out: Take conditions that are not given from images that a run holds out, where the network is a run.
+
     Raises:
         OSError, ValueError: a file is no network, or options do not suit it.
     """
 
-    def __init__(self, options: SamplingOptions, processes: "Processes") -> None:
+    def __init__(self, options: SamplingOptions, processes: "Processes", held_out: bool = False) -> None:
         from edm2.io.model import read_metadata
+        from edm2.sampling.conditions import SampleConditions
         from edm2.sampling.generation import class_index
         from edm2.tools.options.run_network import is_run, network_of_run
         from edm2.tools.run import use_device
 
-        if is_run(options.network):
-            options = replace(options, network=network_of_run(Path(options.network), options.ema, processes))
+        run = Path(options.network)
+        held_out = held_out and is_run(run)
+        if is_run(run):
+            steps = None if options.levels is None else len(options.levels) - 1
+            if options.sampler in (None, MAP):
+                steps = steps or options.num_steps or default_steps(MAP)
+            options = replace(options, network=network_of_run(run, options.ema, processes, steps))
         elif options.ema is not None:
             raise click.UsageError(f"--ema chooses an average of a run, and {options.network} is a network already")
         self.options = options
-        self.contents = processes.broadcast(self._contents() if processes.is_first else None)
+        self.contents = processes.broadcast(self._contents() if processes.is_first else {})
         self.device: torch.device = use_device(processes, options.device)
-        self.precision = chosen_precision(options.precision, self.device, options.net_from)
+        self.precision = chosen_precision(options.precision, self.device.type, options.net_from)
         self.net: SampledNetwork
         self.guide: Denoiser | None
         self.net, self.guide = load_networks(options, self.device, self._dtype(self.precision), processes.is_first)
+        self.contents |= source_digests(options.net_from, options.codec_from, map(type, self.net.modules()))
         if options.compile:
             _compile(self.net, self.guide)
         self.metadata: dict[str, Any] = read_metadata(options.network)
+        self.sampler, self.num_steps = self._chosen_sampler()
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
         self.class_names = (self.metadata.get("data") or {}).get("class_names", ())
         known = getattr(self.net.config, "conditions", ())
-        self._conditions = read_conditions(options.conditions, options.seeds, known)
+        self._conditions: SampleConditions | None = None
+        if held_out:
+            self._conditions = conditions_to_score(run, options.conditions, len(options.seeds), known)
+            if self._conditions is not None:
+                self.contents["conditions"] = self._conditions.digest()
+        elif (rows := read_conditions(options.conditions, options.seeds, known)) is not None:
+            self._conditions = SampleConditions(rows)
+        if processes.is_first:
+            for line in stated_levels(known, self._conditions):
+                click.echo(line)
         self._rows = {seed: row for row, seed in enumerate(options.seeds)}
         name = options.class_name
         self.class_index = None if name is None else class_index(name, self.class_names)
@@ -242,6 +289,8 @@ class SampleGenerator:
         from edm2.sampling.generation import drawn_by_default
 
         if not self.options.balanced:
+            if self.class_index is None and self._conditions is not None:
+                return self._conditions.classes_of([self._rows[seed] for seed in seeds])
             return self.class_index
         classes = drawn_by_default(self.net)
         return [classes[seed % len(classes)] for seed in seeds]
@@ -251,11 +300,11 @@ class SampleGenerator:
         from edm2.sampling.generation import generate, require_finite
         from edm2.sampling.guidance import EVERYWHERE
 
-        conditions = self._conditions
-        if conditions is not None:
-            rows = [self._rows[seed] for seed in seeds]
-            conditions = {name: values[rows] for name, values in conditions.items()}
-        churn: dict[str, Any] = {"S_churn": self.options.S_churn} if self.options.S_churn else {}
+        conditions = None
+        if self._conditions is not None:
+            conditions = self._conditions.of([self._rows[seed] for seed in seeds])
+        given: dict[str, Any] = {"S_churn": self.options.S_churn, "levels": self.options.levels}
+        given = {name: value for name, value in given.items() if value}
         batches = generate(
             self.net,
             seeds,
@@ -264,13 +313,53 @@ class SampleGenerator:
             self.options.guidance,
             self.options.interval or EVERYWHERE,
             self.options.batch_size,
-            self.options.sampler.sample,
+            self.sampler.sample,
             conditions=conditions,
-            num_steps=self.options.num_steps,
-            **churn,
+            num_steps=self.num_steps,
+            **given,
         )
         guided_by = f", guided by {self.options.guide}" if self.options.guide else ""
         return require_finite(batches, f"{self.options.network}{guided_by}")
+
+    def _chosen_sampler(self) -> tuple[Sampler, int]:
+        """Sampler and steps: as asked for, else those that suit the network.
+
+        Raises:
+            ValueError: they do not suit it.
+        """
+        from edm2.networks.precond import MAP_LEVELS
+        from edm2.sampling.samplers.flow_map import check_levels, levels_for
+
+        options, abilities = self.options, getattr(self.net, "abilities", ("denoise",))
+        sampler = options.sampler or (HEUN if options.S_churn or self.guide else default_sampler(abilities))
+        if sampler == MAP:
+            if self.guide is not None:
+                raise ValueError("--solver map takes no guide: distil the guided network, or draw with --solver heun")
+            steps = options.num_steps or default_steps(sampler)
+            known = getattr(self.net, "map_levels", MAP_LEVELS)
+            levels = options.levels or levels_for(known, steps)
+            check_levels(abilities, levels, options.network)
+            return sampler, len(levels) - 1
+        if options.levels is not None:
+            raise ValueError(f"{options.network}: --levels are for flow maps, and this is none")
+        if "denoise" not in abilities:
+            raise ValueError(f"{options.network}: is no denoiser: draw with --solver map")
+        return sampler, options.num_steps or default_steps(sampler)
+
+    @property
+    def cost(self) -> str:
+        """Number of evaluations as text."""
+        return self.sampler.cost(self.num_steps)
+
+    @property
+    def advice(self) -> str | None:
+        """Warning of too few evaluations for a solver; None if they are enough."""
+        if self.sampler == MAP or self.sampler.evaluations(self.num_steps) >= FEW:
+            return None
+        return (
+            f"Warning: {self.cost.split(' each')[0]} are few for a denoiser: take --solver deis --steps 16, or distil "
+            "a map that needs 1 to 4 (edm2 distill)"
+        )
 
     def _contents(self) -> dict[str, str]:
         """Digests of the files that decide the images, whatever their paths are."""
@@ -297,18 +386,19 @@ class SampleGenerator:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the images depend on besides their seeds, as JSON."""
+        """JSON of what the images depend on besides their seeds."""
         options = self.options
         return {
             "network": options.network, "images_seen": self.metadata.get("images_seen"),
             "sigma_rel": self.metadata.get("sigma_rel"), "class": "balanced" if options.balanced else self.class_index,
-            "steps": options.num_steps, "solver": options.sampler.name, "churn": options.S_churn,
+            "steps": self.num_steps, "solver": self.sampler.name, "churn": options.S_churn,
             "guide": options.guide, "unlabelled_guide": options.unlabelled_guide, "guidance": options.guidance,
             "interval": options.interval and list(options.interval), "precision": self.precision, "vae": options.vae,
             "vae_precision": options.vae_precision, "contents": self.contents,
             **{name: value for name in ("net_from", "codec_from") if (value := getattr(options, name)) is not None},
             **({"conditions": options.conditions} if options.conditions else {}),
             **({"unguided": options.unguided} if options.unguided else {}),
+            **({"levels": options.levels} if options.levels else {}),
         }  # fmt: skip
 
     @staticmethod
@@ -323,11 +413,13 @@ def _compile(*denoisers: "Denoiser | None") -> None:
     import torch
 
     from edm2.sampling import cuda_graphs
+    from edm2.sampling.guided_network import GuidedNetwork
 
     for denoiser in denoisers:
-        if not isinstance(denoiser, torch.nn.Module):
-            continue
-        if cuda_graphs.CAPTURE and any(buffer.is_cuda for buffer in denoiser.buffers()):
-            cuda_graphs.capture_(denoiser, compiled=True)
-        else:
-            denoiser.compile(dynamic=False)
+        for part in denoiser.children() if isinstance(denoiser, GuidedNetwork) else [denoiser]:
+            if not isinstance(part, torch.nn.Module):
+                continue
+            if cuda_graphs.CAPTURE and any(buffer.is_cuda for buffer in part.buffers()):
+                cuda_graphs.capture_(part, compiled=True)
+            else:
+                part.compile(dynamic=False)

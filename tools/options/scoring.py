@@ -1,6 +1,5 @@
 """Options of the commands that score images, and the metrics, detectors and tables that they ask for."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,11 +40,7 @@ SCORES = (
 def load_detectors(
     names: Iterable[str], weights: "Mapping[str, Path | None]", device: "torch.device"
 ) -> "dict[str, Detector]":
-    """Load detectors by name, with the values of the options `WEIGHTS`.
-
-    Raises:
-        ValueError, OSError: one cannot be loaded.
-    """
+    """Load detectors by name, with the values of the options `WEIGHTS`."""
     from edm2.metrics import load_detector
 
     options = {name: detector.weights_option for name, detector in (DETECTORS | CLASSIFIERS).items()}
@@ -70,12 +65,7 @@ class ScoringOptions:
         return cls(weights=weights, **{name: given.pop(name) for name in ("reference", "names", "detector", "out")})
 
     def metrics(self) -> "list[Metric]":
-        """Make the metrics that are asked for, before anything is drawn.
-
-        Raises:
-            click.UsageError: nothing to compare with.
-            OSError, ValueError: the reference cannot be read, or lacks what a metric needs.
-        """
+        """Make the metrics that are asked for, before anything is drawn."""
         from edm2.metrics.scores import NoReferenceError, metrics_from
 
         names = [] if self.names is None else [name.strip() for name in self.names.split(",") if name.strip()]
@@ -129,8 +119,6 @@ def _print(values: "Sequence[MetricValue]", count: int) -> None:
 
 
 def _write(path: Path, settings: dict[str, Any], values: "Sequence[MetricValue]") -> None:
-    from edm2.post_hoc_ema import atomic_output
+    from edm2.training.run.files import write_json
 
-    content = settings | {"metrics": [asdict(value) for value in values]}
-    with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(path, settings | {"metrics": [asdict(value) for value in values]})

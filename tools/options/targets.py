@@ -25,9 +25,7 @@ class Targets:
     out: Path | None
     """Folder with one file per seed."""
     npz: Path | None
-    """One NPZ file."""
     grid: Path | None
-    """One PNG file."""
     subdirs: bool = False
     """One sub-folder of `out` per thousand seeds."""
     latents: bool = False

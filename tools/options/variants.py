@@ -33,11 +33,7 @@ class StudyVariant:
 
 
 def variants(configs: str | None, weightings: str | None, varied: Sequence[str]) -> list[StudyVariant]:
-    """Collect all variants that the texts of --configs, --weightings and --vary ask for, each once.
-
-    Raises:
-        click.UsageError: none at all, an option that is the same in all runs, or two variants with one folder.
-    """
+    """Collect all variants that the texts of --configs, --weightings and --vary ask for, each once."""
     found = [StudyVariant(name, ("--config", name)) for name in (config_names(configs) if configs else ())]
     found += [StudyVariant(name, ("--weighting", name)) for name in _parts(weightings or "")]
     found += [variant for text in varied for variant in _varied(text)]
@@ -53,11 +49,7 @@ def variants(configs: str | None, weightings: str | None, varied: Sequence[str])
 
 
 def config_names(text: str) -> list[str]:
-    """Architectures of the ladder: "A,G", or "A,B,...,G", where dots stand for all in between.
-
-    Raises:
-        click.UsageError: dots without a letter on both sides.
-    """
+    """Architectures of the ladder: "A,G", or "A,B,...,G", where dots stand for all in between."""
 
     def filled_up(match: re.Match) -> str:
         return "".join(f"{chr(code)}," for code in range(ord(match[1]), ord(match[2])))
@@ -109,11 +101,7 @@ def _context(words: Sequence[str], resilient_parsing: bool = False) -> click.Con
 
 
 def planned(dataset: "Dataset", data: str, out: str, seed: int, options: Sequence[str]) -> "TrainingConfig":
-    """Describe the run of `edm2 train --data DATA --out OUT --seed SEED OPTIONS`.
-
-    Raises:
-        click.UsageError: as that command does.
-    """
+    """Describe the run of `edm2 train --data DATA --out OUT --seed SEED OPTIONS`."""
     from edm2.networks import NetworkConfig
     from edm2.training import TrainingConfig
 

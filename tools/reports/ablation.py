@@ -36,9 +36,7 @@ class StudyReport:
     """Tables and figures of the finished runs of a study."""
 
     trials: Sequence[Trial]
-    """All trials of the study."""
     results: Sequence[Outcome | Failure]
-    """Results of the finished ones."""
     scoring: Scoring
     command: str
     """Command of a run, without variant and seed."""

@@ -10,10 +10,13 @@ import click
 from edm2.datasets.conditions import describe_conditions
 from edm2.datasets.measuring import Statistics
 from edm2.datasets.survey import survey
+from edm2.io.guided import is_guided, read_guided
 from edm2.io.model import resolve
 from edm2.io.snapshots import AnySnapshot, open_run, open_snapshot
 from edm2.post_hoc_ema import sigma_rel_to_half_life
 from edm2.post_hoc_ema.files import plain_line
+from edm2.sampling.external import ways_to_sample
+from edm2.sampling.guidance import EVERYWHERE
 from edm2.training import Dataset, DatasetError, open_dataset, read_run_config
 from edm2.training.data.files import DESCRIPTION
 from edm2.training.data.index import open_archive
@@ -33,11 +36,7 @@ def print_lines(lines: Lines, width: int = 15) -> None:
 
 @contextmanager
 def senseless_metadata_named(path: str | Path) -> Iterator[None]:
-    """Turn errors that senseless metadata cause into one line that names their file or folder.
-
-    Raises:
-        ValueError: that line; or the error itself, if it names the file already.
-    """
+    """Turn errors that senseless metadata cause into one line that names their file or folder."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -51,6 +50,8 @@ def senseless_metadata_named(path: str | Path) -> Iterator[None]:
 def describe_snapshot(name: str) -> Lines:
     """Describe a snapshot, a published network pickle or an included network."""
     path = resolve(name)
+    if is_guided(path):
+        return _describe_guided(path)
     snapshot = open_snapshot(path)
     metadata = snapshot.metadata
     lines: Lines = [
@@ -71,7 +72,21 @@ def describe_snapshot(name: str) -> Lines:
                 f"ln sigma ~ N({training['P_mean']:g}, {training['P_std']:g}²), seed {training['seed']}",
             )
         )
+    abilities, levels = ways_to_sample(metadata)
+    if set(abilities) != {"denoise"}:
+        jumps = "; ".join(",".join(f"{level:g}" for level in some) for some in levels.values())
+        lines.append(("draws as", f"{' and '.join(abilities)}, between noise levels {jumps}"))
     return lines + _origin(metadata)
+
+
+def _describe_guided(path: Path) -> Lines:
+    """Describe a guided.json: its weight and interval, then its network."""
+    found = read_guided(path)
+    by = found.guide.name if found.guide else "itself without classes"
+    by = by if found.dropout is None else f"itself with dropout {found.dropout:g}"
+    low, high = found.interval
+    where = "" if found.interval == EVERYWHERE else f", at noise levels from {low:.3g} to {high:.3g}"
+    return [("guided by", by), ("guidance", f"weight {found.weight:g}{where}"), *describe_snapshot(str(found.network))]
 
 
 def _ema_length(snapshot: AnySnapshot) -> str:
@@ -140,11 +155,7 @@ def describe_dataset(source: str) -> Lines:
 
 
 def describe_classes(source: str, report: Callable[[int, int], None] = lambda done, total: None) -> Lines:
-    """Describe a dataset with the number of images of every class, what its files are, and whether all are alike.
-
-    Raises:
-        DatasetError: it cannot be used, or its first image cannot be read.
-    """
+    """Describe a dataset with the number of images of every class, what its files are, and whether all are alike."""
     found = survey(source, report) if _is_archive(source) else None
     if found is not None and found.first_is_unreadable:
         raise DatasetError(f"{source}: {'; '.join(found.notes(source))}")

@@ -7,6 +7,7 @@ import click
 from tqdm import tqdm
 
 from edm2.post_hoc_ema import atomic_output
+from edm2.sweep.averages import RAW
 from edm2.sweep.evaluator import Score
 from edm2.sweep.sweep import Point, ScoredPoint, Sweep
 
@@ -21,7 +22,6 @@ def write_sweep(path: Path, sweep: Sweep) -> None:
 
     `distances` are those of all sets of seeds, of which `frechet_distance` is the lowest, each of as many `samples`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -29,15 +29,10 @@ def write_sweep(path: Path, sweep: Sweep) -> None:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read the averages in a sweep.csv, and by what they were scored, which earlier versions did not say.
-
-    Raises:
-        ValueError: it is no such table.
-        OSError: there is none, or it cannot be read.
-    """
+    """Read the points of a sweep.csv, and by what they were scored, which earlier versions did not say."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["sigma_rel"] != "raw"]
+            rows = list(csv.DictReader(file))
         results = [_result(row) for row in rows]
         if not rows or not rows[0].get("samples"):
             return Sweep(results)
@@ -109,7 +104,7 @@ def _row(result: ScoredPoint) -> list[object]:
 def _result(row: dict[str, str]) -> ScoredPoint:
     point = Point(
         int(row["images_seen"]),
-        float(row["sigma_rel"]),
+        RAW if row["sigma_rel"] == "raw" else float(row["sigma_rel"]),
         float(row["guidance"]),
         float(row["guide_sigma_rel"]) if row["guide_sigma_rel"] else None,
     )

@@ -93,7 +93,6 @@ class Catalog:
     """List of the N images of a dataset in their order, and all that is known of them without opening one."""
 
     names: Sequence[str]
-    """Names of the images' files."""
 
     labels: np.ndarray
     """int64 [N] class indices, -1 throughout if unlabelled."""
@@ -127,12 +126,7 @@ def read_catalog(files: Files, suffixes: Sequence[str] = SUFFIXES, labelled: boo
     """List the images among `files`, with their labels.
 
     Args:
-        files: Folder or ZIP.
-        suffixes: Suffixes of the files to read.
         labelled: False to look neither for labels nor for classes.
-
-    Raises:
-        DatasetError: No images, `dataset.json` is malformed or lists others, or only some lie in class folders.
     """
     all_names = files.names()
     of_conditions = [found[0] for name in all_names if (found := condition_of(name)) is not None]
@@ -218,9 +212,6 @@ def read_description(files: Files) -> dict[str, Any]:
     """Read `dataset.json`: an object whose entry "labels" is a list or None, and whose other entries are unchecked.
 
     Where only statistics were stored, there is no entry "labels".
-
-    Raises:
-        DatasetError: It is anything else.
     """
     where = f"{files.path}/{DESCRIPTION}"
     try:
@@ -250,9 +241,6 @@ def labels_from_folders(files: Files, images: Sequence[str]) -> tuple[np.ndarray
 
     Returns:
         int64 [N] class indices, -1 throughout without sub-folders; and the names of the classes.
-
-    Raises:
-        DatasetError: Some images lie in sub-folders and others directly in the root.
     """
     folders = [normalized(name).split("/")[0] if "/" in name else None for name in images]
     class_names = sorted({folder for folder in folders if folder is not None})

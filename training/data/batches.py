@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from edm2.networks import ImageCondition, TokenCondition
-from edm2.networks.conditions import constant, noise_level
+from edm2.networks.conditions import constant, noise_level, noise_levels
 from edm2.training.config import TrainingConfig
-from edm2.training.data.codecs import Codec, PixelCodec, ValueCodec
+from edm2.training.data.codecs import Codec, PixelCodec, ValueCodec, codec_from_json
 from edm2.training.data.conditions import Conditioned, padded
 from edm2.training.data.dataset import (
     Dataset,
@@ -66,7 +66,6 @@ class BatchStream:
     """Batches of a run.
 
     Args:
-        config: Configuration of the run.
         dataset: Images; `config.holdout` of them are set aside.
         random: Random numbers by position, on the device where the images shall be.
         processes: Processes that divide the positions of every step; this one gets its own.
@@ -77,9 +76,6 @@ class BatchStream:
         holdout_set: Images set aside, or None.
         codec: Stored data <-> what the network sees.
         shape: (C, H, W) of what it sees.
-
-    Raises:
-        DatasetError: The images do not fit the network.
     """
 
     def __init__(
@@ -96,8 +92,7 @@ class BatchStream:
         self.device = random.generator.device
         self.transfer = Transfer(self.device)
         self.conditions = () if config.network is None else config.network.conditions
-        levels = [noise_level(c).name for c in self.conditions if isinstance(c, ImageCondition) and c.noise]
-        self._read = [c for c in self.conditions if c.name not in levels]
+        self._read = [c for c in self.conditions if c.name not in noise_levels(self.conditions)]
         if self._read:
             dataset = Conditioned(dataset, [c.name for c in self._read], config.make_conditions)
         self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
@@ -112,6 +107,8 @@ class BatchStream:
     def _choose_codec(self) -> Codec:
         """Codec for latents, values, pixels of standard deviation sigma_data, or pixels in [-1, 1]."""
         sigma_data, own = self.config.sigma_data, self.config.codec
+        if self.config.distillation is not None and self.config.distillation.codec is not None:
+            return codec_from_json(self.config.distillation.codec)
         if own is not None and self.config.xflip:
             raise DatasetError(f"{self.config.data}: what {own} makes of images cannot be mirrored: leave out --xflip")
         if own is not None:

@@ -40,7 +40,32 @@ class Codec(Protocol):
 
 
 @dataclass(frozen=True)
-class PixelCodec:
+class _Standardizing:
+    """A shift and a scale for each channel."""
+
+    mean: tuple[float, ...]
+    """What becomes 0: one per channel, or of pixels one for all."""
+
+    std: tuple[float, ...]
+    """What becomes a unit of the network's input: likewise."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(map(float, self.mean)))
+        object.__setattr__(self, "std", tuple(map(float, self.std)))
+        if not all(map(math.isfinite, self.mean)) or not 0 < len(self.mean) == len(self.std):
+            raise ValueError(f"mean={self.mean} and std={self.std} must hold a finite number per channel")
+        if not all(0 < s < math.inf for s in self.std):
+            raise ValueError(f"std={self.std} must be positive: a channel that never varies has nothing to learn from")
+
+    def network_channels(self, data_channels: int) -> int:
+        """Same number as the data has. Raises ValueError if the codec was made for another one."""
+        if len(self.mean) != data_channels:
+            raise ValueError(f"a codec for {len(self.mean)} channels cannot serve data with {data_channels}")
+        return data_channels
+
+
+@dataclass(frozen=True)
+class PixelCodec(_Standardizing):
     """Pixels as they are, shifted and scaled.
 
         encode: x / std - mean / std        decode: x std + mean, rounded to the nearest of the levels
@@ -49,23 +74,13 @@ class PixelCodec:
     """
 
     mean: tuple[float, ...] = (127.5,)
-    """Level that becomes 0: one per channel, or one for all."""
-
     std: tuple[float, ...] = (127.5,)
-    """Levels per unit of the network's input: one per channel, or one for all."""
 
     levels: int = 256
     """Number of values that a pixel can take, from 0; at most 256."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(map(float, self.mean)))
-        object.__setattr__(self, "std", tuple(map(float, self.std)))
-        if not all(map(math.isfinite, self.mean)) or not 0 < len(self.mean) == len(self.std):
-            raise ValueError(
-                f"mean={self.mean} and std={self.std} must hold a finite number per channel, or one for all"
-            )
-        if not all(0 < s < math.inf for s in self.std):
-            raise ValueError(f"std={self.std} must be positive: a channel that never varies has nothing to learn from")
+        super().__post_init__()
         if not 2 <= self.levels <= 256:
             raise ValueError(f"levels={self.levels} must be between 2 and 256, what 8 bits hold")
 
@@ -96,17 +111,15 @@ class PixelCodec:
         return ((pixels.to(torch.int32) * 510 + top) // (2 * top)).to(torch.uint8)
 
     def network_channels(self, data_channels: int) -> int:
-        """Same number as the data has. Raises ValueError if the codec was made for another one."""
-        if len(self.mean) not in (1, data_channels):
-            raise ValueError(f"a codec for {len(self.mean)} channels cannot serve data with {data_channels}")
-        return data_channels
+        """Same number as the data has; one mean serves any. Raises ValueError if the codec was made for another one."""
+        return data_channels if len(self.mean) == 1 else super().network_channels(data_channels)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "pixels", **asdict(self)}
 
 
 @dataclass(frozen=True)
-class ValueCodec:
+class ValueCodec(_Standardizing):
     """Floats of any range, such as measurements, shifted and scaled.
 
         encode: (x - mean) / std        decode: x std + mean
@@ -115,22 +128,8 @@ class ValueCodec:
     three.
     """
 
-    mean: tuple[float, ...]
-    """Value that becomes 0, one per channel."""
-
-    std: tuple[float, ...]
-    """Values per unit of the network's input, one per channel."""
-
     sigma_data: float = 0.5
     """Standard deviation of the data as the network sees them."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(map(float, self.mean)))
-        object.__setattr__(self, "std", tuple(map(float, self.std)))
-        if not all(map(math.isfinite, self.mean)) or not 0 < len(self.mean) == len(self.std):
-            raise ValueError(f"mean={self.mean} and std={self.std} must hold a finite number per channel")
-        if not all(0 < s < math.inf for s in self.std):
-            raise ValueError(f"std={self.std} must be positive: a channel that never varies has nothing to learn from")
 
     @classmethod
     def standardized(cls, mean: Sequence[float], std: Sequence[float], sigma_data: float = 0.5) -> "ValueCodec":
@@ -152,12 +151,6 @@ class ValueCodec:
         shown = self.encode(pixels) / (4 * self.sigma_data) + 0.5
         shown = shown if shown.shape[-3] == 3 else shown[..., :1, :, :]
         return (shown.clip(0, 1).nan_to_num(nan=0) * 255).round().to(torch.uint8)
-
-    def network_channels(self, data_channels: int) -> int:
-        """Same number as the data has. Raises ValueError if the codec was made for another one."""
-        if len(self.mean) != data_channels:
-            raise ValueError(f"a codec for {len(self.mean)} channels cannot serve data with {data_channels}")
-        return data_channels
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "values", **asdict(self)}

@@ -203,7 +203,7 @@ class Moments:
         self.count += values.shape[1]
 
     def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both of each channel."""
+        """Mean and standard deviation of each channel."""
         mean, square = self.sums / self.count
         return mean + self.shift[:, 0], np.sqrt(np.maximum(square - np.square(mean), 0))
 

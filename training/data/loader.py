@@ -32,7 +32,6 @@ def data_loader(
     """Iterate over the images, labels and conditions of each list of indices, in order.
 
     Args:
-        dataset: Dataset to read from.
         batches: Dataset indices of each batch, such as `PositionBatches`; may be endless.
         workers: Processes that read ahead, each with one thread; 0 reads here, right when a batch is asked for.
         pin_memory: Return page-locked tensors, which copy to a GPU in the background. No effect without one.
@@ -101,9 +100,6 @@ def deaths_of_workers(name: str) -> Iterator[None]:
 
     Torch hears of it by a signal, whose handler raises a RuntimeError at whatever line this process has come to: while
     it trains, in the middle of a step.
-
-    Raises:
-        WorkerError: One has died.
     """
     try:
         yield

@@ -20,12 +20,7 @@ def permutation(length: int, seed: int, *stream: int) -> np.ndarray:
 
 
 class ShuffledOrder:
-    """Order in which every epoch visits each image exactly once, shuffled anew.
-
-    Args:
-        length: Number of images in the dataset.
-        seed: Seed of the order, at least 0.
-    """
+    """Order in which every epoch visits each image exactly once, shuffled anew."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length = length
@@ -54,12 +49,9 @@ class PositionBatches:
     (`TrainingConfig.images_per_rank` checks it).
 
     Args:
-        order: Order of the images.
         start: Position of the first image of the first step.
         batch_size: Positions per step, over all processes.
         micro_batch: Positions per element; default: all that the process owns of a step.
-        rank: Number of this process, from 0.
-        world_size: Number of processes.
     """
 
     def __init__(

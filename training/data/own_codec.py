@@ -21,9 +21,6 @@ class OwnCodec:
     Args:
         target: `module:callable`, its kind in JSON.
         **fields: Arguments of the callable.
-
-    Raises:
-        ValueError: it cannot be imported, or makes no codec.
     """
 
     def __init__(self, target: str, **fields: Any) -> None:
@@ -74,9 +71,6 @@ def own_codec(target: str, **fields: Any) -> Codec:
     """Make the codec that a user names; from here on this process also knows it by its JSON.
 
     A file never names what is imported: `codec_from_json` finds such a codec only after this.
-
-    Raises:
-        ValueError: it cannot be imported, or makes no codec.
     """
     CODECS[target] = partial(OwnCodec, target)
     return codec_from_json({**fields, "kind": target}) if fields else OwnCodec(target)

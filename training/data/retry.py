@@ -38,7 +38,6 @@ def retry(read: Callable[[], Result], what: str) -> Result:
 
     Args:
         read: Called up to seven times, in this thread.
-        what: The file, for the log.
 
     Raises:
         OSError: Transient, at every attempt; the message says how many attempts were made, in how many seconds.

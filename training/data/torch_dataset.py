@@ -23,10 +23,6 @@ class TorchDataset(Dataset):
 
     Args:
         data: The dataset; items may be read in other processes, so it must survive a fork.
-        name: Name to show to people.
-
-    Raises:
-        DatasetError: it is empty, or its items are of another form.
     """
 
     def __init__(self, data: Any, name: str = "dataset") -> None:
@@ -106,11 +102,7 @@ def as_dataset(data: Any, name: str = "dataset") -> Dataset:
 
 
 def imported_dataset(target: str) -> Dataset:
-    """Call what a user names as `module:callable` for a dataset.
-
-    Raises:
-        DatasetError: it cannot be imported, or makes no dataset.
-    """
+    """Call what a user names as `module:callable` for a dataset."""
     try:
         data = import_callable(target, "a dataset")()
     except ValueError as error:

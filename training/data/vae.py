@@ -134,9 +134,6 @@ def latent_codec_of(description: Mapping[str, Any] | None, channels: int, sigma_
             latents, which is not used here), or None: the paper's.
         channels: Channels of the stored moments.
         sigma_data: Standard deviation that the network expects.
-
-    Raises:
-        ValueError: The description does not fit the data, or is malformed.
     """
     try:
         codec = LatentCodec(**{**(description or {}), "sigma_data": sigma_data})
@@ -153,10 +150,6 @@ def load_vae(name: str, device: torch.device) -> Any:
     Args:
         name: Local folder, of a VAE or of a pipeline with one in vae/; or hub id. A VAE that was fetched before is
             taken from the cache without asking the hub.
-        device: Device to put it on.
-
-    Raises:
-        VAEError: It is not there and cannot be fetched, or its weights are missing, damaged or of something else.
     """
     if Path(name).is_file():
         raise VAEError(f"VAE {name}: is a file; give the folder of an AutoencoderKL, with its config.json and weights")

@@ -110,11 +110,7 @@ class Members:
 
 
 def read_members(path: Path) -> Members:
-    """Read the directory of a ZIP; a million entries take some ten seconds.
-
-    Raises:
-        DatasetError: Not a ZIP, damaged, or a name occurs twice.
-    """
+    """Read the directory of a ZIP; a million entries take some ten seconds."""
     try:
         members = retry_from(path, lambda: _list_members(path))
     except DatasetError:
@@ -197,12 +193,7 @@ def stored_name(stored: Sequence[str], name: str) -> str:
 
 
 class ZipFiles:
-    """Members of a ZIP file.
-
-    Args:
-        path: The file.
-        members: Its directory, default: read from the file when it is first needed.
-    """
+    """Members of a ZIP file."""
 
     def __init__(self, path: Path, members: Members | None = None) -> None:
         self.path = path
@@ -211,7 +202,6 @@ class ZipFiles:
 
     @property
     def litter(self) -> Counter[str]:
-        """Number of files and folders of each `kind_of_litter`."""
         return self.members.litter
 
     @property

@@ -73,7 +73,6 @@ class Diagnostics:
             yield
 
     def add(self, step: StepResult) -> None:
-        """Count one step."""
         self.steps += 1
         self.nonfinite_steps = self.nonfinite_steps + step.nonfinite  # on the device: no step waits for it
 

@@ -32,7 +32,6 @@ class LossPerLevel:
 
     @property
     def mean(self) -> float:
-        """Average over the levels."""
         return float(np.mean(self.losses))
 
     def error(self, mean_square: float, sigma_data: float) -> float:
@@ -74,7 +73,6 @@ def loss_at_levels(net: Precond, batch: Batch, sigmas: Sequence[float], batch_si
     Args:
         net: Denoiser, used as it is: call `eval()` first.
         batch: Clean data [N, C, H, W] on the network's device, with labels and conditions.
-        sigmas: Noise levels.
         batch_size: Images per forward pass.
     """
     images = batch.images

@@ -17,7 +17,6 @@ class WeightLayer:
     """A layer with trainable weights: a convolution or a linear layer, of any configuration."""
 
     name: str
-    """Its name in the network."""
     module: nn.Module
     bucket: str | None
     """Side and resolution of its block, such as "Enc 8x8"; None outside of the blocks."""

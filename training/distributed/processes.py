@@ -31,11 +31,7 @@ class OtherProcessError(RuntimeError):
 
 @contextmanager
 def failures_of_others() -> Iterator[None]:
-    """Say in plain words that another process has ended, where the libraries speak of sockets.
-
-    Raises:
-        OtherProcessError: it has.
-    """
+    """Say in plain words that another process has ended, where the libraries speak of sockets."""
     try:
         yield
     except RuntimeError as error:
@@ -56,7 +52,6 @@ class Processes:
     rank: int = 0
     """Number of this process, from 0."""
     count: int = 1
-    """Number of processes."""
     local_rank: int = 0
     """Number of this process on its machine."""
     local_count: int = 1
@@ -92,7 +87,6 @@ class Processes:
 
 
 ONE_PROCESS = Processes()
-"""A job of one process."""
 
 
 class StopSignal:
@@ -102,7 +96,6 @@ class StopSignal:
     later, and neither the device nor the exchange of gradients waits for it.
 
     Args:
-        processes: Processes that stop together.
         timeout: Time to wait for another process: as long as a step may last.
     """
 
@@ -140,9 +133,6 @@ def joined_processes() -> Iterator[Processes]:
     """Join the other processes of this job, if torchrun started it (by the variables it sets), and part at the end.
 
     They only wait for each other, so they talk through gloo, whatever they compute on.
-
-    Raises:
-        ValueError: the environment names other processes, but not where to meet them.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
         yield Processes()

@@ -76,13 +76,7 @@ class SingleProcess(Strategy):
 
 
 class MultiProcess(Strategy):
-    """Several processes, which exchange tensors by the fastest backend for their device.
-
-    Args:
-        processes: The processes.
-        device: Device of this one.
-        timeout: Time that a step waits for another process.
-    """
+    """Several processes, which exchange tensors by the fastest backend for their device."""
 
     def __init__(self, processes: Processes, device: torch.device, timeout: timedelta) -> None:
         super().__init__(processes)

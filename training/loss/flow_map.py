@@ -39,7 +39,9 @@ class FlowMapLoss:
     """Regression of a flow map; a loss like any other of `Trainer`, for networks with a `target_level`.
 
     Part of the images are an anchor, s = t, which keeps the map a denoiser; the others arrive at a second level, or at
-    0. Their error on the network's output F is divided by its root mean square, so that no trajectory dominates.
+    0. The error on the network's output F is divided by its root mean square, so that no trajectory dominates, and so
+    that the anchors hold: their error is the smaller one, and the map would pull the denoiser away. Without a teacher,
+    the error of the anchors remains as it is.
 
     `anchor=0, to_zero=1` trains a consistency model; without a teacher it is mean flow.
 
@@ -111,19 +113,23 @@ class FlowMapLoss:
             clean = images if self.teacher is None else self.teacher(x, t, labels, **given).to(images.dtype)
             delta, q = clean - fixed, s / t
             is_map = (q < 1).flatten()
-            if is_map.any():
-                some = _Some(net, labels, conditions, is_map)
-                x_map, t_map, s_map, q_map = x[is_map], t[is_map], s[is_map], q[is_map]
-                slope = self.derivative(some, x_map, x_map - clean[is_map], t_map, s_map, fixed[is_map])
+            if self.anchor < 1:
+                rows = is_map.clone()
+                rows[0] = True  # an anchor's target is the same with its slope; FSDP needs as many calls in all ranks
+                some = _Some(net, labels, conditions, rows)
+                x_map, t_map, s_map, q_map = x[rows], t[rows], s[rows], q[rows]
+                slope = self.derivative(some, x_map, x_map - clean[rows], t_map, s_map, fixed[rows])
                 # q x* + (1 - q)(D - dD/dτ) - D
-                target = q_map * delta[is_map] - (1 - q_map) * slope
+                target = q_map * delta[rows] - (1 - q_map) * slope
                 r = self._warmth(context)
-                delta[is_map] = r * target + (1 - r) * delta[is_map]
+                delta[rows] = r * target + (1 - r) * delta[rows]
             weight = edm_weight(t, self.sigma_data)  # 1 / c_out²: from an error of D to one of F
             delta = delta * weight.sqrt()
             if self.tangent_norm is not None:
                 size = delta.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-                delta = torch.where(is_map.view(-1, 1, 1, 1), delta / (size + self.tangent_norm), delta)
+                normalized = delta / (size + self.tangent_norm)
+                # The error of data has noise in it, whose size must not weigh the images.
+                delta = normalized if self.teacher is not None else torch.where(q < 1, normalized, delta)
         if context is not None:
             self._report(context, fixed, x, images, t, delta, is_map)
         return ((denoised - fixed) * weight.sqrt() - delta) ** 2

@@ -26,7 +26,6 @@ class FileSizes:
     snapshots: int
     """Snapshots of one time, of all EMA lengths together."""
     checkpoint: int
-    """One checkpoint."""
     ends: int
     """Files at the end: raw weights, and the average of a fixed half-life."""
 
@@ -35,7 +34,6 @@ def file_sizes(config: OutputConfig, net: nn.Module) -> FileSizes:
     """Sizes of the files that a run will write.
 
     Args:
-        config: The run.
         net: Its network; only shapes matter (torch's meta device will do).
     """
     numbers = sum(p.numel() for p in net.parameters())
@@ -51,12 +49,7 @@ def file_sizes(config: OutputConfig, net: nn.Module) -> FileSizes:
 
 @dataclass(frozen=True)
 class DiskForecast:
-    """Disk space that a run will have used.
-
-    Args:
-        config: The run.
-        sizes: Sizes of its files.
-    """
+    """Disk space that a run will have used."""
 
     config: TrainingConfig
     sizes: FileSizes
@@ -74,7 +67,6 @@ class DiskForecast:
 
     @property
     def checkpoints(self) -> int:
-        """Number of checkpoints that are written."""
         return len(due_times(self.config.checkpoint_every, self.config.batch_size, self.config.duration))
 
     @property

@@ -29,10 +29,7 @@ class Failures:
     """Ends a run that cannot go on.
 
     Args:
-        config: The run.
-        folder: Its folder.
         checkpoints: Its checkpoints; one under way is waited for, so that it can be named.
-        processes: Its processes.
     """
 
     def __init__(
@@ -54,8 +51,6 @@ class Failures:
 
         Args:
             bad_steps: Number in a row up to now. It waits for the device, so it is asked once in `most` steps only.
-            most: Number that is too many.
-            images_seen: The clock.
             end: Raises the error: `nonfinite` or `diverged`.
         """
         steps = images_seen // self.config.batch_size
@@ -116,7 +111,7 @@ EXPLODED = 10.0
 """A step counts as exploded beyond this multiple of the error at the start (1 at least)."""
 
 SUSPECT = 2.0
-"""Beyond this multiple, what is saved may be bad already, so nothing good should be removed for it."""
+"""Multiple beyond which what is saved may be bad already, so nothing good should be removed for it."""
 
 STEPS = 256
 """Exploded steps in a row after which the run ends."""
@@ -124,9 +119,6 @@ STEPS = 256
 
 class Divergence:
     """Counts steps whose relative error has exploded, on the device: no step waits for it.
-
-    Args:
-        device: Device of the errors.
 
     Attributes:
         steps: Exploded steps in a row.

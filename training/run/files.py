@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,17 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file that is complete or not there; its folder is created if missing."""
     with atomic_output(path) as temporary:
         Path(temporary).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def listed_differences(found: Sequence[tuple[str, Any, Any]]) -> str:
+    """Phrase that names at most three settings (name, value there, value here), and the number of others."""
+    shown = (f"{name} is {_brief(there)} there and {_brief(here)} here" for name, there, here in found[:3])
+    return ", ".join(shown) + (f", and {len(found) - 3} more differ" if len(found) > 3 else "")
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:

@@ -16,12 +16,7 @@ Record = dict[str, Any]
 
 
 class StatusLine:
-    """A tqdm bar on a terminal, a plain line per report in a log.
-
-    Args:
-        duration: Images of the whole run.
-        images_seen: Images seen already, in a resumed run.
-    """
+    """A tqdm bar on a terminal, a plain line per report in a log."""
 
     def __init__(self, duration: int, images_seen: int) -> None:
         self.duration = duration
@@ -31,7 +26,6 @@ class StatusLine:
             self.bar = tqdm(total=duration, initial=images_seen, unit="img", unit_scale=True, dynamic_ncols=True)
 
     def advance(self, images: int) -> None:
-        """Move the bar."""
         if self.bar is not None:
             self.bar.update(images)
 
@@ -71,7 +65,6 @@ class StatsFile:
     stats.jsonl and diagnostics.jsonl are such files.
 
     Args:
-        path: The file.
         images_seen: Images seen so far; records of a later time, left by a run that was killed after its last
             checkpoint, are dropped because they are about to be made again.
     """
@@ -89,16 +82,13 @@ class StatsFile:
 
 
 def read_stats(path: Path) -> list[Record]:
-    """Records of a stats.jsonl; an unfinished last line, left by a killed run, is ignored.
-
-    Raises:
-        ValueError: another line is damaged.
-    """
+    """Records of a stats.jsonl; an unfinished last line, left by a killed run, is ignored."""
     *lines, _ = path.read_bytes().split(b"\n")  # a line is finished when its end is there
-    return [_parse_record(path, number, line) for number, line in enumerate(lines, start=1)]
+    return [parse_record(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def _parse_record(path: Path, number: int, line: bytes) -> Record:
+def parse_record(path: Path, number: int, line: bytes) -> Record:
+    """Record in a line of a file, by its number from one. Raises ValueError if the line is damaged."""
     try:
         record = json.loads(line)
         record["images_seen"]  # what all readers look at
@@ -139,13 +129,7 @@ def _numbers(record: Record, prefix: str = "") -> Iterator[tuple[str, int | floa
 
 
 class Monitor:
-    """All outputs of a run's reports.
-
-    Args:
-        folder: Run folder.
-        duration: Images of the whole run.
-        images_seen: Images seen so far.
-    """
+    """All outputs of a run's reports."""
 
     def __init__(self, folder: Path, duration: int, images_seen: int) -> None:
         self.status = StatusLine(duration, images_seen)
@@ -154,7 +138,6 @@ class Monitor:
         self.tensorboard = TensorBoard(folder, images_seen)
 
     def report(self, record: Record) -> None:
-        """Show and store a record."""
         self.stats.append(record)
         self.tensorboard.append(record)
         self.status.report(record)

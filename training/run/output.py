@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edm2 import __version__
 from edm2.networks import Precond
+from edm2.networks.precond import MAP_LEVELS
 from edm2.post_hoc_ema import TraditionalEMA, snapshot_name, write_snapshot
 from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.data.batches import BatchStream
@@ -31,13 +32,9 @@ class Output:
     All processes of a job call the same methods, since sharded weights must be gathered; only the first one writes.
 
     Args:
-        config: The run.
-        folder: Its folder.
-        stream: Its images.
         strategy: Gathers sharded tensors.
         blank: Makes a network for averaged weights to be loaded into.
         buffers: Names of the network's tensors that are not trained.
-        images_seen: Images seen so far.
     """
 
     def __init__(
@@ -113,6 +110,8 @@ class Output:
         net.load_state_dict(whole, assign=True)
         if isinstance(net, Precond):
             net.empty_classes = self._empty_classes()
+            if self.config.distillation is not None:
+                net.abilities = self.config.distillation.abilities
         return net.eval().requires_grad_(False)
 
     def measured_losses(self, net: Any, distribution: NoiseDistribution, images_per_forward: int) -> dict[str, Any]:
@@ -145,9 +144,6 @@ class Output:
         """Write the average over one profile: a file that is complete or not there.
 
         Args:
-            images_seen: The clock.
-            sigma_rel: EMA length.
-            average: Averaged tensors by name.
             interim: The run has stopped between two regular snapshots, and this one goes with the next of them.
         """
         path = self.folder.snapshots / snapshot_name(images_seen, sigma_rel)
@@ -200,9 +196,17 @@ class Output:
             },
             "training": config,
             "buffers": self.buffers,
+            **self._ways_to_sample(),
             **({"run": self.run} if self.run else {}),
             "edm2_version": __version__,
         }
+
+    def _ways_to_sample(self) -> dict[str, Any]:
+        """Ways to sample a distilled network; nothing for others, which are denoisers."""
+        if self.config.distillation is None:
+            return {}
+        levels = {str(steps): list(levels) for steps, levels in MAP_LEVELS.items()}
+        return {"abilities": list(self.config.distillation.abilities), "map_levels": levels}
 
     def _empty_classes(self) -> tuple[int, ...]:
         """Classes without an image to train on."""

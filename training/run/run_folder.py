@@ -21,8 +21,8 @@ from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.field_types import mistyped_fields
 from edm2.training.imports import is_target
 from edm2.training.run.checkpoint_folder import find_checkpoints
-from edm2.training.run.files import is_free, is_inside, write_json
-from edm2.training.run.inputs import change_of_data, describe_data, describe_file, read_inputs, write_inputs
+from edm2.training.run.files import is_free, is_inside, listed_differences, write_json
+from edm2.training.run.inputs import change_of_data, describe_file, describe_inputs, read_inputs, write_inputs
 
 INTERIM = "interim"
 """Entry in the metadata of snapshots that a run left because it stopped."""
@@ -36,11 +36,7 @@ class RunFolderError(ValueError):
 
 
 class RunFolder:
-    """Files of a run.
-
-    Args:
-        path: The folder; created by `claim`.
-    """
+    """Files of a run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -61,7 +57,7 @@ class RunFolder:
         Args:
             config: The run.
             names: Names of settings in messages, such as {"ref_lr": "--lr"}.
-            data: Its images, as `describe_data` does.
+            data: Its images, as `describe_inputs` does.
 
         Raises:
             RunFolderError: it belongs to another run, or holds something else.
@@ -92,7 +88,7 @@ class RunFolder:
         Raises:
             RunFolderError: as `check`.
         """
-        data = describe_data(dataset)
+        data = describe_inputs(dataset, config)
         self.check(config, data=data)
         run = self.run() if self.has_begun() else uuid4().hex
         write_json(self.config, config.to_json())
@@ -101,11 +97,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Context in which no other process may train here; one that is killed leaves no lock behind.
-
-        Raises:
-            RunFolderError: another process does.
-        """
+        """Context in which no other process may train here; one that is killed leaves no lock behind."""
         lock = FileLock(self.path / ".lock")
         with suppress(NotImplementedError, OSError):  # a file system without locks
             self.path.mkdir(parents=True, exist_ok=True)
@@ -150,9 +142,7 @@ class RunFolder:
     def _refuse_another(self, config: TrainingConfig, other: TrainingConfig, names: Mapping[str, str]) -> None:
         found = config.differences(other)
         if found:
-            listed = ", ".join(
-                f"{names.get(name, name)} is {theirs} there and {mine} here" for name, mine, theirs in found
-            )
+            listed = listed_differences([(names.get(name, name), theirs, mine) for name, mine, theirs in found])
             raise RunFolderError(
                 f"{self.path}: belongs to another run ({listed}); choose another --out, or repeat that run's "
                 "settings to resume it"
@@ -190,11 +180,12 @@ def open_run_data(folder: str | Path) -> Dataset:
         DatasetError: they are not there, or others are in their place.
         RunFolderError: there is no run.
     """
-    source = read_run_config(folder).data
+    config = read_run_config(folder)
+    source = config.data
     if is_target(source):  # a stranger's folder must not name programs
         raise DatasetError(f"{folder}: was trained on {source}, a program; name it with --data if you trust it")
     dataset, known = open_dataset(source), read_inputs(Path(folder)).get("data")
-    if known and (change := change_of_data(known, describe_data(dataset))):
+    if known and (change := change_of_data(known, describe_inputs(dataset, config))):
         raise DatasetError(f"{source}: not the images that {folder} was trained on: {change}; name those with --data")
     return dataset
 

@@ -21,14 +21,13 @@ class StepResult(NamedTuple):
     error_of_zero: Tensor | None = None
     """Error of a network whose output is zero on the same images; None: 1."""
     reported: dict[str, Tensor] = {}  # noqa: RUF012
-    """What else the loss reports, means over this rank's images."""
+    """Further numbers that the loss reports, means over this rank's images."""
 
 
 class Totals:
     """Sums over the steps since the last report.
 
     Args:
-        device: Device of the sums.
         reports: Names of what the loss reports.
     """
 
@@ -43,7 +42,6 @@ class Totals:
         self.reported = {name: torch.zeros((), device=device) for name in reports}
 
     def add(self, step: StepResult) -> None:
-        """Add the numbers of a step."""
         self.loss += step.loss
         if step.error is not None:
             self.error += step.error

@@ -56,11 +56,7 @@ class PickledTensor:
 
 
 def locate_tensor(value: Any, file: PickleFile) -> PickledTensor:
-    """Find a tensor, or a parameter, in the file.
-
-    Raises:
-        PickleRefused: another value, or a tensor that torch would not have written.
-    """
+    """Find a tensor, or a parameter, in the file."""
     match value:
         case Call("torch._utils._rebuild_parameter", (tensor, bool(), dict())):
             value = tensor
@@ -81,9 +77,6 @@ def locate_storage(value: Any, file: PickleFile) -> tuple[torch.dtype, int, int]
     """Find numbers in a row: their dtype, the offset of the first, their count.
 
     torch wraps them in a stream of torch.save as it was before ZIP files: five pickles, the count, the numbers.
-
-    Raises:
-        PickleRefused: another value, or a stream that torch would not have written.
     """
     match value:
         case Call("torch.storage._load_from_bytes", (ByteString(offset, size),)):
@@ -103,11 +96,7 @@ def locate_storage(value: Any, file: PickleFile) -> tuple[torch.dtype, int, int]
 
 
 def read_array(value: Any, file: PickleFile) -> np.ndarray:
-    """Read an array of numpy.
-
-    Raises:
-        PickleRefused: another value, or an array of other things than little-endian floats.
-    """
+    """Read an array of numpy."""
     match value:
         case Call(
             "numpy._core.multiarray._reconstruct" | "numpy.core.multiarray._reconstruct",  # the latter before numpy 2

@@ -181,9 +181,6 @@ def read_pickle(file: PickleFile) -> Any:
 
     Returns:
         None, bool, int, float, str, `Call`, `ByteString`, and tuples, lists and dicts of these. It may contain itself.
-
-    Raises:
-        PickleRefused: a name, an instruction or a size that is not allowed, or not a pickle at all.
     """
     try:
         return InertUnpickler(file).load()

@@ -30,11 +30,7 @@ def recorded(value: Any) -> tuple[str, dict[str, Any]]:
 
 
 def read_contents(file: PickleFile) -> dict[str, Any]:
-    """Read the dict in the file, all but the tensors' numbers.
-
-    Raises:
-        PickleRefused: not a network pickle, or one with anything in it that does not belong there.
-    """
+    """Read the dict in the file, all but the tensors' numbers."""
     start = file.file.read(4)
     if start.startswith(b"PK"):
         raise PickleRefused("is a training state, or something else of torch.save, and not a network snapshot")

@@ -61,7 +61,6 @@ class PublishedSnapshot(PartialSnapshot):
             return self._tensors[name].read(self.path)
 
     def layout(self, name: str) -> TensorLayout:
-        """dtype and shape of a tensor."""
         return self._tensors[name].layout
 
     def read_part(self, name: str, start: int, stop: int) -> Tensor:

@@ -4,6 +4,7 @@
     deis.py        DEIS: one evaluation, the slope d extrapolated by a polynomial in ln t; needs the fewest in all
     dpmpp.py       DPM-Solver++(2M): one evaluation, the denoised image D extrapolated by a line in ln t
     euler.py       Euler's method: one evaluation, nothing extrapolated
+    flow_map.py    jumps of a distilled network from level to level, in one to four evaluations
     multistep.py   the loop of samplers that extrapolate from earlier evaluations
     registry.py    all of them by name, with the number of their evaluations
 
@@ -11,6 +12,6 @@ A new sampler is one file with a function called as `edm2.sample_heun`, and one 
 has measurements and a recommendation.
 """
 
-from edm2.sampling.samplers.registry import HEUN, SAMPLERS, Sampler
+from edm2.sampling.samplers.registry import HEUN, MAP, SAMPLERS, Sampler
 
-__all__ = ["HEUN", "SAMPLERS", "Sampler"]
+__all__ = ["HEUN", "MAP", "SAMPLERS", "Sampler"]

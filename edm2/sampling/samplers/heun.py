@@ -50,7 +50,13 @@ def sigma_steps(
 
 
 def denoiser_at_step(denoiser: Denoiser, sigma: Tensor | float) -> Denoiser:
-    """Denoiser for a step that begins at `sigma`: that of `denoiser.at_step`, if defined, else `denoiser` itself."""
+    """Denoiser for a step that begins at `sigma`: that of `denoiser.at_step`, if defined, else `denoiser` itself.
+
+    Raises:
+        ValueError: a network that was trained to be a map alone.
+    """
+    if "denoise" not in getattr(denoiser, "abilities", ("denoise",)):
+        raise ValueError("this network is a map and no denoiser: draw with edm2.sample_map (--solver map)")
     return denoiser.at_step(sigma) if hasattr(denoiser, "at_step") else denoiser
 
 

@@ -1,7 +1,7 @@
 """Samplers by name, and their cost. Samplers are imported on first use, so that the command line starts fast."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,12 +9,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+FEW = 8
+"""Evaluations below which the solvers draw badly."""
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Entry of a function of the form of `edm2.sample_heun`."""
 
     name: str
-    """Its name on the command line; the function is called sample_{name}."""
+    """Name on the command line; the function is called sample_{name}."""
     module: str
     """Module that defines the function."""
     evaluations_per_step: int = 1
@@ -38,6 +42,8 @@ class Sampler:
 
 
 HEUN = Sampler("heun", "edm2.sampling.samplers.heun", evaluations_per_step=2, churns=True)
+MAP = Sampler("map", "edm2.sampling.samplers.flow_map")
+"""Jumps of a flow map, which solve nothing: for distilled networks only, so not one of the `SAMPLERS`."""
 
 SAMPLERS = {
     sampler.name: sampler
@@ -49,3 +55,13 @@ SAMPLERS = {
     )
 }
 """Registry, from which `--solver` takes its names: a new sampler is one file and one entry."""
+
+
+def default_sampler(abilities: Collection[str]) -> Sampler:
+    """Sampler of a network with these abilities (of `edm2.networks.precond.ABILITIES`), if none is asked for."""
+    return MAP if {"map", "consistency"} & set(abilities) else HEUN
+
+
+def default_steps(sampler: Sampler) -> int:
+    """Steps of a sampler, if none are asked for."""
+    return 2 if sampler == MAP else 32

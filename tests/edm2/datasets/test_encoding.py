@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dataset_files import Stopped, stop_at_rename
+from dataset_files import Stopped, encoded, npy, stop_at_rename, write_folder
 from golden_data import arrays, max_rel, table
 from PIL import Image
 from tiny_vae import save_tiny_vae
@@ -178,11 +178,20 @@ def test_gray_becomes_color_and_transparency_is_dropped(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("quick")
-def test_some_images_are_taken_evenly_from_the_classes(photos: Path, tmp_path: Path):
-    encode_in_parts(photos, tmp_path / "whole.zip")
-    encode_in_parts(photos, tmp_path / "some.zip", max_images=4)
-    assert [label for _, label in contents(tmp_path / "some.zip")["labels"]] == [0, 0, 1, 1]
-    assert torch.equal(everything(tmp_path / "some.zip"), everything(tmp_path / "whole.zip")[[0, 1, 4, 5]])
+def test_conditions_go_with_their_images(photos: Path, tmp_path: Path):
+    """Under the new names; pictures, and tokens of any number."""
+    names = [open_dataset(photos).item_name(i)[:-4] for i in range(7)]
+    edges = {f"conditions/edges/{name}.png": encoded(Image.new("L", (5, 3), 30 * i)) for i, name in enumerate(names)}
+    words = {f"conditions/words/{name}.npy": npy(np.full((1 + i % 3, 2), i)) for i, name in enumerate(names)}
+    write_folder(photos, edges | words)
+    old = open_dataset(photos)
+    for most, chosen in ((None, list(range(7))), (4, [0, 1, 4, 5])):
+        encode_in_parts(photos, tmp_path / f"{most}.zip", max_images=most)
+        new = open_dataset(tmp_path / f"{most}.zip")
+        assert new.condition_names == ("edges", "words")
+        for name in new.condition_names:
+            for i, index in enumerate(chosen):
+                assert torch.equal(new.read_condition(name, [i]), old.read_condition(name, [index]))
 
 
 @pytest.mark.usefixtures("quick")
@@ -448,13 +457,6 @@ def test_images_that_the_vae_does_not_take(tmp_path: Path, quick: StandIn):
     quick.config["in_channels"] = 1
     with pytest.raises(ValueError, match="takes images of 1 channels, but colors have 3"):
         encode(write_photos(tmp_path / "even", 2), tmp_path / "out.zip", MomentEncoder())
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("numbers", [{"max_images": 0}, {"workers": 0}, {"batch_size": 0}])
-def test_numbers_below_one(photos: Path, tmp_path: Path, numbers: dict[str, int]):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        encode(photos, tmp_path / "out.zip", MomentEncoder(), **numbers)
 
 
 def test_processes_that_do_not_share_a_folder(photos: Path, tmp_path: Path, quick: StandIn):

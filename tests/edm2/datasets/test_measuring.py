@@ -82,12 +82,6 @@ def test_some_images_are_evenly_spaced():
     assert measure(dataset, max_images=1000) == measure(dataset)
 
 
-@pytest.mark.parametrize("numbers", [{"max_images": 0}, {"workers": 0}])
-def test_numbers_below_one(numbers: dict[str, int]):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        measure(ArrayDataset(random_pixels()), **numbers)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Stored
 

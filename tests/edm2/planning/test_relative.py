@@ -38,6 +38,9 @@ def test_a_run_of_any_length_gets_through_its_schedule(preset, duration):
 def test_explicit_options_win_and_named_presets_stay_as_listed():
     config = planned(160_000, rampup_images=7, holdout=11)
     assert (config.rampup_images, config.holdout) == (7, 11)
+    many = planned(160_000, holdout=400)  # measured less often, so that it takes no more time
+    assert many.holdout_every > config.holdout_every
+    assert advice(many, 4000) == []
     listed = plan_run(images(), "photos", "out", "edm2-small-32", None, {"duration": 1 << 20, "device": "cpu"})
     assert listed.rampup_images == PRESETS["edm2-small-32"].training["rampup_images"]
 

@@ -202,3 +202,15 @@ def test_its_ends_are_levels_of_the_solver():
     assert interval_of_steps(0, 32) == (0, levels[0])
     fine = edm2.sigma_steps(1000, dtype=torch.float64)[:-1].tolist()
     assert min(above / below for above, below in pairwise(fine)) > 1 + 100e-5
+
+
+@pytest.mark.parametrize("itself", [False, True], ids=["another network", "itself without labels"])
+def test_every_image_of_a_batch_may_have_its_own_noise_level(make_net, net, x, itself):
+    """A teacher in training sees levels [N]; each image is guided as if it were alone, inside the interval or not."""
+    guide = without_labels(net) if itself else make_net(seed=1)
+    D = guided(net, guide, 2.0, (0.5, 5.0))
+    sigma = torch.tensor([0.1, 1.0, 4.0, 20.0])
+    alone = torch.cat([D(x[i : i + 1], sigma[i], LABELS[i : i + 1]) for i in range(4)])
+    for levels in (sigma, sigma.reshape(4, 1, 1, 1)):
+        assert max_rel(D(x, levels, LABELS), alone) < 1e-5
+    assert torch.equal(D(x, sigma, LABELS)[::3], net(x, sigma, LABELS)[::3]), "outside, the network is alone"

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import complaint, edm2, half_written, succeed
-from golden_data import arrays, select, table
 from published_lookalike import Calling, contents_of, vae_encoder, write
 
-from edm2.io.model import load, read_metadata, save
+from edm2.io.model import load, read_metadata
 from edm2.io.published import PublishedSnapshot
 from edm2.networks import NetworkConfig, Precond, build_network
 from edm2.post_hoc_ema import SafetensorsSnapshot
@@ -97,20 +96,14 @@ def test_a_url_is_fetched(pickle, url, tmp_path, scheme):
 
 @pytest.mark.parametrize(
     "path",
-    ["nothing-0000001-0.050.pkl", "broken/net-0000001-0.050.pkl", "", "..", "%00.pkl"],
+    ["nothing-0000001-0.050.pkl", "broken/net-0000001-0.050.pkl", "", "..", "%00.pkl", "http://127.0.0.1:9/net.pkl"],
     ids=lambda p: p or "empty",
 )
 def test_downloads_that_fail(url, tmp_path, path):
-    result = edm2("convert", f"{url}/{path}", tmp_path / "net.safetensors")
+    source = path if ":" in path else f"{url}/{path}"
+    result = edm2("convert", source, tmp_path / "net.safetensors")
     assert result.code == FAILURE
-    assert f"{url}/{path}" in complaint(result.err)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_nobody_answers(tmp_path):
-    result = edm2("convert", "http://127.0.0.1:9/net.pkl", tmp_path / "net.safetensors")
-    assert result.code == FAILURE
-    assert "cannot be downloaded" in complaint(result.err)
+    assert source in complaint(result.err)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,29 +120,6 @@ def test_a_hostile_pickle_is_refused(published, tmp_path, monkeypatch):
         assert result.code == FAILURE
         assert "global io.open" in complaint(result.err)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [hostile]
-
-
-def test_hostile_files_of_the_golden_set(golden, tmp_path, monkeypatch):
-    folder = golden / "checkpoints"
-    hostile = table(golden, "checkpoints/checkpoints.json")["hostile_files_create_PWNED_when_loaded_naively"]
-    if not any((folder / name).exists() for name in hostile):
-        pytest.skip("the compact set holds no pickles")
-    monkeypatch.chdir(tmp_path)
-    for name in hostile:
-        result = edm2("convert", folder / name, "net.safetensors")
-        if "source" not in name:  # whose payload is text that nobody executes
-            assert result.code == FAILURE
-            assert str(folder / name) in complaint(result.err)
-            assert list(tmp_path.iterdir()) == []
-        Path("net.safetensors").unlink(missing_ok=True)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_snapshot_needs_no_conversion(tmp_path):
-    save(network(0), tmp_path / "ours.safetensors", {})
-    result = edm2("convert", tmp_path / "ours.safetensors", tmp_path / "again.safetensors")
-    assert result.code == FAILURE
-    assert "needs no conversion" in complaint(result.err)
 
 
 def test_impossible_results(pickle, tmp_path):
@@ -180,24 +150,6 @@ def test_reconstruction_from_pickles(published, tmp_path):
         a, b = load(tmp_path / "a" / name).state_dict(), load(tmp_path / "b" / name).state_dict()
         assert all(torch.equal(a[key], b[key]) for key in a)
         assert "non-commercial" in read_metadata(tmp_path / "a" / name)["license"]
-
-
-def test_golden_reconstructions(golden, tmp_path):
-    """`edm2 reconstruct` on the folder as the published program left it; float16, one unit in the last place."""
-    folder = golden / "checkpoints"
-    described = table(golden, "checkpoints/checkpoints.json")["reconstruction"]
-    if not any(folder.glob("*.pkl")):
-        pytest.skip("the compact set holds no pickles")
-    expected = arrays(golden, "checkpoints/phema_reconstructions.safetensors")
-    targets = {name: target for name, target in described.items() if name != "input_list"}
-    for time in {target["out_nimg"] for target in targets.values()}:
-        lengths = ",".join(str(target["out_std"]) for target in targets.values() if target["out_nimg"] == time)
-        succeed("reconstruct", folder, "--std", lengths, "--at", time, "--method", "density", "--out", tmp_path)
-    for name, target in targets.items():
-        out = SafetensorsSnapshot(tmp_path / f"ema-{target['out_nimg']:012d}-{target['out_std']:.4f}.safetensors")
-        for key, tensor in select(expected, name).items():
-            ours = out.read(key).half()
-            assert ((ours == tensor) | (ours.nextafter(tensor) == tensor)).all(), (name, key)
 
 
 def test_other_commands_take_pickles(pickle, tmp_path):

@@ -85,6 +85,23 @@ def test_sweep_scores_its_averages_and_names_commands_that_draw(own_run: Path, t
     assert "--balanced" in generates[0]
 
 
+def test_another_program_of_the_same_name_draws_anew(own_run: Path, tmp_path: Path, monkeypatch):
+    """Scores are known, and images continued, by what the module holds, not by its name."""
+    module = own_run.parent / "my_own_network.py"
+    scored, drawn = tmp_path / "sweep.jsonl", tmp_path / "images"
+    sweep = ("sweep", own_run, *OWN, *FAST, "--std", 0.05, "--samples", 10, "--out", tmp_path)
+    draw = ("generate", own_run / "raw-weights.safetensors", *OWN, *FAST, "--out", drawn)
+    lines = []
+    for text in (MODULE, MODULE, MODULE.replace("0.25 * x", "0.24 * x")):
+        module.write_text(text)
+        succeed(*sweep)
+        lines.append(len(scored.read_text().splitlines()))
+        result = edm2(*draw, "--seeds", "0-1")
+    assert lines[0] == lines[1] < lines[2]
+    assert "made with other settings (net_from in generation.json)" in complaint(result.err)
+    module.write_text(MODULE)
+
+
 def test_snapshots_say_what_images_their_network_draws(own_run: Path, tmp_path: Path):
     assert "network:      the user's own" in succeed("info", own_run)
     assert "images:       img_resolution=(8, 8)" in succeed("info", own_run / "raw-weights.safetensors")

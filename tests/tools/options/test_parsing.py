@@ -104,7 +104,9 @@ def test_training_starts_from_a_file_or_an_included_network(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     assert parse_initial_network("digits8") == str(ASSETS / "digits8.safetensors")
     for text in ("digits9", "./digits8/../digits8", "../digits8", "user/digits8"):
-        with pytest.raises(ValueError, match=r"no such file, and not the name of an included network \(digits8\)"):
+        with pytest.raises(
+            ValueError, match=r"no such file, and not the name of an included network \(digits8, digits8-map\)"
+        ):
             parse_initial_network(text)
     Path("digits8").touch()
     assert parse_initial_network("digits8") == "digits8"

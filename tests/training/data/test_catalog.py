@@ -12,7 +12,7 @@ from PIL import Image
 
 from edm2.training import DatasetError, open_dataset
 from edm2.training.data.archive import open_files, read_catalog
-from edm2.training.data.files import CONVERTIBLE, FolderFiles, is_litter, normalized
+from edm2.training.data.files import CONVERTIBLE, FolderFiles, is_litter
 
 PNG = encoded(Image.new("RGB", (4, 4)))
 PETS = ("cat/1.png", "cat/2.png", "dog/1.png")
@@ -35,15 +35,6 @@ def notes(path: Path) -> str:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Names
-
-
-@pytest.mark.parametrize(
-    ("stored", "name"),
-    [("a/b.png", "a/b.png"), ("./a/b.png", "a/b.png"), ("/a/b.png", "a/b.png"), (".//./a.png", "a.png")]
-    + [("a\\b.png", "a/b.png"), (".a/b.png", ".a/b.png"), ("e\u0301.png", "\u00e9.png")],
-)
-def test_names_are_compared_in_one_form(stored: str, name: str):
-    assert normalized(stored) == name
 
 
 @pytest.mark.parametrize("form", ["{}", "./{}", "/{}", "\\{}", "wrapper/{}", "./two/wrappers/{}"])

@@ -91,12 +91,6 @@ def test_class_folders_are_ranked_in_plain_sort_order(write):
     assert dataset.labels(range(4)).tolist() == [0, 1, 1, 2]  # D/z, a/2, a/x/9, b/1
 
 
-def test_images_without_folders_have_no_labels(write):
-    dataset = open_dataset(write({"1.png": png(), "2.png": png()}))
-    assert dataset.num_classes == 0
-    assert dataset.labels([1, 0]).tolist() == [-1, -1]
-
-
 def test_class_names_come_from_the_json_or_are_numbers(write):
     files = {"1.png": png(), "2.png": png()}
     pairs = [["1.png", 2], ["2.png", 0]]
@@ -105,11 +99,6 @@ def test_class_names_come_from_the_json_or_are_numbers(write):
     dataset = open_dataset(write(files | {"dataset.json": named}))
     assert dataset.class_names == ("cat", "dog", "eel", "fox")
     assert dataset.labels([0, 1]).tolist() == [2, 0]
-
-
-def test_hidden_and_other_files_are_passed_over(write):
-    stray = dict.fromkeys(("._1.png", ".cache/1.png", "__MACOSX/1.png", "notes.txt"), b"no image")
-    assert len(open_dataset(write({"1.png": png()} | stray))) == 1
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4)])
@@ -329,20 +318,6 @@ def test_what_is_no_zip_is_named(tmp_path):
         assert_unusable(path, "not a ZIP file, or cut short")
 
 
-def test_a_size_beyond_64_bits_with_a_sign_is_named(tmp_path, monkeypatch):
-    """As the directory of a large ZIP can hold it."""
-    read = zipfile.ZipFile.infolist
-
-    def enormous(self: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-        infos = read(self)
-        infos[0].file_size = (1 << 64) - 1
-        return infos
-
-    path = write_zip(tmp_path / "data.zip", ONE)
-    monkeypatch.setattr(zipfile.ZipFile, "infolist", enormous)
-    assert_unusable(path, "not a ZIP file, or cut short")
-
-
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_name_twice_in_a_zip_is_named(tmp_path):
     path = write_zip(tmp_path / "data.zip", ONE)
@@ -478,13 +453,6 @@ def test_a_png_that_would_fill_the_memory_is_named(write):
     )
 
 
-def test_a_file_name_of_any_length_makes_a_short_message(tmp_path):
-    path = write_zip(tmp_path / "data.zip", {f"{'x' * 60_000}.png": b"damaged"})
-    with pytest.raises(DatasetError) as failure:
-        open_dataset(path)
-    assert len(str(failure.value)) <= 1000
-
-
 def test_odd_file_names_are_shown_in_print(write):
     """Line breaks, terminal escapes and bytes that are no text can stand in a name, and must not reach the screen."""
     path = write({"a\n\x1b[31m\u2028b.png": b"damaged"})
@@ -549,15 +517,12 @@ def test_holdout_is_fixed_by_the_seed():
     assert not torch.equal(choices[0], choices[2])
 
 
-def test_no_holdout_leaves_the_dataset_alone():
+def test_a_holdout_of_nothing_leaves_the_dataset_alone_and_any_must_leave_something():
     dataset = numbered(3)
     assert split_holdout(dataset, 0, seed=0) == (dataset, None)
-
-
-@pytest.mark.parametrize("count", [-1, 3, 4])
-def test_a_holdout_must_leave_something(count):
-    with pytest.raises(ValueError, match=f"cannot hold out {count} of the 3 images"):
-        split_holdout(numbered(3), count, seed=0)
+    for count in (-1, 3, 4):
+        with pytest.raises(ValueError, match=f"cannot hold out {count} of the 3 images"):
+            split_holdout(dataset, count, seed=0)
 
 
 def test_pixel_statistics_are_those_of_every_pixel():

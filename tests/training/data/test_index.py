@@ -85,18 +85,6 @@ def test_small_zips_and_folders_get_no_index(tmp_path: Path):
     assert not list(tmp_path.rglob("*.index"))
 
 
-def test_pixels_labels_and_statistics_survive(tmp_path: Path):
-    path, stats = tmp_path / "pixels.zip", {"mean": [1.5], "std": [2], "sigma_data": 0.5}
-    with zipfile.ZipFile(path, "w") as file:
-        for k in range(9):
-            file.writestr(f"{k}.npy", npy(np.full((1, 2, 2), k, dtype=np.uint8)))
-        file.writestr("dataset.json", json.dumps({"labels": None, "pixels": stats}))
-    first = open_dataset(path)
-    assert beside(path).exists()
-    assert contents(open_dataset(path)) == contents(first)
-    assert open_dataset(path).pixel_stats == stats
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # When it is not to be used
 
@@ -118,27 +106,15 @@ def test_a_changed_zip_is_listed_again(tmp_path: Path, listings: list[str], chan
     assert listings == ["directory", "labels"] * 2
 
 
-def test_any_damage_is_mended_silently(data: Path, listings: list[str]):
-    """A bit flipped anywhere, or the rest cut off; and the index is whole again afterwards."""
+def test_what_is_cut_short_or_something_else_is_mended_silently(data: Path, listings: list[str]):
     expected = contents(open_dataset(data))
     whole = beside(data).read_bytes()
-    random = np.random.default_rng(0)
-    for round_ in range(60):
-        damaged = bytearray(whole)
-        place = int(random.integers(len(whole)))
-        damaged[place] ^= 1 << int(random.integers(8))
-        beside(data).write_bytes(damaged[: place if round_ % 3 == 0 else None])
+    for other in (b"", b"hello", pickle.dumps(print), whole[:100], whole[:-1]):
+        beside(data).write_bytes(other)
         for _ in range(2):
             listings.clear()
             assert contents(open_dataset(data)) == expected
         assert not listings, "not mended"
-
-
-@pytest.mark.parametrize("others", [b"", b"hello", pickle.dumps(print), b"PK\5\6" + bytes(18)])
-def test_other_files_in_its_place_are_replaced(data: Path, others: bytes):
-    beside(data).write_bytes(others)
-    open_dataset(data)
-    assert beside(data).read_bytes() != others
 
 
 def test_an_index_of_another_version_is_replaced(data: Path, listings: list[str], monkeypatch: pytest.MonkeyPatch):
@@ -172,14 +148,6 @@ def test_the_users_cache_serves_read_only_folders(data: Path, tmp_path: Path, li
     assert listings == ["directory", "labels"]
     assert not beside(data).exists()
     assert len(list((tmp_path / "cache/edm2").iterdir())) == 1
-
-
-@pytest.mark.usefixtures("read_only")
-def test_without_any_place_it_is_just_slower(data: Path, tmp_path: Path, listings: list[str]):
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    for _ in range(2):
-        assert len(open_dataset(data)) == 12
-    assert listings == ["directory", "labels"] * 2
 
 
 def test_a_full_disk_does_not_matter(data: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -56,22 +55,6 @@ def test_an_error_arrives_as_its_one_line(folder, workers):
         f"{folder / 'a' / '4.png'}: cannot be read: not an image, or damaged (index 2); "
         f"edm2 dataset check {folder} finds all such files"
     )
-
-
-@pytest.fixture
-def spawn() -> Iterator[None]:
-    """Start processes as macOS and Windows do."""
-    before = torch.multiprocessing.get_start_method()
-    torch.multiprocessing.set_start_method("spawn", force=True)
-    yield
-    torch.multiprocessing.set_start_method(before, force=True)
-
-
-@pytest.mark.usefixtures("spawn")
-def test_spawned_workers_read_too(folder):
-    """Nothing is inherited: all that a worker needs is pickled, after the archive was opened here."""
-    images, _, _ = next(data_loader(open_dataset(folder), [[0, 9]], workers=1))
-    assert images[:, 0, 0, 0].tolist() == [0, 9]
 
 
 # ------------------------------------------------------------------------------------------------ workers that fail

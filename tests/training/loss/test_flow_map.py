@@ -212,6 +212,20 @@ def test_warming_up_begins_with_a_denoiser():
     assert not torch.equal(half, warm)
 
 
+def test_a_teacher_weighs_all_images_alike_and_data_weigh_their_own():
+    """The error of anchors is normalized by itself with a teacher, which has no noise in it, and not without."""
+    net, teacher = network(), network(None, seed=1)
+    given = {"sigma": DISTRIBUTION.sigma(randn(8)), "noise": randn(8, 2, 8, 8, seed=1)}
+    images = SD * randn(8, 2, 8, 8)
+    raw, normalized = (
+        FlowMapLoss(DISTRIBUTION, SD, teacher, anchor=1, tangent_norm=c)(net, images, **given) for c in (None, 0.2)
+    )
+    size = raw.mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    torch.testing.assert_close(normalized, raw / (size + 0.2) ** 2, rtol=1e-10, atol=0)
+    of_data = [FlowMapLoss(DISTRIBUTION, SD, anchor=1, tangent_norm=c)(net, images, **given) for c in (None, 0.2)]
+    assert torch.equal(*of_data)
+
+
 @pytest.mark.parametrize("levels", [(80, 0), (80, 0.3, 0), (80, 1.2, 0.5, 0.2, 0)])
 def test_samples_of_an_exact_map(levels):
     """Any levels lead to the same: x / sqrt(80² + SD²) of unit noise, times SD."""
@@ -245,3 +259,22 @@ def test_a_denoiser_says_nothing_of_maps_in_its_files():
     config = network("decoder").config
     assert NetworkConfig.from_json(config.to_json()) == config
     assert network(None).state_dict().keys() == network("mean").state_dict().keys()
+
+
+def test_fields_for_training_at_scale_are_absent_where_they_are_off():
+    """A narrower band makes the embedding smoother in the noise level; a normalized modulation has magnitude one."""
+    plain, steady = network(), network(fourier_bandwidth=0.25, normalized_modulation=True)
+    assert not {"fourier_bandwidth", "normalized_modulation"} & plain.config.to_json().keys()
+    assert NetworkConfig.from_json(steady.config.to_json()) == steady.config
+    assert plain.state_dict().keys() == steady.state_dict().keys()
+    torch.testing.assert_close(steady.unet.emb_fourier.freqs, plain.unet.emb_fourier.freqs / 4)
+    block = next(module for module in steady.unet.modules() if hasattr(module, "emb_linear"))
+    y, emb = randn(2, block.conv_res0.weight.shape[1], 4, 4), 5 * randn(2, block.emb_linear.weight.shape[1])
+    before = block.residual(y, emb)
+    block.emb_gain.data.mul_(1e6)  # m becomes g W e, whose size is divided out
+    far = block.residual(y, emb)
+    block.emb_gain.data.mul_(10)
+    torch.testing.assert_close(block.residual(y, emb), far, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(before, far)
+    with pytest.raises(ValueError, match="fourier_bandwidth=0 must be positive"):
+        network(fourier_bandwidth=0)

@@ -1,0 +1,41 @@
+"""Known scores of a run's EMA lengths, times and guidance weights."""
+
+import json
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+from edm2.sweep.evaluator import Score
+from edm2.sweep.sweep import Point, ScoredPoint, Sweep
+
+NEEDED = {"images_seen", "sigma_rel", "guidance", "detector", "distance"}
+
+
+def scores_in_cache(path: Path) -> Sweep | None:
+    """Read the scores of a sweep.jsonl: those of the detector that most have; None if there are none.
+
+    The file does not say by how many samples each was scored; sweep.csv, where there is one, is of a single sweep.
+    """
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and row.keys() >= NEEDED:
+                rows.append(row)
+    if not rows:
+        return None
+    [(detector, _)] = Counter(row["detector"] for row in rows).most_common(1)
+    results = []
+    for row in (row for row in rows if row["detector"] == detector):
+        point = Point(row["images_seen"], row["sigma_rel"], row["guidance"], row.get("guide_sigma_rel"))
+        results.append(ScoredPoint(point, (Score(row["distance"], row.get("deviation"), row.get("accuracy")),)))
+    return Sweep(results, title=f"Frechet distance ({detector})")
+
+
+def best_by_setting(sweep: Sweep | None) -> dict[Point, float]:
+    """Lowest distance at each time, EMA length and guidance weight, whatever the guide's EMA length."""
+    lowest: dict[Point, float] = {}
+    for result in sweep.results if sweep is not None else ():
+        point = Point(result.point.images_seen, result.point.sigma_rel, result.point.guidance)
+        lowest[point] = min(lowest.get(point, result.distance), result.distance)
+    return lowest
