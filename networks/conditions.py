@@ -286,6 +286,11 @@ def noise_level(condition: ImageCondition) -> ScalarCondition:
     return ScalarCondition(name, mean=(most / 2,), std=(most / math.sqrt(12),), dropout=condition.dropout)
 
 
+def noise_levels(known: Iterable[Condition]) -> list[str]:
+    """Names of the conditions that are levels of noise on images, which no dataset has."""
+    return [noise_level(c).name for c in known if isinstance(c, ImageCondition) and c.noise]
+
+
 def prepare(known: Iterable[Condition], given: Mapping[str, Tensor], x: Tensor) -> dict[str, Prepared]:
     """Standardize conditions for images x [N, C, H, W].
 

@@ -41,7 +41,8 @@ def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = EP
     if dim is None:
         dim = range(1, x.ndim)
     dims = (dim,) if isinstance(dim, int) else tuple(dim)
-    y, _ = Normalize.apply(x, dims, eps, magnitude, isinstance(x, nn.Parameter))
+    function = Normalize if torch.compiler.is_compiling() else NormalizeWithJvp  # Dynamo traces no custom jvp
+    y, _ = function.apply(x, dims, eps, magnitude, isinstance(x, nn.Parameter))
     return y
 
 
@@ -75,7 +76,8 @@ class Normalize(torch.autograd.Function):
         ctx.n = x.numel() // s.numel()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x if ctx.keep_input else y, s)
-        ctx.save_for_forward(x, s)
+        if not torch.compiler.is_compiling():
+            ctx.save_for_forward(x, s)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_s: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -89,6 +91,10 @@ class Normalize(torch.autograd.Function):
             along = along - g_s * (s**2 if ctx.keep_input else s)
         coef = along / square.clamp_min(TINY)  # zeros have no direction: there `along` is 0 as well
         return torch.addcmul(g, kept, coef.to(g.dtype), value=-1).div_(s.to(g.dtype)), None, None, None, None
+
+
+class NormalizeWithJvp(Normalize):
+    """`Normalize` with a derivative in forward mode: ds = <x, dx> / (n r m), dy = (dx - y ds) / s."""
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor, Tensor]:

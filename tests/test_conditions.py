@@ -12,14 +12,24 @@ import pytest
 import torch
 from command_line import complaint, edm2 as edm2_command, succeed
 from dataset_files import encoded, npy, write_zip
+from jobs import Job
 from PIL import Image
-from tiny_run import assert_same_bits, final_state, tiny_config
+from tiny_run import assert_same_bits, assert_same_numbers, final_state, stats, tiny_config, tiny_data
 from tiny_text import save_tiny_text_encoder
 from torch import Tensor, nn
 
 import edm2
-from edm2.networks import NetworkConfig, Precond, build_network
-from edm2.sampling.conditions import rows_of_conditions
+from edm2.networks import (
+    ImageCondition,
+    NetworkConfig,
+    Precond,
+    ScalarCondition,
+    TokenCondition,
+    VectorCondition,
+    build_network,
+)
+from edm2.networks.conditions import noise_level
+from edm2.sampling.conditions import held_out_conditions, rows_of_conditions
 from edm2.sampling.guidance import guided, without_conditions, without_labels
 from edm2.sampling.samplers import SAMPLERS
 from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig, open_dataset, read_run_config
@@ -29,6 +39,7 @@ from edm2.training.diagnostics.batches import by_bin, over_all_levels
 from edm2.training.diagnostics.holdout import measure_loss
 from edm2.training.diagnostics.magnitudes import measure_activations
 from edm2.training.diagnostics.noise_levels import measure_noise_levels
+from edm2.training.distributed.processes import joined_processes
 from edm2.training.loss.noise import LnNormal
 from edm2.training.loss.weighting import EDM
 
@@ -326,6 +337,103 @@ def test_pipelines_take_and_save_conditions(conditioned_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_scores_are_of_samples_for_held_out_conditions_or_given_ones(conditioned_run, tmp_path, monkeypatch):
+    """In `edm2 sweep` and `edm2 metrics gen`, with the classes that go with them."""
+    monkeypatch.chdir(conditioned_run)
+    config, dataset = read_run_config("run"), open_dataset("data.zip")
+    held_out = held_out_conditions(config, dataset)
+    assert list(held_out.rows) == list(KINDS)
+    ages_there = held_out.rows["age"].tolist()  # of image i, of class i modulo 2
+    assert (len(ages_there), list(held_out.classes)) == (8, [age % 2 for age in ages_there])
+    drawn = []
+    monkeypatch.setattr(Precond, "forward", watching(Precond.forward, drawn))
+    fast = ("--steps", 1, "--device", "cpu")
+    sweep = ("sweep", "run", "--std", 0.1, "--samples", 10, *fast, "--out", tmp_path)
+    shown = succeed(*sweep)
+    assert "Samples get 8 values of edges, colour, age, caption in turn" in shown
+    assert "--condition edges=... --condition colour=..." in shown
+    ages, classes = drawn[0]
+    assert ages.tolist() == [*ages_there, *ages_there[:2]]
+    assert classes == [*held_out.classes, *held_out.classes[:2]]
+    scores = len((tmp_path / "sweep.jsonl").read_text().splitlines())
+    monkeypatch.setattr("edm2.sweep.sweep.score_network", None)
+    succeed(*sweep)  # known
+    monkeypatch.undo()
+    monkeypatch.chdir(conditioned_run)
+    monkeypatch.setattr(Precond, "forward", watching(Precond.forward, drawn))
+    drawn.clear()
+    Image.new("L", (4, 4), 100).save(tmp_path / "edges.png")
+    given = ("--condition", f"edges={tmp_path / 'edges.png'}", "--condition", "age=7")
+    succeed(*sweep, *given)
+    assert len((tmp_path / "sweep.jsonl").read_text().splitlines()) == scores + 2  # average and raw weights
+    assert drawn[0][0].tolist() == [7] * 10
+    drawn.clear()
+    succeed("metrics", "ref", "data.zip", tmp_path / "ref.npz", "--detector", "pixels")
+    gen = ("metrics", "gen", "run", "--ema", 0.1, "--ref", tmp_path / "ref.npz", "--seeds", "0-9", *fast)
+    succeed(*gen)
+    assert drawn[0][0].tolist() == [*ages_there, *ages_there[:2]]
+    assert drawn[0][1] == [*held_out.classes, *held_out.classes[:2]]
+    assert "unknown conditions depth" in complaint(edm2_command(*sweep, "--condition", "depth=1").err)
+
+
+@pytest.mark.slow
+def test_scores_during_training_are_those_of_a_sweep(conditioned_run, tmp_path, monkeypatch):
+    """Of a condition that the network needs for every image."""
+    small = (
+        "--preset",
+        "edm2-tiny",
+        "--batch",
+        32,
+        "--channels",
+        16,
+        "--holdout",
+        8,
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+    )
+    length = ("--duration", 64, "--snapshot", 32, "--status", 32, "--sample", 64, "--checkpoint", 32)
+    scored = ("--condition", "age", "--eval", 0.1, "--eval-samples", 8)
+    succeed("train", "--data", conditioned_run / "data.zip", "--out", tmp_path / "run", *small, *length, *scored)
+    lines = [json.loads(line) for line in (tmp_path / "run/sweep.jsonl").read_text().splitlines()]
+    assert [line["images_seen"] for line in lines] == [32, 64]
+    monkeypatch.setattr("edm2.sweep.sweep.score_network", None)  # all are known
+    succeed("sweep", tmp_path / "run", "--std", 0.1, "--at", 32, "--samples", 8, "--device", "cpu")
+
+
+@pytest.mark.slow
+def test_a_cascade_tells_the_second_network_how_noisy_the_first_ones_images_are(conditioned_run, tmp_path):
+    """Level 0 unless given, said on screen; nothing is added to the images."""
+    succeed("generate", "digits8", "--seeds", "0-3", "--steps", 2, "--out", tmp_path / "small")
+    asked = ("generate", conditioned_run / "run", "--ema", 0.1, "--seeds", "0-3", "--steps", 2, "--latents")
+    edges, drawn = ("--condition", f"edges={tmp_path / 'small'}"), {}
+    for level, said in (("", "edges_noise: 0, as none is given"), (0, "edges_noise: 0\n"), (0.2, "edges_noise: 0.2\n")):
+        given = () if level == "" else ("--condition", f"edges_noise={level}")
+        shown = succeed(*asked, *edges, *given, "--class", 1, "--npz", tmp_path / f"{level}.npz")
+        assert said in shown
+        drawn[level] = np.load(tmp_path / f"{level}.npz")["arr_0"]
+    assert np.array_equal(drawn[""], drawn[0])
+    assert not np.array_equal(drawn[0.2], drawn[0])
+    net = edm2.load(sorted((conditioned_run / "run/snapshots").iterdir())[-1])  # of length 0.10
+    pictures = [Image.open(path) for path in sorted((tmp_path / "small").glob("*.png"))]
+    given = {"edges": pictures, "edges_noise": 0.2}
+    (batch,) = edm2.generate(net, range(4), 1, conditions=given, num_steps=2)
+    assert drawn[0.2] == pytest.approx(batch.samples.numpy(), rel=1e-3, abs=1e-4)
+
+
+def watching(forward, seen: list):
+    """The method, which also notes ages and classes of its calls."""
+
+    def watched(net, x, sigma, class_labels=None, return_logvar=False, *, conditions=None, **options):
+        classes = None if class_labels is None else class_labels.tolist()
+        seen.append((None if conditions is None else conditions.get("age"), classes))
+        return forward(net, x, sigma, class_labels, return_logvar, conditions=conditions, **options)
+
+    return watched
+
+
+@pytest.mark.slow
 def test_a_run_with_conditions_resumes_to_the_bit(conditioned_run, tmp_path):
     config = read_run_config(conditioned_run / "run")
 
@@ -339,6 +447,50 @@ def test_a_run_with_conditions_resumes_to_the_bit(conditioned_run, tmp_path):
     resumed = trainer("stopped", 64)
     resumed.run()
     assert_same_bits(final_state(resumed), final_state(whole))
+
+
+def train_with_every_kind(out: Path, shard: bool, final: Path) -> None:
+    """Ten steps with conditions of every kind, dropped and with noise; the first process leaves the end."""
+    g, images = torch.Generator().manual_seed(0), tiny_data()
+    captions = torch.randn(40, 3, 5, generator=g)
+    captions[::3, 1:] = torch.nan
+    given = {
+        "colour": torch.randn(40, 3, generator=g),
+        "age": torch.randn(40, generator=g),
+        "edges": torch.randn(40, 1, 4, 4, generator=g),
+        "caption": captions,
+    }
+    edges = ImageCondition("edges", 1, noise=0.3)
+    kinds = (
+        VectorCondition("colour", 3, dropout=0.2), ScalarCondition("age"), edges, noise_level(edges),
+        TokenCondition("caption", 5, length=3, dropout=0.2),
+    )  # fmt: skip
+    config = tiny_config(out, duration=80, status_every=8, snapshot_every=40, holdout=8, shard=shard)
+    network = dataclasses.replace(config.network, conditions=kinds, label_source=True)
+    dataset = ArrayDataset(images.images(range(40)), images.labels(range(40)), conditions=given)
+    with joined_processes() as processes:
+        trainer = Trainer(dataclasses.replace(config, network=network), dataset=dataset, processes=processes)
+        trainer.run()
+        whole = dict(trainer.step.strategy.gathered(final_state(trainer)))
+        if processes.is_first:
+            torch.save(whole, final)
+
+
+@pytest.mark.slow
+def test_several_processes_train_with_conditions_as_one_does(tmp_path):
+    """With DDP and with FSDP2: the same weights, averages, losses and snapshots."""
+    ends = {}
+    for name, count, shard in (("alone", 1, False), ("ddp", 2, False), ("fsdp", 2, True)):
+        words = tmp_path / name, shard, tmp_path / f"{name}.pt"
+        job = Job(count, tmp_path / f"{name}.said", train_with_every_kind, *words)
+        assert job.wait() == [0] * count, [job.words(rank) for rank in range(count)]
+        ends[name] = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+    assert all(gate != 0 for name, gate in ends["alone"].items() if name.endswith("caption.gate"))  # all is learned
+    for name in ("ddp", "fsdp"):
+        assert_same_numbers(ends[name], ends["alone"])
+        for ours, theirs in zip(stats(tmp_path / name), stats(tmp_path / "alone"), strict=True):
+            assert ours.keys() == theirs.keys()
+            assert all(ours[key] == pytest.approx(theirs[key], rel=1e-5) for key in ours), ours["images_seen"]
 
 
 def test_datasets_carry_conditions(tmp_path, monkeypatch):

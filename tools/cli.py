@@ -8,7 +8,7 @@ import click
 
 from edm2 import __version__
 from edm2.post_hoc_ema.files import one_line, plain_line
-from edm2.tools.process import keep_freed_memory, print_whatever_happens, quiet_libraries
+from edm2.tools.process import keep_freed_memory, print_whatever_happens, quiet_libraries, sleep_while_waiting
 
 COMMANDS = {
     "dataset": "Make a dataset of images or latents, or measure one.",
@@ -17,7 +17,7 @@ COMMANDS = {
     "generate": "Draw samples.",
     "distill": "Make a network that draws in one to four evaluations.",
     "sweep": "Score EMA lengths, times and guidance of a run; plot it.",
-    "autoguide": "Train a guide, find the best guidance, keep both as one network.",
+    "autoguide": "Train a guide, and find the best guidance of a run.",
     "ablate": "Compare configurations, weightings or settings in one study.",
     "report": "Show runs on one page: EMA slider, plots, samples.",
     "plot": "Draw what runs have recorded, and compare runs.",
@@ -75,6 +75,7 @@ def main() -> None:
     """
     print_whatever_happens()
     keep_freed_memory()
+    sleep_while_waiting()
     quiet_libraries()
     try:
         sys.exit(cli(prog_name="edm2", standalone_mode=False))  # outside of standalone mode click returns exit codes

@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from edm2.post_hoc_ema.files import first_line
+from edm2.sampling.conditions import held_out_conditions
 from edm2.sweep.averages import Averages
 from edm2.sweep.evaluator import SampleSettings
 from edm2.sweep.score_cache import ScoreCache
@@ -42,7 +43,8 @@ class Evaluation(Callback):
         self.config = config
         self.sigma_rels = list(sigma_rels)
         self.every = every
-        self.sampling = SampleSettings(count, dtype=DTYPES["fp16" if config.device.startswith("cuda") else "fp32"])
+        dtype = DTYPES["fp16" if config.device.startswith("cuda") else "fp32"]
+        self.sampling = SampleSettings(count, dtype=dtype, conditions=held_out_conditions(config, trained_on))
         real = None
         if ref is None:
             real = trained_on if data is None else open_dataset(data)

@@ -7,9 +7,11 @@ import os
 import platform
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 STOP_SIGNALS = tuple(
@@ -18,6 +20,9 @@ STOP_SIGNALS = tuple(
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_INT, LARGEST_MMAP_THRESHOLD = (1 << 31) - 1, 32 << 20
+
+LOAD = Path("/proc/loadavg")
+"""Where Linux counts the threads that run."""
 
 
 def keep_freed_memory() -> bool:
@@ -32,6 +37,30 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     settings = {M_TRIM_THRESHOLD: LARGEST_INT, M_MMAP_THRESHOLD: LARGEST_MMAP_THRESHOLD}
     return all([libc.mallopt(name, value) == 1 for name, value in settings.items()])
+
+
+def sleep_while_waiting() -> bool:
+    """On a busy machine, let OpenMP's threads sleep while they wait for each other. True if they will.
+
+    An operation ends when its last thread does. By default the others spin meanwhile, for milliseconds where another
+    program holds a processor: small networks then take many times the time of a single thread (docs/performance.md).
+    On an idle machine spinning is the faster way. OpenMP reads this once, when torch is loaded; what the user has set
+    stays. Linux only.
+    """
+    if os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} or others_running() <= (os.cpu_count() or 1) / 4:
+        return False
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    return True
+
+
+def others_running() -> int:
+    """Threads of other programs that have a processor or wait for one: the smallest of three counts; 0 if unknown."""
+    counts = []
+    with suppress(OSError):
+        for _ in range(3):  # one that is there all the time, no daemon that looks around
+            counts.append(int(LOAD.read_text().split()[3].partition("/")[0]) - 1)  # "0.20 0.18 0.12 2/80 11206"
+            time.sleep(0.003)
+    return min(counts, default=0)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Progress of long commands: a bar on a terminal, a line every half minute in a log."""
 
 import sys
+import threading
 import time
 from typing import Any
 
@@ -14,31 +15,35 @@ SECONDS = 30.0
 
 
 class ProgressLines:
-    """Lines on standard error in place of the bar that tqdm draws on a terminal."""
+    """Lines on standard error, one each half minute, in place of the bar that tqdm draws on a terminal."""
 
     def __init__(self, total: int | None, unit: str, hidden: bool = False) -> None:
         self.total = total
         self.unit = unit
         self.hidden = hidden
         self.n = 0
-        self._start = self._shown = time.monotonic()
+        self._start = time.monotonic()
         self._first = 0  # done in an instant, as it was known
+        self._done = threading.Event()
 
     def __enter__(self) -> "ProgressLines":
+        if not self.hidden:
+            threading.Thread(target=self._print, daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Nothing is left to do."""
+        """Print no more."""
+        self._done.set()
 
     def update(self, count: int = 1) -> None:
-        """Count, and print a line if the last one is half a minute old."""
+        """Count."""
         self.n += count
-        now = time.monotonic()
-        if now - self._start < 0.1:
+        if time.monotonic() - self._start < 0.1:
             self._first = self.n
-        if not self.hidden and now - self._shown >= SECONDS:
-            self._shown = now
-            click.echo(self._line(now - self._start), err=True)
+
+    def _print(self) -> None:
+        while not self._done.wait(SECONDS):
+            click.echo(self._line(time.monotonic() - self._start), err=True)
 
     def set_description(self, text: str) -> None:
         """Print what is being done now, after a long time."""

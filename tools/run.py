@@ -42,10 +42,11 @@ def use_device(processes: Processes, device: str | None) -> torch.device:
 
 def default_precision(preset: str, device: str) -> str:
     """Precision of activations in training: the preset's, else bf16 if the device has instructions for it."""
-    return PRESETS[preset].training.get("precision") or ("bf16" if _has_bf16(device) else "fp32")
+    return PRESETS[preset].training.get("precision") or ("bf16" if has_bf16(device) else "fp32")
 
 
-def _has_bf16(device: str) -> bool:
+def has_bf16(device: str) -> bool:
+    """True if a device has instructions for bf16."""
     if device.startswith("cuda"):  # GPUs older than Ampere take longer in bf16 than in fp32
         return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

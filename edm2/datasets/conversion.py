@@ -54,17 +54,6 @@ from edm2.training.data.archive import Catalog, decode_image
 from edm2.training.data.files import DatasetError, Files, StorageError, suffix_of
 from edm2.training.data.index import open_archive
 
-__all__ = [
-    "TRANSFORMS",
-    "BrokenImages",
-    "CenterCrop",
-    "CenterCropDhariwal",
-    "CenterCropWide",
-    "Converted",
-    "Resize",
-    "convert",
-]
-
 Source: TypeAlias = "str | Path | tuple[Files, Catalog]"
 """Folder or ZIP of images; or any files with a catalog of the images among them."""
 

@@ -53,7 +53,6 @@ def save_look(dataset: Dataset, path: str | Path) -> int:
         Number of images in it.
     """
     picture, count = look(dataset)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary:
         picture.save(temporary, format="PNG")
     return count

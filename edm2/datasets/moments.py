@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edm2.training.config import DTYPES
 from edm2.training.data.vae import SD_VAE, check_pixel_range, load_vae
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+STORED = ("fp32", "fp16")
 """Types in which moments can be stored."""
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Types in which the VAE can compute."""
 
 CPU = torch.device("cpu")
 
@@ -47,10 +45,10 @@ class MomentEncoder:
     def __post_init__(self) -> None:
         object.__setattr__(self, "pixel_range", tuple(map(float, self.pixel_range)))
         check_pixel_range(self.pixel_range)
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} is unknown: moments are stored in {' or '.join(DTYPES)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision={self.precision!r} is unknown: choose {', '.join(PRECISIONS)}")
+        if self.dtype not in STORED:
+            raise ValueError(f"dtype={self.dtype!r} is unknown: moments are stored in {' or '.join(STORED)}")
+        if self.precision not in DTYPES:
+            raise ValueError(f"precision={self.precision!r} is unknown: choose {', '.join(DTYPES)}")
         if self.precision != "fp32" and self.device.type != "cuda":
             raise ValueError(f"precision={self.precision} needs a CUDA device, not {self.device}; choose fp32")
 
@@ -95,7 +93,7 @@ class MomentEncoder:
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()  # else the copy would wait for the batch before
         x = pixels.to(self.device, non_blocking=True).to(torch.float32) / 255 * (white - black) + black
-        dtype = PRECISIONS[self.precision]
+        dtype = DTYPES[self.precision]
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 latents = self.load().encode(x).latent_dist

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from edm2.io.guided import is_guided, read_guided
+from edm2.io.guided import main_network
 from edm2.io.model import digest_of, load_to_sample, read_metadata, resolve
 from edm2.sampling.external import SampledNetwork
 from edm2.sampling.generation import check_guide
@@ -89,8 +89,7 @@ class Teacher:
 
     def snapshot(self) -> Path:
         """Snapshot of the network, without its guide."""
-        path = resolve(self.name)
-        return read_guided(path).network if is_guided(path) else path
+        return main_network(resolve(self.name))
 
 
 def teacher_of_run(config: TrainingConfig, device: torch.device | str, dtype: torch.dtype) -> Denoiser:

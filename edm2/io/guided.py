@@ -62,7 +62,7 @@ def read_guided(path: str | Path) -> GuidedFile:
     path = Path(path)
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values["kind"] != KIND:
+        if not isinstance(values, dict) or values.get("kind") != KIND:
             raise ValueError(f"kind is not {KIND}")
         low, high = values["interval"]
         interval = float(low), EVERYWHERE[1] if high is None else float(high)
@@ -83,6 +83,11 @@ def read_guided(path: str | Path) -> GuidedFile:
         if not file.is_file():
             raise SnapshotError(f"{path}: {file.name} is not beside it; copy the whole folder")
     return found
+
+
+def main_network(path: Path) -> Path:
+    """File of the main network of a guided.json; any other file as it is."""
+    return read_guided(path).network if path.is_file() and is_guided(path) else path
 
 
 def _beside(path: Path, name: Any) -> Path:

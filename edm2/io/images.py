@@ -16,7 +16,6 @@ def save_png(pixels: Tensor, path: str | Path) -> None:
         raise ValueError(f"{path}: a PNG takes uint8 and 1 to 4 channels, not {pixels.dtype} and {len(pixels)}")
     array = pixels.permute(1, 2, 0).cpu().numpy()
     image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary:
         image.save(temporary, format="PNG")
 

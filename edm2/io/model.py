@@ -79,14 +79,15 @@ def digest_of(name: str | Path) -> str | None:
 def read_metadata(name: str | Path) -> dict[str, Any]:
     """Read what a file says about its network: architecture, codec, images seen, EMA length, training settings.
 
-    Those of a guided.json are its main network's, and its own contents under "guided".
+    Those of a guided.json are its main network's, and its own contents under "guided"; a pipeline's folder is its main
+    network alone.
 
     Raises:
         OSError, SnapshotError: as `load`.
     """
     path = resolve(name)
     if not path.is_file() or not is_guided(path):
-        return files.read_metadata(path)
+        return {key: value for key, value in files.read_metadata(path).items() if key != "guided"}
     found = read_guided(path)
     return files.read_metadata(found.network) | {"guided": found.to_json()}
 

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from zipfile import ZIP_STORED, ZipFile, ZipInfo
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 
+from edm2.datasets.parts import member
 from edm2.post_hoc_ema import atomic_output
 
 MAX_UNPACKED = 1 << 32
@@ -37,16 +38,16 @@ def open_member(archive: ZipFile, name: str) -> tuple[IO[bytes], Header]:
         Exception: of almost any kind, if the file is damaged, or holds objects, or other numbers than it announces.
     """
     info = archive.getinfo(name)
-    member: IO[bytes] = archive.open(info)
+    file: IO[bytes] = archive.open(info)
     if info.compress_type != ZIP_STORED:
         if info.file_size > MAX_UNPACKED:
             raise ValueError(f"{info.file_size:,} bytes, compressed; store it as numpy.savez does")
-        member = io.BytesIO(member.read())  # seeking back in compressed data begins anew each time
+        file = io.BytesIO(file.read())  # seeking back in compressed data begins anew each time
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, by_columns, dtype = read_header[np.lib.format.read_magic(member)](member)
-    if dtype.hasobject or member.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+    shape, by_columns, dtype = read_header[np.lib.format.read_magic(file)](file)
+    if dtype.hasobject or file.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError(f"{dtype} {shape} in {info.file_size:,} bytes")
-    return member, Header(shape, dtype, by_columns)
+    return file, Header(shape, dtype, by_columns)
 
 
 def read_member(archive: ZipFile, name: str) -> np.ndarray:
@@ -70,10 +71,10 @@ def write_npz(path: Path, images: Iterable[np.ndarray], count: int, labels: np.n
         ValueError: another number of images, or images of several shapes or dtypes.
     """
     with atomic_output(path) as temporary, ZipFile(temporary, "w") as archive:
-        with archive.open(_member("arr_0.npy"), "w", force_zip64=True) as file:
+        with archive.open(member("arr_0.npy"), "w", force_zip64=True) as file:
             _write_array(file, images, count, path)
         if labels is not None:
-            with archive.open(_member("arr_1.npy"), "w", force_zip64=True) as file:
+            with archive.open(member("arr_1.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(labels), allow_pickle=False)
 
 
@@ -91,11 +92,3 @@ def _write_array(file, images: Iterable[np.ndarray], count: int, path: Path) -> 
         written += 1
     if written != count or written == 0:
         raise ValueError(f"{path}: {written} images, but {count} were announced")
-
-
-def _member(name: str) -> ZipInfo:
-    """Entry of an uncompressed file, the same on every day and every system."""
-    member = ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    member.create_system = 3  # Unix, whose permissions the next line gives: all may read
-    member.external_attr = 0o644 << 16
-    return member

@@ -5,13 +5,14 @@ processes), process r computes those of number r, r + count, ..., and every proc
 one after the other: statistics are the same to the bit as those of one process.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor, distributed
 
+from edm2.datasets.parts import ahead
 from edm2.metrics.detectors import Detector
 from edm2.training import Dataset, PixelCodec
 from edm2.training.distributed.processes import ONE_PROCESS, Processes
@@ -79,13 +80,7 @@ def parts_of(count: int) -> list[range]:
 def read_ahead(dataset: Dataset, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
     """Yield images as `displayed` returns them, part by part; the next parts are read while detectors compute."""
     with ThreadPoolExecutor(READERS) as pool:
-        coming: deque[Future[Tensor]] = deque()
-        for part in parts:
-            coming.append(pool.submit(displayed, dataset, part))
-            if len(coming) > READERS:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+        yield from ahead(pool, (partial(displayed, dataset, part) for part in parts), READERS)
 
 
 def displayed(dataset: Dataset, indices: Sequence[int]) -> Tensor:

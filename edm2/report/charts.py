@@ -83,7 +83,7 @@ def _against_time(
         for name, values in curves.items():
             points = [{"x": x, "y": y, "run": run.name, "curve": name} for x, y in values(run)]
             rows += _thinned(_drawable(points))
-    x = {"field": "x", "type": "quantitative", "title": "images seen", "axis": {"format": "~s"}}
+    x = {"field": "x", "type": "quantitative", "title": "images seen", "axis": {"format": "~s", "tickCount": 6}}
     return _lines(title, note, rows, x, zero)
 
 
@@ -108,7 +108,7 @@ def _held_out_per_level(runs: Sequence[RunRecords]) -> Chart | None:
     rows = []
     for run in runs:
         last = next((record for record in reversed(run.stats) if "sigmas" in record), {})
-        for name, key in (("held-out images", "holdout_losses"), ("training images", "train_losses")):
+        for name, key in (("training images", "train_losses"), ("held-out images", "holdout_losses")):
             points = zip(last.get("sigmas", ()), last.get(key, ()), strict=False)
             rows += _drawable({"x": x, "y": y, "run": run.name, "curve": name} for x, y in points)
     note = "λ(σ) (D − y)² per element; a gap between the curves is what was learned by heart"
@@ -155,13 +155,12 @@ def _lines(title: str, note: str, rows: list[Row], x: Spec, zero: bool = False) 
     return Chart(title, note, spec)
 
 
-def curve_over_slider(scores: list[Row], labels: Sequence[str], title: str, start: Sequence[int]) -> Spec:
+def curve_over_slider(scores: list[Row], labels: Sequence[str], start: Sequence[int]) -> Spec:
     """The metric against the positions of the EMA slider: the curve of the chosen time and weight above the others.
 
     Args:
         scores: Points {"position", "y", "run", "time", "guidance"}; the last two are positions of the other sliders.
         labels: EMA length of each position.
-        title: Name of the metric.
         start: Positions of the sliders at first: time, EMA length, guidance.
     """
     chosen = "datum.time == time && datum.guidance == guidance"
@@ -173,7 +172,7 @@ def curve_over_slider(scores: list[Row], labels: Sequence[str], title: str, star
     values = [row["y"] for row in scores]
     domain = [min(values), max(values)]  # of all, as a filter may leave no point
     y = {
-        "field": "y", "type": "quantitative", "title": title, "scale": {"domain": domain, "nice": True},
+        "field": "y", "type": "quantitative", "title": None, "scale": {"domain": domain, "nice": True},
         "axis": {"minExtent": 52, "maxExtent": 52, "tickCount": 5},
     }  # fmt: skip
     color = {"field": "run", "type": "nominal", "title": None, "sort": None}

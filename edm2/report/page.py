@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edm2 import __version__
 from edm2.metrics import Detector
@@ -85,6 +85,8 @@ class Axes:
         }
 
 
+Drawn = TypeVar("Drawn")
+
 Commands = Callable[[ReportedRun, Point], Sequence[str]]
 """Function that returns the command lines that draw a point's grid."""
 
@@ -150,7 +152,7 @@ def vega_bundle(folder: Path) -> str:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_output(path) as temporary:
-            temporary.write_text(vl_convert.javascript_bundle(), encoding="utf-8")
+            temporary.write_text(vl_convert.javascript_bundle(None), encoding="utf-8")
     return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
@@ -161,7 +163,7 @@ def _context(run: ReportedRun, axes: Axes | None) -> dict[str, Any]:
     context["facts"] = summary.facts(records, run.averages)
     context["settings"] = summary.differing_settings(records, (inputs.get("data") or {}).get("images"))
     context["warnings"] = summary.warnings_about(records)
-    context["frames"] = stills.film_strip(records, run.cache)
+    context["frames"] = _drawn(run, "No samples over time", lambda: stills.film_strip(records, run.cache))
     dataset, grids, detector = run.dataset, run.grids, run.detector
     if dataset is not None:
         context["dataset"] = _drawn(
@@ -179,7 +181,7 @@ def _context(run: ReportedRun, axes: Axes | None) -> dict[str, Any]:
     return context
 
 
-def _drawn(run: ReportedRun, failure: str, draw: Callable[[], Picture]) -> Picture | None:
+def _drawn(run: ReportedRun, failure: str, draw: Callable[[], Drawn]) -> Drawn | None:
     try:
         return draw()
     except (ValueError, OSError, RuntimeError) as error:
@@ -209,7 +211,7 @@ def explorer_json(runs: Sequence[ReportedRun], axes: Axes, commands: Commands) -
         "guidances": [f"{weight:g}" for weight in axes.guidances],
         "start": start,
         "metric": metric,
-        "curve": charts.curve_over_slider(scores, labels, metric, start) if scores else None,
+        "curve": charts.curve_over_slider(scores, labels, start) if scores else None,
         "runs": shown,
     }
 

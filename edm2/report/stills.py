@@ -46,9 +46,11 @@ def film_strip(run: RunRecords, cache: PictureCache) -> list[tuple[int, Picture]
     named = [(int(match[1]), path) for path in files if (match := re.fullmatch(r"samples-(\d+)", path.stem))]
     step = max(1, -(-len(named) // FRAMES))
     frames = sorted(named)[::-1][::step][::-1]  # the last stays, whatever the step
-    facts = [{"frame": str(path), "changed": path.stat().st_mtime_ns} for _, path in frames]
-    pictures = [cache.get(key, lambda path=path: _frame(path)) for key, (_, path) in zip(facts, frames, strict=True)]
-    return [(time, picture) for (time, _), picture in zip(frames, pictures, strict=True)]
+    return [(time, _picture(path, cache)) for time, path in frames]
+
+
+def _picture(path: Path, cache: PictureCache) -> Picture:
+    return cache.get({"frame": str(path), "changed": path.stat().st_mtime_ns}, lambda: _frame(path))
 
 
 def _frame(path: Path) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
 import torch
@@ -40,7 +41,9 @@ def facts(run: RunRecords, averages: Averages | None) -> Rows:
         if held_out := _numbers(run, "holdout_error"):
             text += f", {held_out[-1][1]:.4f} on held-out images"
         rows.append(("Error", f"{text} (1: knows nothing, 0: perfect)"))
-    if rate := last.get("images_per_second"):
+    rates = [rate for record in run.stats[-8:] if (rate := record.get("images_per_second"))]
+    if rates:
+        rate = median(rates)  # reports that waited for a snapshot or a checkpoint are slower
         spent = sum(record.get("seconds", 0) for record in run.stats)
         rows.append(("Speed", f"{rate:,.3g} images/s; {time_text(spent)} so far"))
         if run.images_seen < config.duration:

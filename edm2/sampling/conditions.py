@@ -1,6 +1,8 @@
-"""Conditions of images to be drawn, in all the forms that people have them."""
+"""Conditions of images to be drawn, in all the forms that people have them, or those of held-out images."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,13 @@ from torch import Tensor
 
 from edm2.io.text_encoder import load_text_encoder
 from edm2.networks import Condition, TokenCondition
-from edm2.training.data.dataset import stack_padded
+from edm2.networks.conditions import noise_levels
+from edm2.training import Dataset, TrainingConfig
+from edm2.training.data.conditions import Conditioned
+from edm2.training.data.dataset import evenly_spaced_indices, split_holdout, stack_padded
+
+MOST_HELD_OUT = 1000
+"""Held-out images, evenly spaced, whose conditions samples are drawn for."""
 
 
 def rows_of_conditions(known: Iterable[Condition], given: Mapping[str, Any], count: int) -> dict[str, Tensor]:
@@ -39,6 +47,57 @@ def rows_of_conditions(known: Iterable[Condition], given: Mapping[str, Any], cou
             condition.check(values[:, None] if values.ndim == 1 else values, count)
         rows[name] = values
     return rows
+
+
+@dataclass(frozen=True)
+class SampleConditions:
+    """Conditions of samples by their numbers: sample k gets row k modulo the number of rows."""
+
+    rows: Mapping[str, Tensor]
+    """Values by name, [rows, ...]."""
+    classes: tuple[int, ...] | None = None
+    """Class of each row, which goes with its conditions; None: classes are chosen as without conditions."""
+
+    def of(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Conditions of some samples, by name."""
+        return {name: values[[number % len(values) for number in numbers]] for name, values in self.rows.items()}
+
+    def classes_of(self, numbers: Sequence[int]) -> list[int] | None:
+        """Classes of some samples, or None."""
+        return None if self.classes is None else [self.classes[number % len(self.classes)] for number in numbers]
+
+    def digest(self) -> str:
+        """Hash of all values and classes."""
+        digest = hashlib.sha256(repr((self.classes, *((n, v.dtype, v.shape) for n, v in self.rows.items()))).encode())
+        for values in self.rows.values():
+            digest.update(values.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def held_out_conditions(config: TrainingConfig, dataset: Dataset) -> SampleConditions | None:
+    """Conditions and classes of images that a run holds out, or of training images if it holds out none.
+
+    Args:
+        config: The run.
+        dataset: Its images.
+
+    Returns:
+        None for a network without conditions.
+
+    Raises:
+        DatasetError: a condition is missing.
+    """
+    known = () if config.network is None else config.network.conditions
+    levels = noise_levels(known)
+    names = [condition.name for condition in known if condition.name not in levels]
+    if not names:
+        return None
+    trained, held_out = split_holdout(Conditioned(dataset, names, config.make_conditions), config.holdout, config.seed)
+    images = held_out or trained
+    chosen = evenly_spaced_indices(len(images), MOST_HELD_OUT)
+    labels = images.labels(chosen).tolist() if config.own_network.label_dim else [-1]
+    rows = {name: images.read_condition(name, chosen) for name in names}
+    return SampleConditions(rows, tuple(labels) if min(labels) >= 0 else None)
 
 
 def _rows(condition: Condition, value: Any) -> Tensor:

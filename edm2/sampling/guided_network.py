@@ -45,6 +45,11 @@ class GuidedNetwork(nn.Module):
         return self.main.empty_classes
 
     @property
+    def abilities(self) -> tuple[str, ...]:
+        """Ways to sample it (`edm2.networks.precond.ABILITIES`): guidance is of denoisers."""
+        return tuple(name for name in self.main.abilities if name == "denoise")
+
+    @property
     def denoiser(self) -> GuidedDenoiser:
         """The two networks as `edm2.guided` combines them."""
         guide: Denoiser = without_labels(self.main) if self.guide is None else self.guide

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 
 from edm2.io.model import load, read_metadata
 from edm2.planning.costs import count_parameters
-from edm2.post_hoc_ema.files import atomic_output
+from edm2.sampling.conditions import held_out_conditions
 from edm2.sampling.generation import SamplingError
 from edm2.sweep.averages import Averages
 from edm2.sweep.evaluator import Evaluator, SampleSettings
@@ -159,8 +159,7 @@ class Trial:
         """Write the result; `scoring` is None for a run that cannot be trained, which fails under any scoring."""
         name = "failure" if isinstance(result, Failure) else "outcome"
         kept = {"trial": self.key, "scoring": scoring.key if scoring else "any", name: asdict(result)}
-        with atomic_output(self.folder.path / "ablation.json") as temporary:
-            temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        write_json(self.folder.path / "ablation.json", kept)
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,8 @@ class Scoring:
         folder, config = trial.folder, trial.config
         averages, known = Averages(folder.path), ScoreCache(folder.path / "sweep.jsonl")
         codec = codec_from_json(averages.metadata["codec"])
-        sweeper = Sweeper(averages, codec, self.evaluator, self.sampling, known=known, device=config.device)
+        sampling = replace(self.sampling, conditions=held_out_conditions(config, self.dataset))
+        sweeper = Sweeper(averages, codec, self.evaluator, sampling, known=known, device=config.device)
         try:
             area = Range([averages.last], self.sigma_rels)
             sweep = sweeper.sweep(area, self.dataset if self.real_images else None, progress=progress)

@@ -15,6 +15,7 @@ from edm2.metrics.features import BATCH, ReportProgress, displayed, features_of_
 from edm2.metrics.frechet import frechet_deviation
 from edm2.metrics.reference import Collection
 from edm2.metrics.scores import Metric
+from edm2.sampling.conditions import SampleConditions
 from edm2.sampling.external import SampledNetwork
 from edm2.sampling.generation import drawn_by_default, generate, require_finite
 from edm2.sampling.guidance import EVERYWHERE, Interval
@@ -139,9 +140,13 @@ class SampleSettings:
     """Solver of the sampling ODE."""
     levels: tuple[float, ...] | None = None
     """Noise levels of a flow map; None: those of the network for this number of steps."""
+    conditions: SampleConditions | None = None
+    """Conditions besides the class, by the number of the sample."""
 
     def classes(self, net: SampledNetwork, seeds: Sequence[int]) -> list[int] | None:
-        """Classes of these seeds, as many of each as of any other, in turn; those without images are left out."""
+        """Classes of these seeds: those of their conditions, else all that have images, in turn."""
+        if self.conditions is not None and (of_conditions := self.conditions.classes_of(seeds)) is not None:
+            return of_conditions
         classes = drawn_by_default(net)
         return [classes[seed % len(classes)] for seed in seeds] if classes else None
 
@@ -169,6 +174,7 @@ class SampleSettings:
                 self.interval,
                 BATCH,
                 self.sampler.sample,
+                conditions=None if self.conditions is None else self.conditions.of(seeds),
                 num_steps=self.num_steps,
                 **levels,
             )
@@ -187,6 +193,7 @@ class SampleSettings:
             "dtype": str(self.dtype),
             **other_solver,
             **({} if self.levels is None else {"levels": list(self.levels)}),
+            **({} if self.conditions is None else {"conditions": self.conditions.digest()}),
         }
 
 

@@ -18,6 +18,8 @@ from edm2.networks import (
     mp_sum_of_sources,
 )
 from edm2.networks.blocks import blocks
+from edm2.networks.conditions import CrossAttention
+from edm2.networks.magnitude import normalize
 
 KINDS = (
     VectorCondition("colour", 12, dropout=0.1),
@@ -98,6 +100,21 @@ def test_blocks_are_as_close_to_unit_magnitude_as_without_conditions():
     lowres = torch.tensor([100.0, 120, 140]).view(3, 1, 1) + torch.tensor([50.0, 60, 70]).view(3, 1, 1) * noise
     for given in (some_conditions(4) | {"lowres": lowres}, {}):
         assert ((magnitudes(KINDS, given) - 1).abs() - (without - 1).abs()).max() < 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("tokens", "attended", "kept"), [(0, 0.98, 0.99), (4, 0.59, 0.82), (77, 0.28, 0.74)])
+def test_means_over_many_tokens_are_small(tokens, attended, kept):
+    """Why an open gate takes up to a quarter of the magnitude, as docs/conditions.md says."""
+    found = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        cross, x = CrossAttention(64, 16, num_heads=1), normalize(torch.randn(4, 64, 8, 8), dim=1)
+        context = torch.randn(4, tokens + 1, 16), torch.ones(4, tokens + 1, dtype=torch.bool)
+        torch.nn.init.ones_(cross.gate)
+        out = cross(x, context)
+        found.append((rms(2**0.5 * out - x), rms(out)))
+    assert torch.tensor(found).mean(dim=0).tolist() == pytest.approx([attended, kept], rel=0.05)
 
 
 # ------------------------------------------------------------------------------------------- presence, image by image

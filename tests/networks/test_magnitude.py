@@ -8,7 +8,7 @@ from golden_data import max_rel, ops_cases
 from torch import Tensor
 
 from edm2.networks import mp_cat, mp_silu, mp_sum, normalize, resample
-from edm2.networks.magnitude import Normalize, mp_sum_weights
+from edm2.networks.magnitude import NormalizeWithJvp, mp_sum_weights
 
 # Rounding of the dtype times a few operations; the golden README states them.
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14, "float16": 2e-3, "bfloat16": 1e-2}
@@ -190,7 +190,7 @@ def test_normalize_has_derivatives_of_every_kind(dim, leaf):
 
     def y(x: torch.Tensor) -> torch.Tensor:
         if leaf == "parameter":  # which is kept for the backward pass instead of the output
-            return Normalize.apply(x, [1, 2] if dim is None else [dim % 3], 0.2, 1.5, True)[0]
+            return NormalizeWithJvp.apply(x, [1, 2] if dim is None else [dim % 3], 0.2, 1.5, True)[0]
         return normalize(x, dim, 0.2, magnitude=1.5)
 
     assert torch.autograd.gradcheck(y, x, check_forward_ad=True, check_batched_grad=True)

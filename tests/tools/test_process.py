@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -66,17 +67,54 @@ def test_a_closed_terminal_is_a_stop_signal_unless_it_is_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_progress_is_lines_in_a_log(monkeypatch, capsys):
+def test_progress_is_lines_in_a_log_also_while_nothing_is_counted(monkeypatch, capsys):
     from edm2.tools import progress
 
-    clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "SECONDS", 0.05)
     with progress.progress_bar(100) as bar:  # standard error is no terminal here
-        for _ in range(4):
-            bar.update(25)
-    assert capsys.readouterr().err.splitlines() == [
-        "50 of 100 images (50%), about 40 seconds left", "100 of 100 images (100%)",
-    ]  # fmt: skip
+        time.sleep(0.12)  # what comes in the first moment was known before
+        bar.update(25)
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "0 of 100 images (0%)"
+    late = [line for line in lines if line.startswith("25 of 100 images (25%), about ") and line.endswith(" left")]
+    assert len(late) >= 2
+    time.sleep(0.1)
     with progress.progress_bar(100, hidden=True) as bar:
         bar.update(100)
+        time.sleep(0.1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("running", "given", "policy"),
+    [
+        ((2, 2, 2), {}, "passive"),  # one other program on two processors
+        ((1, 1, 1), {}, None),
+        ((3, 1, 2), {}, None),  # nothing that is there all the time
+        ((9, 9, 9), {"OMP_WAIT_POLICY": "active"}, "active"),
+        ((9, 9, 9), {"GOMP_SPINCOUNT": "1000"}, None),
+        ((), {}, None),  # no Linux
+    ],
+)
+def test_threads_sleep_while_they_wait_where_other_programs_run(running, given, policy, monkeypatch):
+    from edm2.tools import process
+
+    class Load:
+        def read_text(self) -> str:
+            if not counts:
+                raise FileNotFoundError
+            return f"0.20 0.18 0.12 {counts.pop()}/80 11206\n"
+
+    counts = list(running)
+    monkeypatch.setattr(process, "LOAD", Load())
+    monkeypatch.setattr(process.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(process.os, "environ", dict(given))
+    assert process.sleep_while_waiting() == (policy == "passive")
+    assert process.os.environ.get("OMP_WAIT_POLICY") == policy
+
+
+def test_the_command_decides_before_torch_reads_it():
+    """Torch, and OpenMP with it, is loaded by the commands alone."""
+    program = "import sys, edm2.tools.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

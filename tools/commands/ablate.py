@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.tools.options.groups import GroupedCommand, option_group
-from edm2.tools.options.parsing import FILE, FOLDER, PRECISION, SEEDS, SHARD, SIGMA_RELS
+from edm2.tools.options.parsing import (
+    FILE,
+    FOLDER,
+    SAMPLING_PRECISION,
+    SAMPLING_PRECISION_HELP,
+    SEEDS,
+    SHARD,
+    SIGMA_RELS,
+)
 from edm2.tools.options.variants import check_not_fixed, given, planned, variants
 
 if TYPE_CHECKING:
@@ -59,7 +67,7 @@ _what, _score, _where = map(option_group, ("What is compared", "How it is scored
 @_score("--ref", type=FILE, help="Statistics of real images; default: those of the data.")
 @_score("--samples", "count", type=click.IntRange(2), default=500, show_default=True, help="Images per score.")
 @_score("--steps", "num_steps", type=click.IntRange(1), default=32, show_default=True, help="Sampling steps.")
-@_score("--precision", type=PRECISION, help="Of activations while sampling; default: fp16 on CUDA, else fp32.")
+@_score("--precision", type=SAMPLING_PRECISION, help=SAMPLING_PRECISION_HELP)
 @_where("--out", type=FOLDER, required=True, help="Folder of the study: runs, tables and figures.")
 @_where("--share", type=SHARD, help="Do only the first of two shares of the runs (1/2), the second (2/2), ...")
 @_where("--report", is_flag=True, help="Compute nothing: tables and figures of what is finished.")
@@ -140,6 +148,7 @@ def _scoring(
     from edm2.study.study import Scoring
     from edm2.sweep.evaluator import SampleSettings
     from edm2.tools.options.evaluators import default_detector, load_evaluator
+    from edm2.tools.options.networks import chosen_precision
     from edm2.tools.progress import progress_bar
     from edm2.training.config import DTYPES
     from edm2.training.distributed.processes import ONE_PROCESS
@@ -147,8 +156,7 @@ def _scoring(
     device = trial.config.device
     name = detector or default_detector(dataset.shape, dataset.kind == "pixels")
     evaluator = load_evaluator(name, weights, dataset, ref, device, ONE_PROCESS, progress_bar, out)
-    dtype = DTYPES[precision or ("fp16" if device.startswith("cuda") else "fp32")]
-    sampling = SampleSettings(count, num_steps, dtype=dtype)
+    sampling = SampleSettings(count, num_steps, dtype=DTYPES[chosen_precision(precision, device)])
     return Scoring(sigma_rels, evaluator, sampling, dataset, real_images=ref is None)
 
 

@@ -9,9 +9,19 @@ import click
 
 from edm2.metrics.registry import DETECTOR_NAMES
 from edm2.sampling.samplers import Sampler
+from edm2.tools.options.conditions import conditions_to_score
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.networks import chosen_precision
-from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, IMAGES, PRECISION, SIGMA_RELS, WEIGHTS
+from edm2.tools.options.parsing import (
+    DEVICE,
+    FILE,
+    FOLDER,
+    IMAGES,
+    SAMPLING_PRECISION,
+    SAMPLING_PRECISION_HELP,
+    SIGMA_RELS,
+    WEIGHTS,
+)
 from edm2.tools.options.sampling import sampler_option
 
 if TYPE_CHECKING:
@@ -28,9 +38,6 @@ Examples:
   # A guide of two thirds of the width and a sixteenth of the images, then the table of all kinds of guidance
   edm2 autoguide runs/photos
 \b
-  # One network with its guide: for every command that takes a network, and for edm2.load
-  edm2 generate runs/photos/autoguidance/guided.json --seeds 0-63 --grid guided.png
-\b
   # Nothing is trained: guides that the run has anyway, on a CPU with a fast solver
   edm2 autoguide runs/photos --guides unlabelled,early,ema,dropout --solver deis --steps 12
 \b
@@ -40,6 +47,8 @@ Examples:
 \b
 On eight GPUs, put this before the command:
   torchrun --standalone --nproc-per-node 8 -m
+
+OUT/guided.json is network and guide as one network: for edm2 generate, edm2 metrics gen, edm2.load and pipelines.
 
 Interrupted? Run the same command again: the guide goes on, and known scores (sweep.jsonl) are not computed again.
 """
@@ -84,7 +93,7 @@ class GuideNames(click.ParamType):
 @_where(
     "--out", type=FOLDER, help="Folder for the guide's run, scores, table and networks.  [default: RUN/autoguidance]"
 )
-@_machine("--precision", type=PRECISION, help="Precision of activations in sampling; default: fp16 on CUDA, else fp32.")
+@_machine("--precision", type=SAMPLING_PRECISION, help=SAMPLING_PRECISION_HELP)
 @_machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
 def autoguide(
     run: Path,
@@ -119,6 +128,8 @@ def autoguide(
     trains = (guides is None or "small" in guides) and guide_run is None
     if not trains and (guide_channels or guide_duration):
         raise click.UsageError("--guide-channels and --guide-duration are for a guide that is trained")
+    if guide_run is not None and guides is not None and "small" not in guides:
+        raise click.UsageError("--guide-run is the guide small: add it to --guides, or leave --guide-run out")
     from edm2.sweep.autoguidance import GuidanceSearch
     from edm2.sweep.averages import KeptAverages
     from edm2.sweep.evaluator import SampleSettings
@@ -152,8 +163,9 @@ def autoguide(
         detector = detector or default_detector(averages.shape, isinstance(codec, PixelCodec))
         out.mkdir(parents=True, exist_ok=True)
         evaluator = load_evaluator(detector, detector_weights, compared, ref, on, processes, bar, out)
-        dtype = DTYPES[chosen_precision(precision, on, None)]
-        sampling = SampleSettings(count, num_steps, dtype=dtype, sampler=sampler)
+        dtype = DTYPES[chosen_precision(precision, on.type)]
+        of_samples = conditions_to_score(run, (), count, getattr(averages.config, "conditions", ()))
+        sampling = SampleSettings(count, num_steps, dtype=dtype, sampler=sampler, conditions=of_samples)
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
         sweeper = Sweeper(
@@ -169,7 +181,6 @@ def autoguide(
         with bar(search.images(guides)) as progress:
             sweeper.report = progress.update
             comparison = search.compare(guides, KeptAverages(guide_run) if guide_run and "small" in guides else None)
-            progress.update(progress.total - progress.n)
         real_data_fd = None if compared is None else sweeper.real_data_fd(compared)
         if processes.is_first:
             _report(comparison, averages, out, evaluator.title, real_data_fd)
@@ -194,11 +205,11 @@ def _train(config: "TrainingConfig", dataset: "Dataset", processes: "Processes")
     """Train the guide, as far as that is not done."""
     from edm2.study.study import Trial
     from edm2.tools.run import reported_once, run_training
-    from edm2.training.run.inputs import describe_data
+    from edm2.training.run.inputs import describe_inputs
 
     with reported_once(processes):
         trial = Trial("guide", config)
-        trial.folder.check(config, data=describe_data(dataset) if processes.is_first else None)
+        trial.folder.check(config, data=describe_inputs(dataset, config) if processes.is_first else None)
         if trial.is_trained:
             return
         if processes.is_first:

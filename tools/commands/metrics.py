@@ -166,7 +166,8 @@ def calc(images: str, device: str | None, **scoring_options: Any) -> None:
 def gen(network: str | None, **given: Any) -> None:
     """Draw samples of NETWORK as `edm2 generate` does, and score them; no image is written.
 
-    Several processes, started by torchrun, share the work; the numbers are the same.
+    A run with conditions is drawn for those of images that it holds out, with their classes, unless --condition says
+    otherwise. Several processes, started by torchrun, share the work; the numbers are the same.
     """
     scoring = ScoringOptions.pop_from(given)
     options = SamplingOptions.from_given(network, given)
@@ -176,7 +177,7 @@ def gen(network: str | None, **given: Any) -> None:
 
     parts = batches_of(options.seeds, options.batch_size)
     with joined_processes() as processes:
-        generator = SampleGenerator(options, processes)
+        generator = SampleGenerator(options, processes, held_out=True)
         generator.try_out(generator.decode)
         mine = [seed for part in processes.shard(parts) for seed in part]
         pixels = (generator.decode(batch.samples) for batch in generator.batches(mine))

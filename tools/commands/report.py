@@ -14,18 +14,22 @@ from edm2.tools.options.parsing import DEVICE, FILE, FOLDER, SIGMA_RELS, TIMES, 
 
 if TYPE_CHECKING:
     from edm2.report.page import Axes, ReportedRun
+    from edm2.sweep.averages import Averages
+    from edm2.sweep.evaluator import SampleSettings
     from edm2.sweep.sweep import Point, Sweep
+
+STEPS = 18
+"""Sampling steps of a grid."""
 
 SCORED, SCORING_STEPS = 200, 12
 """Images and sampling steps per EMA length of --score, a quick pass."""
 
 EPILOG = """\b
 Examples:
-  # A run, finished or not; again later, and only what is new is drawn
+  # A run, finished or not; again later, and only what is new is drawn. Its sweep's scores stand over the slider
   edm2 report runs/photos
 \b
-  # Scores over the slider: those of a sweep, or of a quick pass
-  edm2 sweep runs/photos && edm2 report runs/photos
+  # No sweep yet? Scores of a quick pass
   edm2 report runs/photos --score
 \b
   # A slider for guidance, too
@@ -48,7 +52,7 @@ _page, _grids, _guidance, _machine = map(option_group, ("The page", "What is dra
 @_grids("--std", "--sigma-rel", "sigma_rels", type=SIGMA_RELS, help="EMA lengths; default: the sweep's, else nine.")
 @_grids("--at", "times", type=TIMES, help="Images seen; default: near 1/8, 1/4, 1/2 of the run, and the last.")
 @_grids("--images", type=click.IntRange(1, 64), default=32, show_default=True, help="Images of a grid, about.")
-@_grids("--steps", "num_steps", type=click.IntRange(1), default=18, show_default=True, help="Sampling steps.")
+@_grids("--steps", "num_steps", type=click.IntRange(1), help=f"Sampling steps.  [default: {STEPS}; 2 of a flow map]")
 @_guidance(
     "--guidance", "guidances", type=WEIGHTS, help="Weights; default: those of the sweep, where there is a guide."
 )
@@ -138,7 +142,7 @@ def _add_grids(run: "ReportedRun", given: dict[str, Any]) -> None:
     """Prepare the drawing of grids and of nearest images."""
     from edm2.post_hoc_ema.files import first_line
     from edm2.report.grids import Grids, columns_of
-    from edm2.sweep.evaluator import SampleSettings
+    from edm2.tools.options.conditions import conditions_to_score
     from edm2.tools.options.evaluators import codec_of, default_detector
     from edm2.tools.run import use_device
     from edm2.training import PixelCodec
@@ -150,14 +154,28 @@ def _add_grids(run: "ReportedRun", given: dict[str, Any]) -> None:
     try:
         codec = codec_of(averages.folder, averages.metadata, given["vae"], given["codec_from"])
         guide = make_guide(averages, given["guide"], given["unlabelled_guide"], None, network_maker(given["net_from"]))
+        of_samples = conditions_to_score(
+            averages.folder, (), 0, getattr(averages.config, "conditions", ()), run.dataset
+        )
+        columns = columns_of(averages)
+        sampling = _sampling(averages, -(-given["images"] // columns) * columns, given["num_steps"])
     except (ValueError, OSError) as error:
         run.notes.append(f"No EMA slider: {first_line(error)}")
         return
-    columns = columns_of(averages)
-    sampling = SampleSettings(-(-given["images"] // columns) * columns, given["num_steps"])
+    sampling = replace(sampling, conditions=of_samples)
     run.grids = Grids(averages, codec, sampling, run.cache, guide, device)
     if given["neighbours"] and run.dataset is not None:
         _add_detector(run, default_detector(averages.shape, isinstance(codec, PixelCodec)), device)
+
+
+def _sampling(averages: "Averages", count: int, steps: int | None) -> "SampleSettings":
+    """Settings of samples that suit a run's network; without `steps`, a flow map has steps of its own."""
+    from edm2.sampling.samplers import MAP
+    from edm2.sweep.evaluator import SampleSettings
+    from edm2.tools.commands.sweep import ways_of_sampling
+
+    [(sampler, own_steps, levels)] = ways_of_sampling(averages, None, None if steps is None else [steps], None)
+    return SampleSettings(count, own_steps if steps or sampler == MAP else STEPS, sampler=sampler, levels=levels)
 
 
 def _add_detector(run: "ReportedRun", name: str, device: Any) -> None:
@@ -193,11 +211,11 @@ def _score(context: click.Context, run: "ReportedRun", given: dict[str, Any]) ->
     if run.averages is None:
         return
     options = {name: given[name] for name in ("net_from", "codec_from", "vae", "device")}
+    if run.grids is not None and run.grids.sampling.levels is None:  # a flow map takes few steps anyway
+        options["steps"] = [SCORING_STEPS]
     lengths = given["sigma_rels"] or lengths_of(run.sweep)
     folder = run.cache.folder / "scores"
-    context.invoke(
-        sweep, run=run.averages.folder, sigma_rels=lengths, count=SCORED, num_steps=SCORING_STEPS, out=folder, **options
-    )
+    context.invoke(sweep, run=run.averages.folder, sigma_rels=lengths, count=SCORED, out=folder, **options)
     run.sweep = _scores(folder)
 
 

@@ -9,6 +9,7 @@ import click
 
 from edm2.metrics.registry import DETECTOR_NAMES, METRICS
 from edm2.sampling.samplers import MAP, Sampler
+from edm2.tools.options.conditions import CONDITION_HELP, HELD_OUT_HELP, conditions_to_score
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.guides import is_guide_run, make_guide
 from edm2.tools.options.networks import (
@@ -28,7 +29,8 @@ from edm2.tools.options.parsing import (
     IMAGES,
     INTERVAL,
     LEVELS,
-    PRECISION,
+    SAMPLING_PRECISION,
+    SAMPLING_PRECISION_HELP,
     SIGMA_RELS,
     STEPS,
     TIMES,
@@ -87,6 +89,7 @@ _what, _guidance, _score, _where, _machine = map(
 )
 @_what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP)
 @_what("--codec", "codec_from", metavar="MODULE:CALLABLE", help=CODEC_HELP)
+@_what("--condition", "conditions", multiple=True, metavar="NAME=VALUE", help=f"{CONDITION_HELP} {HELD_OUT_HELP}")
 @_what("--at", "times", type=TIMES, help="Images seen, times with snapshots; default: the last.")
 @_what("--search", "budget", type=click.IntRange(1), help="Close in on the best with at most so many points per time.")
 @_guidance("--guidance", "guidances", type=WEIGHTS, help="Weights; default: 1, which is none.")
@@ -110,13 +113,14 @@ _what, _guidance, _score, _where, _machine = map(
 @_score("--vae", help="VAE to decode with, folder or hub id; default: the one that the run names.")
 @_where("--out", type=FOLDER, help="Folder for scores, plot and statistics of real images.  [default: RUN]")
 @_where("--compare", "others", type=FOLDER, multiple=True, help="Another sweep's folder, to draw too; may be repeated.")
-@_machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32.")
+@_machine("--precision", type=SAMPLING_PRECISION, help=SAMPLING_PRECISION_HELP)
 @_machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here.")
 def sweep(
     run: Path,
     sigma_rels: list[float],
     net_from: str | None,
     codec_from: str | None,
+    conditions: tuple[str, ...],
     times: list[int] | None,
     budget: int | None,
     guidances: list[float] | None,
@@ -177,7 +181,8 @@ def sweep(
     check_external(run, averages.metadata, net_from)
     codec = codec_of(run, averages.metadata, vae, codec_from)
     dataset = None if ref else _real_images(averages, codec, data)
-    ways = _ways_to_sample(averages, sampler, steps, levels)
+    of_samples = conditions_to_score(run, conditions, count, getattr(averages.config, "conditions", ()), dataset)
+    ways = ways_of_sampling(averages, sampler, steps, levels)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
     _check_area(averages, area, budget)
     guides = make_guide(averages, guide, unlabelled_guide, guide_at, make_net)
@@ -188,19 +193,19 @@ def sweep(
         on = use_device(processes, device)
         shown = averages.shape if dataset is None or codec_from is None else dataset.shape
         name = detector or default_detector(shown, isinstance(codec, PixelCodec) or codec_from is not None)
-        evaluator: Any
-        if metric is None:
-            evaluator = load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
-        else:
-            evaluator = load_metric_evaluator(metric, name, weights, ref, on)
-        dtype = DTYPES[chosen_precision(precision, on, net_from)]
+        evaluator: Any = (
+            load_evaluator(name, weights, dataset, ref, on, processes, bar, out)
+            if metric is None
+            else load_metric_evaluator(metric, name, weights, ref, on)
+        )
+        dtype = DTYPES[chosen_precision(precision, on.type, net_from)]
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
         programs = {"--net-from": net_from, "--codec": codec_from}
         if processes.is_first:
             _warn_of_snapshots(averages, area)
         for solver, num_steps, jumps in ways:
-            sampling = SampleSettings(count, num_steps, interval or EVERYWHERE, dtype, solver, jumps)
+            sampling = SampleSettings(count, num_steps, interval or EVERYWHERE, dtype, solver, jumps, of_samples)
             sweeper = Sweeper(averages, codec, evaluator, sampling, guides, repeats, cache, processes, on)
             sweeper.programs = source_digests(net_from, codec_from, averages.classes)
             if processes.is_first:
@@ -209,7 +214,8 @@ def sweep(
             result = sweeper.sweep(area, dataset, budget, bar)
             if processes.is_first:
                 _report(result, area, out, compared, "sweep" if len(ways) == 1 else f"sweep-{num_steps}")
-                commands = draw_commands(averages, sampling, result.best.point, guides, guide, programs)
+                best = result.best.point
+                commands = draw_commands(averages, sampling, best, guides, guide, programs, conditions=conditions)
                 click.echo("\n  ".join(["The best network, and images of it:", *commands]))
 
 
@@ -243,7 +249,7 @@ def _check_area(averages: "Averages", area: "Range", budget: int | None) -> None
         check_budget(area.axes(), budget)
 
 
-def _ways_to_sample(
+def ways_of_sampling(
     averages: "Averages", sampler: Sampler | None, steps: list[int] | None, levels: tuple[float, ...] | None
 ) -> list[tuple[Sampler, int, tuple[float, ...] | None]]:
     """Sampler, steps and levels of each sweep: as asked for, else those that suit the network.
@@ -308,6 +314,9 @@ def _announce(area: "Range", budget: int | None, sweeper: "Sweeper") -> None:
     points = len(area.points()) if budget is None else budget * len(area.times)
     sampling = sweeper.sampling
     cost = sampling.sampler.cost(sampling.num_steps)
+    if sampling.conditions is not None:
+        values = max(map(len, sampling.conditions.rows.values()))
+        click.echo(f"Samples get {values:,} values of {', '.join(sampling.conditions.rows)} in turn.")
     images = f"{points * sampling.count * sweeper.repeats:,} images ({cost})"
     if budget is None:
         click.echo(f"{points} points, {images}, compared by {sweeper.evaluator.title}.")

@@ -291,11 +291,6 @@ def train(
                 dataset, data, out, preset, architecture, conditional, choices, processes.count, measured
             )
             check_folder(config, dataset, processes, options_by_name(train))
-            if lengths is not None and (needed := [c.name for c in config.own_network.conditions if not c.dropout]):
-                raise click.UsageError(
-                    f"--eval scores images drawn without conditions, and the network would need {needed[0]}: leave it "
-                    f"out, or give --condition-dropout {needed[0]}=0.1"
-                )
         if processes.is_first:
             print_lines(describe_plan(config, dataset, processes.count))
         if measure:
@@ -334,11 +329,11 @@ def check_folder(
 ) -> None:
     """Refuse a run folder that holds another run, before anything is computed; say where a run goes on."""
     from edm2.training import RunFolder
-    from edm2.training.run.inputs import describe_data
+    from edm2.training.run.inputs import describe_inputs
 
     folder = RunFolder(config.out)
     names = {**options} | {f"network.{name}": option for name, option in options.items()}
-    folder.check(config, names, describe_data(dataset) if processes.is_first else None)
+    folder.check(config, names, describe_inputs(dataset, config) if processes.is_first else None)
     if processes.is_first and 0 < (seen := folder.images_seen()) < config.duration:
         click.echo(f"Resuming {config.out} at {seen:,} of {config.duration:,} images.")
 

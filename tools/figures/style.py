@@ -35,7 +35,6 @@ def styled(axes: plt.Axes) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG file and forget the figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary:
         figure.savefig(temporary, format="png", dpi=140)
     plt.close(figure)

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edm2.networks import Condition
+    from edm2.sampling.conditions import SampleConditions
+    from edm2.training import Dataset
+
+
+CONDITION_HELP = (
+    "What else the network is told: numbers, a text, a picture or NPY file for all images; or a folder of them, or an "
+    "NPY file of rows, for the seeds in order. Repeatable."
+)
+HELD_OUT_HELP = "Default: the conditions and classes of held-out images of the run."
 
 
 def read_conditions(
@@ -41,6 +50,53 @@ def read_conditions(
     return rows_of_conditions(known, values, len(seeds)) if values else None
 
 
+def conditions_to_score(
+    run: Path, given: Sequence[str], count: int, known: "Sequence[Condition]", dataset: "Dataset | None" = None
+) -> "SampleConditions | None":
+    """Conditions of the samples that a run is scored by: those given, else those of images that it holds out.
+
+    Args:
+        run: Folder of the run.
+        given: Texts of --condition.
+        count: Samples per score.
+        known: Conditions of the network.
+        dataset: The run's images, if they are open.
+
+    Raises:
+        click.BadParameter: as `read_conditions`, or a condition is needed and not given.
+        ValueError: they are to be held-out ones, and the run's images are not there.
+    """
+    from edm2.sampling.conditions import SampleConditions, held_out_conditions
+    from edm2.training import read_run_config
+    from edm2.training.run.run_folder import open_run_data
+
+    if (rows := read_conditions(given, range(count), known)) is not None:
+        return SampleConditions(rows)
+    if not known:
+        return None
+    try:
+        config = read_run_config(run)
+        return held_out_conditions(config, open_run_data(run) if dataset is None else dataset)
+    except ValueError as error:
+        names = ", ".join(condition.name for condition in known)
+        raise ValueError(f"{error}; samples need {names}: give --condition NAME=VALUE") from None
+
+
+def stated_levels(known: "Sequence[Condition]", given: "SampleConditions | None") -> list[str]:
+    """Lines that say how noisy image conditions are taken to be, of networks that were trained with noise on them."""
+    from edm2.networks.conditions import noise_levels
+
+    lines = []
+    for name in noise_levels(known):
+        values = None if given is None else given.rows.get(name)
+        if values is None:
+            lines.append(f"{name}: 0, as none is given (--condition {name}=LEVEL)")
+        else:
+            low, high = values.min().item(), values.max().item()
+            lines.append(f"{name}: {low:g}" + (f" to {high:g}" if high > low else ""))
+    return lines
+
+
 def named_paths(given: Sequence[str]) -> dict[str, str]:
     """Files and folders among the values of `--condition`, by "condition NAME"."""
     pairs = (text.partition("=")[::2] for text in given)
@@ -52,10 +108,12 @@ def _value(name: str, value: str, condition: "Condition | None") -> Any:
     path = Path(value)
     if path.is_dir():
         from edm2.post_hoc_ema.files import visible_files
+        from edm2.training.data.files import SUFFIXES, suffix_of
 
-        found = sorted(file for file in visible_files(path, "**/*") if file.is_file())
+        files = (file for file in visible_files(path, "**/*") if file.is_file())
+        found = sorted(file for file in files if suffix_of(file.name) in SUFFIXES)  # not generation.json
         if not found:
-            raise ValueError(f"{name}={value}: the folder holds no files")
+            raise ValueError(f"{name}={value}: the folder holds no pictures or NPY files")
         return [_read(file) for file in found]
     if path.is_file() and condition is not None:
         return _read(path)

@@ -118,13 +118,24 @@ def check_external(name: str | Path, metadata: dict[str, Any], net_from: str | N
 
 def check_own_precision(precision: str | None, net_from: str | None) -> None:
     """Raise click.UsageError if a network of the user's own is to compute in half precision."""
-    if net_from is not None and precision not in (None, "fp32"):
+    if net_from is not None and precision not in (None, "fp32", "auto"):
         raise click.UsageError(f"--precision {precision} is for networks that edm2 builds; --net-from needs none")
 
 
-def chosen_precision(precision: str | None, device: "torch.device", net_from: str | None) -> str:
-    """Precision of activations: as asked for, else half where that is fast; a network of the user's own has its own."""
-    return precision or ("fp16" if device.type == "cuda" and net_from is None else "fp32")
+def chosen_precision(precision: str | None, device: str, net_from: str | None = None) -> str:
+    """Precision of activations: as asked for, else fp16 on CUDA and fp32 elsewhere, or with "auto" bf16 if it is fast.
+
+    A network of the user's own chooses for itself.
+    """
+    from edm2.tools.run import has_bf16
+
+    if precision not in (None, "auto"):
+        return precision
+    if net_from is not None:
+        return "fp32"
+    if device.startswith("cuda"):
+        return "fp16"
+    return "bf16" if precision == "auto" and has_bf16(device) else "fp32"
 
 
 def check_label_dropout(name: str, metadata: dict[str, Any], warn: bool = True) -> None:

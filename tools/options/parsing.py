@@ -297,6 +297,8 @@ PARAMETER_COUNT = _Parsed("count", parse_parameter_count)
 GROUP = _Parsed("pattern=length", parse_group)
 EFFICIENCY = _Parsed("fraction|file", parse_efficiency)
 PRECISION = click.Choice(["fp32", "bf16", "fp16"])
+SAMPLING_PRECISION = click.Choice([*PRECISION.choices, "auto"])
+SAMPLING_PRECISION_HELP = "Precision of activations; auto: half where that is fast; default: fp16 on CUDA, else fp32."
 FILE = click.Path(path_type=Path, dir_okay=False)
 PNG_FILE = _PNGFile(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)

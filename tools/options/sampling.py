@@ -11,7 +11,13 @@ import click
 from edm2.sampling.presets import GENERATION_PRESETS, describe_presets
 from edm2.sampling.samplers import HEUN, MAP, SAMPLERS, Sampler
 from edm2.sampling.samplers.registry import FEW, default_sampler, default_steps
-from edm2.tools.options.conditions import named_paths, read_conditions
+from edm2.tools.options.conditions import (
+    CONDITION_HELP,
+    conditions_to_score,
+    named_paths,
+    read_conditions,
+    stated_levels,
+)
 from edm2.tools.options.groups import option_group, with_options
 from edm2.tools.options.networks import (
     CODEC_HELP,
@@ -23,7 +29,17 @@ from edm2.tools.options.networks import (
     load_networks,
     source_digests,
 )
-from edm2.tools.options.parsing import DEVICE, FOLDER, INTERVAL, LEVELS, NUMBER, PRECISION, SEEDS
+from edm2.tools.options.parsing import (
+    DEVICE,
+    FOLDER,
+    INTERVAL,
+    LEVELS,
+    NUMBER,
+    PRECISION,
+    SAMPLING_PRECISION,
+    SAMPLING_PRECISION_HELP,
+    SEEDS,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -86,8 +102,7 @@ SAMPLE_OPTIONS = (
         "conditions",
         multiple=True,
         metavar="NAME=VALUE",
-        help="What else NETWORK is told: numbers, a text, a picture or NPY file for all images; or a folder of them, "
-        "or an NPY file of rows, for the seeds in order. Repeatable.",
+        help=CONDITION_HELP,
     ),
     _what("--net-from", metavar="MODULE:CALLABLE", help=NET_FROM_HELP),
     _what("--codec", "codec_from", metavar="MODULE:CALLABLE", help=CODEC_HELP),
@@ -125,7 +140,7 @@ SAMPLING_OPTIONS = (
     _machine(
         "--decode-batch", type=click.IntRange(1), default=8, show_default=True, help="Images per batch of the VAE."
     ),
-    _machine("--precision", type=PRECISION, help="Precision of activations; default: fp16 on CUDA, else fp32."),
+    _machine("--precision", type=SAMPLING_PRECISION, help=SAMPLING_PRECISION_HELP),
     _machine("--compile", is_flag=True, help="Compile the networks: faster, after a minute or more per batch size."),
     _machine("--vae-precision", type=PRECISION, default="fp32", show_default=True, help="Precision of the VAE."),
     _machine("--device", type=DEVICE, help="cpu, cuda or mps; default: the fastest here."),
@@ -207,28 +222,35 @@ class SamplingOptions:
 class SampleGenerator:
     """Networks on this process's device, and the settings to draw samples with them.
 
+    Args:
+        options: Networks and settings.
+        processes: Processes that draw.
+        held_out: Take conditions that are not given from images that a run holds out, where the network is a run.
+
     Raises:
         OSError, ValueError: a file is no network, or options do not suit it.
     """
 
-    def __init__(self, options: SamplingOptions, processes: "Processes") -> None:
+    def __init__(self, options: SamplingOptions, processes: "Processes", held_out: bool = False) -> None:
         from edm2.io.model import read_metadata
+        from edm2.sampling.conditions import SampleConditions
         from edm2.sampling.generation import class_index
         from edm2.tools.options.run_network import is_run, network_of_run
         from edm2.tools.run import use_device
 
-        if is_run(options.network):
+        run = Path(options.network)
+        held_out = held_out and is_run(run)
+        if is_run(run):
             steps = None if options.levels is None else len(options.levels) - 1
             if options.sampler in (None, MAP):
                 steps = steps or options.num_steps or default_steps(MAP)
-            average = network_of_run(Path(options.network), options.ema, processes, steps)
-            options = replace(options, network=average)
+            options = replace(options, network=network_of_run(run, options.ema, processes, steps))
         elif options.ema is not None:
             raise click.UsageError(f"--ema chooses an average of a run, and {options.network} is a network already")
         self.options = options
-        self.contents = processes.broadcast(self._contents() if processes.is_first else None)
+        self.contents = processes.broadcast(self._contents() if processes.is_first else {})
         self.device: torch.device = use_device(processes, options.device)
-        self.precision = chosen_precision(options.precision, self.device, options.net_from)
+        self.precision = chosen_precision(options.precision, self.device.type, options.net_from)
         self.net: SampledNetwork
         self.guide: Denoiser | None
         self.net, self.guide = load_networks(options, self.device, self._dtype(self.precision), processes.is_first)
@@ -241,7 +263,16 @@ class SampleGenerator:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
         self.class_names = (self.metadata.get("data") or {}).get("class_names", ())
         known = getattr(self.net.config, "conditions", ())
-        self._conditions = read_conditions(options.conditions, options.seeds, known)
+        self._conditions: SampleConditions | None = None
+        if held_out:
+            self._conditions = conditions_to_score(run, options.conditions, len(options.seeds), known)
+            if self._conditions is not None:
+                self.contents["conditions"] = self._conditions.digest()
+        elif (rows := read_conditions(options.conditions, options.seeds, known)) is not None:
+            self._conditions = SampleConditions(rows)
+        if processes.is_first:
+            for line in stated_levels(known, self._conditions):
+                click.echo(line)
         self._rows = {seed: row for row, seed in enumerate(options.seeds)}
         name = options.class_name
         self.class_index = None if name is None else class_index(name, self.class_names)
@@ -258,6 +289,8 @@ class SampleGenerator:
         from edm2.sampling.generation import drawn_by_default
 
         if not self.options.balanced:
+            if self.class_index is None and self._conditions is not None:
+                return self._conditions.classes_of([self._rows[seed] for seed in seeds])
             return self.class_index
         classes = drawn_by_default(self.net)
         return [classes[seed % len(classes)] for seed in seeds]
@@ -267,10 +300,9 @@ class SampleGenerator:
         from edm2.sampling.generation import generate, require_finite
         from edm2.sampling.guidance import EVERYWHERE
 
-        conditions = self._conditions
-        if conditions is not None:
-            rows = [self._rows[seed] for seed in seeds]
-            conditions = {name: values[rows] for name, values in conditions.items()}
+        conditions = None
+        if self._conditions is not None:
+            conditions = self._conditions.of([self._rows[seed] for seed in seeds])
         given: dict[str, Any] = {"S_churn": self.options.S_churn, "levels": self.options.levels}
         given = {name: value for name, value in given.items() if value}
         batches = generate(

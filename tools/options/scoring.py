@@ -1,6 +1,5 @@
 """Options of the commands that score images, and the metrics, detectors and tables that they ask for."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,8 +119,6 @@ def _print(values: "Sequence[MetricValue]", count: int) -> None:
 
 
 def _write(path: Path, settings: dict[str, Any], values: "Sequence[MetricValue]") -> None:
-    from edm2.post_hoc_ema import atomic_output
+    from edm2.training.run.files import write_json
 
-    content = settings | {"metrics": [asdict(value) for value in values]}
-    with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(path, settings | {"metrics": [asdict(value) for value in values]})

@@ -1,7 +1,7 @@
 """Command lines that make a network of a run and draw its images, for people to paste."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from edm2.sampling.guidance import EVERYWHERE
 from edm2.sampling.samplers import HEUN
@@ -22,6 +22,7 @@ def draw_commands(
     programs: Mapping[str, str | None] | None = None,
     seeds: str = "0-63",
     target: tuple[str, str] = ("--out", "samples"),
+    conditions: Sequence[str] = (),
 ) -> list[str]:
     """Return command lines that make the network of a point and draw its images.
 
@@ -34,11 +35,14 @@ def draw_commands(
         programs: Options with programs of the user's own; None where there is none.
         seeds: Value of --seeds.
         target: Option and value that say where the images go.
+        conditions: Values of --condition; none for those of held-out images, whose values are left open as "...".
     """
     lines, network = _network(averages, point.images_seen, point.sigma_rel)
     draw = ["edm2", "generate", network, "--seeds", seeds]
     draw += ["--balanced"] if averages.config.label_dim else []
     draw += [word for option, value in (programs or {}).items() if value is not None for word in (option, value)]
+    held_out = () if sampling.conditions is None else [f"{name}=..." for name in sampling.conditions.rows]
+    draw += [word for text in conditions or held_out for word in ("--condition", text)]
     if sampling.levels is None:
         draw += ["--steps", str(sampling.num_steps)]
         draw += [] if sampling.sampler == HEUN else ["--solver", sampling.sampler.name]

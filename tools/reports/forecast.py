@@ -1,6 +1,5 @@
 """Forecast of training on a cluster as text and as JSON, for `edm2 plan`."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +10,8 @@ import click
 from edm2.planning.cluster import REACHED
 from edm2.planning.costs import TRAINING_FLOPS, count_flops, count_parameters, disk_forecast
 from edm2.planning.forecast import Forecast, TrainingVariant, stored_bytes
-from edm2.post_hoc_ema import atomic_output
 from edm2.tools.reports.description import Lines, print_lines
+from edm2.training.run.files import write_json
 from edm2.training.run.speed import with_unit
 
 PARTS = {
@@ -137,8 +136,7 @@ def write_forecast(forecast: Forecast, path: Path) -> None:
         "variants": [_variant_to_json(forecast, variant) for variant in forecast.variants],
         "how_sure": dict(HOW_SURE),
     }
-    with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_json(path, values)
 
 
 def _variant_to_json(forecast: Forecast, variant: TrainingVariant) -> dict[str, Any]:

@@ -22,7 +22,6 @@ def write_sweep(path: Path, sweep: Sweep) -> None:
 
     `distances` are those of all sets of seeds, of which `frechet_distance` is the lowest, each of as many `samples`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)

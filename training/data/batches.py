@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edm2.networks import ImageCondition, TokenCondition
-from edm2.networks.conditions import constant, noise_level
+from edm2.networks.conditions import constant, noise_level, noise_levels
 from edm2.training.config import TrainingConfig
 from edm2.training.data.codecs import Codec, PixelCodec, ValueCodec, codec_from_json
 from edm2.training.data.conditions import Conditioned, padded
@@ -92,8 +92,7 @@ class BatchStream:
         self.device = random.generator.device
         self.transfer = Transfer(self.device)
         self.conditions = () if config.network is None else config.network.conditions
-        levels = [noise_level(c).name for c in self.conditions if isinstance(c, ImageCondition) and c.noise]
-        self._read = [c for c in self.conditions if c.name not in levels]
+        self._read = [c for c in self.conditions if c.name not in noise_levels(self.conditions)]
         if self._read:
             dataset = Conditioned(dataset, [c.name for c in self._read], config.make_conditions)
         self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)

@@ -5,7 +5,6 @@ network sees. Dimensions: N images, C channels, H rows, W columns.
 """
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,19 +31,6 @@ from edm2.training.data.files import DatasetError, Files, StorageError, normaliz
 from edm2.training.data.index import open_archive
 from edm2.training.data.order import permutation
 from edm2.training.imports import is_target
-
-__all__ = [
-    "ArchiveDataset",
-    "ArrayDataset",
-    "Dataset",
-    "DatasetError",
-    "ImageFormat",
-    "Subset",
-    "evenly_spaced_indices",
-    "open_dataset",
-    "pixel_statistics",
-    "split_holdout",
-]
 
 Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
 
@@ -126,6 +112,10 @@ class Dataset(ABC):
     def known_condition(self, name: str) -> Mapping[str, Any]:
         """Stored facts about a condition, as `Condition.to_json` has it; only its encoder, or nothing, else."""
         return {}
+
+    def condition_contents(self, name: str) -> str | None:
+        """Digest of the stored values of a condition; None where they are not stored."""
+        return None
 
     def item_name(self, index: int) -> str:
         """Name of an image to show to people: that of its file, or its number."""
@@ -286,7 +276,7 @@ class ArchiveDataset(Dataset):
         return {"encoder": entry.get("encoder")}  # the rest was measured on other files
 
     def condition_contents(self, name: str) -> str:
-        """Digest of sizes and checksums of a condition's files."""
+        """Digest of sizes and checksums of a condition's files (in a folder, of first and last 64 KiB)."""
         return hashlib.sha256(repr(self._files.contents(self.condition_files(name))).encode()).hexdigest()
 
     def fingerprint(self) -> str:
@@ -381,6 +371,9 @@ class Subset(Dataset):
     def known_condition(self, name: str) -> Mapping[str, Any]:
         return self.dataset.known_condition(name)
 
+    def condition_contents(self, name: str) -> str | None:
+        return self.dataset.condition_contents(name)
+
     def item_name(self, index: int) -> str:
         return self.dataset.item_name(int(self.indices[index]))
 
@@ -442,17 +435,10 @@ def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
 
 
 def pixel_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixels of every channel, in levels.
-
-    Computed from a histogram, so exact to float64; over at most `max_images` evenly spaced images.
-    """
+    """Mean and standard deviation of the pixels of every channel, in levels; otherwise as `value_statistics`."""
     if dataset.kind != "pixels":
         raise ValueError(f"{dataset.name} holds {dataset.kind}, not pixels: it has no pixel statistics")
-    chosen = evenly_spaced_indices(len(dataset), max_images)
-    parts = np.array_split(chosen, -(-len(chosen) // 64))
-    histogram = np.sum([_count_levels(dataset.images(part)) for part in parts], axis=0)
-    moments = [_mean_and_std(channel) for channel in histogram]
-    return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
+    return value_statistics(dataset, max_images)
 
 
 def value_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -466,14 +452,3 @@ def value_statistics(dataset: Dataset, max_images: int = 10_000) -> tuple[tuple[
         squares += values.square().sum(dim=(0, 2, 3))
     mean = total / count
     return tuple(mean.tolist()), tuple((squares / count - mean.square()).clamp(min=0).sqrt().tolist())
-
-
-def _count_levels(pixels: Tensor) -> np.ndarray:
-    """Histogram of the levels of each channel: int64 [C, 256]."""
-    return np.stack([channel.flatten().bincount(minlength=256).numpy() for channel in pixels.unbind(1)])
-
-
-def _mean_and_std(histogram: np.ndarray) -> tuple[float, float]:
-    level = np.arange(len(histogram))
-    mean = np.average(level, weights=histogram)
-    return float(mean), math.sqrt(np.average((level - mean) ** 2, weights=histogram))

@@ -4,6 +4,7 @@ Every rank sees its own positions of a step. Its loss is the mean over its image
 ranks: the gradient is that of the mean over all images, as if one process had seen them.
 """
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -128,7 +129,7 @@ class FSDP(MultiProcess):
         units = blocks(net) if isinstance(net, Precond) else []  # gathered one by one; another net as a whole
         for module in (*units, net):
             if compile and module is not net:
-                module.compile(dynamic=False)
+                compile_block_(module)
             fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=set(self._scalars))
         return net
 
@@ -173,6 +174,17 @@ def compiled(net: nn.Module) -> nn.Module:
     """Compile `net` for the shapes that it meets."""
     made: Any = torch.compile(net, dynamic=False)
     return made
+
+
+def compile_block_(block: nn.Module, **options: Any) -> None:
+    """Compile one of many blocks in place, for the shapes that it meets.
+
+    Dynamo compiles a function for 8 shapes at most and then runs it as it is; networks have more blocks than that. From
+    PyTorch 2.13 on, each block can count its own.
+    """
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        options["isolate_recompiles"] = True
+    block.compile(dynamic=False, **options)
 
 
 def clean_(grads: Sequence[Tensor], norm: Callable[[Sequence[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:

@@ -5,29 +5,41 @@ held-out with trained images, and averages of two datasets, so it is refused.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edm2.post_hoc_ema.files import parse_json
+from edm2.training.config import TrainingConfig
+from edm2.training.data.conditions import parse_maker
 from edm2.training.data.dataset import Dataset
 from edm2.training.run.files import write_json
 
 INPUTS_FILE = "inputs.json"
 
 
-def describe_data(dataset: Dataset) -> dict[str, Any]:
-    """Number, classes and fingerprint of the images, as JSON; neither paths nor times enter."""
+def describe_data(dataset: Dataset, conditions: Collection[str] = ()) -> dict[str, Any]:
+    """Number, classes and fingerprints of the images and some of their conditions; neither paths nor times enter."""
     labels = dataset.labels(range(len(dataset))).numpy()
     counts = np.bincount(labels[labels >= 0], minlength=dataset.num_classes).tolist()
+    stored = ((name, dataset.condition_contents(name)) for name in conditions if name in dataset.condition_names)
+    contents = {name: digest for name, digest in stored if digest is not None}
     return {
         "images": len(dataset),
         "classes": dict(zip(dataset.class_names, counts, strict=True)),
         "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
         "contents": dataset.fingerprint(),
+        **({"conditions": contents} if contents else {}),
     }
+
+
+def describe_inputs(dataset: Dataset, config: TrainingConfig) -> dict[str, Any]:
+    """Describe the data of a run, with the conditions that its network takes."""
+    known = () if config.network is None else config.network.conditions
+    made = {parse_maker(text)[0] for text in config.make_conditions}
+    return describe_data(dataset, [c.name for c in known if c.name not in made])
 
 
 def describe_file(path: str | Path) -> str:
@@ -63,11 +75,12 @@ def change_of_data(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> 
         return f"{before['images']} images then, {now['images']} now"
     if before["classes"] != now["classes"]:
         return f"classes {_listed(before['classes'])} then, {_listed(now['classes'])} now"
-    return (
-        f"other labels of the {now['images']} images"
-        if before["labels"] != now["labels"]
-        else (f"as many images ({now['images']}), but not the same")
-    )
+    if before["labels"] != now["labels"]:
+        return f"other labels of the {now['images']} images"
+    if before["contents"] not in (now["contents"], None):
+        return f"as many images ({now['images']}), but not the same"
+    differing = [name for name, digest in now["conditions"].items() if before["conditions"].get(name) != digest]
+    return f"other conditions of the same images ({', '.join(differing)})"
 
 
 def _listed(classes: Mapping[str, int]) -> str:

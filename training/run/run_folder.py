@@ -22,7 +22,7 @@ from edm2.training.field_types import mistyped_fields
 from edm2.training.imports import is_target
 from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.files import is_free, is_inside, listed_differences, write_json
-from edm2.training.run.inputs import change_of_data, describe_data, describe_file, read_inputs, write_inputs
+from edm2.training.run.inputs import change_of_data, describe_file, describe_inputs, read_inputs, write_inputs
 
 INTERIM = "interim"
 """Entry in the metadata of snapshots that a run left because it stopped."""
@@ -57,7 +57,7 @@ class RunFolder:
         Args:
             config: The run.
             names: Names of settings in messages, such as {"ref_lr": "--lr"}.
-            data: Its images, as `describe_data` does.
+            data: Its images, as `describe_inputs` does.
 
         Raises:
             RunFolderError: it belongs to another run, or holds something else.
@@ -88,7 +88,7 @@ class RunFolder:
         Raises:
             RunFolderError: as `check`.
         """
-        data = describe_data(dataset)
+        data = describe_inputs(dataset, config)
         self.check(config, data=data)
         run = self.run() if self.has_begun() else uuid4().hex
         write_json(self.config, config.to_json())
@@ -180,11 +180,12 @@ def open_run_data(folder: str | Path) -> Dataset:
         DatasetError: they are not there, or others are in their place.
         RunFolderError: there is no run.
     """
-    source = read_run_config(folder).data
+    config = read_run_config(folder)
+    source = config.data
     if is_target(source):  # a stranger's folder must not name programs
         raise DatasetError(f"{folder}: was trained on {source}, a program; name it with --data if you trust it")
     dataset, known = open_dataset(source), read_inputs(Path(folder)).get("data")
-    if known and (change := change_of_data(known, describe_data(dataset))):
+    if known and (change := change_of_data(known, describe_inputs(dataset, config))):
         raise DatasetError(f"{source}: not the images that {folder} was trained on: {change}; name those with --data")
     return dataset
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dataset_files import Stopped, stop_at_rename
+from dataset_files import Stopped, encoded, npy, stop_at_rename, write_folder
 from golden_data import arrays, max_rel, table
 from PIL import Image
 from tiny_vae import save_tiny_vae
@@ -175,6 +175,23 @@ def test_gray_becomes_color_and_transparency_is_dropped(tmp_path: Path):
         encode(tmp_path / mode, tmp_path / f"{mode}.zip", MomentEncoder())
         moments_of.append(everything(tmp_path / f"{mode}.zip"))
     assert all(torch.equal(moments_of[0], other) for other in moments_of)
+
+
+@pytest.mark.usefixtures("quick")
+def test_conditions_go_with_their_images(photos: Path, tmp_path: Path):
+    """Under the new names; pictures, and tokens of any number."""
+    names = [open_dataset(photos).item_name(i)[:-4] for i in range(7)]
+    edges = {f"conditions/edges/{name}.png": encoded(Image.new("L", (5, 3), 30 * i)) for i, name in enumerate(names)}
+    words = {f"conditions/words/{name}.npy": npy(np.full((1 + i % 3, 2), i)) for i, name in enumerate(names)}
+    write_folder(photos, edges | words)
+    old = open_dataset(photos)
+    for most, chosen in ((None, list(range(7))), (4, [0, 1, 4, 5])):
+        encode_in_parts(photos, tmp_path / f"{most}.zip", max_images=most)
+        new = open_dataset(tmp_path / f"{most}.zip")
+        assert new.condition_names == ("edges", "words")
+        for name in new.condition_names:
+            for i, index in enumerate(chosen):
+                assert torch.equal(new.read_condition(name, [i]), old.read_condition(name, [index]))
 
 
 @pytest.mark.usefixtures("quick")

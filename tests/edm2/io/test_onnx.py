@@ -15,7 +15,8 @@ import edm2 as package
 from edm2.io import onnx as export
 from edm2.io.onnx import ExportError, NamedInputs, example_inputs, export_onnx
 from edm2.networks import NetworkConfig, Precond, build_network, fold
-from edm2.networks.conditions import ImageCondition, ScalarCondition, TokenCondition, VectorCondition
+from edm2.networks.conditions import ImageCondition, ScalarCondition, TokenCondition, VectorCondition, noise_level
+from edm2.sampling.guided_network import GuidedNetwork
 from edm2.training import codec_from_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch about its exporter
@@ -27,10 +28,12 @@ def packages() -> None:
         pytest.importorskip(name)
 
 
+LOWRES = ImageCondition("lowres", 1, noise=0.5, dropout=0.1)
 CONDITIONS = (
     VectorCondition("attributes", 3, dropout=0.1),
     ScalarCondition("age", mean=(40.0,), std=(12.0,), dropout=0.1),
-    ImageCondition("lowres", 1, noise=0.5, dropout=0.1),
+    LOWRES,
+    noise_level(LOWRES),
     TokenCondition("caption", 6, length=9, dropout=0.1),
 )
 KINDS = {
@@ -131,8 +134,9 @@ def test_an_export_that_computes_something_else_does_not_appear(tmp_path: Path, 
 
 def test_what_is_no_network_of_ours_is_refused(tmp_path: Path):
     net = a_network(label_dim=2)
-    for other in (package.guided(net, package.without_labels(net), 2.0), torch.nn.Conv2d(1, 1, 1)):
-        with pytest.raises(ExportError, match=r"export the network and the guide|networks of your own"):
+    guided = package.guided(net, package.without_labels(net), 2.0)
+    for other in (guided, GuidedNetwork(net, None, 2.0), torch.nn.Conv2d(1, 1, 1)):
+        with pytest.raises(ExportError, match=r"export the network and the guide, .* networks of your own"):
             export_onnx(other, tmp_path / "net.onnx")
     with pytest.raises(ExportError, match="condition sigma"):
         export_onnx(a_network(label_dim=0, conditions=(ScalarCondition("sigma"),)), tmp_path / "net.onnx")

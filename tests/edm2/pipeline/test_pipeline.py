@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import edm2
+from edm2.io.guided import GuidedFile
 from edm2.io.model import network_from_state
 from edm2.networks import NetworkConfig, Precond, fold
 from edm2.pipeline import (
@@ -173,6 +174,27 @@ def test_snapshot_with_a_guide(net, make_net, tmp_path):
     again = quiet(EDM2Pipeline.from_pretrained(tmp_path / "saved"))
     assert torch.equal(draw(again, guidance_scale=2.0), draw(pipe, guidance_scale=2.0))
     assert "images_seen 4096" in (tmp_path / "saved" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("itself", [False, True], ids=["guide", "itself"])
+def test_a_guided_json_brings_guide_weight_and_interval_as_defaults(net, make_net, tmp_path, itself):
+    networks = {"net": net, "guide": make_net(seed=3)}
+    for name, network in networks.items():
+        edm2.save(network, tmp_path / f"{name}.safetensors", ABOUT | {"codec": CODEC.to_json()})
+    guide, path = None if itself else tmp_path / "guide.safetensors", tmp_path / "guided.json"
+    GuidedFile(tmp_path / "net.safetensors", guide, 2.0, (0.5, 20.0)).write(path, {})
+    pipe = quiet(EDM2Pipeline.from_snapshot(path))
+    expected = generated(edm2.load(path), SEEDS)
+    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(draw(pipe, guidance_scale=1.0), generated(net, SEEDS))
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert torch.equal(draw(quiet(EDM2Pipeline.from_pretrained(tmp_path / "pipe"))), expected)
+    assert "guided" not in edm2.read_metadata(tmp_path / "pipe"), "which load reads without its guide"
+    with pytest.raises(ValueError, match="guided already"):
+        EDM2Pipeline.from_snapshot(path, guide=tmp_path / "guide.safetensors")
+    GuidedFile(tmp_path / "net.safetensors", None, 2.0, dropout=0.1).write(path, {})
+    with pytest.raises(ValueError, match="no pipeline has"):
+        EDM2Pipeline.from_snapshot(path)
 
 
 # ------------------------------------------------------------------------------------------------ random numbers

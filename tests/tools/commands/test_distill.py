@@ -9,6 +9,7 @@ from command_line import complaint, edm2, succeed, torchrun, write_images
 from safetensors.torch import load_file
 
 from edm2 import generate
+from edm2.io.guided import GuidedFile
 from edm2.io.model import ASSETS, load, read_metadata, save
 from edm2.networks import fold
 from edm2.sampling.samplers.flow_map import sample_map
@@ -138,6 +139,21 @@ def test_a_guided_teacher_is_distilled(outspoken_network, network, tmp_path):
         "distill", outspoken_network, "--guide", network, "--guidance", 1.6, *guided[4:], *SHORT, "--out", out
     )
     assert "distillation.guidance is 1.5 there and 1.6 here" in complaint(refused.err)
+
+
+def test_a_guided_json_teaches_and_its_network_is_the_start(outspoken_network, network, tmp_path):
+    """As the same guidance by options does, to the bit."""
+    for name, source in {"network": outspoken_network, "guide": network}.items():
+        shutil.copy(source, tmp_path / f"{name}.safetensors")
+    guided = tmp_path / "guided.json"
+    GuidedFile(tmp_path / "network.safetensors", tmp_path / "guide.safetensors", 1.5, (0.1, 10)).write(guided, {})
+    succeed("distill", guided, *SHORT, "--out", tmp_path / "one")
+    options = ("--guide", network, "--guidance", 1.5, "--interval", "0.1,10")
+    succeed("distill", outspoken_network, *options, *SHORT, "--out", tmp_path / "two")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    twice = edm2("distill", guided, *options, *SHORT, "--out", tmp_path / "three")
+    assert "guided already" in complaint(twice.err)
 
 
 @pytest.mark.parametrize(

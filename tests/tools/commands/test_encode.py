@@ -73,8 +73,8 @@ def test_names_and_ranges_are_those_of_the_library():
     options = {option.name: option for option in dataset.encode.params}
     assert options["vae"].default == SD_VAE
     assert dataset.PIXEL_RANGES[options["vae_range"].default] == LatentCodec().pixel_range
-    assert tuple(options["dtype"].type.choices) == tuple(moments.DTYPES)
-    assert tuple(options["precision"].type.choices) == tuple(moments.PRECISIONS)
+    assert tuple(options["dtype"].type.choices) == moments.STORED
+    assert tuple(options["precision"].type.choices) == tuple(moments.DTYPES)
 
 
 @pytest.mark.slow

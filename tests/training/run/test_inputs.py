@@ -1,13 +1,16 @@
 """A run is known by the contents of its data and first network, and trains in one process at a time."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from dataset_files import encoded, write_folder
+from dataset_files import encoded, npy, write_folder
 from PIL import Image
 from tiny_run import run, tiny_config, tiny_data
 
+from edm2.networks import VectorCondition
 from edm2.training import Trainer, open_dataset
 from edm2.training.run.inputs import INPUTS_FILE, read_inputs
 from edm2.training.run.run_folder import RunFolder, RunFolderError, open_run_data
@@ -75,6 +78,33 @@ def test_a_run_without_a_record_of_its_images_adopts_them_under_the_same_name(tm
     train(tmp_path / "run", data, 24)
     assert read_inputs(tmp_path / "run")["data"]["images"] == 12
     train(tmp_path / "run", moved, 32)
+
+
+def test_conditions_are_inputs_too(tmp_path):
+    """Those that the network takes; an older run adopts them, and others may come and go."""
+    data, colours = photos(tmp_path / "photos"), np.random.default_rng(0).normal(size=(12, 3))
+
+    def write(name: str, values: np.ndarray) -> None:
+        names = (open_dataset(data).item_name(i) for i in range(12))
+        write_folder(
+            data, {f"conditions/{name}/{path[:-4]}.npy": npy(x) for path, x in zip(names, values, strict=True)}
+        )
+
+    write("colour", colours)
+    network = replace(tiny_config(tmp_path).network, conditions=(VectorCondition("colour", 3),))
+    train(tmp_path / "run", data, 16, network=network)
+    known = read_inputs(tmp_path / "run")
+    write("depth", colours)
+    train(tmp_path / "run", data, 24, network=network)
+    write("colour", colours + 1)
+    with pytest.raises(RunFolderError, match=r"other conditions of the same images \(colour\)"):
+        train(tmp_path / "run", data, 32, network=network)
+    with pytest.raises(ValueError, match="colour"):
+        open_run_data(tmp_path / "run")
+    del known["data"]["conditions"]  # as an earlier version wrote it
+    (tmp_path / "run" / INPUTS_FILE).write_text(json.dumps(known))
+    train(tmp_path / "run", data, 32, network=network)
+    assert read_inputs(tmp_path / "run")["data"]["conditions"].keys() == {"colour"}
 
 
 def test_the_first_network_is_not_needed_any_more_and_not_another(tmp_path):

@@ -144,7 +144,8 @@ def golden_blocks(setup: Setup) -> Iterator[Finding]:
     """Values and gradients of encoder and decoder blocks."""
     tensors, described = golden_arrays("blocks/blocks", setup)
     for precision, dtype in DTYPES.items():
-        values, gradients = {}, {}
+        values: dict[str, float] = {}
+        gradients: dict[str, float] = {}
         for case in described["cases"]:
             if not (data := select(tensors, case["id"])):
                 continue
@@ -211,8 +212,8 @@ def golden_training(setup: Setup) -> Iterator[Finding]:
     """Weights and averages after the steps of the published trajectory."""
     values, described = golden_arrays("train/main", setup)
     settings = described["main"]
-    shape = (settings[name] for name in ("img_resolution", "img_channels", "label_dim"))
-    network = NetworkConfig(*shape, sigma_data=settings["sigma_data"], **settings["netcfg"])
+    names = "img_resolution", "img_channels", "label_dim", "sigma_data"
+    network = NetworkConfig.from_json({**settings["netcfg"], **{name: settings[name] for name in names}})
     for precision in DTYPES:
         config = TrainingConfig(
             data="given", out="nowhere", network=network, device=setup.device, precision=precision,

@@ -18,8 +18,11 @@ from edm2.tools.bench.device.setup import Setup
 PART_BYTES = 15 << 20
 """Bytes of a part of a large file, below 16 MiB."""
 
-FRACTIONS = {"train": 0.6, "sweep": 0.2, "generate": 0.1, "reconstruct": 0.05}
+FRACTIONS = {"train": 0.6, "sweep": 0.2, "reconstruct": 0.05, "generate": 0.1}
 """Fractions of the time that the commands may take."""
+
+USUAL_LENGTH = 0.10
+"""EMA length where no sweep says which one is best, as where scikit-learn is missing."""
 
 
 def parts(setup: Setup) -> Parts:
@@ -28,46 +31,50 @@ def parts(setup: Setup) -> Parts:
 
 
 def real_run(setup: Setup) -> Iterator[Finding]:
-    """Train, sweep, draw a grid by the best average, and pack that network."""
+    """Train, sweep, pack the network of the best average, and draw a grid by it."""
     out, tiny = Path(setup.out), setup.scale.name == "tiny"
     with tempfile.TemporaryDirectory() as folder:
-        run, data = Path(folder, "run"), setup.data or made_images(Path(folder, "images"))
-        budget = int(FRACTIONS["train"] * setup.seconds)
-        length = ["--duration", "1Ki"] if tiny else ["--budget", f"{budget * 3 // 4}s"]
-        sweep = ["--std", "0.10,0.15", "--samples", "8", "--steps", "2"] if tiny else [
-            "--std", "0.05,0.10,0.15,0.20", "--samples", "1000", "--steps", "16",
+        run, best = Path(folder, "run"), Path(folder, "best")
+        data = setup.data or made_images(Path(folder, "images"))
+        seconds = int(FRACTIONS["train"] * setup.seconds)
+        length = ["--duration", "1Ki"] if tiny else ["--budget", f"{seconds * 3 // 4}s"]
+        on_device = ["--device", setup.device]
+        trained = command(
+            "train",
+            ["--data", data, "--out", run, "--preset", setup.scale.run_preset, "--channels", setup.scale.run_channels,
+             "--micro-batch", setup.scale.run_micro_batch, "--max-time", f"{seconds}s", *length, *on_device], setup,
+        )  # fmt: skip
+        yield trained
+        yield from progress(run)
+        if "failed" in trained:
+            return
+        tried = ["0.10,0.15", "--samples", "8", "--steps", "2"] if tiny else [
+            "0.05,0.10,0.15,0.20", "--samples", "1000", "--steps", "16",
         ]  # fmt: skip
-        commands = {
-            "train": ["--data", data, "--preset", setup.scale.run_preset, "--out", run, *length,
-                      "--channels", setup.scale.run_channels, "--max-time", f"{budget}s"],
-            "sweep": [run, *sweep],
-            "generate": [run, "--seeds", "0-15" if tiny else "0-79", "--grid", out / "grid.png", "--steps",
-                         "2" if tiny else "32"],
-            "reconstruct": [run, "--std", "BEST", "--out", Path(folder, "best"), "--dtype", "fp16"],
-        }  # fmt: skip
-        for name, arguments in commands.items():
-            if name == "reconstruct":
-                scores = list(map(json.loads, (run / "sweep.jsonl").read_text(encoding="utf-8").splitlines()))
-                best = min((score for score in scores if score.get("sigma_rel")), key=lambda score: score["distance"])
-                yield row("best average", **{key: best[key] for key in best if key != "key"})
-                arguments = [best["sigma_rel"] if x == "BEST" else x for x in arguments]
-            if name != "train":
-                arguments = [*arguments, *([] if name == "reconstruct" else ["--device", setup.device])]
-            else:
-                arguments = [*arguments, "--device", setup.device]
-            found = command(name, arguments, FRACTIONS[name] * setup.seconds + 30)
-            yield found
-            if name == "train":
-                yield from progress(run)
-            if "failed" in found:
-                return
-        (network,) = Path(folder, "best").glob("*.safetensors")
-        yield row("network", file=", ".join(split(network, out)), bytes=network.stat().st_size)
+        yield command("sweep", [run, "--std", *tried, *on_device], setup)
+        chosen = best_score(run)
+        yield row("best average", **chosen)
+        yield command(
+            "reconstruct", [run, "--std", chosen["sigma_rel"], "--out", best, "--dtype", "fp16"], setup
+        )  # fmt: skip
+        (network,) = best.glob("*.safetensors")
+        yield row("network", files=", ".join(split(network, out)), bytes=network.stat().st_size)
+        drawn = ["0-15", "--steps", "2"] if tiny else ["0-79"]
+        yield command("generate", [network, "--grid", out / "grid.png", "--seeds", *drawn, *on_device], setup)
 
 
-def command(name: str, arguments: list[Any], seconds: float) -> Finding:
-    """Run one command; its last words are the reason where it fails."""
-    start = time.perf_counter()
+def best_score(run: Path) -> dict[str, Any]:
+    """Return the best point of the run's sweep and its scores, or the usual length where there is none."""
+    path = run / "sweep.jsonl"
+    scores = list(map(json.loads, path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
+    points = [score for score in scores if score.get("sigma_rel")]
+    best = min(points, key=lambda score: score["distance"], default={"sigma_rel": USUAL_LENGTH})
+    return {name: value for name, value in best.items() if name != "key"}
+
+
+def command(name: str, arguments: list[Any], setup: Setup) -> Finding:
+    """Run one command within its fraction of the time and half a minute; its last words say why it failed."""
+    start, seconds = time.perf_counter(), FRACTIONS[name] * setup.seconds + 30
     words = [sys.executable, "-m", "edm2", name, *map(str, arguments)]
     try:
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)

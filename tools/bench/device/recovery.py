@@ -83,7 +83,7 @@ def copies(setup: Setup, preset: str) -> Iterator[Finding]:
     data = workload.dataset.images(range(setup.scale.micro_batch))
     sources = {"pageable": data, **({"pinned": data.pin_memory()} if setup.on_cuda else {})}
     for name, source in sources.items():
-        timing = setup.clock().time(lambda source=source: source.to(setup.device, non_blocking=True, copy=True))
+        timing = setup.clock().time(partial(source.to, setup.device, non_blocking=True, copy=True))
         yield row(
             f"{preset}, copy of {data.nbytes / 1e6:.3g} MB, {name}",
             ms=timing.seconds * 1e3,

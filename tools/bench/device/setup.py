@@ -4,7 +4,7 @@ import gc
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -44,19 +44,22 @@ class Scale:
     run_preset: str
     """Preset of the real run."""
     run_channels: int
+    run_micro_batch: int
+    """Images per forward pass of the run; too few leave a large GPU waiting for the host."""
     backend: str
     """Compiler behind torch.compile."""
 
 
 FULL = Scale(
-    name="full", presets=("edm2-img512-s", "edm2-img512-xs"), channels=None, batch=256, micro_batch=64,
-    sample_batches=(32, 4), steps=(1, 3, 32), large="edm2-img512-xxl", large_batches=(4, 16), repeats=5,
-    copy_bytes=4 << 30, matrix_size=8192, run_preset="edm2-small-32", run_channels=96, backend="inductor",
+    name="full", presets=("edm2-img512-s", "edm2-img512-xs"), channels=None, batch=256, micro_batch=128,
+    sample_batches=(32, 4), steps=(1, 3, 32), large="edm2-img512-xxl", large_batches=(16, 64), repeats=5,
+    copy_bytes=4 << 30, matrix_size=8192, run_preset="edm2-small-32", run_channels=96, run_micro_batch=256,
+    backend="inductor",
 )  # fmt: skip
-TINY = replace(
-    FULL, name="tiny", presets=("digits8",), channels=8, batch=8, micro_batch=4, sample_batches=(2, 1), steps=(1, 2),
+TINY = Scale(
+    name="tiny", presets=("digits8",), channels=8, batch=8, micro_batch=4, sample_batches=(2, 1), steps=(1, 2),
     large="digits8", large_batches=(2,), repeats=1, copy_bytes=1 << 20, matrix_size=64, run_preset="digits8",
-    run_channels=8, backend="aot_eager",
+    run_channels=8, run_micro_batch=64, backend="aot_eager",
 )  # fmt: skip
 SCALES = {scale.name: scale for scale in (FULL, TINY)}
 
@@ -94,14 +97,12 @@ class Setup:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` is the inverse."""
-        return {**{name: getattr(self, name) for name in ("device", "seconds", "out", "data", "ceilings")},
-                "scale": asdict(self.scale)}  # fmt: skip
+        return {**vars(self), "scale": self.scale.name}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Setup":
         """Build from `to_json`'s values."""
-        scale = {name: tuple(x) if isinstance(x, list) else x for name, x in values["scale"].items()}
-        return cls(**{**values, "scale": Scale(**scale), "ceilings": Ceilings(*values["ceilings"])})
+        return cls(**{**values, "scale": SCALES[values["scale"]], "ceilings": Ceilings(*values["ceilings"])})
 
     @property
     def on_cuda(self) -> bool:

@@ -10,7 +10,7 @@ from edm2.post_hoc_ema import sigma_rel_to_gamma
 from edm2.tools.bench.device.findings import Finding, Parts, row
 from edm2.tools.bench.device.setup import Setup, count_launches
 from edm2.tools.bench.plain import PlainTraining, plain_copy
-from edm2.tools.bench.report import Peak
+from edm2.tools.bench.report import Measurement, Peak
 from edm2.tools.bench.sections import Bench, training as training_by_parts
 from edm2.tools.bench.timing import Work
 from edm2.tools.bench.workload import Inputs, Workload, step_on
@@ -109,6 +109,7 @@ def by_parts(setup: Setup, preset: str) -> Iterator[Finding]:
     workload = setup.workload(preset, setup.scale.micro_batch)
     bench = Bench(workload, setup.clock(), [Peak("bf16", setup.ceilings.flops_per_second)])
     for found in training_by_parts(bench):
+        assert isinstance(found, Measurement)
         yield row(
             f"{preset}, {found.part}",
             **{

@@ -48,11 +48,10 @@ def passes(setup: Setup, preset: str, form: Callable[[Work], Work], name: str) -
     weights = [p.detach() for p in step.net.parameters()]
     gradients = [p.grad for p in step.net.parameters() if p.grad is not None]
     averages = [[p.clone() for p in weights] for _ in range(2)]
-    beta = torch.tensor(0.01, device=setup.device)  # a tensor, as a number would be compiled anew in each step
 
     def average() -> None:
         for each in averages:
-            torch._foreach_lerp_(each, weights, beta)
+            torch._foreach_lerp_(each, weights, 0.01)
 
     works: dict[str, tuple[int, Work]] = {
         "forced normalization": (2 * size, lambda: force_weight_normalization_(step.net)),
