@@ -422,6 +422,6 @@ def _compile(*denoisers: "Denoiser | None") -> None:
             if not isinstance(part, torch.nn.Module):
                 continue
             if cuda_graphs.CAPTURE and any(buffer.is_cuda for buffer in part.buffers()):
-                cuda_graphs.capture_(part, compile=True)
+                cuda_graphs.capture_(part, compiled=True)
             else:
                 part.compile(dynamic=False)
