@@ -65,7 +65,9 @@ class Normalize(torch.autograd.Function):
     def forward(x: Tensor, dims: tuple[int, ...], eps: float, m: float, keep_input: bool) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
-        n = math.prod(map(x.shape.__getitem__, dims))  # of these sides alone, so that a graph may be for any batch
+        n = 1
+        for d in dims:  # of these sides alone, so that a graph may be for any batch; Dynamo traces no `map` here
+            n *= x.shape[d]
         s = norm * (math.sqrt(1 / n) / m) + eps / m
         return x / s.to(x.dtype), s
 
