@@ -67,7 +67,7 @@ _map = option_group("The map")
     "--preset",
     type=click.Choice(list(PRESETS)),
     help="Settings that are not given; default: chosen by NETWORK. "
-    + "; ".join(f"{n}: {t}" for n, t in PRESETS.items()),
+    + "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items()),
 )
 @_what("--init", metavar="SNAPSHOT", help="Snapshot to start from; default: NETWORK.")
 @options_of(generate, GUIDED)
