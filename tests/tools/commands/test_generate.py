@@ -85,6 +85,10 @@ def test_the_unlabelled_guide_is_the_network_without_labels(outspoken_network, t
 
 def test_guides_that_do_not_fit_are_refused_or_warned_of(outspoken_network, tmp_path):
     """A network guides itself if it missed labels; one that does not say so, or a guide of other data, is doubtful."""
+
+    def run_longer(*arguments: object) -> Result:
+        return edm2("generate", *arguments, *QUICK, "--steps", 5)  # few are warned of, too
+
     guided = ("--guidance", 2, "--grid", tmp_path / "grid.png")
     training = read_metadata(outspoken_network)["training"]
     never, often, silent, other = (
@@ -96,16 +100,15 @@ def test_guides_that_do_not_fit_are_refused_or_warned_of(outspoken_network, tmp_
             "other": {"codec": {"kind": "pixels"}},
         }.items()
     )
-    refused = run(never, "--unlabelled-guide", *guided)
+    refused = run_longer(never, "--unlabelled-guide", *guided)
     assert refused.code == 1
     assert all(part in complaint(refused.err) for part in ("never.safetensors", "--guide", "--label-dropout 0.1"))
-    enough = ("--steps", 5)  # few would be warned of, too
-    assert edm2("generate", often, "--unlabelled-guide", *guided, *QUICK, *enough).err == ""
+    assert run_longer(often, "--unlabelled-guide", *guided).err == ""
     for options, doubtful in (
         ((silent, "--unlabelled-guide"), "silent.safetensors"),
         ((outspoken_network, "--guide", other), "other.safetensors"),
     ):
-        warned = run(*options, *guided)
+        warned = run_longer(*options, *guided)
         assert warned.code == 0
         [line] = warned.err.splitlines()
         assert line.startswith("Warning: ")
