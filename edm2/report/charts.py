@@ -43,7 +43,7 @@ def charts_of(runs: Sequence[RunRecords]) -> list[Chart]:
         _held_out_per_level(runs),
         _against_level(runs, "Gradient per noise level", "norm of the gradient of a bin's mean loss; level is good",
                        {"": "gradient_norm"}),
-        _against_time(runs, "Activations", "magnitude of the largest feature, largest over blocks; 1 is good",
+        _against_time(runs, "Activations", "magnitude of the largest feature, largest over blocks; level is good",
                       {"": _diagnostic(lambda r: max(_finite(r["activations"]["max"].values())))}),
         _against_time(runs, "Relative update of a step", "mean over blocks of the change of a weight over its size",
                       {"": _diagnostic(lambda r: _mean(r["updates"]["relative"].values()))}),
@@ -83,6 +83,8 @@ def _against_time(
         for name, values in curves.items():
             points = [{"x": x, "y": y, "run": run.name, "curve": name} for x, y in values(run)]
             rows += _thinned(_drawable(points))
+    if len({row["x"] for row in rows}) < 2:  # of a single time there is no curve yet
+        return None
     x = {"field": "x", "type": "quantitative", "title": "images seen", "axis": {"format": "~s", "tickCount": 6}}
     return _lines(title, note, rows, x, zero)
 

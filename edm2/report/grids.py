@@ -43,7 +43,7 @@ def lengths_of(sweep: Sweep | None) -> list[float]:
 
 def times_of(averages: Averages, duration: int) -> list[int]:
     """Times for a slider: stored ones at some fractions of the duration, and the last."""
-    stored = sorted({snapshot.images_seen for snapshot in averages.snapshots} - {0})
+    stored = sorted({snapshot.images_seen for snapshot in averages.snapshots} - {0}) or [averages.last]
     chosen = {min(stored, key=lambda time: abs(time - fraction * duration)) for fraction in FRACTIONS}
     return sorted(chosen | {averages.last})
 

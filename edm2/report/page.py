@@ -111,13 +111,16 @@ def write_page(out: Path, runs: Sequence[ReportedRun], axes: Axes | None, comman
     """
     require_report_packages()
     import jinja2
-    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters["src"] = source
     explorer = None if axes is None else explorer_json(runs, axes, commands)
+    contexts = [_context(run, axes) for run in runs]
+    for number, context in enumerate(contexts):  # runs on the same data show them once
+        if any(context["dataset"] == other["dataset"] for other in contexts[:number]):
+            context["dataset"] = None
     names = ", ".join(run.name for run in runs)
     texts = {
         name: (TEMPLATES / f"page.{ending}").read_text("utf-8")
@@ -127,11 +130,11 @@ def write_page(out: Path, runs: Sequence[ReportedRun], axes: Axes | None, comman
         title=f"edm2 report: {names}",
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
         version=__version__,
-        runs=[_context(run, axes) for run in runs],
+        runs=contexts,
         charts=charts.charts_of([run.records for run in runs]),
         explorer=explorer,
-        vega=Markup(vega_bundle(runs[0].cache.folder)),
-        **{name: Markup(text) for name, text in texts.items()},
+        vega=vega_bundle(runs[0].cache.folder),
+        **texts,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(out) as temporary:
@@ -152,7 +155,8 @@ def vega_bundle(folder: Path) -> str:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_output(path) as temporary:
-            temporary.write_text(vl_convert.javascript_bundle(None), encoding="utf-8")
+            bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default
+            temporary.write_text(bundle, encoding="utf-8")
     return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
@@ -194,6 +198,7 @@ def _drawn(run: ReportedRun, failure: str, draw: Callable[[], Drawn]) -> Drawn |
 
 def explorer_json(runs: Sequence[ReportedRun], axes: Axes, commands: Commands) -> dict[str, Any] | None:
     """Everything that the sliders show, as JSON; None if no grid can be drawn. Runs whose grids fail get a note."""
+    runs = [run for run in runs if run.grids is not None]
     start = start_of(runs, axes)
     shown = [found for run in runs if (found := _run_json(run, axes, commands)) is not None]
     if not shown:
@@ -201,9 +206,9 @@ def explorer_json(runs: Sequence[ReportedRun], axes: Axes, commands: Commands) -
     scores = [row for run in runs for row in _score_rows(run, axes)]
     labels = [_length(length) for length in axes.lengths]
     metric = next((run.sweep.title for run in runs if run.sweep is not None), "Distance")
-    first = next(iter(axes.times.values()))
-    times = [f"{time:,} images" for time in first] if len(runs) == 1 else [""] * axes.time_count
-    if len(runs) > 1:
+    first, *others = axes.times.values()
+    times = [f"{time:,} images" for time in first]
+    if any(other != first for other in others):  # each grid says its own
         times = [f"{i + 1} of {axes.time_count}" for i in range(axes.time_count)]
     return {
         "lengths": labels,

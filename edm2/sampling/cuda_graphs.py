@@ -74,9 +74,9 @@ class CapturedForward:
         return tree_unflatten([value.clone() for value in outputs], structure)
 
 
-def capture_(net: nn.Module, compile: bool = False) -> None:
+def capture_(net: nn.Module, compiled: bool = False) -> None:
     """Let evaluations of a network on CUDA be captured, compiled or not; it is for inference from then on."""
-    net.forward = CapturedForward(torch.compile(net.forward, dynamic=False) if compile else net.forward)
+    net.forward = CapturedForward(torch.compile(net.forward, dynamic=False) if compiled else net.forward)
 
 
 def _kind(value: Any) -> Any:

@@ -1,6 +1,8 @@
 """A network and its guide as one network, and the network that guides itself by its own dropout."""
 
 import copy
+import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,31 +75,32 @@ class GuidedNetwork(nn.Module):
         return GuidedNetwork(fold(self.main, dtype), guide, self.weight, self.interval)
 
 
-class FixedDropout:
-    """Dropout that always drops the same activations: a mask [1, C, H, W] for each shape.
+class LevelMasks:
+    """Masks of dropout that depend on the noise level: the same for all images, others at other levels.
 
-    An image then depends on its seed and class alone, and the ODE has the same right-hand side in every evaluation.
-
-    Args:
-        rate: Probability to drop an activation.
-        seed: Seed of the masks.
+    An image then depends on its seed and class alone, and the ODE has the same right-hand side whenever it is solved. A
+    mask that stayed would push all samples the same way at all levels; these cancel along the way.
     """
 
     def __init__(self, rate: float, seed: int) -> None:
         self.rate = rate
         self.seed = seed
-        self._masks: dict[Any, Tensor] = {}
+        self.level = 0
 
-    def __call__(self, x: Tensor) -> Tensor:
-        key = x.shape[1:], x.device, x.dtype
-        if key not in self._masks:
-            kept = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(self.seed)) >= self.rate
-            self._masks[key] = (kept / (1 - self.rate)).to(x)
-        return x * self._masks[key]
+    def note_level(self, net: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Hook before the forward pass: remember the noise level of the first image."""
+        sigma = torch.as_tensor(inputs[1] if len(inputs) > 1 else options["sigma"]).flatten()[0]
+        self.level = round(1000 * math.log(max(float(sigma), 1e-6)))
+
+    def drop(self, block: int, x: Tensor) -> Tensor:
+        """Dropout of activations [N, C, H, W] of a block."""
+        seed = hash((self.seed, self.level, block)) % (1 << 32)  # of integers: the same in every process
+        kept = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)) >= self.rate
+        return x * (kept / (1 - self.rate)).to(x)
 
 
 def with_dropout(net: Precond, rate: float, seed: int = 0) -> Any:
-    """Copy a network, folded or not, with dropout of fixed masks between the convolutions of its blocks.
+    """Copy a network, folded or not, with dropout between the convolutions of its blocks (`LevelMasks`).
 
     A guide that costs no training: the network that drops activations errs where the network does, only more.
 
@@ -106,7 +109,8 @@ def with_dropout(net: Precond, rate: float, seed: int = 0) -> Any:
     """
     if not 0 < rate < 1:
         raise ValueError(f"a dropout rate of {rate:g} must lie between 0 and 1")
-    thinned = copy.deepcopy(net)
+    thinned, masks = copy.deepcopy(net), LevelMasks(rate, seed)
+    thinned.register_forward_pre_hook(masks.note_level, with_kwargs=True)
     for number, block in enumerate(blocks(thinned)):
-        setattr(block, "drop", FixedDropout(rate, seed + number))  # noqa: B010  # for type checkers it is a method
+        setattr(block, "drop", partial(masks.drop, number))  # noqa: B010  # for type checkers it is a method
     return thinned

@@ -53,7 +53,7 @@ class UnlabelledGuide:
 
 
 class DropoutGuide:
-    """The network itself with dropout, the same activations in every evaluation (in-situ autoguidance)."""
+    """The network itself with dropout, its masks chosen by the noise level (in-situ autoguidance)."""
 
     at_once = 1 << 20
 
@@ -69,7 +69,7 @@ class DropoutGuide:
         return with_dropout(net, self.rate)
 
     def to_json(self) -> Any:
-        return ["dropout", self.rate]
+        return ["dropout by level", self.rate]
 
 
 class FixedGuide:

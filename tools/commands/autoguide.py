@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edm2.metrics.registry import DETECTOR_NAMES
-from edm2.sampling.samplers import Sampler
+from edm2.sampling.samplers import HEUN, Sampler
 from edm2.tools.options.conditions import conditions_to_score
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.networks import chosen_precision
@@ -88,7 +88,7 @@ class GuideNames(click.ParamType):
 @_score("--samples", "count", type=click.IntRange(8), default=500, show_default=True, help="Images per final score.")
 @_score("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Sets of fresh seeds per final score.")
 @_score("--steps", "num_steps", type=click.IntRange(2), default=32, show_default=True, help="Sampling steps.")
-@sampler_option(_score)
+@sampler_option(_score, HEUN.name)
 @_score("--vae", help="VAE to decode with, folder or hub id; default: the one that the run names.")
 @_where(
     "--out", type=FOLDER, help="Folder for the guide's run, scores, table and networks.  [default: RUN/autoguidance]"

@@ -76,9 +76,9 @@ def demo(context: click.Context, out: Path, seed: int) -> None:
 
     page = out / "report.html"
     click.echo("\n4. Look at all of it, and move a slider over the EMA lengths:")
-    click.echo(f"   edm2 report digits={run} --sweep {out} --out {page}")
+    click.echo(f"   edm2 report digits={run} --sweep {out} --steps {STEPS} --images 20 --out {page}")
     try:
-        context.invoke(report, runs=(f"digits={run}",), swept=out, out=page, num_steps=STEPS)
+        context.invoke(report, runs=(f"digits={run}",), swept=out, out=page, num_steps=STEPS, images=20)
         pages = [(page.name, "all of this on one page: open it in a browser")]
     except ReportError as error:
         click.echo(f"Left out: {error}")

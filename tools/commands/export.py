@@ -14,8 +14,8 @@ Examples:
   # One image at a time, for programs that want a fixed size
   edm2 export best.safetensors best.onnx --batch 1
 \b
-  # Of a run, the average of EMA length 0.10
-  edm2 reconstruct runs/mine --std 0.10 --out averages/ && edm2 export averages/NAME.safetensors mine.onnx
+  # A published network
+  edm2 export edm2-img512-xs-2147483-0.135.pkl xs.onnx
 
 \b
 docs/export.md (edm2 docs export) has a sampler in numpy that draws with such a file.

@@ -69,13 +69,15 @@ def _named() -> dict[str, Sampler]:
     return {MAP.name: MAP, **SAMPLERS}
 
 
-def sampler_option(group: Callable) -> Callable:
-    """Option --solver under the heading of `group`; the command receives a `Sampler`."""
+def sampler_option(group: Callable, default: str | None = None) -> Callable:
+    """Option --solver under the heading of `group`; the command receives a `Sampler`, or None for the network's own."""
     return group(
         "--solver",
         "sampler",
         type=SamplerName(),
-        help="Heun's method evaluates the network twice per step, the others once; default: heun, of a map map.",
+        default=default,
+        help="Heun's method evaluates the network twice per step, the others once; default: heun; map for a distilled "
+        "network.",
     )
 
 
@@ -420,6 +422,6 @@ def _compile(*denoisers: "Denoiser | None") -> None:
             if not isinstance(part, torch.nn.Module):
                 continue
             if cuda_graphs.CAPTURE and any(buffer.is_cuda for buffer in part.buffers()):
-                cuda_graphs.capture_(part, compile=True)
+                cuda_graphs.capture_(part, compiled=True)
             else:
                 part.compile(dynamic=False)

@@ -16,7 +16,8 @@ async function draw(element, spec) {
     view: { stroke: null },
     range: { category: COLORS },
     axis: { labelColor: ink, titleColor: ink, domainColor: line, tickColor: line, gridColor: line, titleFontWeight: "normal" },
-    legend: { labelColor: ink, titleColor: ink, orient: "top", columns: 2, labelLimit: 150 },
+    legend: { labelColor: ink, symbolBaseStrokeColor: ink, symbolBaseFillColor: ink, symbolType: "stroke", symbolOpacity: 1, orient: "top",
+      columns: 2, labelLimit: 150 },
   };
   const { view } = await vegaEmbed(element, spec, { actions: false, renderer: "svg", config });
   views.set(element, view);

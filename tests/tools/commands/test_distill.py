@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import complaint, edm2, succeed, write_images
+from command_line import complaint, edm2, succeed, torchrun, write_images
 from safetensors.torch import load_file
 
 from edm2 import generate
@@ -54,6 +54,15 @@ def test_a_run_that_stopped_goes_on_to_the_bit(maps, outspoken_network, tmp_path
     moved = shutil.copy(outspoken_network, tmp_path / "moved.safetensors")
     succeed("distill", moved, *SHORT, "--out", part)
     assert all(torch.equal(tensor, weights(maps)[name]) for name, tensor in weights(part).items())
+
+
+@pytest.mark.slow
+def test_two_processes_distil_the_same(maps, outspoken_network, tmp_path):
+    """Beyond rounding: in the loss's draws, and in the order of sums."""
+    torchrun(2, "distill", outspoken_network, *SHORT, "--out", tmp_path / "two")
+    for name, tensor in weights(tmp_path / "two").items():
+        if tensor.ndim:
+            torch.testing.assert_close(tensor, weights(maps)[name], rtol=1e-3, atol=1e-3 * tensor.abs().max().item())
 
 
 def test_a_snapshot_says_what_it_can_do(maps, outspoken_network):

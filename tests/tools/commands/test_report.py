@@ -98,6 +98,15 @@ def test_several_runs_share_plots_and_sliders_and_guidance_has_one(run: Path, ti
     assert all({row["run"] for row in chart["data"]["values"]} == {"a", "b"} for chart in data["charts"])
 
 
+def test_a_run_without_snapshots_stands_beside_one_with_them(run: Path, tiny_run: Path, tmp_path: Path):
+    without_snapshots(run)
+    out = tmp_path / "page.html"
+    succeed("report", f"bare={run}", f"whole={tiny_run}", *FEW, "--no-neighbours", "--cache", tmp_path, "--out", out)
+    data = contents(out)
+    assert [shown["name"] for shown in data["explorer"]["runs"]] == ["whole"]
+    assert {row["run"] for row in data["charts"][0]["data"]["values"]} == {"bare", "whole"}
+
+
 def relabel(run: Path, **changes: dict) -> None:
     """Change entries of the metadata of all snapshots of a run."""
     for path in [*(run / "snapshots").glob("*.safetensors"), run / "raw-weights.safetensors"]:

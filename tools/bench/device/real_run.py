@@ -77,12 +77,12 @@ def command(name: str, arguments: list[Any], setup: Setup) -> Finding:
     start, seconds = time.perf_counter(), FRACTIONS[name] * setup.seconds + 30
     words = [sys.executable, "-m", "edm2", name, *map(str, arguments)]
     try:
-        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return failed(name, f"stopped after {seconds:.0f} s")
-    print(done.stdout, file=sys.stderr)
+    print(done.stdout, done.stderr, sep="", file=sys.stderr)
     if done.returncode not in (0, 124):  # 124: --max-time
-        return failed(name, f"exit code {done.returncode}: {done.stdout.strip().splitlines()[-1:]}")
+        return failed(name, f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
     return row(f"edm2 {name}", seconds=time.perf_counter() - start, exit_code=done.returncode)
 
 
