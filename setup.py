@@ -12,7 +12,7 @@ FOLDERS = ("networks", "training", "post_hoc_ema", "tools", "docs")  # docs: pag
 STUDIES = ["bench.studies"]
 """One-off measurements behind the documentation: they run in a checkout and stay out of the wheel."""
 
-EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+EXPORT = ["onnx", "onnx-ir", "onnxruntime", "onnxscript"]
 """Packages of `edm2 export`: 120 MB, with theirs."""
 REPORT = ["jinja2", "vl-convert-python"]
 """Packages of the extra `report`: templates, and the plots' program in one file."""

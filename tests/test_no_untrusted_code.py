@@ -73,6 +73,7 @@ SAFE: dict[tuple[str, str], str] = {
     ("training/loss/by_name.py", "importlib.import_module"): "a module of the registry of weightings",
     ("tools/cli.py", "importlib.import_module"): "one of our own commands, from a table",
     ("edm2/sampling/samplers/registry.py", "importlib.import_module"): "one of our own modules, from a table",
+    ("edm2/io/onnx.py", "importlib.import_module"): "packages of an extra, of fixed names",
     ("edm2/pipeline/denoiser.py", "?.from_pretrained"): "use_safetensors, whatever the caller asks for",
     ("edm2/pipeline/storing.py", "?.from_pretrained"): "use_safetensors, whatever the caller asks for",
     ("training/data/vae.py", "diffusers.AutoencoderKL.from_pretrained"): "use_safetensors: weights, in no other form",

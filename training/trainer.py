@@ -430,7 +430,8 @@ class Trainer:
             self.diagnostics.load_state(state.get("diagnostics"))
             self.divergence.load_state(state.get("explosion"))
         self.snapshot_times = state.get("snapshot_times", self.folder.snapshot_times(self.images_seen))
-        self._interim = self.folder.interim_times()
+        interim = self.folder.interim_times() if self.processes.is_first else set()
+        self._interim = self.processes.broadcast(interim)  # the first may be the first to remove files, too
         if "loss" in tensors:
             self.step.loss.load_state_dict(tensors["loss"])
         for name, average in self.step.averages().items():

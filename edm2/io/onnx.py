@@ -79,7 +79,8 @@ def export_onnx(
     if not isinstance(net, Precond):
         raise ExportError(
             f"{path}: only networks that edm2 builds can be exported, no {type(net).__name__}: of a guided denoiser "
-            "export the network and the guide, each to a file (docs/export.md); torch.onnx exports networks of your own"
+            "export the network and the guide, each to a file (edm2 docs export); torch.onnx exports networks of your "
+            "own"
         )
     require_packages()
     if batch_size is not None and batch_size < 1:

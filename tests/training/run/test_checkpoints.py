@@ -14,6 +14,7 @@ from edm2.training import CheckpointError, Trainer
 from edm2.training.run import checkpoint as module
 from edm2.training.run.checkpoint import Checkpoints, load_checkpoint
 from edm2.training.run.checkpoint_folder import find_checkpoints
+from edm2.training.run.run_folder import RunFolder
 
 SETTINGS = {"checkpoint_every": 24, "status_every": 24}
 
@@ -42,6 +43,28 @@ def test_the_same_number_of_processes_resumes_to_the_bit(tmp_path, shard):
     for late in find_checkpoints(tmp_path / "whole" / "checkpoints")[1:]:
         shutil.rmtree(late)
     assert_same_bits(train_together(2, tmp_path / "whole", **settings), whole)
+
+
+class FirstReads(Trainer):
+    """Trainer in whose other processes snapshots are gone when they look: the first has removed them already."""
+
+    def _resume(self):
+        if not self.processes.is_first:
+            RunFolder.interim_times = forbidden
+        super()._resume()
+
+
+def forbidden(*arguments):
+    """Stand for a method that must not be called."""
+    raise AssertionError("called")
+
+
+@pytest.mark.slow
+def test_only_the_first_process_reads_snapshots_at_a_resume(tmp_path):
+    """It removes those of a future that was given up, while others may still be on their way."""
+    train_together(1, tmp_path / "run", **SETTINGS, duration=24)
+    job = Job(2, tmp_path / "said", train, {"out": str(tmp_path / "run"), **SETTINGS, "duration": 48}, None, FirstReads)
+    assert job.wait() == [0, 0], job.words(1)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
