@@ -18,7 +18,7 @@ Examples:
   edm2 export edm2-img512-xs-2147483-0.135.pkl xs.onnx
 
 \b
-edm2 docs export has a sampler in numpy that draws with such a file.
+A sampler in numpy that draws with such a file: edm2 docs export.
 Needs: pip install 'edm2[export]'
 """
 
