@@ -7,11 +7,11 @@ COMMON: Settings = {"P_std": 1.6, "stratified_sigma": True, "weighting": "edm", 
 
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
-        "the 8x8 digits, in four minutes of a CPU core",
+        "the 8x8 digits, in ten minutes of a CPU core",
         training={
-            "batch_size": 64, "duration": 64_000, "ref_lr": 0.01, "ref_batches": 600, "workers": 0,
-            "status_every": 6_400, "snapshot_every": 4_000, "checkpoint_every": 32_000, "sample_every": 32_000,
-            "holdout_every": 32_000,
+            "batch_size": 64, "duration": 208_000, "ref_lr": 0.01, "ref_batches": 600, "workers": 0,
+            "status_every": 6_400, "snapshot_every": 4_000, "checkpoint_every": 52_000, "sample_every": 52_000,
+            "holdout_every": 52_000,
         },
     ),
     "small": Preset(
