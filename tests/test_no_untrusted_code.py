@@ -8,6 +8,8 @@ import ast
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("edm2", "networks", "training", "post_hoc_ema", "tools")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -133,6 +135,7 @@ def test_every_use_has_a_reason():
     assert not SAFE.keys() - found, "a reason for what is not there any more"
 
 
+@pytest.mark.slow
 def test_what_is_loaded_by_torch_and_numpy_says_that_it_is_only_data():
     """The defaults of torch have changed once; these do not depend on them."""
     for path in SOURCES:

@@ -126,6 +126,7 @@ def test_sdist_holds_the_sources_and_what_building_and_testing_need(distribution
     assert {"setup.py", "pyproject.toml", "constraints.txt", "Makefile", "LICENSE", "README.md"} <= names
 
 
+@pytest.mark.slow
 def test_every_module_of_the_unpacked_wheel_imports(unpacked, tmp_path):
     names = [module_name(source) for source in INSTALLED]
     program = f"import importlib\nfor name in {names}: print(importlib.import_module(name).__file__)"

@@ -81,6 +81,7 @@ def test_any_number_of_images(kind: str, tmp_path: Path):
     assert str(ROOT).encode() not in (tmp_path / "net.onnx").read_bytes()  # no path of this machine
 
 
+@pytest.mark.slow
 def test_a_fixed_number_of_images(tmp_path: Path):
     net = a_network(**KINDS["classes"])
     assert export_onnx(net, tmp_path / "net.onnx", batch_size=3) < 1e-5

@@ -489,6 +489,7 @@ assert pipe(class_labels="cat", seeds=[0], num_inference_steps=2, output_type="l
 """Reads a folder, then loads it, in an interpreter that has imported nothing."""
 
 
+@pytest.mark.slow
 def test_a_folder_reads_without_diffusers(folder, net):
     metadata = read_pipeline_metadata(folder)
     assert is_pipeline_folder(folder)

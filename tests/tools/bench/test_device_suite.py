@@ -41,6 +41,7 @@ def sections(**weights: float) -> dict[str, Section]:
     return {name: Section(SECTIONS[name].title, weight) for name, weight in weights.items()}
 
 
+@pytest.mark.slow
 def test_a_section_that_hangs_or_dies_says_so_and_the_next_one_runs(setup, capsys):
     """What it found before is kept, in files that were written at once."""
     command = programs(machine=HANGS, parity=DIES, run=SAYS_ITS_LIMIT)

@@ -13,6 +13,7 @@ def photos(tmp_path: Path) -> Path:
     return write_images(tmp_path / "photos", (8, 8), 40)
 
 
+@pytest.mark.slow
 def test_a_budget_is_measured_once_and_can_be_moved(photos, tmp_path):
     tiny = ("--channels", 8, "--batch", 8, "--device", "cpu", "--workers", 0, "--config", "G")
     out, asked = tmp_path / "run", ("train", "--data", photos, *tiny, "--out", tmp_path / "run")

@@ -22,6 +22,7 @@ def rows(shown: str) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_table_adds_up():
     table = rows(succeed(*SMALL))
     assert table["edm2 train --shard"] == ["no", "no", "yes", "yes"]

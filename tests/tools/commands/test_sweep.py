@@ -181,6 +181,7 @@ def test_two_processes_give_what_one_gives(tiny_run: Path, tmp_path: Path):
 # ---------------------------------------------------------------------------------------------------- in training
 
 
+@pytest.mark.slow
 def test_scores_during_training_are_those_of_a_sweep_and_change_nothing(tmp_path: Path, monkeypatch):
     """Every second snapshot and the end; and the sweep takes them over."""
     out = tmp_path / "run"

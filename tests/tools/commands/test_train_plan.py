@@ -51,6 +51,7 @@ def test_precision_is_what_the_processor_has_instructions_for(instructions, pres
     assert "cpu, fp16, " in subjects(succeed(*run, "--precision", "fp16"))["device"]
 
 
+@pytest.mark.slow
 def test_measuring_makes_steps_and_writes_nothing(tiny_run: Path, tmp_path: Path):
     """Neither where there is nothing, nor in a folder with a run."""
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}

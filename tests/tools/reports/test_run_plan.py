@@ -51,6 +51,7 @@ def test_the_number_of_snapshots_is_forecast(tmp_path, every):
     assert f"{written} ({written // 2} time" in dict(describe_plan(config, dataset))["snapshots"]
 
 
+@pytest.mark.slow
 def test_the_plan_says_how_data_are_scaled():
     assert "statistics stored in the dataset" in described(with_statistics(images()))["scaling"]
     assert "measured when training starts" in described(images())["scaling"]

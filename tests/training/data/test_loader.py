@@ -89,6 +89,7 @@ def test_a_worker_that_is_killed_ends_the_wait_in_one_line():
     assert len(line.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_storage_that_never_answers_ends_the_wait(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loader, "TIMEOUT", 1)
     batches = data_loader(Sleepy(seconds=20), [[3, 1], [2, 5]], workers=1)

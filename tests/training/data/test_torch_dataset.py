@@ -119,6 +119,7 @@ def test_the_trainer_takes_them_and_learns_the_same(tmp_path):
     assert_same_bits(trained("theirs", pairs()[0]), trained("ours", tiny_data()))
 
 
+@pytest.mark.slow
 def test_values_of_any_range_are_trained_on_and_drawn(module, tmp_path):
     asked = ("train", "--data", "terrain:Heights", *QUICK, "--out", "run")
     succeed(*asked, "--duration", 64)

@@ -55,6 +55,7 @@ def test_the_error_of_a_network_that_outputs_nothing_is_1_on_any_data(untrained,
     assert measured.error(images.square().mean().item(), 0.5) == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_error_is_the_mean_that_training_reports():
     """Of one network on the same images: at nine levels, weighted, and at 8,000 that training draws. To 5 %."""
     net, codec = edm2.load("digits8"), codec_from_json(edm2.read_metadata("digits8")["codec"])

@@ -35,7 +35,7 @@ def test_any_number_of_processes_goes_on_from_any_checkpoint(tmp_path):
     assert [record["images_seen"] for record in stats(parts)] == [24, 48, 72, 96]
 
 
-@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("shard", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_same_number_of_processes_resumes_to_the_bit(tmp_path, shard):
     """The sums of a report that is not due yet included: each process has its own."""
     settings = {**SETTINGS, "shard": shard, "duration": 48, "status_every": 32}
