@@ -141,7 +141,7 @@ class TrainStep:
         )
 
     def averages(self) -> dict[str, PowerFunctionEMA | TraditionalEMA]:
-        """All averages, by their names in a checkpoint."""
+        """Averages of the weights, by their names in a checkpoint."""
         traditional = {} if self.traditional_ema is None else {"traditional_ema": self.traditional_ema}
         return {"ema": self.ema, **traditional}
 

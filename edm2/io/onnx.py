@@ -179,7 +179,7 @@ def _example_values(condition: Condition, count: int, size: tuple[int, int], ran
 
 
 def _described(net: Precond, metadata: Mapping[str, Any]) -> dict[str, str]:
-    """What a program needs to know besides the graph: texts by key, JSON where they are no plain numbers."""
+    """Metadata that a program needs besides the graph: texts by key, JSON where they are no plain numbers."""
     described = {
         "edm2_version": __version__,
         "sigma_data": net.sigma_data,

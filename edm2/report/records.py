@@ -9,7 +9,7 @@ from edm2.training.run.logging import Record, parse_record
 
 @dataclass(frozen=True)
 class RunRecords:
-    """What a run has written down so far."""
+    """Records of a run so far."""
 
     name: str
     """Name on the page."""

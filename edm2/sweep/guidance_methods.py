@@ -31,7 +31,7 @@ ROUGH = 0.05
 
 @dataclass(frozen=True)
 class Candidate:
-    """All that is chosen after training."""
+    """Settings that are chosen after training."""
 
     point: Point
     """Time and EMA length of the network, weight, EMA length of the guide."""

@@ -129,7 +129,7 @@ def _numbers(record: Record, prefix: str = "") -> Iterator[tuple[str, int | floa
 
 
 class Monitor:
-    """All outputs of a run's reports."""
+    """Outputs of a run's reports."""
 
     def __init__(self, folder: Path, duration: int, images_seen: int) -> None:
         self.status = StatusLine(duration, images_seen)
