@@ -9,6 +9,7 @@ from edm2.distillation.teacher import Teacher, check_data
 from edm2.io.model import is_external
 from edm2.networks import NetworkConfig
 from edm2.planning.presets import Settings, learning_rate
+from edm2.planning.relative import measured_every
 from edm2.training import Dataset, TrainingConfig, codec_from_json
 from edm2.training.data.batches import seen_shape
 from edm2.training.settings import DistillationConfig
@@ -91,6 +92,7 @@ def _intervals(settings: Settings) -> Settings:
         "snapshot_every": duration // 32,
         "checkpoint_every": duration // 4,
         "sample_every": duration // 4,
+        "holdout_every": measured_every(duration, settings["holdout"]),
     }
     return {name: max(value, 1) for name, value in follow.items() if name not in settings}
 

@@ -100,6 +100,18 @@ def parameter_bytes(network: NetworkConfig, ranks: int = 1) -> ParameterBytes:
     return ParameterBytes(of_blocks, held(net) - sum(of_blocks), scalars)
 
 
+def evaluations_per_image(config: TrainingConfig) -> int:
+    """Evaluations of the network that have the FLOPs of training on an image.
+
+    A distillation also evaluates its teacher, the guide (taken to be of the same size), and the derivative: one
+    evaluation for a difference, three in forward mode.
+    """
+    distillation = config.distillation
+    if distillation is None:
+        return TRAINING_FLOPS
+    return TRAINING_FLOPS + 1 + (distillation.guidance != 1) + (1 if distillation.derivative == "difference" else 3)
+
+
 @lru_cache
 def count_flops(network: NetworkConfig) -> int:
     """Count the FLOPs of one evaluation of one image, in the paper's unit: a multiply-accumulate is one.

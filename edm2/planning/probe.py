@@ -5,7 +5,7 @@ import time
 import torch
 from torch.nn.functional import conv2d
 
-from edm2.planning.costs import TRAINING_FLOPS, count_flops
+from edm2.planning.costs import TRAINING_FLOPS, count_flops, evaluations_per_image
 from edm2.training import TrainingConfig
 from edm2.training.config import DTYPES
 
@@ -42,4 +42,4 @@ def guessed_speed(config: TrainingConfig, processes: int = 1) -> float:
         once()
         count += 1
     rate = count * flops / (time.perf_counter() - start)
-    return processes * SHARE * rate / (TRAINING_FLOPS * count_flops(network))
+    return processes * SHARE * rate / (evaluations_per_image(config) * count_flops(network))

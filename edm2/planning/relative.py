@@ -42,7 +42,6 @@ def relative_rules(duration: int, images: int, proposed: Mapping[str, object], h
     batch = own["batch_size"]
     if holdout is None:
         holdout = min(own.get("holdout", 0), images // 10, duration // 512)
-    measuring = holdout * HELD_OUT_EVALUATIONS // EVALUATIONS_PER_STEP
     return {
         "duration": math.ceil(duration / batch) * batch,
         "rampup_images": min(own.get("rampup_images", duration), duration // 20),
@@ -51,9 +50,14 @@ def relative_rules(duration: int, images: int, proposed: Mapping[str, object], h
         "snapshot_every": max(duration // 32, 1),
         "sample_every": max(duration // 4, 1),
         "status_every": max(duration // 64, 1),
-        "holdout_every": max(duration // 16, 20 * measuring, 1),
+        "holdout_every": measured_every(duration, holdout),
         "checkpoint_every": max(duration // 4, 1),  # and every ten minutes
     }
+
+
+def measured_every(duration: int, holdout: int) -> int:
+    """Images between measurements of the held-out loss: 16 of them in a run, in at most a twentieth of its time."""
+    return max(duration // 16, 20 * (holdout * HELD_OUT_EVALUATIONS // EVALUATIONS_PER_STEP), 1)
 
 
 FOLLOWING = tuple(name for name in relative_rules(1 << 20, 1000, {"batch_size": 64}) if name != "duration")

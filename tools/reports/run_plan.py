@@ -1,12 +1,12 @@
 """Description of a run before it starts, for `edm2 train`: data, network, schedule, memory, snapshots, disk."""
 
 from edm2.planning.costs import (
-    TRAINING_FLOPS,
     count_flops,
     count_parameters,
     device_memory,
     disk_forecast,
     estimate_memory,
+    evaluations_per_image,
     largest_micro_batch,
 )
 from edm2.planning.presets import PRESETS
@@ -36,7 +36,8 @@ def describe_plan(config: TrainingConfig, dataset: Dataset, processes: int = 1) 
     visits = config.duration / (len(dataset) - config.holdout)
     visited = f", each visited {visits:,.0f} times" if visits >= 1.5 else ""
     evaluation = count_flops(config.network)  # in the paper's unit: a multiply-accumulate is one
-    costs = (evaluation, TRAINING_FLOPS * evaluation, TRAINING_FLOPS * evaluation * config.duration)
+    training = evaluations_per_image(config) * evaluation
+    costs = (evaluation, training, training * config.duration)
     once, step, run = (with_unit(flops, "FLOPs") for flops in costs)
     several = f"{processes} x " if processes > 1 else ""
     images = min(config.images_per_forward, config.images_per_rank(processes))

@@ -15,6 +15,7 @@ models (sCM, arXiv 2410.11081); in between it is mean flow (arXiv 2505.13447), a
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,17 +113,11 @@ class FlowMapLoss:
         with torch.no_grad():
             clean = images if self.teacher is None else self.teacher(x, t, labels, **given).to(images.dtype)
             delta, q = clean - fixed, s / t
-            is_map = (q < 1).flatten()
-            if self.anchor < 1:
-                rows = is_map.clone()
-                rows[0] = True  # an anchor's target is the same with its slope; FSDP needs as many calls in all ranks
-                some = _Some(net, labels, conditions, rows)
-                x_map, t_map, s_map, q_map = x[rows], t[rows], s[rows], q[rows]
-                slope = self.derivative(some, x_map, x_map - clean[rows], t_map, s_map, fixed[rows])
+            if self.anchor < 1:  # anchors, too, whose slope counts nothing: batches of one shape compile once
+                slope = self.derivative(partial(_at_levels, net, labels, given), x, x - clean, t, s, fixed)
                 # q x* + (1 - q)(D - dD/dτ) - D
-                target = q_map * delta[rows] - (1 - q_map) * slope
                 r = self._warmth(context)
-                delta[rows] = r * target + (1 - r) * delta[rows]
+                delta = r * (q * delta - (1 - q) * slope) + (1 - r) * delta
             weight = edm_weight(t, self.sigma_data)  # 1 / c_out²: from an error of D to one of F
             delta = delta * weight.sqrt()
             if self.tangent_norm is not None:
@@ -131,7 +126,7 @@ class FlowMapLoss:
                 # The error of data has noise in it, whose size must not weigh the images.
                 delta = normalized if self.teacher is not None else torch.where(q < 1, normalized, delta)
         if context is not None:
-            self._report(context, fixed, x, images, t, delta, is_map)
+            self._report(context, fixed, x, images, t, delta, q == 1)
         return ((denoised - fixed) * weight.sqrt() - delta) ** 2
 
     def _levels(self, sigma: Tensor, context: Any) -> tuple[Tensor, Tensor]:
@@ -156,45 +151,29 @@ class FlowMapLoss:
         return min(context.images_seen / self.warmup_images, 1.0)
 
     def _report(
-        self, context: Any, fixed: Tensor, x: Tensor, images: Tensor, t: Tensor, delta: Tensor, is_map: Tensor
+        self, context: Any, fixed: Tensor, x: Tensor, images: Tensor, t: Tensor, delta: Tensor, anchors: Tensor
     ) -> None:
         """Report the error of the anchors, as every denoiser does, and that of the maps."""
-        anchors = ~is_map.view(-1, 1, 1, 1)
         error, of_zero = errors((fixed - images) ** 2 * anchors, x * anchors, images * anchors, t, self.sigma_data)
         context.report("error", error)
         context.report("error_of_zero", of_zero)
         context.report("map_error", (delta**2 * ~anchors).mean())
 
 
-class _Some:
-    """A network for some of the images of a batch.
-
-    Args:
-        net: The network.
-        labels: Classes of all images.
-        conditions: Conditions of all images.
-        which: Which images, bool [N].
-    """
-
-    def __init__(
-        self, net: Callable[..., Any], labels: Tensor | None, conditions: Mapping[str, Tensor] | None, which: Tensor
-    ) -> None:
-        self.net = net
-        self.labels = None if labels is None else labels[which]
-        self.given = {} if conditions is None else {"conditions": {n: c[which] for n, c in conditions.items()}}
-
-    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """D(x; t, s)."""
-        return self.net(x, t, self.labels, target_sigma=s, **self.given)
+def _at_levels(
+    net: Callable[..., Any], labels: Tensor | None, given: Mapping[str, Any], x: Tensor, t: Tensor, s: Tensor
+) -> Tensor:
+    """D(x; t, s)."""
+    return net(x, t, labels, target_sigma=s, **given)
 
 
-def _jvp(net: _Some, x: Tensor, v: Tensor, t: Tensor, s: Tensor, fixed: Tensor) -> Tensor:
+def _jvp(net: Callable[..., Tensor], x: Tensor, v: Tensor, t: Tensor, s: Tensor, fixed: Tensor) -> Tensor:
     """dD/dτ along the trajectory, d/de D(x + e v; e^(τ + e), s) at e = 0: tangents v of x and t of t."""
     with higher_derivatives():
         return torch.func.jvp(lambda x, t: net(x, t, s), (x, t), (v, t))[1]
 
 
-def _difference(net: _Some, x: Tensor, v: Tensor, t: Tensor, s: Tensor, fixed: Tensor) -> Tensor:
+def _difference(net: Callable[..., Tensor], x: Tensor, v: Tensor, t: Tensor, s: Tensor, fixed: Tensor) -> Tensor:
     """The same by a backward difference, which reuses D of the training pass."""
     before = t * torch.exp(x.new_tensor(-STEP))
     return (fixed - net(x - STEP * v, before, torch.minimum(s, before))) / STEP

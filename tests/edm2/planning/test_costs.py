@@ -10,8 +10,16 @@ import torch
 from golden_data import table
 
 from edm2.networks import NetworkConfig
-from edm2.planning.costs import LiveTensors, count_flops, count_parameters, estimate_memory, largest_micro_batch
+from edm2.planning.costs import (
+    LiveTensors,
+    count_flops,
+    count_parameters,
+    estimate_memory,
+    evaluations_per_image,
+    largest_micro_batch,
+)
 from edm2.training import TrainingConfig
+from edm2.training.settings import DistillationConfig
 
 
 def network_of(values: dict) -> NetworkConfig:
@@ -80,3 +88,12 @@ def test_the_proposed_micro_batch_fits(memory):
     assert estimate_memory(replace(config, micro_batch=images)).total <= memory
     assert images == 64 or estimate_memory(replace(config, micro_batch=2 * images)).total > memory
     assert largest_micro_batch(config, 1e6) is None, "too little for one image"
+
+
+@pytest.mark.parametrize(
+    ("distillation", "evaluations"),
+    [(None, 3), ({}, 5), ({"guidance": 1.4}, 6), ({"guidance": 1.4, "derivative": "jvp"}, 8)],
+)
+def test_a_distillation_also_evaluates_teacher_guide_and_derivative(distillation, evaluations):
+    distilled = distillation if distillation is None else DistillationConfig(contents="digest", **distillation)
+    assert evaluations_per_image(run_of(replace(SMALL, target_level="mean"), distillation=distilled)) == evaluations

@@ -1,5 +1,7 @@
 """Flow maps: known answers, and what makes the loss one with diffusion and consistency."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -120,6 +122,22 @@ def test_arriving_at_zero_is_a_consistency_model():
     torch.testing.assert_close(delta2.sqrt(), expected.abs(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("derivative", ["jvp", "difference"])
+def test_all_evaluations_have_the_whole_batch(derivative):
+    """However many images jump: compiled code has one shape, and FSDP as many calls in all processes."""
+    counts = []
+
+    def denoise(x: Tensor, t: Tensor, labels: Tensor | None = None, **given: Tensor) -> Tensor:
+        counts.append(len(x))
+        return gaussian_denoiser(x, t)
+
+    loss = FlowMapLoss(DISTRIBUTION, SD, gaussian_denoiser, derivative=derivative)
+    for first in (0, 8, 16):
+        loss(denoise, SD * randn(8, 1, 2, 2).float(), sigma=torch.ones(8), noise=torch.ones(8, 1, 2, 2),
+             context=context_at(first, 8))  # fmt: skip
+    assert counts == [8] * 6
+
+
 class _Highest:
     """A second level that is never the higher one."""
 
@@ -136,12 +154,12 @@ def test_derivatives_of_a_network_along_a_trajectory(level):
         torch.tensor([0.1, 1.0, 9.0]).double().view(-1, 1, 1, 1),
         torch.tensor([0.0, 0.4, 2.0]).double().view(-1, 1, 1, 1),
     )
-    some = flow_map._Some(net, torch.tensor([0, 1, 2]), None, torch.ones(3, dtype=torch.bool))
+    at_levels = partial(flow_map._at_levels, net, torch.tensor([0, 1, 2]), {})
     with torch.no_grad():
-        exact = flow_map._jvp(some, x, v, t, s, some(x, t, s))
+        exact = flow_map._jvp(at_levels, x, v, t, s, at_levels(x, t, s))
         e = 1e-5
-        up, down = (some(x + a * v, t * torch.tensor(a).double().exp(), s) for a in (e, -e))
-        near = flow_map._difference(some, x, v, t, s, some(x, t, s))
+        up, down = (at_levels(x + a * v, t * torch.tensor(a).double().exp(), s) for a in (e, -e))
+        near = flow_map._difference(at_levels, x, v, t, s, at_levels(x, t, s))
     scale = exact.abs().max().item()
     torch.testing.assert_close((up - down) / (2 * e), exact, rtol=0, atol=1e-8 * scale)
     assert ((near - exact).norm() / exact.norm()).item() < 0.02
@@ -154,9 +172,9 @@ def test_a_fresh_network_is_teacher_and_start_at_once():
     x = randn(2, 2, 8, 8)
     c_skip = SD**2 / (t**2 + SD**2)
     torch.testing.assert_close(net(x, t, target_sigma=s), c_skip * x, rtol=0, atol=1e-15)
-    some = flow_map._Some(net, None, None, torch.ones(2, dtype=torch.bool))
+    at_levels = partial(flow_map._at_levels, net, None, {})
     with torch.no_grad():
-        slope = flow_map._jvp(some, x, x - c_skip * x, t, s, c_skip * x)
+        slope = flow_map._jvp(at_levels, x, x - c_skip * x, t, s, c_skip * x)
     expected = (-2 * t**2 * c_skip**2 / SD**2 + c_skip * (1 - c_skip)) * x
     torch.testing.assert_close(slope, expected, rtol=1e-12, atol=1e-14)
 
