@@ -137,6 +137,7 @@ CASES: list[tuple] = [
     ("TRAIN --data digits --init absent.safetensors", USAGE,
      "--init", "absent.safetensors", "no such file", "included network (digits8, digits8-map)"),
     ("TRAIN --data digits --init absent/digits8", USAGE, "absent/digits8", "no such file"),
+    ("TRAIN --data digits --init guided.json", USAGE, "guided.json", "start from the network that it names"),
     ("TRAIN --data digits --init digits8", FAILURE, "digits8.safetensors", "another network"),
     ("TRAIN --data digits --init @cut.safetensors", FAILURE, "cut.safetensors", "copy or write"),
     ("TRAIN --data digits --init @published.pkl", FAILURE, "published.pkl", "edm2 convert"),

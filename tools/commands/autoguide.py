@@ -88,7 +88,7 @@ class GuideNames(click.ParamType):
 @_score("--samples", "count", type=click.IntRange(8), default=500, show_default=True, help="Images per final score.")
 @_score("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Sets of fresh seeds per final score.")
 @_score("--steps", "num_steps", type=click.IntRange(2), default=32, show_default=True, help="Sampling steps.")
-@sampler_option(_score, HEUN.name)
+@sampler_option(_score, HEUN.name, of_maps=False)
 @_score("--vae", help="VAE to decode with, folder or hub id; default: the one that the run names.")
 @_where(
     "--out", type=FOLDER, help="Folder for the guide's run, scores, table and networks.  [default: RUN/autoguidance]"

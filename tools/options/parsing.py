@@ -172,6 +172,8 @@ def parse_interval(text: str) -> tuple[float, float]:
 
 def parse_initial_network(text: str) -> str:
     """Path of the network that training starts from: a file, or an included network, such as "digits8"."""
+    if Path(text).suffix == ".json":
+        raise ValueError(f"{text}: is a network with its guide; start from the network that it names")
     if Path(text).exists():
         return text
     from edm2.io.model import ASSETS  # here, because it imports torch

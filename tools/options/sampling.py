@@ -52,32 +52,39 @@ if TYPE_CHECKING:
 
 
 class SamplerName(click.ParamType):
-    """Name of a registered sampler, looked up when the command runs; becomes the `Sampler`."""
+    """Name of a registered sampler, looked up when the command runs; becomes the `Sampler`.
+
+    Args:
+        of_maps: Whether that of flow maps is one of them.
+    """
 
     name = "sampler"
 
+    def __init__(self, of_maps: bool) -> None:
+        self.of_maps = of_maps
+
+    @property
+    def known(self) -> dict[str, Sampler]:
+        return {MAP.name: MAP, **SAMPLERS} if self.of_maps else SAMPLERS
+
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"[{'|'.join(_named())}]"
+        return f"[{'|'.join(self.known)}]"
 
     def convert(self, value: "str | Sampler", param: click.Parameter | None, ctx: click.Context | None) -> Sampler:
         if isinstance(value, Sampler):
             return value
-        return _named()[click.Choice(list(_named())).convert(value, param, ctx)]
+        return self.known[click.Choice(list(self.known)).convert(value, param, ctx)]
 
 
-def _named() -> dict[str, Sampler]:
-    return {MAP.name: MAP, **SAMPLERS}
-
-
-def sampler_option(group: Callable, default: str | None = None) -> Callable:
+def sampler_option(group: Callable, default: str | None = None, of_maps: bool = True) -> Callable:
     """Option --solver under the heading of `group`; the command receives a `Sampler`, or None for the network's own."""
     return group(
         "--solver",
         "sampler",
-        type=SamplerName(),
+        type=SamplerName(of_maps),
         default=default,
-        help="Heun's method evaluates the network twice per step, the others once; default: heun; map for a distilled "
-        "network.",
+        help="Heun's method evaluates the network twice per step, the others once; default: heun"
+        + ("; map for a distilled network." if of_maps else "."),
     )
 
 

@@ -99,6 +99,7 @@ def test_all_guides_of_a_run_with_true_scores(run: Path, tmp_path: Path):
     ("options", "code", "words"),
     [
         (("--search", 5), 1, "too few: the lists alone take"),
+        (("--solver", "map"), 2, "'map' is not one of 'heun'"),
         (("--guides", "big"), 2, "there are unlabelled, small, early, ema, dropout"),
         (("--guide-duration", 512), 2, "at most a fourth"),
         (("--guides", "early", "--guide-channels", 16), 2, "for a guide that is trained"),
