@@ -210,7 +210,7 @@ def draw_samples(
         conditions=conditions,
         batch_size=count,
         sampler=sampler.sample,
-        num_steps=num_steps or (18 if sampler == HEUN else default_steps(sampler)),
+        num_steps=num_steps or (18 if sampler == HEUN else default_steps(sampler, net.abilities)),
     )
     try:
         samples = codec.to_display(codec.decode(torch.cat([batch.samples for batch in batches])))

@@ -100,10 +100,12 @@ class TrainingConfig(DataConfig, ObjectiveConfig, ScheduleConfig, OutputConfig, 
             )
 
     def _check_derivative(self, derivative: str) -> None:
-        """Refuse exact derivatives where forward mode has no rules."""
+        """Refuse exact derivatives where forward mode has no rules, and differences of rounded numbers."""
         reason = "compile" if self.compile else "shard" if self.shard else None
         if derivative == "jvp" and reason is not None:
             raise ValueError(f"derivative='jvp' does not work with {reason}: choose derivative='difference'")
+        if derivative == "difference" and self.precision != "fp32":  # whose rounding errors are ten times the slope
+            raise ValueError(f"precision={self.precision} rounds differences away: choose fp32, or derivative='jvp'")
 
     @property
     def images_per_forward(self) -> int:

@@ -59,7 +59,8 @@ def plan_distillation(
     network = _student(before, teacher.name, settings.pop("target_level", "mean"))
     codec = metadata.get("codec")
     check_data(teacher, seen_shape(dataset, codec_from_json(codec or {"kind": "pixels"})), dataset.class_names, data)
-    settings["holdout"] = min(settings.get("holdout", 0), len(dataset) // 10)
+    if "holdout" not in given:
+        settings["holdout"] = min(settings.get("holdout", 0), len(dataset) // 10)
     settings |= _intervals(settings)
     names = {f.name for f in dataclasses.fields(DistillationConfig)}
     settings.setdefault("init", str(teacher.snapshot()))

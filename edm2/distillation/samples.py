@@ -41,14 +41,16 @@ def draw_samples(
         report: Called with numbers of finished samples.
 
     Raises:
-        OSError, ValueError: as `Teacher.networks`; a folder with other images; or a codec of the user's own.
+        OSError, ValueError: as `Teacher.networks`; a folder with other or more images; or a codec of the user's own.
     """
     metadata = teacher.metadata
     codec = codec_from_json(metadata.get("codec") or {"kind": "pixels"})
     net, guide = teacher.networks(device)
     classes = drawn_by_default(net)
     latents = isinstance(codec, LatentCodec)
-    store = ImageFolder(folder, {"teacher": teacher.contents()}, True, NpyFiles() if latents else PngFiles())
+    store = ImageFolder(folder, teacher.to_json(), True, NpyFiles() if latents else PngFiles())
+    if store.file(count).is_file():
+        raise ValueError(f"{folder}: holds more than {count:,} samples; give it as the data, or remove it")
 
     def stored(samples: Tensor) -> Tensor:
         if isinstance(codec, LatentCodec):

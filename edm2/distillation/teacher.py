@@ -57,6 +57,11 @@ class Teacher:
         digests = [digest_of(resolve(name)) for name in names]
         return hashlib.sha256(repr([*digests, self.unlabelled_guide]).encode()).hexdigest()
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON of everything that decides what it teaches."""
+        guided = {"guidance": self.guidance, "interval": self.interval and list(self.interval)}
+        return {"teacher": self.contents(), **({} if self.guidance == 1 else guided)}
+
     def load(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Denoiser:
         """Load the denoiser, guided if it is, for inference.
 

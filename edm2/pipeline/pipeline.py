@@ -165,7 +165,7 @@ class EDM2Pipeline(StoredPipeline):
         is_map = isinstance(self.scheduler, EDM2MapScheduler)
         if is_map and guidance_scale not in (None, 1):
             raise ValueError(f"guidance_scale={guidance_scale:g}: a flow map takes no guide; distil the guided network")
-        steps = num_inference_steps if num_inference_steps is not None else default_steps(MAP if is_map else HEUN)
+        steps = self._default_steps() if num_inference_steps is None else num_inference_steps
         self._check(steps, output_type)
         labels, seeds = as_list(class_labels), as_list(seeds)
         count = number_of_images(labels, seeds, latents, generator, batch_size)
@@ -205,6 +205,12 @@ class EDM2Pipeline(StoredPipeline):
             return codec.to_display(codec.decode(samples))
         parts = codec.to_vae(samples).to(self.vae.dtype).split(DECODE_BATCH)
         return torch.cat([codec.to_pixels(self.vae.decode(z).sample) for z in parts])
+
+    def _default_steps(self) -> int:
+        """Steps, if none are asked for: those of a map as far as its scheduler has levels for them."""
+        if not isinstance(self.scheduler, EDM2MapScheduler):
+            return default_steps(HEUN)
+        return min(default_steps(MAP), max(self.scheduler.known_levels))
 
     def _check(self, num_inference_steps: int, output_type: str) -> None:
         if num_inference_steps < 1:
@@ -339,7 +345,8 @@ def _scheduler_of(net: Precond) -> SchedulerMixin:
     """Scheduler that suits a network."""
     if default_sampler(net.abilities) != MAP:
         return EDM2HeunScheduler()
-    return EDM2MapScheduler({str(steps): levels for steps, levels in net.map_levels.items()})
+    most = max(net.map_levels) if "map" in net.abilities else 1  # a consistency model jumps to 0 alone
+    return EDM2MapScheduler({str(steps): levels for steps, levels in net.map_levels.items() if steps <= most})
 
 
 def _vae_of(codec: Codec) -> AutoencoderKL | None:

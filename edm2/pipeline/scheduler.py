@@ -112,15 +112,19 @@ class EDM2MapScheduler(SchedulerMixin, ConfigMixin):
     def __init__(self, map_levels: Mapping[str, Sequence[float]] | None = None) -> None:
         self.step_index: int | None = None
 
+    @property
+    def known_levels(self) -> dict[int, Sequence[float]]:
+        """Noise levels by number of evaluations."""
+        stored = self.config.map_levels or MAP_LEVELS
+        return {int(steps): levels for steps, levels in stored.items()}
+
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Start again, with this number of evaluations.
 
         Raises:
             ValueError: there are no levels for it.
         """
-        stored = self.config.map_levels or MAP_LEVELS
-        known = {int(steps): levels for steps, levels in stored.items()}
-        self.levels = levels_for(known, num_inference_steps)
+        self.levels = levels_for(self.known_levels, num_inference_steps)
         self.sigmas = torch.tensor(self.levels, device=device)
         self.timesteps = self.sigmas[:-1].log() / 4
         self.step_index = 0

@@ -10,7 +10,7 @@ from edm2.tools.commands.generate import generate
 from edm2.tools.commands.train import check_folder, in_options, open_in_turn, options_by_name, train
 from edm2.tools.options.groups import TwoLevelCommand, option_group, options_of
 from edm2.tools.options.networks import check_guidance
-from edm2.tools.options.parsing import IMAGES, NUMBER, parse_image_count, parse_initial_network
+from edm2.tools.options.parsing import IMAGES, NUMBER, PRECISION, parse_image_count, parse_initial_network
 
 if TYPE_CHECKING:
     from edm2.distillation.teacher import Teacher
@@ -38,7 +38,7 @@ options do, and what they bring: edm2 docs few_steps.
 TRAINED = (
     "duration", "dry_run", "measure", "batch_size", "ref_lr", "ref_batches", "rampup_images", "seed", "holdout",
     "P_mean", "P_std", "sigma_rels", "snapshot_every", "snapshot_precision", "keep_snapshots", "status_every",
-    "sample_every", "checkpoint_every", "device", "micro_batch", "precision", "compile", "workers", "shard", "patience",
+    "sample_every", "checkpoint_every", "device", "micro_batch", "compile", "workers", "shard", "patience",
     "recompute", "max_seconds",
 )  # fmt: skip
 """Options of `edm2 train` that mean the same here."""
@@ -48,10 +48,14 @@ GUIDED = ("guide", "unlabelled_guide", "guidance", "interval")
 
 FIRST = ("data", "out", "preset", "init", "duration", "batch_size", "dry_run", "device", "micro_batch", *GUIDED)
 
+SAMPLES = "teacher:"
+"""Beginning of --data where it asks for samples of the teacher."""
+
 REFERENCE = "\b\nPresets:\n" + "\n".join(f"  {name:<8} {preset.summary}" for name, preset in PRESETS.items())
 
 _what = option_group("The run")
 _map = option_group("The map")
+_machine = option_group("Machine")
 
 
 @click.command(cls=TwoLevelCommand, first=FIRST, epilog=EPILOG, reference=REFERENCE)
@@ -86,6 +90,7 @@ _map = option_group("The map")
     type=click.Choice(["mean", "decoder"]),
     help="Where the network is told the level to arrive at.  [default: mean]",
 )
+@_machine("--precision", type=PRECISION, help="Of activations; bf16 and fp16 need --derivative jvp.  [default: fp32]")
 @options_of(train, TRAINED)
 def distill(
     network: str, data: str, out: str, preset: str | None, dry_run: bool, measure: bool, max_seconds: float | None,
@@ -97,9 +102,9 @@ def distill(
     NETWORK is a snapshot, a run or an included network (digits8), guided or not. The run folder is that of edm2 train,
     for edm2 generate, sweep, reconstruct and plot; the map also remains a denoiser.
     """
-    check_guidance(guide, unlabelled_guide, None if guidance is None else [guidance])
-    if interval is not None and guidance in (None, 1):
-        raise click.UsageError("--interval limits guidance, and there is none: give --guide and --guidance")
+    check_guidance(guide, unlabelled_guide, None if guidance is None else [guidance], interval)
+    if dry_run and data.startswith(SAMPLES):
+        raise click.UsageError(f"--dry-run writes nothing, so it cannot draw {data}: give data that are there")
     if measure and not dry_run:
         raise click.UsageError("--measure needs --dry-run; a real run prints its speed after its first steps")
     from edm2.distillation.plan import plan_distillation
@@ -117,7 +122,7 @@ def distill(
         chosen = {name: value for name, value in choices.items() if value is not None}
         chosen.setdefault("device", default_device())
         teacher = _teacher(network, guide, unlabelled_guide, guidance, interval, processes)
-        if data.startswith("teacher:"):
+        if data.startswith(SAMPLES):
             data = _samples(teacher, data, out, chosen["device"], processes)
         dataset = open_in_turn(data, processes)
         with reported_once(processes):
@@ -155,11 +160,17 @@ def _teacher(
 ) -> "Teacher":
     """The teacher that the options describe; of a run, its average of the best EMA length that is known."""
     from edm2.distillation.teacher import Teacher
+    from edm2.io.model import read_metadata
+    from edm2.tools.options.networks import check_label_dropout
     from edm2.tools.options.run_network import is_run, network_of_run
 
     if is_run(network):
         network = network_of_run(Path(network), None, processes)
-    return Teacher(network, guide, unlabelled_guide, 1.0 if guidance is None else guidance, interval)
+    if guidance in (None, 1):
+        return Teacher(network)
+    if unlabelled_guide:
+        check_label_dropout(network, read_metadata(network), processes.is_first)
+    return Teacher(network, guide, unlabelled_guide, guidance, interval)
 
 
 def _samples(teacher: "Teacher", data: str, out: str, device: str, processes: "Processes") -> str:
@@ -168,7 +179,7 @@ def _samples(teacher: "Teacher", data: str, out: str, device: str, processes: "P
     from edm2.tools.progress import progress_bar
 
     try:
-        count = parse_image_count(data.removeprefix("teacher:"))
+        count = parse_image_count(data.removeprefix(SAMPLES))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--data'") from None
     folder = Path(f"{out}-data")

@@ -158,7 +158,8 @@ def _add_grids(run: "ReportedRun", given: dict[str, Any]) -> None:
             averages.folder, (), 0, getattr(averages.config, "conditions", ()), run.dataset
         )
         columns = columns_of(averages)
-        sampling = _sampling(averages, -(-given["images"] // columns) * columns, given["num_steps"])
+        count = -(-given["images"] // columns) * columns
+        sampling = _sampling(averages, count, given["num_steps"], guide is not None)
     except (ValueError, OSError) as error:
         run.notes.append(f"No EMA slider: {first_line(error)}")
         return
@@ -168,13 +169,14 @@ def _add_grids(run: "ReportedRun", given: dict[str, Any]) -> None:
         _add_detector(run, default_detector(averages.shape, isinstance(codec, PixelCodec)), device)
 
 
-def _sampling(averages: "Averages", count: int, steps: int | None) -> "SampleSettings":
+def _sampling(averages: "Averages", count: int, steps: int | None, is_guided: bool) -> "SampleSettings":
     """Settings of samples that suit a run's network; without `steps`, a flow map has steps of its own."""
     from edm2.sampling.samplers import MAP
     from edm2.sweep.evaluator import SampleSettings
     from edm2.tools.commands.sweep import ways_of_sampling
 
-    [(sampler, own_steps, levels)] = ways_of_sampling(averages, None, None if steps is None else [steps], None)
+    asked = None if steps is None else [steps]
+    [(sampler, own_steps, levels)] = ways_of_sampling(averages, None, asked, None, is_guided)
     return SampleSettings(count, own_steps if steps or sampler == MAP else STEPS, sampler=sampler, levels=levels)
 
 

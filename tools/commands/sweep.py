@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.metrics.registry import DETECTOR_NAMES, METRICS
-from edm2.sampling.samplers import MAP, Sampler
+from edm2.sampling.samplers import HEUN, MAP, Sampler
 from edm2.tools.options.conditions import CONDITION_HELP, HELD_OUT_HELP, conditions_to_score
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.guides import is_guide_run, make_guide
@@ -36,7 +36,7 @@ from edm2.tools.options.parsing import (
     TIMES,
     WEIGHTS,
 )
-from edm2.tools.options.sampling import sampler_option
+from edm2.tools.options.sampling import NO_GUIDE_OF_MAPS, sampler_option
 
 if TYPE_CHECKING:
     from edm2.sweep.averages import Averages
@@ -152,7 +152,7 @@ def sweep(
     of it is written. Small images are compared pixel by pixel, others by the features of a network (--detector). Bands
     in the plot are two standard deviations, from halves of the images.
     """
-    check_guidance(guide, unlabelled_guide, guidances)
+    check_guidance(guide, unlabelled_guide, guidances, interval)
     if not (guide and is_guide_run(guide)) and (guide_at is not None or guide_sigma_rels is not None):
         raise click.UsageError(
             "--guide-at and --guide-std choose an average of a guide's run: give its folder as --guide"
@@ -182,7 +182,7 @@ def sweep(
     codec = codec_of(run, averages.metadata, vae, codec_from)
     dataset = None if ref else _real_images(averages, codec, data)
     of_samples = conditions_to_score(run, conditions, count, getattr(averages.config, "conditions", ()), dataset)
-    ways = ways_of_sampling(averages, sampler, steps, levels)
+    ways = ways_of_sampling(averages, sampler, steps, levels, guide is not None or unlabelled_guide)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
     _check_area(averages, area, budget)
     guides = make_guide(averages, guide, unlabelled_guide, guide_at, make_net)
@@ -250,7 +250,11 @@ def _check_area(averages: "Averages", area: "Range", budget: int | None) -> None
 
 
 def ways_of_sampling(
-    averages: "Averages", sampler: Sampler | None, steps: list[int] | None, levels: tuple[float, ...] | None
+    averages: "Averages",
+    sampler: Sampler | None,
+    steps: list[int] | None,
+    levels: tuple[float, ...] | None,
+    is_guided: bool,
 ) -> list[tuple[Sampler, int, tuple[float, ...] | None]]:
     """Sampler, steps and levels of each sweep: as asked for, else those that suit the network.
 
@@ -262,14 +266,16 @@ def ways_of_sampling(
     from edm2.sampling.samplers.registry import default_sampler, default_steps
 
     abilities, known = ways_to_sample(averages.metadata)
-    sampler = sampler or (MAP if levels else default_sampler(abilities))
+    sampler = sampler or (MAP if levels else HEUN if is_guided else default_sampler(abilities))
     if levels is not None and (sampler != MAP or steps is not None):
         raise click.UsageError("--levels are those of --solver map, and their number is that of its steps")
     if sampler != MAP:
         if "denoise" not in abilities:
             raise ValueError(f"{averages.folder}: is no denoiser: sweep with --solver map")
         return [(sampler, number, None) for number in steps or [default_steps(sampler)]]
-    jumps = [levels] if levels else [levels_for(known, number) for number in steps or [default_steps(MAP)]]
+    if is_guided:
+        raise ValueError(NO_GUIDE_OF_MAPS)
+    jumps = [levels] if levels else [levels_for(known, number) for number in steps or [default_steps(MAP, abilities)]]
     for some in jumps:
         check_levels(abilities, some, str(averages.folder))
     return [(MAP, len(some) - 1, some) for some in jumps]

@@ -37,7 +37,12 @@ def complete_by_preset(given: dict[str, Any], preset: GenerationPreset) -> None:
         given["interval"] = interval_of_steps(*preset.interval_steps)
 
 
-def check_guidance(guide: str | None, unlabelled_guide: bool, weights: Sequence[float] | None) -> None:
+def check_guidance(
+    guide: str | None,
+    unlabelled_guide: bool,
+    weights: Sequence[float] | None,
+    interval: tuple[float, float] | None = None,
+) -> None:
     """Raise click.UsageError for options that exclude or need each other; `weights` are those of --guidance."""
     if guide is not None and unlabelled_guide:
         raise click.UsageError("--guide and --unlabelled-guide or --unguided are two guides: give one of them")
@@ -47,6 +52,8 @@ def check_guidance(guide: str | None, unlabelled_guide: bool, weights: Sequence[
     if not has_guide and any(weight != 1 for weight in weights or ()):
         given = ",".join(f"{weight:g}" for weight in weights or ())
         raise click.UsageError(f"--guidance {given} needs a network to guide away from: --guide or --unlabelled-guide")
+    if interval is not None and all(weight == 1 for weight in weights or ()):
+        raise click.UsageError("--interval limits guidance, and there is none: give --guide and --guidance")
 
 
 def load_networks(

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from edm2.training.distributed.processes import Processes
 
 
+NO_GUIDE_OF_MAPS = "--solver map takes no guide: distil the guided network, or draw with --solver heun"
+
+
 class SamplerName(click.ParamType):
     """Name of a registered sampler, looked up when the command runs; becomes the `Sampler`.
 
@@ -222,9 +225,7 @@ class SamplingOptions:
             raise click.UsageError("which NETWORK? Give a snapshot, an included network (digits8), or --preset NAME")
         weight = given["guidance"]
         own_guide = given["unlabelled_guide"] or bool(given["unguided"])
-        check_guidance(given["guide"], own_guide, None if weight is None else [weight])
-        if given["interval"] is not None and weight in (None, 1):
-            raise click.UsageError("--interval limits guidance, and there is none: give --guide and --guidance")
+        check_guidance(given["guide"], own_guide, None if weight is None else [weight], given["interval"])
         return cls(**given | {"guidance": 1.0 if weight is None else weight})
 
 
@@ -250,10 +251,9 @@ class SampleGenerator:
         run = Path(options.network)
         held_out = held_out and is_run(run)
         if is_run(run):
-            steps = None if options.levels is None else len(options.levels) - 1
-            if options.sampler in (None, MAP):
-                steps = steps or options.num_steps or default_steps(MAP)
-            options = replace(options, network=network_of_run(run, options.ema, processes, steps))
+            steps = options.num_steps if options.levels is None else len(options.levels) - 1
+            solver = options.sampler or (HEUN if options.S_churn or options.guidance != 1 else None)
+            options = replace(options, network=network_of_run(run, options.ema, processes, steps, solver))
         elif options.ema is not None:
             raise click.UsageError(f"--ema chooses an average of a run, and {options.network} is a network already")
         self.options = options
@@ -343,8 +343,8 @@ class SampleGenerator:
         sampler = options.sampler or (HEUN if options.S_churn or self.guide else default_sampler(abilities))
         if sampler == MAP:
             if self.guide is not None:
-                raise ValueError("--solver map takes no guide: distil the guided network, or draw with --solver heun")
-            steps = options.num_steps or default_steps(sampler)
+                raise ValueError(NO_GUIDE_OF_MAPS)
+            steps = options.num_steps or default_steps(sampler, abilities)
             known = getattr(self.net, "map_levels", MAP_LEVELS)
             levels = options.levels or levels_for(known, steps)
             check_levels(abilities, levels, options.network)

@@ -154,7 +154,8 @@ class FlowMapLoss:
         self, context: Any, fixed: Tensor, x: Tensor, images: Tensor, t: Tensor, delta: Tensor, anchors: Tensor
     ) -> None:
         """Report the error of the anchors, as every denoiser does, and that of the maps."""
-        error, of_zero = errors((fixed - images) ** 2 * anchors, x * anchors, images * anchors, t, self.sigma_data)
+        seen = anchors | ~anchors.any()  # all images where no anchor is: 0 / 0 would pass for a loss that has exploded
+        error, of_zero = errors((fixed - images) ** 2 * seen, x * seen, images * seen, t, self.sigma_data)
         context.report("error", error)
         context.report("error_of_zero", of_zero)
         context.report("map_error", (delta**2 * ~anchors).mean())

@@ -62,6 +62,8 @@ def default_sampler(abilities: Collection[str]) -> Sampler:
     return MAP if {"map", "consistency"} & set(abilities) else HEUN
 
 
-def default_steps(sampler: Sampler) -> int:
-    """Steps of a sampler, if none are asked for."""
-    return 2 if sampler == MAP else 32
+def default_steps(sampler: Sampler, abilities: Collection[str] = ("map",)) -> int:
+    """Steps of a sampler, if none are asked for; a network without the ability `map` jumps once."""
+    if sampler != MAP:
+        return 32
+    return 2 if "map" in abilities else 1

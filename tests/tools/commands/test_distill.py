@@ -9,12 +9,19 @@ from command_line import complaint, edm2, succeed, torchrun, write_images
 from safetensors.torch import load_file
 
 from edm2 import generate
+from edm2.distillation.samples import draw_samples
+from edm2.distillation.teacher import Teacher
 from edm2.io.guided import GuidedFile
 from edm2.io.model import ASSETS, load, read_metadata, save
 from edm2.networks import fold
+from edm2.sampling.samplers import HEUN, SAMPLERS
 from edm2.sampling.samplers.flow_map import sample_map
-from edm2.tools.reports.tables import read_sweep
+from edm2.sweep.evaluator import Score
+from edm2.sweep.sweep import Point, ScoredPoint, Sweep
+from edm2.tools.options.run_network import network_of_run
+from edm2.tools.reports.tables import read_sweep, write_sweep
 from edm2.training import codec_from_json, open_dataset, read_run_config
+from edm2.training.distributed.processes import ONE_PROCESS
 
 SHORT = (
     "--data",
@@ -167,6 +174,9 @@ def test_a_guided_json_teaches_and_its_network_is_the_start(outspoken_network, n
         ("distill @net --data digits --out out --anchor 2", 2, ("--anchor 2", "between 0 and 1")),
         ("distill @net --data digits --out out --derivative jvp --compile", 2, ("--derivative", "difference")),
         ("distill @net --data digits --out out --init absent", 2, ("absent", "no such file")),
+        ("distill @net --data teacher:64 --out out --dry-run", 2, ("--dry-run", "teacher:64")),
+        ("distill @net --data digits --out out --precision bf16", 2, ("--precision bf16", "--derivative 'jvp'")),
+        ("distill digits8 --data digits --out out --unlabelled-guide --guidance 2", 1, ("class of every image",)),
         ("distill @net --data digits --out out --duration 100 --batch 64", 2, ("--duration 100", "try 128")),
         ("generate @net --solver map --grid g.png", 1, ("denoiser", "edm2 distill")),
         ("generate @net --levels 80,0 --grid g.png", 1, ("--levels", "flow map")),
@@ -177,6 +187,8 @@ def test_a_guided_json_teaches_and_its_network_is_the_start(outspoken_network, n
         ("generate @consistent --steps 2 --grid g.png", 1, ("consistency model", "one evaluation")),
         ("generate @consistent --solver heun --grid g.png", 1, ("no denoiser", "--solver map")),
         ("distill @consistent --data digits --out out", 1, ("no denoiser", "teach")),
+        ("sweep @run --solver map --guide @net --guidance 2", 1, ("no guide",)),
+        ("sweep @run --interval 1,2", 2, ("--interval", "--guidance")),
         ("sweep @run --steps 0", 2, ("'0'", "1,2,4")),
         ("sweep @run --steps 3 --samples 4", 1, ("1, 2, 4", "not for 3")),
     ],
@@ -240,7 +252,7 @@ def test_samples_of_the_teacher_are_data(outspoken_network, tmp_path):
     """Its codec gives them back, each with its class; the next run of the command draws none again."""
     out = tmp_path / "run"
     command = ("distill", outspoken_network, "--data", "teacher:40", *SHORT[2:], "--sample", 512, "--out", out)
-    succeed(*command, "--dry-run")
+    succeed(*command)
     dataset, net = open_dataset(tmp_path / "run-data"), load(outspoken_network)
     codec = codec_from_json(read_metadata(outspoken_network)["codec"])
     [batch] = generate(fold(net), range(40), [seed % 10 for seed in range(40)])
@@ -251,3 +263,48 @@ def test_samples_of_the_teacher_are_data(outspoken_network, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
     assert codec_from_json(read_metadata(out / "raw-weights.safetensors")["codec"]) == codec
     assert "'many'" in complaint(edm2(*command[:3], "teacher:many", "--out", out).err)
+
+
+def test_samples_of_another_teacher_or_more_of_them_are_not_taken_for_its_own(outspoken_network, network, tmp_path):
+    def draw(count: int, guidance: float) -> None:
+        draw_samples(Teacher(str(outspoken_network), str(network), guidance=guidance), count, tmp_path)
+
+    draw(4, 1.5)
+    draw(4, 1.5)
+    with pytest.raises(ValueError, match="other settings \\(guidance in"):
+        draw(4, 3)
+    with pytest.raises(ValueError, match="more than 2 samples"):
+        draw(2, 1.5)
+
+
+@pytest.mark.slow
+def test_a_consistency_model_draws_in_one_evaluation_unless_asked(outspoken_network, tmp_path):
+    """In the grids of its own training, by the command, and as a pipeline."""
+    from edm2 import EDM2Pipeline
+
+    out = tmp_path / "run"
+    only = ("--anchor", 0, "--to-zero", 1, "--duration", 64, "--sample", 64)
+    succeed("distill", outspoken_network, "--data", "digits", *only, "--device", "cpu", "--out", out)
+    assert list((out / "samples").iterdir())
+    assert "(1 evaluation each, map)" in succeed("generate", out, *DRAWN, "--grid", tmp_path / "grid.png")
+    pipe = EDM2Pipeline.from_snapshot(out / "raw-weights.safetensors")
+    assert list(pipe.scheduler.known_levels) == [1]
+    assert pipe(seeds=[0], output_type="latent").images.shape == (1, 1, 8, 8)
+
+
+def test_a_weight_of_one_is_no_guidance_and_held_out_images_are_as_many_as_asked_for(outspoken_network, tmp_path):
+    plain = ("--guidance", 1, "--holdout", 500, "--dry-run", "--out", tmp_path / "run")
+    shown = succeed("distill", outspoken_network, "--unlabelled-guide", *plain, *SHORT)
+    assert "guided by" not in shown
+    assert "500 of them held out" in shown
+
+
+def test_the_length_of_a_run_is_that_of_the_steps_that_are_drawn(maps, tmp_path, capsys):
+    """Of a sweep over several numbers: a flow map draws in 2 steps by default, a denoiser in 32."""
+    run = shutil.copytree(maps, tmp_path / "run")
+    for steps, sigma_rel in {2: 0.05, 16: 0.1, 32: 0.05}.items():
+        point = ScoredPoint(Point(256, sigma_rel), (Score(1.0, None, None),))
+        write_sweep(run / f"sweep-{steps}.csv", Sweep([point]))
+    for steps, sampler, table in ((None, None, 2), (None, HEUN, 32), (16, SAMPLERS["deis"], 16), (2, None, 2)):
+        network_of_run(run, None, ONE_PROCESS, steps, sampler)
+        assert f"best in {run / f'sweep-{table}.csv'}" in capsys.readouterr().out

@@ -138,6 +138,18 @@ def test_all_evaluations_have_the_whole_batch(derivative):
     assert counts == [8] * 6
 
 
+@pytest.mark.parametrize("anchor", [0, 0.5, 1])
+def test_a_batch_without_anchors_has_an_error_too(anchor):
+    """Else it is 0 / 0, which passes for a loss that has exploded."""
+    told = {}
+    context = context_at(0, 8)
+    context.report = told.__setitem__
+    loss = FlowMapLoss(DISTRIBUTION, SD, gaussian_denoiser, anchor=anchor, derivative="difference")
+    denoise = lambda x, t, labels=None, **given: gaussian_denoiser(x, t)  # noqa: E731
+    loss(denoise, SD * randn(8, 1, 2, 2).float(), sigma=torch.ones(8), noise=torch.ones(8, 1, 2, 2), context=context)
+    assert 0 < (told["error"] / told["error_of_zero"]).item() < 10
+
+
 class _Highest:
     """A second level that is never the higher one."""
 
