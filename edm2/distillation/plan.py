@@ -8,6 +8,7 @@ from edm2.distillation.presets import COMMON, PRESETS
 from edm2.distillation.teacher import Teacher, check_data
 from edm2.io.model import is_external
 from edm2.networks import NetworkConfig
+from edm2.planning.plan import check_holdout
 from edm2.planning.presets import Settings, learning_rate
 from edm2.planning.relative import measured_every
 from edm2.training import Dataset, TrainingConfig, codec_from_json
@@ -71,7 +72,7 @@ def plan_distillation(
         interval=teacher.interval,
         **{name: settings.pop(name) for name in list(settings) if name in names},
     )
-    return TrainingConfig(
+    config = TrainingConfig(
         data=data,
         out=out,
         network=network,
@@ -81,6 +82,8 @@ def plan_distillation(
         distillation=distillation,
         **settings,
     )
+    check_holdout(config, len(dataset))
+    return config
 
 
 def _intervals(settings: Settings) -> Settings:

@@ -91,6 +91,6 @@ def main_network(path: Path) -> Path:
 
 
 def _beside(path: Path, name: Any) -> Path:
-    if not isinstance(name, str) or Path(name).name != name:
-        raise ValueError(f"{name!r} is not the name of a file beside it")
+    if not isinstance(name, str) or Path(name).name != name or is_guided(name):  # nor of itself
+        raise ValueError(f"{name!r} is not the name of a snapshot beside it")
     return path.parent / name

@@ -22,8 +22,8 @@ def guide_config(
 ) -> TrainingConfig:
     """Configure the guide of a run: the same data and settings, the next smaller width, few images.
 
-    The learning rate follows the width (`learning_rate` of edm2.planning.presets), and the ramp-up is an eighth of the
-    duration at most. Everything else is the run's.
+    The learning rate follows the width (`learning_rate` of edm2.planning.presets), the ramp-up is an eighth of the
+    duration at most, and a cooldown the same fraction of it. Everything else is the run's.
 
     Args:
         config: The run.
@@ -32,8 +32,14 @@ def guide_config(
         duration: Images to train on, rounded up to whole steps; None: a sixteenth of the run's.
 
     Raises:
-        ValueError: the network is external, the duration is above a fourth of the run's, or the width does not fit.
+        ValueError: the network is external, the run a distillation, the duration above a fourth of the run's, or the
+            width does not fit.
     """
+    if config.distillation is not None:
+        raise ValueError(
+            f"{config.out} is distilled, but a guide learns from data: guide its teacher, and distil the two together; "
+            "or choose other guides: --guides early,ema,dropout"
+        )
     network = config.own_network
     most = config.duration // MOST
     duration = config.duration // SHARE if duration is None else duration
@@ -51,6 +57,7 @@ def guide_config(
         rampup_images=min(config.rampup_images, duration // 8),
         snapshot_every=every,
         status_every=min(config.status_every, every),
+        cooldown_images=config.cooldown_images * duration // config.duration,
         checkpoint_every=min(config.checkpoint_every, duration),
         keep_snapshots=None,
         sample_every=None,

@@ -87,9 +87,14 @@ def plan_run(
         preset=preset_name,
         **training,
     )
-    if config.holdout >= len(dataset):
-        raise ValueError(f"holdout={config.holdout} leaves none of the {len(dataset)} images of {data} to train on")
+    check_holdout(config, len(dataset))
     return config
+
+
+def check_holdout(config: TrainingConfig, images: int) -> None:
+    """Raise ValueError if a run holds out all of its images."""
+    if config.holdout >= images:
+        raise ValueError(f"holdout={config.holdout} leaves none of the {images} images of {config.data} to train on")
 
 
 def _seen_shape(dataset: Dataset, codec: str | None) -> tuple[int, ...]:

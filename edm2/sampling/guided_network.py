@@ -85,18 +85,23 @@ class LevelMasks:
     def __init__(self, rate: float, seed: int) -> None:
         self.rate = rate
         self.seed = seed
-        self.level = 0
+        self.levels: list[int] = []
 
     def note_level(self, net: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Hook before the forward pass: remember the noise level of the first image."""
-        sigma = torch.as_tensor(inputs[1] if len(inputs) > 1 else options["sigma"]).flatten()[0]
-        self.level = round(1000 * math.log(max(float(sigma), 1e-6)))
+        """Hook before the forward pass: remember the noise level, or that of each image."""
+        sigma = torch.as_tensor(inputs[1] if len(inputs) > 1 else options["sigma"]).flatten().tolist()
+        self.levels = [round(1000 * math.log(max(level, 1e-6))) for level in sigma]
 
     def drop(self, block: int, x: Tensor) -> Tensor:
         """Dropout of activations [N, C, H, W] of a block."""
-        seed = hash((self.seed, self.level, block)) % (1 << 32)  # of integers: the same in every process
-        kept = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)) >= self.rate
-        return x * (kept / (1 - self.rate)).to(x)
+        masks = {level: self._mask(block, level, x.shape[1:]) for level in set(self.levels)}
+        return x * torch.stack([masks[level] for level in self.levels]).to(x)  # [N, C, H, W] or [1, C, H, W]
+
+    def _mask(self, block: int, level: int, shape: torch.Size) -> Tensor:
+        """Mask of a block at a level, [C, H, W]."""
+        seed = hash((self.seed, level, block)) % (1 << 32)  # of integers: the same in every process
+        kept = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) >= self.rate
+        return kept / (1 - self.rate)
 
 
 def with_dropout(net: Precond, rate: float, seed: int = 0) -> Any:

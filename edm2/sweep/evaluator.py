@@ -1,8 +1,8 @@
 """The score of a network: the distance of its samples to real images, drawn in memory."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,8 @@ class Evaluator:
     """Statistics of the features of real images."""
     accuracy: ClassAccuracy | None = None
     """Classifier of the same features."""
+    made_of: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the detector's weights and program, where the reference would not change with them."""
 
     @property
     def title(self) -> str:
@@ -96,6 +98,7 @@ class Evaluator:
             "detector": self.detector.name,
             "reference": [self.reference.num_images, digest.hexdigest()[:16]],
             "accuracy": self.accuracy is not None,
+            **({"made of": dict(self.made_of)} if self.made_of else {}),
         }
 
 
@@ -109,6 +112,8 @@ class MetricEvaluator:
     """Name in `edm2.metrics.registry.METRICS`."""
     reference_digest: str
     """Hash of the reference file."""
+    made_of: Mapping[str, str] = field(default_factory=dict)
+    """As of `Evaluator`."""
 
     @property
     def title(self) -> str:
@@ -121,7 +126,8 @@ class MetricEvaluator:
         return Score(first.value, first.deviation, None)
 
     def to_json(self) -> dict[str, Any]:
-        return {"detector": self.detector.name, "reference": self.reference_digest, "metric": self.name}
+        facts = {"detector": self.detector.name, "reference": self.reference_digest, "metric": self.name}
+        return {**facts, **({"made of": dict(self.made_of)} if self.made_of else {})}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from edm2.io.model import load_to_sample, read_metadata, resolve
+from edm2.io.guided import is_guided
+from edm2.io.model import digest_of, load_to_sample, read_metadata, resolve
 from edm2.networks import Precond
 from edm2.sampling.external import SampledNetwork, ready_to_sample
 from edm2.sampling.generation import check_guide
@@ -93,6 +94,8 @@ class FixedGuide:
 
     def to_json(self) -> Any:
         path = resolve(self.name)
+        if is_guided(path):
+            return digest_of(path)  # of the networks that it names, too
         digest = hashlib.sha256(repr(read_metadata(path)).encode())
         if path.is_file():
             contents = hashlib.sha256()  # a hash of its own: keys of known scores depend on it

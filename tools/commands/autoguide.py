@@ -130,6 +130,7 @@ def autoguide(
         raise click.UsageError("--guide-channels and --guide-duration are for a guide that is trained")
     if guide_run is not None and guides is not None and "small" not in guides:
         raise click.UsageError("--guide-run is the guide small: add it to --guides, or leave --guide-run out")
+    from edm2.sampling.external import ways_to_sample
     from edm2.sweep.autoguidance import GuidanceSearch
     from edm2.sweep.averages import KeptAverages
     from edm2.sweep.evaluator import SampleSettings
@@ -146,6 +147,8 @@ def autoguide(
     from edm2.training.run.run_folder import open_run_data
 
     averages = KeptAverages(run)
+    if "denoise" not in ways_to_sample(averages.metadata)[0]:
+        raise ValueError(f"{run}: is no denoiser, which alone can be guided; guide its teacher, and distil the two")
     out = out or run / "autoguidance"
     codec = codec_of(run, averages.metadata, vae)
     lists = {"sigma_rels": sigma_rels, "weights": weights}
@@ -180,7 +183,8 @@ def autoguide(
             )
         with bar(search.images(guides)) as progress:
             sweeper.report = progress.update
-            comparison = search.compare(guides, KeptAverages(guide_run) if guide_run and "small" in guides else None)
+            small = KeptAverages(guide_run, averages.max_bytes) if guide_run and "small" in guides else None
+            comparison = search.compare(guides, small)
         real_data_fd = None if compared is None else sweeper.real_data_fd(compared)
         if processes.is_first:
             _report(comparison, averages, out, evaluator.title, real_data_fd)
@@ -225,6 +229,7 @@ def _report(comparison: "Comparison", averages: "Averages", out: Path, title: st
     from edm2.tools.figures.guidance import plot_guidance
     from edm2.tools.reports.guidance import print_verdict, write_guidance
 
+    (out / "guided.json").unlink(missing_ok=True)  # of an earlier search: it may have no winner now, or other networks
     write_guidance(out / "guidance.csv", comparison)
     plot_guidance(out / "guidance.png", comparison, title, real_data_fd)
     print_verdict(comparison, real_data_fd)

@@ -185,10 +185,11 @@ def sweep(
     ways = ways_of_sampling(averages, sampler, steps, levels, guide is not None or unlabelled_guide)
     area = Range(times or [averages.last], sigma_rels, guidances or [1.0], guide_sigma_rels or [None])
     _check_area(averages, area, budget)
-    guides = make_guide(averages, guide, unlabelled_guide, guide_at, make_net)
     out = out or run
 
     with joined_processes() as processes:
+        averages.max_bytes //= processes.local_count  # each reconstructs for itself
+        guides = make_guide(averages, guide, unlabelled_guide, guide_at, make_net)
         bar = partial(progress_bar, hidden=not processes.is_first)
         on = use_device(processes, device)
         shown = averages.shape if dataset is None or codec_from is None else dataset.shape
@@ -200,7 +201,6 @@ def sweep(
         )
         dtype = DTYPES[chosen_precision(precision, on.type, net_from)]
         cache = ScoreCache(out / "sweep.jsonl")
-        averages.max_bytes //= processes.local_count  # each reconstructs for itself
         programs = {"--net-from": net_from, "--codec": codec_from}
         if processes.is_first:
             _warn_of_snapshots(averages, area)

@@ -68,7 +68,8 @@ def load_evaluator(
         known = read_reference(ref)
         if detector not in known:
             raise ValueError(f"{ref}: holds no statistics of {detector}, only of {', '.join(known)}; choose --detector")
-        return Evaluator(load_detector(detector, weights, device), known[detector])
+        found = load_detector(detector, weights, device)
+        return Evaluator(found, known[detector], made_of=_digests(detector, weights))
     assert dataset is not None  # real images come from there or from `ref`
     found = load_detector(detector, weights, device)
     with bar(len(dataset)) as progress:
@@ -92,4 +93,13 @@ def load_metric_evaluator(
     if not made.lower_is_better:
         raise ValueError(f"--metric {metric}: a sweep looks for the lowest number, and high ones of this are good")
     digest = hashlib.sha256(ref.read_bytes()).hexdigest()[:16]
-    return MetricEvaluator(load_detector(detector, weights, device), made, metric, digest)
+    return MetricEvaluator(load_detector(detector, weights, device), made, metric, digest, _digests(detector, weights))
+
+
+def _digests(detector: str, weights: Path | None) -> dict[str, str]:
+    """Digests of the weights that are given for a detector, and of the program of one of the user's own."""
+    from edm2.training.imports import is_target, source_digest
+    from edm2.training.run.inputs import describe_file
+
+    found = {} if weights is None else {"weights": describe_file(weights)}
+    return found | ({"program": source_digest(detector)} if is_target(detector) else {})

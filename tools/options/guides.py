@@ -41,7 +41,7 @@ def make_guide(
         return None
     if not is_guide_run(guide):
         return FixedGuide(guide, make_net)
-    run = Averages(guide, make_net=make_net)
+    run = Averages(guide, averages.max_bytes, make_net)
     time = guide_at or run.last
     run.check(time, [0.1])  # refuses a time without snapshots
     return GuideRun(run, time)

@@ -58,7 +58,7 @@ class FlowMapLoss:
         derivative: One of `DERIVATIVES`.
 
     Raises:
-        ValueError: a fraction outside [0, 1], or an unknown derivative.
+        ValueError: a fraction outside [0, 1], another number that is not positive, or an unknown derivative.
     """
 
     reports = ("map_error",)
@@ -78,6 +78,8 @@ class FlowMapLoss:
         for name, value in (("anchor", anchor), ("to_zero", to_zero)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} must lie between 0 and 1")
+        if tangent_norm is not None and not tangent_norm > 0:  # an anchor of the teacher itself errs by 0: 0 / 0
+            raise ValueError(f"tangent_norm={tangent_norm} must be positive")
         if derivative not in DERIVATIVES:
             raise ValueError(f"derivative={derivative!r} must be one of {', '.join(DERIVATIVES)}")
         self.distribution = distribution

@@ -11,6 +11,7 @@ import edm2
 from edm2.io.guided import GuidedFile
 from edm2.io.model import digest_of
 from edm2.post_hoc_ema import SnapshotError
+from edm2.sweep.guides import FixedGuide
 
 
 @pytest.fixture
@@ -51,10 +52,12 @@ def test_load_gives_the_network_with_its_guide_wherever_the_folder_is(folder, ne
 
 
 def test_its_files_are_part_of_what_it_is(folder, make_net):
+    """For images that are drawn already, and for the scores of a sweep that it guides."""
     path = written(folder)
-    before = digest_of(path)
+    before = digest_of(path), FixedGuide(path).to_json()
     edm2.save(make_net(seed=2), folder / "guide.safetensors", {"images_seen": 8, "sigma_rel": 0.2})
-    assert digest_of(path) != before
+    assert digest_of(path) != before[0]
+    assert FixedGuide(path).to_json() != before[1]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,8 @@ def test_its_files_are_part_of_what_it_is(folder, make_net):
         ({"guide": "../guide.safetensors"}, "beside it"),
         ({"network": "/etc/passwd"}, "beside it"),
         ({"guide": ["a"]}, "beside it"),
+        ({"network": "guided.json"}, "beside it"),
+        ({"guide": "guided.json"}, "beside it"),
         ({"guide": "gone.safetensors"}, "copy the whole folder"),
         ({"guide": {"dropout": 2.0}}, "between 0 and 1"),
     ],

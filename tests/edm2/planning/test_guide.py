@@ -8,6 +8,7 @@ from tiny_run import tiny_config
 
 from edm2.networks import NetworkConfig, build_network
 from edm2.planning.guide import guide_config, narrower
+from edm2.training.settings import DistillationConfig
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,18 @@ def test_a_guide_is_the_run_narrower_and_shorter():
     assert changed == {"network.model_channels", "ref_lr"}
     assert (guide.data, guide.seed, guide.own_network.dropout) == (config.data, config.seed, 0.1)
     assert guide_config(config, "guide", channels=24, duration=1500).duration == 1504, "whole steps"
+
+
+def test_a_cooldown_is_as_long_a_part_of_the_guides_run():
+    """Else a guide would only ever see the end of it."""
+    config = tiny_config("run", duration=6400, cooldown_images=1600)
+    assert guide_config(config, "guide").cooldown_images == 100
+
+
+def test_a_distilled_run_has_no_guide_of_its_own():
+    config = replace(tiny_config("run"), distillation=DistillationConfig(contents=""))
+    with pytest.raises(ValueError, match="guide its teacher"):
+        guide_config(config, "guide")
 
 
 @pytest.mark.parametrize("duration", [1601, 6400, 0, -8])

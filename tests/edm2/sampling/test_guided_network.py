@@ -49,6 +49,9 @@ def test_dropout_is_the_same_for_every_batch_and_call_at_a_noise_level(net):
         seen.append(drop(masks, 3, torch.ones(1, 8, 8, 8)))
     assert torch.equal(seen[0], seen[2])
     assert not torch.equal(seen[0], seen[1]), "other levels, other masks"
+    levels = torch.tensor([1.0, 5.0, 0.2, 1.0])
+    alone = [thinned(x[i : i + 1], levels[i], labels[i : i + 1]) for i in range(4)]
+    assert max_rel(thinned(x, levels, labels), torch.cat(alone)) < 1e-5, "a level per image, as in training"
     copied = copy.deepcopy(thinned)
     assert max_rel(copied(x, 2 * sigma, labels), thinned(x, 2 * sigma, labels)) < 1e-6, "copies note levels themselves"
     assert max_rel(copied(x, sigma, labels), D) < 1e-6

@@ -73,6 +73,7 @@ def test_samples_that_do_not_tell_guidance_from_none_name_no_winner(run: Path, t
         return Score(1 + (0.001 if guide is None else -0.1 * (set_number % 2)), 0.1, None)
 
     monkeypatch.setattr("edm2.sweep.sweep.score_network", noise)
+    (tmp_path / "guided.json").write_text("the winner of an earlier search")
     shown = succeed("autoguide", run, *QUICK, "--guides", "dropout", "--out", tmp_path)
     assert "No winner: these samples do not tell itself with dropout from: no guidance." in shown
     assert not (tmp_path / "guided.json").exists()

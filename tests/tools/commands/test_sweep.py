@@ -108,6 +108,33 @@ def test_the_same_values_as_from_a_reference_file(tiny_run: Path, tmp_path: Path
     assert not (tmp_path / "x").exists()
 
 
+def test_scores_by_a_reference_file_belong_to_the_program_and_the_weights_of_the_detector(tmp_path, monkeypatch):
+    """Which a file of statistics, unlike those of the data, says nothing of."""
+    from edm2.metrics import load_detector, reference_of, write_reference
+    from edm2.sweep.score_cache import key_of
+    from edm2.tools.options.evaluators import load_evaluator
+    from edm2.tools.progress import progress_bar
+    from edm2.training import open_dataset
+    from edm2.training.distributed.processes import ONE_PROCESS
+
+    name = "sums_of_a_sweep:sums"
+    program, weights, ref = tmp_path / "sums_of_a_sweep.py", tmp_path / "weights.pt", tmp_path / "ref.npz"
+    program.write_text("def sums(images):\n    return images.flatten(2).sum(2).expand(-1, 2)\n")
+    weights.write_bytes(b"")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_reference(ref, {name: reference_of(open_dataset("digits"), load_detector(name))})
+
+    def key() -> str:
+        return key_of(load_evaluator(name, weights, None, ref, "cpu", ONE_PROCESS, progress_bar).to_json())
+
+    keys = [key(), key()]
+    weights.write_bytes(b"other")
+    keys.append(key())
+    program.write_text(program.read_text() + "# edited\n")
+    keys.append(key())
+    assert len(set(keys)) == 3
+
+
 def test_real_images_are_looked_at_once(tiny_run: Path, tmp_path: Path, monkeypatch):
     """Neither their statistics nor what as many of them score is computed by a sweep that goes on, as a search here."""
     options = (*FAST, "--at", "256,512", "--out", tmp_path / "out")

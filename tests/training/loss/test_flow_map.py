@@ -269,6 +269,7 @@ def test_samples_of_an_exact_map(levels):
     [
         (lambda: FlowMapLoss(DISTRIBUTION, SD, anchor=1.5), "anchor=1.5 must lie between 0 and 1"),
         (lambda: FlowMapLoss(DISTRIBUTION, SD, to_zero=-1), "to_zero=-1 must lie"),
+        (lambda: FlowMapLoss(DISTRIBUTION, SD, tangent_norm=0), "tangent_norm=0 must be positive"),
         (lambda: FlowMapLoss(DISTRIBUTION, SD, derivative="exact"), "derivative='exact' must be one of jvp, diff"),
         (lambda: network("encoder"), "target_level='encoder' must be None or one of mean, decoder"),
         (lambda: network("mean", config="F"), "target_level"),
