@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from edm2.sweep.evaluator import Score
 from edm2.sweep.sweep import Point, ScoredPoint, Sweep
@@ -12,9 +13,9 @@ NEEDED = {"images_seen", "sigma_rel", "guidance", "detector", "distance"}
 
 
 def scores_in_cache(path: Path) -> Sweep | None:
-    """Read the scores of a sweep.jsonl: those of the detector that most have; None if there are none.
+    """Read the scores of a sweep.jsonl by the detector, steps and samples that most have; None if there are none.
 
-    The file does not say by how many samples each was scored; sweep.csv, where there is one, is of a single sweep.
+    Earlier versions did not write the latter two; sweep.csv, where there is one, is of a single sweep.
     """
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
@@ -24,12 +25,17 @@ def scores_in_cache(path: Path) -> Sweep | None:
                 rows.append(row)
     if not rows:
         return None
-    [(detector, _)] = Counter(row["detector"] for row in rows).most_common(1)
+    [(most, _)] = Counter(map(_made_by, rows)).most_common(1)
     results = []
-    for row in (row for row in rows if row["detector"] == detector):
+    for row in (row for row in rows if _made_by(row) == most):
         point = Point(row["images_seen"], row["sigma_rel"], row["guidance"], row.get("guide_sigma_rel"))
         results.append(ScoredPoint(point, (Score(row["distance"], row.get("deviation"), row.get("accuracy")),)))
-    return Sweep(results, title=f"Frechet distance ({detector})")
+    return Sweep(results, title=f"Frechet distance ({most[0]})")
+
+
+def _made_by(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What two scores must share to be compared."""
+    return row["detector"], row.get("steps"), row.get("samples")
 
 
 def best_by_setting(sweep: Sweep | None) -> dict[Point, float]:

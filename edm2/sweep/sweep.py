@@ -281,6 +281,7 @@ class Sweeper:
             for number in range(self.first_set + len(known[point]), self.first_set + self.repeats):
                 score = self.score(net, guide, point.guidance, number)
                 shown = {**asdict(point), "set": number, "detector": self.evaluator.detector.name}
+                shown |= {"steps": self.sampling.num_steps, "samples": self.sampling.count}
                 yield point, self._kept(self._facts(point, number), shown, score)
 
     def _facts(self, point: Point, set_number: int) -> dict[str, Any]:

@@ -133,8 +133,8 @@ def _opened(records: Any, cache: Path, swept: Path, given: dict[str, Any]) -> "R
     except (ValueError, OSError) as error:
         run.notes.append(f"No EMA slider: {first_line(error)}")
         return run
-    run.sweep = _scores(swept)
     _add_grids(run, given)
+    run.sweep = _scores(swept, run)
     return run
 
 
@@ -195,12 +195,12 @@ def _add_detector(run: "ReportedRun", name: str, device: Any) -> None:
         run.notes.append(f"No nearest images: {first_line(error)}")
 
 
-def _scores(folder: Path) -> "Sweep | None":
-    """Scores of the last sweep in a folder, else whatever scores are known there."""
+def _scores(folder: Path, run: "ReportedRun") -> "Sweep | None":
+    """Scores of the last sweep in a folder, of the steps that a run's pictures are drawn in; else known scores."""
     from edm2.report.scores import scores_in_cache
-    from edm2.tools.reports.tables import read_sweep
+    from edm2.tools.reports.tables import read_sweep, table_of
 
-    table = folder / "sweep.csv"
+    table = table_of(folder, STEPS if run.grids is None else run.grids.sampling.num_steps)
     found = read_sweep(table) if table.is_file() else scores_in_cache(folder / "sweep.jsonl")
     return found if found is not None and found.averages else None
 
@@ -218,7 +218,7 @@ def _score(context: click.Context, run: "ReportedRun", given: dict[str, Any]) ->
     lengths = given["sigma_rels"] or lengths_of(run.sweep)
     folder = run.cache.folder / "scores"
     context.invoke(sweep, run=run.averages.folder, sigma_rels=lengths, count=SCORED, out=folder, **options)
-    run.sweep = _scores(folder)
+    run.sweep = _scores(folder, run)
 
 
 def _axes(runs: "Sequence[ReportedRun]", given: dict[str, Any]) -> "Axes | None":

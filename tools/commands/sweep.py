@@ -170,7 +170,7 @@ def sweep(
     from edm2.tools.options.evaluators import codec_of, default_detector, load_evaluator, load_metric_evaluator
     from edm2.tools.progress import progress_bar
     from edm2.tools.reports.draw_commands import draw_commands
-    from edm2.tools.reports.tables import print_point, read_sweep
+    from edm2.tools.reports.tables import print_point, read_sweep, table_of
     from edm2.tools.run import use_device
     from edm2.training import PixelCodec
     from edm2.training.config import DTYPES
@@ -213,7 +213,8 @@ def sweep(
                 sweeper.scored = print_point
             result = sweeper.sweep(area, dataset, budget, bar)
             if processes.is_first:
-                _report(result, area, out, compared, "sweep" if len(ways) == 1 else f"sweep-{num_steps}")
+                name = table_of(out, num_steps).stem if len(ways) == 1 else f"sweep-{num_steps}"
+                _report(result, area, out, compared, name)
                 best = result.best.point
                 commands = draw_commands(averages, sampling, best, guides, guide, programs, conditions=conditions)
                 click.echo("\n  ".join(["The best network, and images of it:", *commands]))

@@ -62,10 +62,9 @@ def _made(run: Path, sigma_rel: float | None, steps: int | None, sampler: Sample
 
 def _best(run: Path, at: int, steps: int) -> tuple[float, str] | None:
     """EMA length that scored best without guidance at the last time, else at any; None without a sweep."""
-    from edm2.tools.reports.tables import read_sweep
+    from edm2.tools.reports.tables import read_sweep, table_of
 
-    table = run / f"sweep-{steps}.csv"
-    table = table if table.is_file() else run / "sweep.csv"
+    table = table_of(run, steps)
     if not table.is_file():
         return None
     unguided = [result for result in read_sweep(table).averages if result.point.guidance == 1]

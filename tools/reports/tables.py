@@ -28,6 +28,12 @@ def write_sweep(path: Path, sweep: Sweep) -> None:
         writer.writerows([*_row(result), sweep.title, sweep.samples] for result in _in_order(sweep))
 
 
+def table_of(folder: Path, steps: int) -> Path:
+    """Path of the table of the last sweep in a folder; where one was over several numbers of steps, that of these."""
+    several = folder / f"sweep-{steps}.csv"
+    return several if several.is_file() else folder / "sweep.csv"
+
+
 def read_sweep(path: Path) -> Sweep:
     """Read the points of a sweep.csv, and by what they were scored, which earlier versions did not say."""
     try:

@@ -149,4 +149,7 @@ def test_scores_come_from_a_table_or_from_known_scores_of_one_detector(tmp_path:
     cache = tmp_path / "sweep.jsonl"
     cache.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"real_images": 500}\n{"half')
     assert best_by_setting(scores_in_cache(cache)) == {Point(8, 0.1): 1.5}
+    of_steps = [line | {"detector": "a", "distance": 3.0 - s, "steps": steps} for steps in (1, 2) for s in range(steps)]
+    cache.write_text("".join(json.dumps(row) + "\n" for row in of_steps))
+    assert [result.distance for result in scores_in_cache(cache).results] == [3.0, 2.0], "of two steps alone"
     assert scores_in_cache(tmp_path / "nothing.jsonl") is None
