@@ -161,7 +161,7 @@ def _teacher(
     """The teacher that the options describe; of a run, its average of the best EMA length that is known."""
     from edm2.distillation.teacher import Teacher
     from edm2.io.model import read_metadata
-    from edm2.tools.options.networks import check_label_dropout
+    from edm2.tools.options.networks import check_label_dropout, warn_of_scaling
     from edm2.tools.options.run_network import is_run, network_of_run
 
     if is_run(network):
@@ -170,6 +170,8 @@ def _teacher(
         return Teacher(network)
     if unlabelled_guide:
         check_label_dropout(network, read_metadata(network), processes.is_first)
+    elif guide is not None and processes.is_first:
+        warn_of_scaling(network, guide)
     return Teacher(network, guide, unlabelled_guide, guidance, interval)
 
 

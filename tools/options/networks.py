@@ -83,9 +83,17 @@ def load_networks(
         return net, None
     guide = load_to_sample(options.guide, device, dtype, make_net)
     check_guide(net, guide, options.network, options.guide)
-    if warn and metadata.get("codec") != read_metadata(options.guide).get("codec"):
-        _warn(f"{options.guide} was trained on data scaled differently from {options.network}: guidance mixes the two")
+    if warn:
+        warn_of_scaling(options.network, options.guide)
     return net, guide
+
+
+def warn_of_scaling(network: str, guide: str) -> None:
+    """Print a warning if a guide was trained on other numbers for the same images."""
+    from edm2.io.model import read_metadata
+
+    if read_metadata(network).get("codec") != read_metadata(guide).get("codec"):
+        _warn(f"{guide} was trained on data scaled differently from {network}: guidance mixes the two")
 
 
 def network_maker(net_from: str | None) -> "Callable[[], nn.Module] | None":

@@ -216,6 +216,7 @@ class SamplingOptions:
             raise click.UsageError("--levels are those of --solver map, and their number is that of its steps")
         if given["class_name"] is not None and given["balanced"]:
             raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
+        sampler = sampler if given["levels"] is None else MAP
         if given["S_churn"] and sampler is not None and not sampler.churns:
             raise click.UsageError(f"--churn needs --solver {HEUN.name}: {sampler.name} adds no fresh noise")
         check_own_precision(given["precision"], given["net_from"])
@@ -340,7 +341,10 @@ class SampleGenerator:
         from edm2.sampling.samplers.flow_map import check_levels, levels_for
 
         options, abilities = self.options, getattr(self.net, "abilities", ("denoise",))
-        sampler = options.sampler or (HEUN if options.S_churn or self.guide else default_sampler(abilities))
+        if options.levels is not None and default_sampler(abilities) != MAP:
+            raise ValueError(f"{options.network}: --levels are for flow maps, and this is none")
+        usual = HEUN if options.S_churn or self.guide else default_sampler(abilities)
+        sampler = options.sampler or (MAP if options.levels else usual)
         if sampler == MAP:
             if self.guide is not None:
                 raise ValueError(NO_GUIDE_OF_MAPS)
@@ -349,8 +353,6 @@ class SampleGenerator:
             levels = options.levels or levels_for(known, steps)
             check_levels(abilities, levels, options.network)
             return sampler, len(levels) - 1
-        if options.levels is not None:
-            raise ValueError(f"{options.network}: --levels are for flow maps, and this is none")
         if "denoise" not in abilities:
             raise ValueError(f"{options.network}: is no denoiser: draw with --solver map")
         return sampler, options.num_steps or default_steps(sampler)

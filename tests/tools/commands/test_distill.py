@@ -184,6 +184,8 @@ def test_a_guided_json_teaches_and_its_network_is_the_start(outspoken_network, n
         ("generate @net --levels 80,0 --grid g.png", 1, ("--levels", "flow map")),
         ("generate @run --levels 80,90,0 --grid g.png", 2, ("fall", "80,0.3,0")),
         ("generate @run --levels 80,0 --steps 2 --grid g.png", 2, ("--levels",)),
+        ("generate @run --levels 80,0 --churn 5 --grid g.png", 2, ("--churn", "map adds no fresh noise")),
+        ("generate @run --levels 80,0 --guide @net --guidance 2 --grid g.png", 1, ("no guide",)),
         ("generate @run --steps 3 --grid g.png", 1, ("1, 2, 4", "not for 3")),
         ("generate @run --solver map --guide @net --guidance 2 --grid g.png", 1, ("no guide",)),
         ("generate @consistent --steps 2 --grid g.png", 1, ("consistency model", "one evaluation")),
