@@ -77,7 +77,7 @@ def read_guided(path: str | Path) -> GuidedFile:
         if not (math.isfinite(weight) and 0 <= interval[0] < interval[1]):
             raise ValueError(f"weight {weight:g}, interval {interval}")
         found = GuidedFile(_beside(path, values["network"]), guide, weight, interval, dropout)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # untrusted JSON
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:  # untrusted JSON
         raise SnapshotError(f"{path}: is no network with a guide, as edm2 autoguide writes it ({error})") from None
     for file in found.files:
         if not file.is_file():

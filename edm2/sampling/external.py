@@ -89,7 +89,7 @@ def ways_to_sample(metadata: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[i
 
 
 def _are_levels(steps: str, levels: Any) -> bool:
-    numbers = isinstance(levels, list) and all(type(level) in (int, float) for level in levels)
+    numbers = isinstance(levels, list) and all(type(level) in (int, float) and 0 <= level < 1e9 for level in levels)
     return numbers and steps.isdecimal() and len(levels) == int(steps) + 1
 
 

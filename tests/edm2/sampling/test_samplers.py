@@ -19,6 +19,8 @@ from torch.nn.functional import one_hot
 
 import edm2
 from edm2.networks import fold
+from edm2.networks.precond import MAP_LEVELS
+from edm2.sampling.external import ways_to_sample
 from edm2.sampling.guidance import changes_between, guided, interval_of_steps, without_labels
 from edm2.sampling.samplers import HEUN, SAMPLERS
 from edm2.sampling.samplers.deis import deis_weights
@@ -281,3 +283,9 @@ def test_where_denoisers_change():
     assert all(changes_between(denoise, 6, 5) for denoise in (without_labels(inner), *outer))
     never = guided(gaussian_denoiser, gaussian_denoiser, 1.0, (1.0, 5.0))
     assert not any(changes_between(denoise, 6, 5) for denoise in (never, gaussian_denoiser))
+
+
+@pytest.mark.parametrize("levels", [[10**400, 1, 0], [math.nan, 1, 0], [80, -1, 0], [math.inf, 1, 0], [80, 0], 3])
+def test_levels_of_a_snapshot_that_make_no_sense_are_passed_over(levels):
+    """It may be a stranger's; the usual levels take their place."""
+    assert ways_to_sample({"abilities": ["map", "fly"], "map_levels": {"2": levels}}) == (("map",), MAP_LEVELS)
