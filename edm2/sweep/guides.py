@@ -119,7 +119,8 @@ class GuideRun:
         if set(sigma_rels) != set(self._nets):
             self._nets = {}  # freed first: old and new guides together may not fit
             nets = self.averages.networks(self.at, sigma_rels)
-            self._nets = {s: ready_to_sample(net.to(device), dtype) for s, net in zip(sigma_rels, nets, strict=True)}
+            # copied first, as the averages may be kept, then moved
+            self._nets = {s: ready_to_sample(net, dtype).to(device) for s, net in zip(sigma_rels, nets, strict=True)}
 
     def of(self, net: SampledNetwork, sigma_rel: float) -> Denoiser:
         guide = self._nets[sigma_rel]

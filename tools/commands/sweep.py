@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.metrics.registry import DETECTOR_NAMES, METRICS
-from edm2.sampling.samplers import HEUN, MAP, Sampler
+from edm2.sampling.samplers import Sampler
 from edm2.tools.options.conditions import CONDITION_HELP, HELD_OUT_HELP, conditions_to_score
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.guides import is_guide_run, make_guide
@@ -36,7 +36,7 @@ from edm2.tools.options.parsing import (
     TIMES,
     WEIGHTS,
 )
-from edm2.tools.options.sampling import NO_GUIDE_OF_MAPS, sampler_option
+from edm2.tools.options.sampling import check_levels_alone, sampler_option, way_of_sampling
 
 if TYPE_CHECKING:
     from edm2.sweep.averages import Averages
@@ -263,23 +263,11 @@ def ways_of_sampling(
         ValueError: they do not suit it.
     """
     from edm2.sampling.external import ways_to_sample
-    from edm2.sampling.samplers.flow_map import check_levels, levels_for
-    from edm2.sampling.samplers.registry import default_sampler, default_steps
 
-    abilities, known = ways_to_sample(averages.metadata)
-    sampler = sampler or (MAP if levels else HEUN if is_guided else default_sampler(abilities))
-    if levels is not None and (sampler != MAP or steps is not None):
-        raise click.UsageError("--levels are those of --solver map, and their number is that of its steps")
-    if sampler != MAP:
-        if "denoise" not in abilities:
-            raise ValueError(f"{averages.folder}: is no denoiser: sweep with --solver map")
-        return [(sampler, number, None) for number in steps or [default_steps(sampler)]]
-    if is_guided:
-        raise ValueError(NO_GUIDE_OF_MAPS)
-    jumps = [levels] if levels else [levels_for(known, number) for number in steps or [default_steps(MAP, abilities)]]
-    for some in jumps:
-        check_levels(abilities, some, str(averages.folder))
-    return [(MAP, len(some) - 1, some) for some in jumps]
+    check_levels_alone(levels, sampler, steps)
+    name, (abilities, known) = str(averages.folder), ways_to_sample(averages.metadata)
+    numbers: Sequence[int | None] = steps or [None]
+    return [way_of_sampling(name, abilities, known, sampler, number, levels, is_guided) for number in numbers]
 
 
 def _report(result: "Sweep", area: "Range", out: Path, compared: "dict[str, Sweep]", name: str) -> None:

@@ -1,6 +1,6 @@
 """Options of the commands that draw samples, and the generator of samples that they configure."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,9 +51,6 @@ if TYPE_CHECKING:
     from edm2.training.distributed.processes import Processes
 
 
-NO_GUIDE_OF_MAPS = "--solver map takes no guide: distil the guided network, or draw with --solver heun"
-
-
 class SamplerName(click.ParamType):
     """Name of a registered sampler, looked up when the command runs; becomes the `Sampler`.
 
@@ -89,6 +86,49 @@ def sampler_option(group: Callable, default: str | None = None, of_maps: bool = 
         help="Heun's method evaluates the network twice per step, the others once; default: heun"
         + ("; map for a distilled network." if of_maps else "."),
     )
+
+
+def check_levels_alone(levels: Sequence[float] | None, sampler: Sampler | None, steps: Any) -> None:
+    """Raise click.UsageError for --levels beside another solver, or beside --steps."""
+    if levels is not None and (sampler not in (None, MAP) or steps is not None):
+        raise click.UsageError("--levels are those of --solver map, and their number is that of its steps")
+
+
+def way_of_sampling(
+    name: str,
+    abilities: Collection[str],
+    known: Mapping[int, Sequence[float]],
+    sampler: Sampler | None,
+    steps: int | None,
+    levels: tuple[float, ...] | None,
+    is_guided: bool,
+) -> tuple[Sampler, int, tuple[float, ...] | None]:
+    """Choose sampler, steps and, of a flow map, levels: as asked for, else those that suit the network.
+
+    Args:
+        name: Name of the network in messages.
+        abilities: What it can do, of `edm2.networks.precond.ABILITIES`.
+        known: Its levels by number of steps.
+        sampler, steps, levels: Those that are asked for.
+        is_guided: It has a guide.
+
+    Raises:
+        ValueError: they do not suit it.
+    """
+    from edm2.sampling.samplers.flow_map import check_levels, levels_for
+
+    if levels is not None and default_sampler(abilities) != MAP:
+        raise ValueError(f"{name}: --levels are for flow maps, and this is none")
+    sampler = sampler or (MAP if levels else HEUN if is_guided else default_sampler(abilities))
+    if sampler != MAP:
+        if "denoise" not in abilities:
+            raise ValueError(f"{name}: is no denoiser: draw with --solver map")
+        return sampler, steps or default_steps(sampler), None
+    if is_guided:
+        raise ValueError("--solver map takes no guide: distil the guided network, or draw with --solver heun")
+    levels = levels or levels_for(known, steps or default_steps(MAP, abilities))
+    check_levels(abilities, levels, name)
+    return MAP, len(levels) - 1, levels
 
 
 def _list_presets(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -212,8 +252,7 @@ class SamplingOptions:
         """
         given = {"network": network, **given}
         sampler: Sampler | None = given["sampler"]
-        if given["levels"] is not None and (sampler not in (None, MAP) or given["num_steps"] is not None):
-            raise click.UsageError("--levels are those of --solver map, and their number is that of its steps")
+        check_levels_alone(given["levels"], sampler, given["num_steps"])
         if given["class_name"] is not None and given["balanced"]:
             raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
         sampler = sampler if given["levels"] is None else MAP
@@ -244,6 +283,7 @@ class SampleGenerator:
 
     def __init__(self, options: SamplingOptions, processes: "Processes", held_out: bool = False) -> None:
         from edm2.io.model import read_metadata
+        from edm2.networks.precond import MAP_LEVELS
         from edm2.sampling.conditions import SampleConditions
         from edm2.sampling.generation import class_index
         from edm2.tools.options.run_network import is_run, network_of_run
@@ -268,7 +308,15 @@ class SampleGenerator:
         if options.compile:
             _compile(self.net, self.guide)
         self.metadata: dict[str, Any] = read_metadata(options.network)
-        self.sampler, self.num_steps = self._chosen_sampler()
+        self.sampler, self.num_steps, _ = way_of_sampling(
+            options.network,
+            getattr(self.net, "abilities", ("denoise",)),
+            getattr(self.net, "map_levels", MAP_LEVELS),
+            options.sampler or (HEUN if options.S_churn else None),
+            options.num_steps,
+            options.levels,
+            self.guide is not None,
+        )
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
         self.class_names = (self.metadata.get("data") or {}).get("class_names", ())
@@ -330,32 +378,6 @@ class SampleGenerator:
         )
         guided_by = f", guided by {self.options.guide}" if self.options.guide else ""
         return require_finite(batches, f"{self.options.network}{guided_by}")
-
-    def _chosen_sampler(self) -> tuple[Sampler, int]:
-        """Sampler and steps: as asked for, else those that suit the network.
-
-        Raises:
-            ValueError: they do not suit it.
-        """
-        from edm2.networks.precond import MAP_LEVELS
-        from edm2.sampling.samplers.flow_map import check_levels, levels_for
-
-        options, abilities = self.options, getattr(self.net, "abilities", ("denoise",))
-        if options.levels is not None and default_sampler(abilities) != MAP:
-            raise ValueError(f"{options.network}: --levels are for flow maps, and this is none")
-        usual = HEUN if options.S_churn or self.guide else default_sampler(abilities)
-        sampler = options.sampler or (MAP if options.levels else usual)
-        if sampler == MAP:
-            if self.guide is not None:
-                raise ValueError(NO_GUIDE_OF_MAPS)
-            steps = options.num_steps or default_steps(sampler, abilities)
-            known = getattr(self.net, "map_levels", MAP_LEVELS)
-            levels = options.levels or levels_for(known, steps)
-            check_levels(abilities, levels, options.network)
-            return sampler, len(levels) - 1
-        if "denoise" not in abilities:
-            raise ValueError(f"{options.network}: is no denoiser: draw with --solver map")
-        return sampler, options.num_steps or default_steps(sampler)
 
     @property
     def cost(self) -> str:

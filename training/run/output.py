@@ -205,8 +205,10 @@ class Output:
         """Ways to sample a distilled network; nothing for others, which are denoisers."""
         if self.config.distillation is None:
             return {}
-        levels = {str(steps): list(levels) for steps, levels in MAP_LEVELS.items()}
-        return {"abilities": list(self.config.distillation.abilities), "map_levels": levels}
+        abilities = self.config.distillation.abilities
+        most = max(MAP_LEVELS) if "map" in abilities else 1  # a consistency model jumps to 0 alone
+        levels = {str(steps): list(levels) for steps, levels in MAP_LEVELS.items() if steps <= most}
+        return {"abilities": list(abilities), "map_levels": levels}
 
     def _empty_classes(self) -> tuple[int, ...]:
         """Classes without an image to train on."""
