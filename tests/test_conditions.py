@@ -510,6 +510,12 @@ def test_datasets_carry_conditions(tmp_path, monkeypatch):
     assert "conditions/age: has no file for 1 of 41 images, the first is class0/late.png" in refused.out + refused.err
 
 
+@pytest.mark.parametrize("value", [30, "a red hat", ["a", "b"], torch.zeros(2, 3)])
+def test_a_slip_in_a_condition_s_name_is_said(value):
+    with pytest.raises(ValueError, match="conditions? agee"):
+        list(edm2.generate(edm2.load("digits8"), range(2), conditions={"agee": value}, num_steps=1))
+
+
 def test_a_text_encoder_that_is_not_there_is_one_line(tmp_path):
     write_data(tmp_path / "data.zip")
     (tmp_path / "captions.json").write_text("{}")

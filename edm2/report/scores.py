@@ -5,6 +5,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from edm2.metrics.detectors import title_of
 from edm2.sweep.evaluator import Score
 from edm2.sweep.sweep import Point, ScoredPoint, Sweep
 
@@ -12,7 +13,7 @@ NEEDED = {"images_seen", "sigma_rel", "guidance", "detector", "distance"}
 
 
 def scores_in_cache(path: Path) -> Sweep | None:
-    """Read the scores of a sweep.jsonl: those of the detector that most have; None if there are none.
+    """Read the Frechet distances of a sweep.jsonl: those of the detector that most have; None if there are none.
 
     The file does not say by how many samples each was scored; sweep.csv, where there is one, is of a single sweep.
     """
@@ -20,7 +21,7 @@ def scores_in_cache(path: Path) -> Sweep | None:
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         with suppress(ValueError):
             row = json.loads(line)
-            if isinstance(row, dict) and row.keys() >= NEEDED:
+            if isinstance(row, dict) and row.keys() >= NEEDED and "metric" not in row:  # of another metric
                 rows.append(row)
     if not rows:
         return None
@@ -29,7 +30,7 @@ def scores_in_cache(path: Path) -> Sweep | None:
     for row in (row for row in rows if row["detector"] == detector):
         point = Point(row["images_seen"], row["sigma_rel"], row["guidance"], row.get("guide_sigma_rel"))
         results.append(ScoredPoint(point, (Score(row["distance"], row.get("deviation"), row.get("accuracy")),)))
-    return Sweep(results, title=f"Frechet distance ({detector})")
+    return Sweep(results, title=title_of(detector))
 
 
 def best_by_setting(sweep: Sweep | None) -> dict[Point, float]:

@@ -280,7 +280,8 @@ class Sweeper:
         for point, net, guide in networks_at(todo, self.averages, self.guide, self.device, self.sampling.dtype):
             for number in range(self.first_set + len(known[point]), self.first_set + self.repeats):
                 score = self.score(net, guide, point.guidance, number)
-                shown = {**asdict(point), "set": number, "detector": self.evaluator.detector.name}
+                facts = self.evaluator.to_json()
+                shown = {**asdict(point), "set": number, **{k: facts[k] for k in ("detector", "metric") if k in facts}}
                 yield point, self._kept(self._facts(point, number), shown, score)
 
     def _facts(self, point: Point, set_number: int) -> dict[str, Any]:

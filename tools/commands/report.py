@@ -77,25 +77,22 @@ def report(
     or names of your choice. Runs may still be training.
     """
     import time
+    from tempfile import TemporaryFile
 
     from edm2.report.page import require_report_packages, write_page
     from edm2.report.records import read_records
-    from edm2.tools.figures.runs import name_and_folder
+    from edm2.tools.figures.runs import folders_by_name
     from edm2.tools.progress import progress_bar
 
     start = time.perf_counter()
-    if given["guidances"]:
-        check_guidance(given["guide"], given["unlabelled_guide"], given["guidances"])
+    check_guidance(given["guide"], given["unlabelled_guide"], given["guidances"] or ())
     if swept is not None and len(runs) > 1:
         raise click.UsageError("--sweep is of one run; the scores of several are looked for in their folders")
-    named = dict(name_and_folder(text) for text in runs)
-    if len(named) < len(runs):
-        raise click.UsageError("two runs have the same name; tell them apart: NAME=RUN")
-    if missing := [folder for folder in named.values() if not folder.exists()]:
-        raise click.ClickException(f"{missing[0]}: no such folder; give the folder of a run")
-    records = [read_records(name, folder) for name, folder in named.items()]  # all are runs, before any is drawn
+    records = [read_records(*named) for named in folders_by_name(runs).items()]  # all are runs, before any is drawn
     require_report_packages()
     out = out or (records[0].folder.path / "report.html" if len(runs) == 1 else Path("report.html"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=out.parent).close()  # whether the page can be written shows before anything is drawn
     opened = [_opened(run, cache or run.folder.path / "report", swept or run.folder.path, given) for run in records]
     if given["score"]:
         for run in opened:
@@ -134,6 +131,8 @@ def _opened(records: Any, cache: Path, swept: Path, given: dict[str, Any]) -> "R
         run.notes.append(f"No EMA slider: {first_line(error)}")
         return run
     run.sweep = _scores(swept)
+    if run.sweep is None and swept != folder:  # --sweep
+        raise click.ClickException(f"{swept}: holds no scores of a sweep; make them with edm2 sweep --out {swept}")
     _add_grids(run, given)
     return run
 
@@ -225,22 +224,27 @@ def _axes(runs: "Sequence[ReportedRun]", given: dict[str, Any]) -> "Axes | None"
     from edm2.report.page import Axes
     from edm2.sweep.averages import RAW
 
-    shown = [run for run in runs if run.grids is not None]
+    shown = [(run, run.grids) for run in runs if run.grids is not None]
     if not shown:
         return None
-    sweep = next((run.sweep for run in shown if run.sweep is not None), None)
+    sweep = next((run.sweep for run, _ in shown if run.sweep is not None), None)
     lengths = [RAW, *(given["sigma_rels"] or lengths_of(sweep))]
-    times = {}
-    for run in shown:
-        assert run.averages is not None
-        times[run.name] = given["times"] or times_of(run.averages, run.records.config.duration)
+    times = {
+        run.name: given["times"] or times_of(grids.averages, run.records.config.duration) for run, grids in shown
+    }
+    stored = {snapshot.images_seen for _, grids in shown for snapshot in grids.averages.snapshots}
+    for time in given["times"] or ():
+        if time not in stored:
+            shown[0][1].averages.check(time, [0.1])  # says which times there are
     guidances = given["guidances"] or [1.0]
     if not given["guidances"] and sweep is not None:
         swept = sorted({result.point.guidance for result in sweep.averages})
-        if all(run.grids is not None and run.grids.guide is not None for run in shown):
+        if all(grids.guide is not None for _, grids in shown):
             guidances = swept
         elif swept != [1.0]:
             click.echo("The sweep has guidance: give its --unlabelled-guide or --guide for a slider.", err=True)
+    if not given["guidances"] and guidances == [1.0] and (given["guide"] or given["unlabelled_guide"]):
+        raise click.UsageError("a guide needs weights, and no sweep here has any: give --guidance, such as 1,1.5,2")
     return Axes(lengths, times, guidances)
 
 

@@ -9,12 +9,15 @@ import pytest
 from report_pages import pretend_sweep
 from tiny_run import tiny_config
 
+from edm2.distillation.plan import plan_distillation
+from edm2.distillation.presets import PRESETS
+from edm2.distillation.teacher import Teacher
 from edm2.planning.plan import plan_run
 from edm2.report.charts import MOST_POINTS, WIDE, charts_of, curve_over_slider
 from edm2.report.grids import LENGTHS, MOST_LENGTHS, lengths_of
 from edm2.report.records import RunRecords, read_records
 from edm2.report.scores import best_by_setting, scores_in_cache
-from edm2.report.summary import differing_settings, facts, warnings_about
+from edm2.report.summary import differing_settings, facts, preset_of, warnings_about
 from edm2.sweep.evaluator import Score
 from edm2.sweep.sweep import Point, ScoredPoint, Sweep
 from edm2.tools.reports.tables import read_sweep
@@ -69,6 +72,16 @@ def test_settings_that_differ_from_the_preset_are_named_and_no_others():
     config = plan_run(dataset, "digits", "there", "digits8", None, {"ref_lr": 0.02, "channel_mult": (1, 3)})
     run = dataclasses.replace(records(), config=config)
     assert differing_settings(run, len(dataset)) == [("channel_mult", "1, 3", "1, 2"), ("ref_lr", "0.02", "0.012")]
+
+
+def test_a_distillation_is_compared_with_the_preset_of_distillations():
+    dataset = open_dataset("digits")
+    config = plan_distillation(Teacher("digits8"), dataset, "digits", "there", choices={"duration": 640, "anchor": 0.5})
+    run = dataclasses.replace(records(), config=config)
+    assert differing_settings(run, len(dataset)) == [("anchor", "0.5", "0.33"), ("duration", "640", "208,000")]
+    assert dict(facts(run, None))["Distilled from"] == "digits8"
+    unknown = dataclasses.replace(config, preset="of another version")
+    assert (preset_of(config), preset_of(unknown)) == (PRESETS["digits"], None)
 
 
 def test_a_damaged_line_is_counted_and_an_unfinished_one_is_none(tmp_path: Path):
@@ -144,9 +157,15 @@ def test_scores_come_from_a_table_or_from_known_scores_of_one_detector(tmp_path:
     best = best_by_setting(read_sweep(tmp_path / "sweep.csv"))
     assert min(best, key=best.__getitem__) == Point(512, 0.1)
     line = {"images_seen": 8, "sigma_rel": 0.1, "guidance": 1.0, "guide_sigma_rel": None, "deviation": None}
-    rows = [line | {"detector": "a", "distance": 2.0}, line | {"detector": "a", "distance": 1.5},
-            line | {"detector": "b", "distance": 0.1}]  # fmt: skip
+    rows = [
+        line | {"detector": "pixels", "distance": 2.0},
+        line | {"detector": "pixels", "distance": 1.5},
+        line | {"detector": "pixels", "distance": 0.2, "metric": "kid"},
+        line | {"detector": "other:a", "distance": 0.1},
+    ]
     cache = tmp_path / "sweep.jsonl"
     cache.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"real_images": 500}\n{"half')
-    assert best_by_setting(scores_in_cache(cache)) == {Point(8, 0.1): 1.5}
+    known = scores_in_cache(cache)
+    assert known.title == "FD-pixels"  # as of a sweep
+    assert best_by_setting(known) == {Point(8, 0.1): 1.5}
     assert scores_in_cache(tmp_path / "nothing.jsonl") is None
