@@ -14,7 +14,7 @@ from edm2.post_hoc_ema.modules import Keep, is_first_process, sharded_like, whol
 from edm2.post_hoc_ema.reconstruction import reconstruct
 from edm2.post_hoc_ema.snapshot import Snapshot, find_snapshots, profile_at, storable
 from edm2.post_hoc_ema.tails import power_profile, profile_from_json, tail_coefficients, tail_error
-from edm2.post_hoc_ema.tracker import IntervalMeans, PowerFunctionEMA, SnapshotTracker
+from edm2.post_hoc_ema.tracker import IntervalMeans, PowerFunctionEMA, SnapshotTracker, check_storage
 
 
 class PostHocEMA:
@@ -64,10 +64,14 @@ class PostHocEMA:
             metadata: Further entries for the files.
 
         Raises:
-            ValueError: As the tracker does, or `every` is not positive.
+            ValueError: As the tracker does, or `every` is not positive, or `after` negative.
+            ValueError, TypeError: As `check_storage` for `dtype` and `metadata`.
         """
         if every < 1:
             raise ValueError(f"every={every} must be positive: images between two files")
+        if after < 0:
+            raise ValueError(f"after={after} must be the number of images before averages begin, 0 or more")
+        check_storage(dtype, metadata)
         options: dict[str, Any] = {"keep": keep, "offload": offload}
         self.tracker: SnapshotTracker = (
             IntervalMeans(model, **options) if sigma_rels is None else PowerFunctionEMA(model, sigma_rels, **options)
@@ -127,10 +131,10 @@ class PostHocEMA:
         """Return weights of any EMA length as a state dict: tracked, or rebuilt from the files and the averages of now.
 
         Raises:
-            ValueError: The length does not exist, or there is nothing yet to rebuild it from.
+            ValueError: The length does not exist, or there are no averages yet.
         """
         tracker = self.tracker
-        if isinstance(tracker, PowerFunctionEMA) and sigma_rel in tracker.sigma_rels:
+        if self.images_seen and isinstance(tracker, PowerFunctionEMA) and sigma_rel in tracker.sigma_rels:
             return tracker.average(sigma_rel)
         return reconstruct(self._inputs(), [sigma_rel])[0]
 
@@ -169,9 +173,14 @@ class PostHocEMA:
                 x.copy_(sharded_like(average[name], x))
 
     def _inputs(self) -> list[Any]:
-        """Collect the averages of this run: files, and those of now."""
-        now = self.images_seen
-        live = [_Live(average, self._dtype) for _, average in self.tracker.files()]
+        """Collect the averages of this run: files, and those of now, whose files another process may be writing.
+
+        Raises:
+            ValueError: There are none yet.
+        """
+        if not (now := self.images_seen):
+            raise ValueError("there are no averages yet; update them first")
+        live = [_Live(average, self._dtype) for _, average in self.tracker.current()]
         try:
             files = find_snapshots(self.folder)
         except FileNotFoundError:
@@ -189,8 +198,6 @@ class PostHocEMA:
         As a fraction of the way that weights have gone, if they walk at random (`tail_error`): 0.01 is good, and the
         last weights alone are at 0.2 for a length of 0.07.
         """
-        if not self.images_seen:
-            raise ValueError("there are no averages yet; update them first")
         inputs = [snapshot.profile for snapshot in self._inputs()]
         targets = [power_profile(self.images_seen, s) for s in sigma_rels]
         c = tail_coefficients(inputs, targets)

@@ -145,7 +145,7 @@ def write_snapshot(
         TypeError: Metadata that are no JSON.
     """
     metadata = {**getattr(tensors, "metadata", {}), **metadata}  # of a tracker's average
-    text = json.dumps(metadata, default=_plain)
+    text = metadata_json(metadata)
     stored = storable(tensors, dtype, metadata.get("buffers", ()))
     with atomic_output(path) as temporary:
         save_file(stored, temporary, metadata={METADATA_KEY: text})
@@ -246,6 +246,11 @@ def refuse_several_runs(snapshots: Sequence[Snapshot]) -> None:
     if len(of_run) > 1:
         a, b = (getattr(snapshot, "path", snapshot.images_seen) for snapshot in [*of_run.values()][:2])
         raise SnapshotError(f"{a} and {b} are of different runs; keep the files of one run in a folder")
+
+
+def metadata_json(metadata: Mapping[str, Any]) -> str:
+    """Metadata as a file holds them; raises TypeError for anything but JSON, NumPy's and torch's numbers."""
+    return json.dumps(metadata, default=_plain)
 
 
 def _plain(value: Any) -> Any:

@@ -512,7 +512,7 @@ def test_datasets_carry_conditions(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", [30, "a red hat", ["a", "b"], torch.zeros(2, 3)])
 def test_a_slip_in_a_condition_s_name_is_said(value):
-    with pytest.raises(ValueError, match="conditions? agee"):
+    with pytest.raises(ValueError, match=r"conditions? agee"):
         list(edm2.generate(edm2.load("digits8"), range(2), conditions={"agee": value}, num_steps=1))
 
 
