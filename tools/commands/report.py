@@ -229,7 +229,10 @@ def _axes(runs: "Sequence[ReportedRun]", given: dict[str, Any]) -> "Axes | None"
         return None
     sweep = next((run.sweep for run, _ in shown if run.sweep is not None), None)
     lengths = [RAW, *(given["sigma_rels"] or lengths_of(sweep))]
-    times = {run.name: given["times"] or times_of(grids.averages, run.records.config.duration) for run, grids in shown}
+    times = {
+        run.name: given["times"] or times_of(grids.averages, run.records.config.duration, run.sweep)
+        for run, grids in shown
+    }
     stored = {snapshot.images_seen for _, grids in shown for snapshot in grids.averages.snapshots}
     for time in given["times"] or ():
         if time not in stored:

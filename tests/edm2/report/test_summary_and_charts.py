@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from report_pages import pretend_sweep
@@ -14,7 +15,7 @@ from edm2.distillation.presets import PRESETS
 from edm2.distillation.teacher import Teacher
 from edm2.planning.plan import plan_run
 from edm2.report.charts import MOST_POINTS, WIDE, charts_of, curve_over_slider
-from edm2.report.grids import LENGTHS, MOST_LENGTHS, lengths_of
+from edm2.report.grids import LENGTHS, MOST_LENGTHS, lengths_of, times_of
 from edm2.report.records import RunRecords, read_records
 from edm2.report.scores import best_by_setting, scores_in_cache
 from edm2.report.summary import differing_settings, facts, preset_of, warnings_about
@@ -139,8 +140,8 @@ def test_the_curve_has_a_column_for_every_position_of_the_slider():
 # ------------------------------------------------------------------------------------------------------------ scores
 
 
-def scored(lengths, best) -> Sweep:
-    return Sweep([ScoredPoint(Point(8, s), (Score(abs(s - best), None, None),)) for s in lengths])
+def scored(lengths, best, at=8) -> Sweep:
+    return Sweep([ScoredPoint(Point(at, s), (Score(abs(s - best), None, None),)) for s in lengths])
 
 
 @pytest.mark.parametrize("best", [0.01, 0.06, 0.2])
@@ -150,6 +151,11 @@ def test_the_slider_has_few_lengths_and_the_best_of_the_sweep(best: float):
     assert best in lengths
     assert lengths == sorted(set(lengths))
     assert lengths_of(None) == list(LENGTHS)
+    assert lengths_of(scored([0.06, 0.12], 0.06)) == sorted({*LENGTHS, 0.06, 0.12})
+    averages = SimpleNamespace(last=96, snapshots=[SimpleNamespace(images_seen=t) for t in range(8, 97, 8)])
+    assert times_of(averages, 96) == [8, 24, 48, 96]
+    assert times_of(averages, 96, scored([best], best, at=64)) == [8, 24, 48, 64, 96]
+    assert times_of(averages, 96, scored([best], best, at=65)) == [8, 24, 48, 96]  # no longer stored
 
 
 def test_scores_come_from_a_table_or_from_known_scores_of_one_detector(tmp_path: Path):
