@@ -45,7 +45,7 @@ def rows_of_conditions(known: Iterable[Condition], given: Mapping[str, Any], cou
             raise ValueError(f"condition {name}: {len(values)} rows for {count} seeds; give one row per seed")
         values = values.expand(count, *values.shape[1:])
         if condition is not None:
-            condition.check(values[:, None] if values.ndim == 1 else values, count)
+            condition.check(values, count)
         rows[name] = values
     return rows
 
