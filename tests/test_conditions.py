@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -400,6 +401,21 @@ def test_scores_during_training_are_those_of_a_sweep(conditioned_run, tmp_path, 
     assert [line["images_seen"] for line in lines] == [32, 64]
     monkeypatch.setattr("edm2.sweep.sweep.score_network", None)  # all are known
     succeed("sweep", tmp_path / "run", "--std", 0.1, "--at", 32, "--samples", 8, "--device", "cpu")
+
+
+@pytest.mark.slow
+def test_a_page_draws_for_held_out_conditions_and_says_why_not_without_the_images(conditioned_run, tmp_path):
+    run, out = shutil.copytree(conditioned_run / "run", tmp_path / "run"), tmp_path / "page.html"
+    report = ("report", run, "--std", 0.1, "--images", 2, "--steps", 1, "--no-neighbours", "--out", out)
+    succeed(*report)
+    html = out.read_text()
+    assert "edges (an image of 1 channel), colour (a vector of 3 numbers)" in html
+    assert "--condition age=..." in html
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"data": "gone.zip"}))
+    refused = edm2_command(*report)
+    assert "No EMA slider: samples take the conditions of its images, which are not there" in refused.err
+    assert "--condition" not in refused.err  # which the command does not have
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def _add_grids(run: "ReportedRun", given: dict[str, Any]) -> None:
     """Prepare the drawing of grids and of nearest images."""
     from edm2.post_hoc_ema.files import first_line
     from edm2.report.grids import Grids, columns_of
-    from edm2.tools.options.conditions import conditions_to_score
+    from edm2.sampling.conditions import held_out_conditions
     from edm2.tools.options.evaluators import codec_of, default_detector
     from edm2.tools.run import use_device
     from edm2.training import PixelCodec
@@ -153,9 +153,9 @@ def _add_grids(run: "ReportedRun", given: dict[str, Any]) -> None:
     try:
         codec = codec_of(averages.folder, averages.metadata, given["vae"], given["codec_from"])
         guide = make_guide(averages, given["guide"], given["unlabelled_guide"], None, network_maker(given["net_from"]))
-        of_samples = conditions_to_score(
-            averages.folder, (), 0, getattr(averages.config, "conditions", ()), run.dataset
-        )
+        if getattr(averages.config, "conditions", ()) and run.dataset is None:
+            raise ValueError("samples take the conditions of its images, which are not there")
+        of_samples = None if run.dataset is None else held_out_conditions(run.records.config, run.dataset)
         columns = columns_of(averages)
         sampling = _sampling(averages, -(-given["images"] // columns) * columns, given["num_steps"])
     except (ValueError, OSError) as error:
