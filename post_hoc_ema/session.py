@@ -94,8 +94,7 @@ class PostHocEMA:
         Raises:
             ValueError: The folder holds files of another run, or of this one, whose state was not loaded.
         """
-        if self._swapped:
-            raise ValueError("the model has averaged weights at present; leave `swapped` before the next update")
+        self._refuse_swapped("the next update")
         if not self._checked and is_first_process():
             for path in self.tracker.abandoned(self.folder):
                 path.unlink()
@@ -160,8 +159,17 @@ class PostHocEMA:
             self._swapped = outside
 
     def copy_to(self, sigma_rel: float) -> None:
-        """Give the model averaged weights, of any EMA length, for good; `swapped` is for a while."""
+        """Give the model averaged weights, of any EMA length, for good; `swapped` is for a while.
+
+        Raises:
+            ValueError: As `average` does, or within `swapped`, which would take them back.
+        """
+        self._refuse_swapped("copy_to")
         self._put(self.average(sigma_rel))
+
+    def _refuse_swapped(self, what: str) -> None:
+        if self._swapped:
+            raise ValueError(f"the model has averaged weights at present; leave `swapped` before {what}")
 
     @torch.no_grad()
     def _put(self, average: Mapping[str, Any]) -> None:

@@ -116,8 +116,9 @@ def test_weights_are_put_aside_and_brought_back_by_hand(tmp_path):
     assert torch.equal(net[0].weight, ema.average(0.05)["0.weight"])
     with ema.swapped(0.10):  # one within the other
         assert torch.equal(net[0].weight, ema.average(0.10)["0.weight"])
-    with pytest.raises(ValueError, match="averaged weights at present"):
-        ema.update(51)
+    for forbidden in (lambda: ema.update(51), lambda: ema.copy_to(0.05)):
+        with pytest.raises(ValueError, match="averaged weights at present"):
+            forbidden()
     aside.close()
     assert_equal(state_of(net), before)
     ema.copy_to(0.05)  # for good
