@@ -136,7 +136,6 @@ def write_page(out: Path, runs: Sequence[ReportedRun], axes: Axes | None, comman
         vega=vega_bundle(runs[0].cache.folder),
         **texts,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(out) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return out.stat().st_size
@@ -153,7 +152,6 @@ def vega_bundle(folder: Path) -> str:
 
     path = folder / f"vega-{importlib.metadata.version('vl-convert-python')}.js"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         with atomic_output(path) as temporary:
             bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default
             temporary.write_text(bundle, encoding="utf-8")

@@ -77,8 +77,8 @@ def report(
     or names of your choice. Runs may still be training.
     """
     import time
-    from tempfile import TemporaryFile
 
+    from edm2.post_hoc_ema.files import check_output
     from edm2.report.page import require_report_packages, write_page
     from edm2.report.records import read_records
     from edm2.tools.figures.runs import folders_by_name
@@ -91,8 +91,7 @@ def report(
     records = [read_records(*named) for named in folders_by_name(runs).items()]  # all are runs, before any is drawn
     require_report_packages()
     out = out or (records[0].folder.path / "report.html" if len(runs) == 1 else Path("report.html"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    TemporaryFile(dir=out.parent).close()  # whether the page can be written shows before anything is drawn
+    check_output(out)
     opened = [_opened(run, cache or run.folder.path / "report", swept or run.folder.path, given) for run in records]
     if given["score"]:
         for run in opened:
