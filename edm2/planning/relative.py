@@ -12,8 +12,8 @@ EVALUATIONS_PER_STEP = 3
 HELD_OUT_EVALUATIONS = 2 * 9
 """Evaluations per held-out image in a measurement of the loss: nine noise levels, and as many training images."""
 
-GRID_EVALUATIONS = 40 * 35
-"""Evaluations of a grid of samples: forty images, 18 steps of Heun's method."""
+GRID_EVALUATIONS, GRID_EVALUATIONS_OF_MAP = 40 * 35, 40 * 2
+"""Evaluations of a grid of samples: forty images, 18 steps of Heun's method, or 2 jumps of a flow map."""
 
 SHARE_OF_BUDGET = 0.9
 """Part of a budget for steps; the rest is for the start, snapshots, samples and measurements."""
@@ -97,4 +97,5 @@ def _share_of_measuring(config: TrainingConfig) -> float:
 def _share_of_drawing(config: TrainingConfig) -> float:
     if config.sample_every is None:
         return 0.0
-    return (config.duration / config.sample_every + 6) * GRID_EVALUATIONS / EVALUATIONS_PER_STEP / config.duration
+    grid = GRID_EVALUATIONS if config.distillation is None else GRID_EVALUATIONS_OF_MAP
+    return (config.duration / config.sample_every + 6) * grid / EVALUATIONS_PER_STEP / config.duration

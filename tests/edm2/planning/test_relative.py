@@ -10,6 +10,7 @@ from edm2.planning.presets import PRESETS
 from edm2.planning.probe import guessed_speed
 from edm2.planning.relative import advice, duration_within
 from edm2.training import ArrayDataset
+from edm2.training.settings import DistillationConfig
 
 
 def images(count: int = 4000, size: int = 16) -> ArrayDataset:
@@ -75,3 +76,10 @@ def test_the_data_and_the_device_choose_the_preset():
 
 def test_a_guess_of_speed_is_a_speed():
     assert 0.1 < guessed_speed(planned(160_000)) < 1e6
+
+
+def test_grids_of_a_flow_map_take_little_time():
+    config = planned(160_000, sample_every=2000)
+    assert any("drawing samples" in line for line in advice(config, 4000))
+    distilled = replace(config, distillation=DistillationConfig(contents="digest"))
+    assert not any("drawing samples" in line for line in advice(distilled, 4000))
