@@ -106,8 +106,8 @@ def bench(device: str | None, quick: bool, out: Path | None, markdown: Path | No
     if settings.against and not {"training", "sampling"} & set(settings.sections):
         raise click.UsageError("--against compares training and sampling; --only must name one of them")
 
-    for path in filter(None, (out, markdown)):
-        check_output(path)
+    for file in filter(None, (out, markdown)):
+        check_output(file)
 
     def print_start(report: "Report") -> None:
         for subject, phrase in text.about(report):
