@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from edm2.post_hoc_ema.averages import Average, Module
+from edm2.post_hoc_ema.files import visible_files
 from edm2.post_hoc_ema.modules import Keep, is_first_process, sharded_like, whole
 from edm2.post_hoc_ema.reconstruction import reconstruct
-from edm2.post_hoc_ema.snapshot import Snapshot, find_snapshots, profile_at, storable
+from edm2.post_hoc_ema.snapshot import Snapshot, open_tracked, profile_at, storable
 from edm2.post_hoc_ema.tails import power_profile, profile_from_json, tail_coefficients, tail_error
 from edm2.post_hoc_ema.tracker import IntervalMeans, PowerFunctionEMA, SnapshotTracker, check_storage
 
@@ -189,10 +190,7 @@ class PostHocEMA:
         if not (now := self.images_seen):
             raise ValueError("there are no averages yet; update them first")
         live = [_Live(average, self._dtype) for _, average in self.tracker.current()]
-        try:
-            files = find_snapshots(self.folder)
-        except FileNotFoundError:
-            files = []
+        files = open_tracked(visible_files(self.folder, "snapshot-*.safetensors"))
         if files and not is_first_process():  # files have the identifier of the first one
             for average in live:
                 average.metadata["run"] = files[0].metadata.get("run")

@@ -12,7 +12,7 @@ that text this package reads these entries:
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, runtime_checkable
@@ -169,9 +169,15 @@ def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
     folder = Path(folder)
     inner = folder / "snapshots"
     folder = inner if inner.is_dir() else folder
-    snapshots = [SafetensorsSnapshot(path) for path in visible_files(folder, "*.safetensors")]
-    if not snapshots:
+    paths = visible_files(folder, "*.safetensors")
+    if not paths:
         raise FileNotFoundError(f"no snapshots (*.safetensors) in {folder}; give a run folder or its snapshots/")
+    return open_tracked(paths)
+
+
+def open_tracked(paths: Iterable[Path]) -> list[SafetensorsSnapshot]:
+    """Open snapshots, sorted as by `find_snapshots`, which also says what is left out and what is raised."""
+    snapshots = [SafetensorsSnapshot(path) for path in paths]
     tracked = [snapshot for snapshot in snapshots if "reconstructed_from" not in snapshot.metadata]
     refuse_several_runs(tracked)
     return sorted(tracked, key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel or 0))

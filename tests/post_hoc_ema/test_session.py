@@ -291,6 +291,19 @@ def test_processes_need_not_wait_for_the_one_that_writes(sigma_rels, t, tmp_path
     assert_equal(other.average(0.08), wanted)
 
 
+def test_only_its_own_files_count(tmp_path):
+    """Whatever else lies in the folder, such as that of a trainer."""
+    found = []
+    for name in ("alone", "among others"):
+        ema = PostHocEMA(net := net_with_buffers(), tmp_path / name, every=10)
+        if name == "among others":
+            (tmp_path / name / "snapshots").mkdir(parents=True)
+            (tmp_path / name / "model.safetensors").write_bytes(b"of another program")
+        train(net, 40, ema)
+        found.append(ema.average(0.15))
+    assert_equal(*found)
+
+
 def test_means_go_back_to_a_time_before_the_last_file(tmp_path):
     ema = PostHocEMA(net := net_with_buffers(), tmp_path, every=10, sigma_rels=None, dtype=None)
     train(net, 35, ema)
