@@ -93,6 +93,7 @@ def report(
     out = out or (records[0].folder.path / "report.html" if len(runs) == 1 else Path("report.html"))
     check_output(out)
     opened = [_opened(run, cache or run.folder.path / "report", swept or run.folder.path, given) for run in records]
+    _check_sliders(opened, given)
     if given["score"]:
         for run in opened:
             _score(context, run, given)
@@ -217,6 +218,25 @@ def _score(context: click.Context, run: "ReportedRun", given: dict[str, Any]) ->
     run.sweep = _scores(folder)
 
 
+def _check_sliders(runs: "Sequence[ReportedRun]", given: dict[str, Any]) -> None:
+    """Refuse times that no run has stored, and a guide without weights, before anything is scored or drawn."""
+    averages = [run.grids.averages for run in runs if run.grids is not None]
+    stored = {snapshot.images_seen for found in averages for snapshot in found.snapshots}
+    for time in given["times"] or ():
+        if averages and time not in stored:
+            averages[0].check(time, [0.1])  # says which times there are
+    is_guided = given["guide"] is not None or given["unlabelled_guide"]
+    known = [] if given["score"] else _swept_weights(runs)  # a quick pass is without guidance
+    if is_guided and not given["guidances"] and known in ([], [1.0]):
+        raise click.UsageError("a guide needs weights, and no sweep here has any: give --guidance, such as 1,1.5,2")
+
+
+def _swept_weights(runs: "Sequence[ReportedRun]") -> list[float]:
+    """Guidance weights that sweeps of the runs have tried."""
+    sweeps = [run.sweep for run in runs if run.grids is not None and run.sweep is not None]
+    return sorted({result.point.guidance for sweep in sweeps for result in sweep.averages})
+
+
 def _axes(runs: "Sequence[ReportedRun]", given: dict[str, Any]) -> "Axes | None":
     """Positions of the sliders; None where no run has networks to draw."""
     from edm2.report.grids import lengths_of, times_of
@@ -232,19 +252,12 @@ def _axes(runs: "Sequence[ReportedRun]", given: dict[str, Any]) -> "Axes | None"
         run.name: given["times"] or times_of(grids.averages, run.records.config.duration, run.sweep)
         for run, grids in shown
     }
-    stored = {snapshot.images_seen for _, grids in shown for snapshot in grids.averages.snapshots}
-    for time in given["times"] or ():
-        if time not in stored:
-            shown[0][1].averages.check(time, [0.1])  # says which times there are
     guidances = given["guidances"] or [1.0]
-    if not given["guidances"] and sweep is not None:
-        swept = sorted({result.point.guidance for result in sweep.averages})
+    if not given["guidances"] and (swept := _swept_weights(runs)):
         if all(grids.guide is not None for _, grids in shown):
             guidances = swept
         elif swept != [1.0]:
             click.echo("The sweep has guidance: give its --unlabelled-guide or --guide for a slider.", err=True)
-    if not given["guidances"] and guidances == [1.0] and (given["guide"] or given["unlabelled_guide"]):
-        raise click.UsageError("a guide needs weights, and no sweep here has any: give --guidance, such as 1,1.5,2")
     return Axes(lengths, times, guidances)
 
 

@@ -206,6 +206,8 @@ def test_a_single_snapshot_gives_its_own_length_and_raw_weights(run: Path):
         ("@run --guide @run", 2, ("a guide needs weights", "--guidance")),
         ("@run --guide @run --unlabelled-guide", 2, ("two guides",)),
         ("@run --at 5", 1, ("no snapshot was stored at 5", "nearest")),
+        ("@run --at 5 --score", 1, ("no snapshot was stored at 5", "nearest")),
+        ("@run --guide @run --score", 2, ("a guide needs weights", "--guidance")),
         ("@run --sweep @empty", 1, ("empty: holds no scores of a sweep",)),
         ("@run --out @run/config.json/page.html", 1, ("config.json",)),
         ("@run other=@run --sweep @empty", 2, ("--sweep is of one run",)),
