@@ -165,6 +165,9 @@ class ScalarCondition(EmbeddedCondition):
     def shape(self, count: int) -> tuple[int | None, ...]:
         return count, 1
 
+    def check(self, values: Tensor, count: int) -> None:
+        super().check(values[:, None] if values.ndim == 1 else values, count)
+
     def prepare(self, values: Tensor | None, x: Tensor) -> Prepared:
         values = values[:, None] if values is not None and values.ndim == 1 else values
         return super().prepare(values, x)
@@ -312,14 +315,16 @@ def prepare(known: Iterable[Condition], given: Mapping[str, Tensor], x: Tensor) 
 
 def _with_noise_level(condition: ImageCondition, given: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
     """An image condition of unit magnitude with any noise, and the level of that, 0 unless it is given."""
-    level_name = noise_level(condition).name
-    values = given[condition.name].to(x)
-    level = given.get(level_name, x.new_zeros(len(x))).to(x).reshape(-1, 1, 1, 1)
+    described = noise_level(condition)
+    values, level = given[condition.name], given.get(described.name, x.new_zeros(len(x)))
+    condition.check(values, len(x))
+    described.check(level, len(x))
+    values, level = values.to(x), level.to(x).view(-1, 1, 1, 1)
     mean = constant(condition.mean or (0.0,), x.device, x.dtype).view(-1, 1, 1)
     absent = values.flatten(1).isnan().any(dim=1)
     return {
         condition.name: mean + (values - mean) * (1 + level**2).rsqrt(),
-        level_name: level.flatten().masked_fill(absent, torch.nan),
+        described.name: level.flatten().masked_fill(absent, torch.nan),
     }
 
 

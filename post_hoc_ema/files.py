@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 MAX_DEPTH = 64
@@ -40,6 +41,13 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     if hasattr(os, "O_DIRECTORY"):  # a folder's entries can be flushed on POSIX only
         _flush_to_disk(path.parent, os.O_DIRECTORY)
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raise OSError unless a file can be written at a path: for before long work. Its folder is created if missing."""
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=folder).close()
 
 
 def _flush_to_disk(path: Path, flags: int) -> None:

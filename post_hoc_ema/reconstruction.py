@@ -151,6 +151,8 @@ class Reconstruction:
         self._partial = partial if len(partial) == len(self.inputs) else None
         self.groups = groups or {}
         self.targets = len(sigma_rels)
+        if not self.targets:
+            raise ValueError("there is no EMA length to reconstruct; give one or more")
         refuse_different_names(self.inputs)
         refuse_idle_patterns(self.groups, self.newest.names)
         self._buffers = frozenset(getattr(self.newest, "buffers", ()))  # readers from elsewhere need not have any

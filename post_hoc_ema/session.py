@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from edm2.post_hoc_ema.averages import Average, Module
+from edm2.post_hoc_ema.files import visible_files
 from edm2.post_hoc_ema.modules import Keep, is_first_process, sharded_like, whole
 from edm2.post_hoc_ema.reconstruction import reconstruct
-from edm2.post_hoc_ema.snapshot import Snapshot, find_snapshots, profile_at, storable
+from edm2.post_hoc_ema.snapshot import Snapshot, open_tracked, profile_at, storable
 from edm2.post_hoc_ema.tails import power_profile, profile_from_json, tail_coefficients, tail_error
-from edm2.post_hoc_ema.tracker import IntervalMeans, PowerFunctionEMA, SnapshotTracker
+from edm2.post_hoc_ema.tracker import IntervalMeans, PowerFunctionEMA, SnapshotTracker, check_storage
 
 
 class PostHocEMA:
@@ -64,10 +65,14 @@ class PostHocEMA:
             metadata: Further entries for the files.
 
         Raises:
-            ValueError: As the tracker does, or `every` is not positive.
+            ValueError: As the tracker does, or `every` is not positive, or `after` negative.
+            ValueError, TypeError: As `check_storage` for `dtype` and `metadata`.
         """
         if every < 1:
             raise ValueError(f"every={every} must be positive: images between two files")
+        if after < 0:
+            raise ValueError(f"after={after} must be the number of images before averages begin, 0 or more")
+        check_storage(dtype, metadata)
         options: dict[str, Any] = {"keep": keep, "offload": offload}
         self.tracker: SnapshotTracker = (
             IntervalMeans(model, **options) if sigma_rels is None else PowerFunctionEMA(model, sigma_rels, **options)
@@ -90,8 +95,7 @@ class PostHocEMA:
         Raises:
             ValueError: The folder holds files of another run, or of this one, whose state was not loaded.
         """
-        if self._swapped:
-            raise ValueError("the model has averaged weights at present; leave `swapped` before the next update")
+        self._refuse_swapped("the next update")
         if not self._checked and is_first_process():
             for path in self.tracker.abandoned(self.folder):
                 path.unlink()
@@ -127,10 +131,10 @@ class PostHocEMA:
         """Return weights of any EMA length as a state dict: tracked, or rebuilt from the files and the averages of now.
 
         Raises:
-            ValueError: The length does not exist, or there is nothing yet to rebuild it from.
+            ValueError: The length does not exist, or there are no averages yet.
         """
         tracker = self.tracker
-        if isinstance(tracker, PowerFunctionEMA) and sigma_rel in tracker.sigma_rels:
+        if self.images_seen and isinstance(tracker, PowerFunctionEMA) and sigma_rel in tracker.sigma_rels:
             return tracker.average(sigma_rel)
         return reconstruct(self._inputs(), [sigma_rel])[0]
 
@@ -156,8 +160,17 @@ class PostHocEMA:
             self._swapped = outside
 
     def copy_to(self, sigma_rel: float) -> None:
-        """Give the model averaged weights, of any EMA length, for good; `swapped` is for a while."""
+        """Give the model averaged weights, of any EMA length, for good; `swapped` is for a while.
+
+        Raises:
+            ValueError: As `average` does, or within `swapped`, which would take them back.
+        """
+        self._refuse_swapped("copy_to")
         self._put(self.average(sigma_rel))
+
+    def _refuse_swapped(self, what: str) -> None:
+        if self._swapped:
+            raise ValueError(f"the model has averaged weights at present; leave `swapped` before {what}")
 
     @torch.no_grad()
     def _put(self, average: Mapping[str, Any]) -> None:
@@ -169,13 +182,15 @@ class PostHocEMA:
                 x.copy_(sharded_like(average[name], x))
 
     def _inputs(self) -> list[Any]:
-        """Collect the averages of this run: files, and those of now."""
-        now = self.images_seen
-        live = [_Live(average, self._dtype) for _, average in self.tracker.files()]
-        try:
-            files = find_snapshots(self.folder)
-        except FileNotFoundError:
-            files = []
+        """Collect the averages of this run: files, and those of now, whose files another process may be writing.
+
+        Raises:
+            ValueError: There are none yet.
+        """
+        if not (now := self.images_seen):
+            raise ValueError("there are no averages yet; update them first")
+        live = [_Live(average, self._dtype) for _, average in self.tracker.current()]
+        files = open_tracked(visible_files(self.folder, "snapshot-*.safetensors"))
         if files and not is_first_process():  # files have the identifier of the first one
             for average in live:
                 average.metadata["run"] = files[0].metadata.get("run")
@@ -189,8 +204,6 @@ class PostHocEMA:
         As a fraction of the way that weights have gone, if they walk at random (`tail_error`): 0.01 is good, and the
         last weights alone are at 0.2 for a length of 0.07.
         """
-        if not self.images_seen:
-            raise ValueError("there are no averages yet; update them first")
         inputs = [snapshot.profile for snapshot in self._inputs()]
         targets = [power_profile(self.images_seen, s) for s in sigma_rels]
         c = tail_coefficients(inputs, targets)

@@ -12,7 +12,7 @@ that text this package reads these entries:
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, runtime_checkable
@@ -145,7 +145,7 @@ def write_snapshot(
         TypeError: Metadata that are no JSON.
     """
     metadata = {**getattr(tensors, "metadata", {}), **metadata}  # of a tracker's average
-    text = json.dumps(metadata, default=_plain)
+    text = metadata_json(metadata)
     stored = storable(tensors, dtype, metadata.get("buffers", ()))
     with atomic_output(path) as temporary:
         save_file(stored, temporary, metadata={METADATA_KEY: text})
@@ -169,9 +169,15 @@ def find_snapshots(folder: str | os.PathLike[str]) -> list[SafetensorsSnapshot]:
     folder = Path(folder)
     inner = folder / "snapshots"
     folder = inner if inner.is_dir() else folder
-    snapshots = [SafetensorsSnapshot(path) for path in visible_files(folder, "*.safetensors")]
-    if not snapshots:
+    paths = visible_files(folder, "*.safetensors")
+    if not paths:
         raise FileNotFoundError(f"no snapshots (*.safetensors) in {folder}; give a run folder or its snapshots/")
+    return open_tracked(paths)
+
+
+def open_tracked(paths: Iterable[Path]) -> list[SafetensorsSnapshot]:
+    """Open snapshots, sorted as by `find_snapshots`, which also says what is left out and what is raised."""
+    snapshots = [SafetensorsSnapshot(path) for path in paths]
     tracked = [snapshot for snapshot in snapshots if "reconstructed_from" not in snapshot.metadata]
     refuse_several_runs(tracked)
     return sorted(tracked, key=lambda snapshot: (snapshot.images_seen, snapshot.sigma_rel or 0))
@@ -246,6 +252,11 @@ def refuse_several_runs(snapshots: Sequence[Snapshot]) -> None:
     if len(of_run) > 1:
         a, b = (getattr(snapshot, "path", snapshot.images_seen) for snapshot in [*of_run.values()][:2])
         raise SnapshotError(f"{a} and {b} are of different runs; keep the files of one run in a folder")
+
+
+def metadata_json(metadata: Mapping[str, Any]) -> str:
+    """Metadata as a file holds them; raises TypeError for anything but JSON, NumPy's and torch's numbers."""
+    return json.dumps(metadata, default=_plain)
 
 
 def _plain(value: Any) -> Any:

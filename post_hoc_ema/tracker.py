@@ -23,8 +23,32 @@ from edm2.post_hoc_ema.conversions import half_life_to_beta, half_life_to_sigma_
 from edm2.post_hoc_ema.files import visible_files
 from edm2.post_hoc_ema.modules import Keep, is_first_process, wait_for_others, whole
 from edm2.post_hoc_ema.profile import sigma_rel_to_gamma
-from edm2.post_hoc_ema.snapshot import SafetensorsSnapshot, read_metadata, snapshot_name, write_snapshot
+from edm2.post_hoc_ema.snapshot import (
+    SafetensorsSnapshot,
+    metadata_json,
+    read_metadata,
+    snapshot_name,
+    write_snapshot,
+)
 from edm2.post_hoc_ema.tails import PowerProfile, box_profile
+from edm2.post_hoc_ema.tensor_files import CODES
+
+OWN_ENTRIES = {"images_seen", "sigma_rel", "profile", "buffers", "run", "reconstructed_from"}
+"""Metadata by which files are found, and known to be of a run."""
+
+
+def check_storage(dtype: torch.dtype | None, metadata: Mapping[str, Any] | None) -> None:
+    """Raise unless averages can be stored in this type, with these further metadata.
+
+    Raises:
+        ValueError: The type holds no fractions, or an entry has the name of one of the files' own.
+        TypeError: Metadata that are no JSON.
+    """
+    if dtype is not None and not (dtype in CODES and dtype.is_floating_point):
+        raise ValueError(f"dtype={dtype}: averages are stored as floating-point numbers, such as torch.float16")
+    if taken := sorted({*(metadata or {})} & OWN_ENTRIES):
+        raise ValueError(f"metadata: files have an entry {taken[0]} of their own; choose another name")
+    metadata_json(metadata or {})
 
 
 class SnapshotTracker(ParameterAverages):
@@ -44,16 +68,29 @@ class SnapshotTracker(ParameterAverages):
         super().__init__(module, lengths, offload, keep, watch)
 
     @abstractmethod
-    def _described(self, length: Any, t: int) -> tuple[str, dict[str, Any]]:
-        """Name of the file of an average at time t, and what its metadata say."""
+    def _file_name(self, length: Any, t: int) -> str:
+        """Name of the file of an average at time t."""
+
+    @abstractmethod
+    def _profile_entries(self, length: Any) -> dict[str, Any]:
+        """Metadata that tell the profile of an average of now."""
+
+    @property
+    def _since(self) -> int:
+        """Time at which the averages of now begin."""
+        return self._start
+
+    def current(self) -> Iterator[tuple[str, Average]]:
+        """Averages of now with the names of their files; none if there was no update since `begin`."""
+        if self._images_seen > self._since or not self._images_seen:
+            for length in self._averages:
+                average = self._average(length)
+                average.metadata |= {"images_seen": self._images_seen, **self._profile_entries(length)}
+                yield self._file_name(length, self._images_seen), average
 
     def files(self) -> Iterator[tuple[str, Average]]:
         """Names of the files that `save` writes now, and what is in them."""
-        for length in self._averages:
-            name, entries = self._described(length, self._images_seen)
-            average = self._average(length)
-            average.metadata |= {"images_seen": self._images_seen, **entries}
-            yield name, average
+        return self.current()
 
     def save(
         self,
@@ -76,8 +113,9 @@ class SnapshotTracker(ParameterAverages):
 
         Raises:
             ValueError: The folder holds files of another run, or later ones of this run that were given up when it was
-                resumed; or an average is NaN or infinite.
+                resumed; an average is NaN or infinite; or as `check_storage`.
         """
+        check_storage(dtype, metadata)
         self.check()
         if is_first_process():
             for path in self.abandoned(folder):
@@ -144,7 +182,7 @@ class SnapshotTracker(ParameterAverages):
         """
         state: dict[str, Any] = {"images_seen": images_seen}
         for length, averages in self._averages.items():
-            path = Path(folder) / self._described(length, images_seen)[0]
+            path = Path(folder) / self._file_name(length, images_seen)
             if not path.exists():
                 raise ValueError(f"{path} is missing; resume at a time at which averages were stored")
             file = SafetensorsSnapshot(path)
@@ -232,13 +270,14 @@ class PowerFunctionEMA(SnapshotTracker):
             raise ValueError(f"sigma_rel={sigma_rel} is not tracked; tracked are {self._sigma_rels}")
         return self._average(sigma_rel)
 
-    def _described(self, length: float, t: int) -> tuple[str, dict[str, Any]]:
-        """Name of the file of an average at time t, and what its metadata say."""
-        profile = PowerProfile(t, self._gammas[length] + 1, start=self._start)
-        return snapshot_name(t, length), {
-            "sigma_rel": length,
-            **({"profile": profile.to_json()} if self._start else {}),
-        }
+    def _file_name(self, length: float, t: int) -> str:
+        return snapshot_name(t, length)
+
+    def _profile_entries(self, length: float) -> dict[str, Any]:
+        if not self._start:
+            return {"sigma_rel": length}
+        profile = PowerProfile(self._images_seen, self._gammas[length] + 1, start=self._start)
+        return {"sigma_rel": length, "profile": profile.to_json()}
 
     def _one_minus_beta(self, length: float, t: int, dt: int) -> float:
         """1 - β of Eq. 127; β = 0 in the first update (dt = t), so initial weights do not count."""
@@ -263,6 +302,7 @@ class IntervalMeans(SnapshotTracker):
     def __init__(self, module: Module, *, offload: bool = False, keep: Keep | None = None) -> None:
         """Start with zero images seen; arguments and errors as of `PowerFunctionEMA`."""
         super().__init__(module, ["mean"], offload, keep)
+        self._stored_since: int | None = None
 
     def average(self) -> Average:
         """Return a state dict of the module: means since the last file for its parameters, copies of its buffers."""
@@ -272,9 +312,17 @@ class IntervalMeans(SnapshotTracker):
         """Name of the file that `save` writes now, and what is in it; none if there was no update since the last."""
         return super().files() if self._images_seen > self._start else iter(())
 
-    def _described(self, length: str, t: int) -> tuple[str, dict[str, Any]]:
-        """Name of the file of the mean at time t, and what its metadata say."""
-        return f"snapshot-{t:012d}-mean.safetensors", {"profile": box_profile(self._start, t).to_json()}
+    @property
+    def _since(self) -> int:
+        """Time at which the mean of now begins: of the one that was just stored, until there is another."""
+        since = self._stored_since
+        return since if since is not None and self._images_seen == self._start else self._start
+
+    def _file_name(self, length: str, t: int) -> str:
+        return f"snapshot-{t:012d}-mean.safetensors"
+
+    def _profile_entries(self, length: str) -> dict[str, Any]:
+        return {"profile": box_profile(self._since, self._images_seen).to_json()}
 
     def _start_after(self, file: SafetensorsSnapshot) -> int:
         """When the mean begins that goes on from a file."""
@@ -288,8 +336,14 @@ class IntervalMeans(SnapshotTracker):
     ) -> list[Path]:
         """Store the mean since the last file, and begin the next; arguments, result and errors as of the base."""
         paths = super().save(folder, dtype, metadata)
-        self._start = self._images_seen
+        if self._images_seen > self._start:
+            self._stored_since, self._start = self._start, self._images_seen
         return paths
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict()`; errors as of the base."""
+        super().load_state_dict(state)
+        self._stored_since = None
 
     def _one_minus_beta(self, length: str, t: int, dt: int) -> float:
         """1 - β: the new weights' part of the interval."""

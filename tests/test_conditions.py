@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -403,6 +404,21 @@ def test_scores_during_training_are_those_of_a_sweep(conditioned_run, tmp_path, 
 
 
 @pytest.mark.slow
+def test_a_page_draws_for_held_out_conditions_and_says_why_not_without_the_images(conditioned_run, tmp_path):
+    run, out = shutil.copytree(conditioned_run / "run", tmp_path / "run"), tmp_path / "page.html"
+    report = ("report", run, "--std", 0.1, "--images", 2, "--steps", 1, "--no-neighbours", "--out", out)
+    succeed(*report)
+    html = out.read_text()
+    assert "edges (an image of 1 channel), colour (a vector of 3 numbers)" in html
+    assert "--condition age=..." in html
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"data": "gone.zip"}))
+    refused = edm2_command(*report)
+    assert "No EMA slider: samples take the conditions of its images, which are not there" in refused.err
+    assert "--condition" not in refused.err  # which the command does not have
+
+
+@pytest.mark.slow
 def test_a_cascade_tells_the_second_network_how_noisy_the_first_ones_images_are(conditioned_run, tmp_path):
     """Level 0 unless given, said on screen; nothing is added to the images."""
     succeed("generate", "digits8", "--seeds", "0-3", "--steps", 2, "--out", tmp_path / "small")
@@ -508,6 +524,12 @@ def test_datasets_carry_conditions(tmp_path, monkeypatch):
         file.writestr("class0/late.png", encoded(Image.new("RGB", (8, 8))))
     refused = edm2_command("dataset", "check", "data.zip")
     assert "conditions/age: has no file for 1 of 41 images, the first is class0/late.png" in refused.out + refused.err
+
+
+@pytest.mark.parametrize("value", [30, "a red hat", ["a", "b"], torch.zeros(2, 3)])
+def test_a_slip_in_a_condition_s_name_is_said(value):
+    with pytest.raises(ValueError, match=r"conditions? agee"):
+        list(edm2.generate(edm2.load("digits8"), range(2), conditions={"agee": value}, num_steps=1))
 
 
 def test_a_text_encoder_that_is_not_there_is_one_line(tmp_path):

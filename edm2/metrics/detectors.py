@@ -57,7 +57,7 @@ class UserDetector:
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
         self.name = name
-        self.title = f"FD-{name.rpartition(':')[2]}"
+        self.title = title_of(name)
         self._device = torch.device(device)
         found = import_callable(name, "a detector")
         self._call = found() if isinstance(found, type) else found
@@ -72,6 +72,12 @@ class UserDetector:
                 f"for each, [{len(images)}, D]"
             )
         return features.float()
+
+
+def title_of(name: str) -> str:
+    """Title of a detector's Frechet distance, without loading it."""
+    registered = DETECTORS.get(name)
+    return f"FD-{name.rpartition(':')[2]}" if registered is None else import_target(registered.target).title
 
 
 def load_detector(name: str, weights: str | Path | None = None, device: torch.device | str = "cpu") -> Detector:

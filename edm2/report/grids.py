@@ -29,10 +29,10 @@ COLUMNS = 8, 10
 
 
 def lengths_of(sweep: Sweep | None) -> list[float]:
-    """EMA lengths for a slider: those of a sweep, of which the best stays if they are too many."""
+    """EMA lengths for a slider: those of a sweep, of which the best stays if they are too many; few join the usual."""
     known = sorted({result.point.sigma_rel for result in sweep.averages}) if sweep is not None else []
     if len(known) < 3 or sweep is None:
-        return list(LENGTHS)
+        return sorted({*LENGTHS, *known})
     spaced = np.linspace(0, len(known) - 1, min(MOST_LENGTHS, len(known))).round().astype(int)
     chosen = {known[i] for i in spaced}
     best = sweep.best.point.sigma_rel
@@ -41,11 +41,12 @@ def lengths_of(sweep: Sweep | None) -> list[float]:
     return sorted(chosen | {best})
 
 
-def times_of(averages: Averages, duration: int) -> list[int]:
-    """Times for a slider: stored ones at some fractions of the duration, and the last."""
+def times_of(averages: Averages, duration: int, sweep: Sweep | None = None) -> list[int]:
+    """Times for a slider: stored ones at some fractions of the duration, that of the best score, and the last."""
     stored = sorted({snapshot.images_seen for snapshot in averages.snapshots} - {0}) or [averages.last]
     chosen = {min(stored, key=lambda time: abs(time - fraction * duration)) for fraction in FRACTIONS}
-    return sorted(chosen | {averages.last})
+    scored = {sweep.best.point.images_seen} & {*stored} if sweep is not None else set()
+    return sorted(chosen | scored | {averages.last})
 
 
 def columns_of(averages: Averages) -> int:

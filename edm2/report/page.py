@@ -136,7 +136,6 @@ def write_page(out: Path, runs: Sequence[ReportedRun], axes: Axes | None, comman
         vega=vega_bundle(runs[0].cache.folder),
         **texts,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(out) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return out.stat().st_size
@@ -153,7 +152,6 @@ def vega_bundle(folder: Path) -> str:
 
     path = folder / f"vega-{importlib.metadata.version('vl-convert-python')}.js"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         with atomic_output(path) as temporary:
             bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default
             temporary.write_text(bundle, encoding="utf-8")
@@ -163,7 +161,8 @@ def vega_bundle(folder: Path) -> str:
 def _context(run: ReportedRun, axes: Axes | None) -> dict[str, Any]:
     """Values of the template for one run; what cannot be drawn becomes a note."""
     records, inputs = run.records, read_inputs(run.records.folder.path)
-    context: dict[str, Any] = {"name": run.name, "preset": records.config.preset, "dataset": None, "neighbours": None}
+    context: dict[str, Any] = {"name": run.name, "dataset": None, "neighbours": None}
+    context["preset"] = records.config.preset if summary.preset_of(records.config) else None
     context["facts"] = summary.facts(records, run.averages)
     context["settings"] = summary.differing_settings(records, (inputs.get("data") or {}).get("images"))
     context["warnings"] = summary.warnings_about(records)
@@ -199,13 +198,13 @@ def _drawn(run: ReportedRun, failure: str, draw: Callable[[], Drawn]) -> Drawn |
 def explorer_json(runs: Sequence[ReportedRun], axes: Axes, commands: Commands) -> dict[str, Any] | None:
     """Everything that the sliders show, as JSON; None if no grid can be drawn. Runs whose grids fail get a note."""
     runs = [run for run in runs if run.grids is not None]
-    start = start_of(runs, axes)
     shown = [found for run in runs if (found := _run_json(run, axes, commands)) is not None]
     if not shown:
         return None
-    scores = [row for run in runs for row in _score_rows(run, axes)]
+    metric, comparable = _comparable(runs)
+    start = start_of(comparable, axes)
+    scores = [row for run in comparable for row in _score_rows(run, axes)]
     labels = [_length(length) for length in axes.lengths]
-    metric = next((run.sweep.title for run in runs if run.sweep is not None), "Distance")
     first, *others = axes.times.values()
     times = [f"{time:,} images" for time in first]
     if any(other != first for other in others):  # each grid says its own
@@ -219,6 +218,16 @@ def explorer_json(runs: Sequence[ReportedRun], axes: Axes, commands: Commands) -
         "curve": charts.curve_over_slider(scores, labels, start) if scores else None,
         "runs": shown,
     }
+
+
+def _comparable(runs: Sequence[ReportedRun]) -> tuple[str, list[ReportedRun]]:
+    """Metric of the first run with scores, and the runs with scores by it; the others get a note."""
+    titles = {run.name: run.sweep.title for run in runs if run.sweep is not None}
+    metric = next(iter(titles.values()), "Distance")
+    for run in runs:
+        if titles.get(run.name, metric) != metric:
+            run.notes.append(f"No scores over the slider: they are {titles[run.name]}, and others here {metric}.")
+    return metric, [run for run in runs if titles.get(run.name) == metric]
 
 
 def start_of(runs: Sequence[ReportedRun], axes: Axes) -> tuple[int, int, int]:

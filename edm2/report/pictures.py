@@ -50,7 +50,6 @@ class PictureCache:
     def put(self, facts: dict[str, Any], image: Image.Image) -> Picture:
         """Keep the picture that these facts decide."""
         content = encoded(image)
-        self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_output(self._path(facts)) as temporary:
             temporary.write_bytes(content)
         return Picture(content, *image.size)

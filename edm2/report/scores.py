@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from edm2.metrics.detectors import title_of
 from edm2.sweep.evaluator import Score
 from edm2.sweep.sweep import Point, ScoredPoint, Sweep
 
@@ -13,7 +14,7 @@ NEEDED = {"images_seen", "sigma_rel", "guidance", "detector", "distance"}
 
 
 def scores_in_cache(path: Path) -> Sweep | None:
-    """Read the scores of a sweep.jsonl by the detector, steps and samples that most have; None if there are none.
+    """Read the Frechet distances of a sweep.jsonl by the detector, steps and samples that most have; None without any.
 
     Earlier versions did not write the latter two; sweep.csv, where there is one, is of a single sweep.
     """
@@ -21,7 +22,7 @@ def scores_in_cache(path: Path) -> Sweep | None:
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         with suppress(ValueError):
             row = json.loads(line)
-            if isinstance(row, dict) and row.keys() >= NEEDED:
+            if isinstance(row, dict) and row.keys() >= NEEDED and "metric" not in row:  # of another metric
                 rows.append(row)
     if not rows:
         return None
@@ -30,7 +31,7 @@ def scores_in_cache(path: Path) -> Sweep | None:
     for row in (row for row in rows if _made_by(row) == most):
         point = Point(row["images_seen"], row["sigma_rel"], row["guidance"], row.get("guide_sigma_rel"))
         results.append(ScoredPoint(point, (Score(row["distance"], row.get("deviation"), row.get("accuracy")),)))
-    return Sweep(results, title=f"Frechet distance ({most[0]})")
+    return Sweep(results, title=title_of(most[0]))
 
 
 def _made_by(row: dict[str, Any]) -> tuple[Any, ...]:

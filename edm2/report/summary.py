@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
+from edm2.distillation.presets import COMMON, PRESETS as DISTILLATION_PRESETS
 from edm2.networks import NetworkConfig
-from edm2.planning.presets import PRESETS
+from edm2.planning.presets import PRESETS, Preset
 from edm2.report.records import RunRecords
 from edm2.sweep.averages import Averages
 from edm2.training import TrainingConfig
 from edm2.training.loss.by_name import noise_distribution
 from edm2.training.run.speed import time_text
+from edm2.training.settings import DistillationConfig
 
 RISEN = 1.02
 """Held-out error over its own minimum from which it counts as rising; the noise of 100 images is below 1 %."""
@@ -35,6 +37,11 @@ def facts(run: RunRecords, averages: Averages | None) -> Rows:
     """Describe a run to a colleague."""
     config, last = run.config, run.stats[-1] if run.stats else {}
     rows = [("Data", _data(run, averages)), ("Network", _network(config, averages))]
+    if conditions := ", ".join(f"{c.name} ({c})" for c in getattr(config.network, "conditions", ())):
+        rows.append(("Conditions", conditions))
+    if config.distillation is not None:
+        weight = config.distillation.guidance
+        rows.append(("Distilled from", f"{config.teacher}{'' if weight == 1 else f', guidance {weight:g}'}"))
     rows.append(("Progress", _progress(run)))
     if "error" in last:
         text = f"{last['error']:.4f} in training"
@@ -51,7 +58,7 @@ def facts(run: RunRecords, averages: Averages | None) -> Rows:
     if averages is not None:
         times = {snapshot.images_seen for snapshot in averages.snapshots}
         lengths = ", ".join(f"{s:g}" for s in config.sigma_rels)
-        rows.append(("Snapshots", f"{len(times)} times, EMA lengths {lengths} tracked"))
+        rows.append(("Snapshots", f"{len(times)} time{'s' * (len(times) != 1)}, EMA lengths {lengths} tracked"))
     return rows
 
 
@@ -82,28 +89,39 @@ def _progress(run: RunRecords) -> str:
 
 # ----------------------------------------------------------------------------------------------------------- settings
 
-NOT_SETTINGS = {"data", "out", "preset", "init", "network", "workers", "device", "micro_batch", "sigma_data", "budget"}
-"""Fields of a configuration that say where and on what a run runs."""
+NOT_SETTINGS = {
+    "data", "out", "preset", "init", "network", "workers", "device", "micro_batch", "sigma_data", "budget",
+    "contents", "codec", "warmup_images",
+}  # fmt: skip
+"""Fields of a configuration that say where and on what a run runs, and those of a distillation that follow from it."""
+
+
+def preset_of(config: TrainingConfig) -> Preset | None:
+    """Preset that a run was configured by; None without one, or if this version does not know it."""
+    presets = PRESETS if config.distillation is None else DISTILLATION_PRESETS
+    return presets.get(config.preset or "")
 
 
 def differing_settings(run: RunRecords, images: int | None) -> list[tuple[str, str, str]]:
-    """Settings that differ from the preset's as (name, value here, value there).
+    """Settings that differ from the preset's, or from the defaults without one, as (name, value here, value there).
 
     Args:
         run: The run.
         images: Images of its dataset, which some presets go by; None: unknown, so these settings are left out.
     """
-    config = run.config
-    preset = PRESETS.get(config.preset or "")
-    usual = _defaults(NetworkConfig) | _defaults(TrainingConfig)
+    config, preset, distillation = run.config, preset_of(run.config), run.config.distillation
+    if distillation is None:
+        usual = _defaults(NetworkConfig) | _defaults(TrainingConfig)
+    else:  # all others follow from its teacher and its duration
+        usual = _defaults(DistillationConfig) | COMMON
     ruled: dict[str, Any] = {}
     if preset is not None:
         usual |= {**preset.network, **preset.training}
         ruled = preset.rules(images or 1, {})
         usual |= ruled if images else {}
     unknown = NOT_SETTINGS if images else NOT_SETTINGS | ruled.keys()
-    network = {} if config.network is None else vars(config.network)
-    here = {name: value for name, value in {**vars(config), **network}.items() if name in usual and name not in unknown}
+    parts = [vars(part) for part in (config, config.network, distillation) if part is not None]
+    here = {name: value for part in parts for name, value in part.items() if name in usual and name not in unknown}
     changed = {name: value for name, value in here.items() if _plain(value) != _plain(usual[name])}
     return [(name, _text(value), _text(usual[name])) for name, value in sorted(changed.items())]
 

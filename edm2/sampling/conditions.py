@@ -28,7 +28,8 @@ def rows_of_conditions(known: Iterable[Condition], given: Mapping[str, Any], cou
         known: Conditions of the network.
         given: Values by name. A tensor or array has one row per image, or is that of a single one; a list has one
             value per image. A value is a number, a sequence of numbers, an image of Pillow, or a text for tokens whose
-            encoder the network knows. One value goes with all images. Names that are not known are handed on.
+            encoder the network knows. One value goes with all images. Numbers of names that are not known are handed
+            on: a network of another program may take them.
         count: Number of images.
 
     Raises:
@@ -39,12 +40,12 @@ def rows_of_conditions(known: Iterable[Condition], given: Mapping[str, Any], cou
     rows = {}
     for name, value in given.items():
         condition = by_name.get(name)
-        values = torch.as_tensor(value) if condition is None else _rows(condition, value)
+        values = _rows_of_numbers(name, value) if condition is None else _rows(condition, value)
         if len(values) not in (1, count):
             raise ValueError(f"condition {name}: {len(values)} rows for {count} seeds; give one row per seed")
         values = values.expand(count, *values.shape[1:])
         if condition is not None:
-            condition.check(values[:, None] if values.ndim == 1 else values, count)
+            condition.check(values, count)
         rows[name] = values
     return rows
 
@@ -115,6 +116,14 @@ def _rows(condition: Condition, value: Any) -> Tensor:
     if values.ndim == 0 or (values.ndim == dims - 1 and condition.kind != "scalar"):
         return values[None]
     return values
+
+
+def _rows_of_numbers(name: str, value: Any) -> Tensor:
+    """Values of a condition that the network does not describe, as [rows, ...]."""
+    try:
+        return torch.atleast_1d(torch.as_tensor(value))
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(f"condition {name}: the network describes none of this name, so it takes numbers") from None
 
 
 def _as_tensor(value: Any) -> Tensor:

@@ -280,7 +280,9 @@ class Sweeper:
         for point, net, guide in networks_at(todo, self.averages, self.guide, self.device, self.sampling.dtype):
             for number in range(self.first_set + len(known[point]), self.first_set + self.repeats):
                 score = self.score(net, guide, point.guidance, number)
-                shown = {**asdict(point), "set": number, "detector": self.evaluator.detector.name}
+                by = self.evaluator.to_json()
+                shown: dict[str, Any] = {**asdict(point), "set": number, "detector": by["detector"]}
+                shown |= {"metric": by["metric"]} if "metric" in by else {}
                 shown |= {"steps": self.sampling.num_steps, "samples": self.sampling.count}
                 yield point, self._kept(self._facts(point, number), shown, score)
 

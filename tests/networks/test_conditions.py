@@ -178,6 +178,9 @@ def test_noise_on_an_image_condition_is_a_condition_of_its_own():
     told = net(x, 1.0, conditions={"lowres": noisy, "lowres_noise": levels})
     assert rms(inputs[0]) == pytest.approx(1, abs=0.03)
     assert (told - net(x, 1.0, conditions={"lowres": noisy})).abs().max() > 1e-2  # whoever says nothing says 0
+    for wrong in ({"lowres": noisy[:, 0]}, {"lowres": noisy.expand(-1, 2, -1, -1)}, {"lowres_noise": levels[:2]}):
+        with pytest.raises(ValueError, match=f"condition {next(iter(wrong))}: values are"):
+            net(x, 1.0, conditions={"lowres": noisy, **wrong})
 
 
 # --------------------------------------------------------------------------------------------------- descriptions

@@ -116,8 +116,9 @@ def test_weights_are_put_aside_and_brought_back_by_hand(tmp_path):
     assert torch.equal(net[0].weight, ema.average(0.05)["0.weight"])
     with ema.swapped(0.10):  # one within the other
         assert torch.equal(net[0].weight, ema.average(0.10)["0.weight"])
-    with pytest.raises(ValueError, match="averaged weights at present"):
-        ema.update(51)
+    for forbidden in (lambda: ema.update(51), lambda: ema.copy_to(0.05)):
+        with pytest.raises(ValueError, match="averaged weights at present"):
+            forbidden()
     aside.close()
     assert_equal(state_of(net), before)
     ema.copy_to(0.05)  # for good
@@ -235,8 +236,81 @@ def test_another_run_or_a_forgotten_state_is_refused_at_the_first_update(tmp_pat
     assert again.images_seen == 0
     again.load_state_dict(ema.state_dict())
     again.update(21)
-    with pytest.raises(ValueError, match="every=0 must be positive"):
-        PostHocEMA(net, tmp_path, every=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"every": 0}, ValueError, "every=0 must be positive"),
+        ({"after": -1}, ValueError, "after=-1 must be .* 0 or more"),
+        ({"dtype": torch.int8}, ValueError, "dtype=torch.int8: .* such as torch.float16"),
+        ({"dtype": "float16"}, ValueError, "dtype=float16: .* such as torch.float16"),
+        ({"metadata": {"run": "mine"}}, ValueError, "an entry run of their own; choose another name"),
+        ({"metadata": {"config": object()}}, TypeError, "cannot hold .*; give numbers or texts"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_the_first_file_would_refuse_is_refused_before_training(options, error, said, tmp_path):
+    with pytest.raises(error, match=said):
+        PostHocEMA(net_with_buffers(), tmp_path, **{"every": 10, **options})
+
+
+@pytest.mark.parametrize("sigma_rels", [(0.05, 0.10), None], ids=["two lengths", "means"])
+def test_there_are_no_averages_before_the_first_update(sigma_rels, tmp_path):
+    """Also during a warm-up, and right after it: the first weights are nobody's average."""
+    ema = PostHocEMA(net := net_with_buffers(), tmp_path / "ema", every=10, sigma_rels=sigma_rels, after=5)
+    for until in (0, 5):
+        train(net, until, ema)
+        for ask in (lambda: ema.average(0.05), lambda: ema.average(0.08), lambda: ema.errors([0.08])):
+            with pytest.raises(ValueError, match="there are no averages yet"):
+                ask()
+    train(net, 6, ema, start=5)  # a copy, which no profile describes yet
+    ema.store()
+    assert not (tmp_path / "ema").exists()
+    with pytest.raises(ValueError, match="two snapshots or more"):
+        ema.average(0.08)
+    train(net, 7, ema, start=6)
+    ema.store()
+    assert [s.profile.start for s in find_snapshots(tmp_path / "ema")] == [6] * len(sigma_rels or ["mean"])
+
+
+@pytest.mark.parametrize("sigma_rels", [(0.05, 0.10), None], ids=["two lengths", "means"])
+@pytest.mark.parametrize("t", [20, 30])
+def test_processes_need_not_wait_for_the_one_that_writes(sigma_rels, t, tmp_path, monkeypatch):
+    """They rebuild the same weights, to the bit, whether the files of now are there already, as in DDP."""
+    first = PostHocEMA(net := net_with_buffers(), tmp_path, every=10, sigma_rels=sigma_rels)
+    train(net, t, first)
+    wanted = first.average(0.08)
+    monkeypatch.setattr("edm2.post_hoc_ema.session.is_first_process", lambda: False)
+    monkeypatch.setattr("edm2.post_hoc_ema.tracker.is_first_process", lambda: False)
+    other = PostHocEMA(net := net_with_buffers(), tmp_path, every=10, sigma_rels=sigma_rels)
+    train(net, t, other)
+    assert_equal(other.average(0.08), wanted)
+    for path in tmp_path.glob(f"snapshot-{t:012d}-*"):
+        path.unlink()
+    assert_equal(other.average(0.08), wanted)
+
+
+def test_only_its_own_files_count(tmp_path):
+    """Whatever else lies in the folder, such as that of a trainer."""
+    found = []
+    for name in ("alone", "among others"):
+        ema = PostHocEMA(net := net_with_buffers(), tmp_path / name, every=10)
+        if name == "among others":
+            (tmp_path / name / "snapshots").mkdir(parents=True)
+            (tmp_path / name / "model.safetensors").write_bytes(b"of another program")
+        train(net, 40, ema)
+        found.append(ema.average(0.15))
+    assert_equal(*found)
+
+
+def test_means_go_back_to_a_time_before_the_last_file(tmp_path):
+    ema = PostHocEMA(net := net_with_buffers(), tmp_path, every=10, sigma_rels=None, dtype=None)
+    train(net, 35, ema)
+    ema.resume(20)
+    train(net, 25, ema, start=20)
+    ema.store()
+    assert [s.profile.t for s in find_snapshots(tmp_path)] == [10, 20, 25]
 
 
 def test_a_state_exists_before_training():

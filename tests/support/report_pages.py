@@ -10,11 +10,13 @@ from edm2.tools.reports.tables import write_sweep
 LENGTHS = (0.05, 0.1, 0.15, 0.2)
 
 
-def pretend_sweep(folder: Path, times: Sequence[int] = (512,), guidances: Sequence[float] = (1.0,)) -> None:
+def pretend_sweep(
+    folder: Path, times: Sequence[int] = (512,), guidances: Sequence[float] = (1.0,), title: str = "FD-pixels"
+) -> None:
     """Write a sweep.csv whose best point is EMA length 0.1 at the last time and the first weight, with distance 1."""
     points = [Point(time, s, g) for time in times for s in LENGTHS for g in guidances]
     results = [ScoredPoint(p, (Score(distance(p, times, guidances), None, None),)) for p in points]
-    write_sweep(folder / "sweep.csv", Sweep(results, title="FD-pixels", samples=20))
+    write_sweep(folder / "sweep.csv", Sweep(results, title=title, samples=20))
 
 
 def distance(point: Point, times: Sequence[int], guidances: Sequence[float]) -> float:

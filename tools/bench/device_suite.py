@@ -105,7 +105,10 @@ def run_section(name: str, setup: Setup, command: Sequence[str], results: Result
 
     def receive() -> None:
         for line in process.stdout or ():
-            finding = json.loads(line)
+            try:
+                finding = json.loads(line)
+            except ValueError:  # cut off when the process was killed
+                return
             results.add(name, finding)
             click.echo(f"  {finding['part']}: {finding.get('failed') or finding.get('values')}")
 

@@ -94,6 +94,7 @@ def bench(device: str | None, quick: bool, out: Path | None, markdown: Path | No
     Needs no data; writes only the files of --out and --markdown.
     """
     from edm2.post_hoc_ema import atomic_output
+    from edm2.post_hoc_ema.files import check_output
     from edm2.tools.bench import report as text
     from edm2.tools.bench.measuring import measure
     from edm2.tools.bench.workload import settings_for
@@ -105,6 +106,9 @@ def bench(device: str | None, quick: bool, out: Path | None, markdown: Path | No
     if settings.against and not {"training", "sampling"} & set(settings.sections):
         raise click.UsageError("--against compares training and sampling; --only must name one of them")
 
+    for file in filter(None, (out, markdown)):
+        check_output(file)
+
     def print_start(report: "Report") -> None:
         for subject, phrase in text.about(report):
             click.echo(f"{subject + ':':<9}{phrase}")
@@ -115,6 +119,5 @@ def bench(device: str | None, quick: bool, out: Path | None, markdown: Path | No
     contents = {out: json.dumps(report.to_json(), indent=1) + "\n", markdown: text.markdown(report)}
     for path, content in contents.items():
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_output(path) as temporary:
                 temporary.write_text(content, encoding="utf-8")

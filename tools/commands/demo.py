@@ -51,7 +51,7 @@ def demo(context: click.Context, out: Path, seed: int) -> None:
     click.echo(f"1. Train:  edm2 train --data digits --preset digits8 --seed {seed} --out {run}")
     dataset = open_dataset("digits")
     run_training(plan_run(dataset, "digits", str(run), "digits8", None, {"seed": seed}), dataset)
-    save_figure(draw_holdout(open_runs([("run", run)])), out / "loss.png")
+    save_figure(draw_holdout(open_runs({"run": run})), out / "loss.png")
 
     click.echo("\n2. Score EMA lengths:")
     click.echo(f"   edm2 sweep {run} --std {SIGMA_RELS} --samples {SAMPLES} --steps {STEPS} --out {out}")

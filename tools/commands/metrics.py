@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.metrics.registry import DETECTOR_NAMES
+from edm2.post_hoc_ema.files import check_output
 from edm2.tools.options.groups import GroupedCommand, with_options
 from edm2.tools.options.parsing import DEVICE, FILE, PNG_FILE
 from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampling_options
@@ -114,6 +115,7 @@ def ref(data: str, out: Path, names: tuple[str, ...], keep: int, device: str | N
     """
     if out.suffix != ".npz":
         raise click.BadParameter(f"{out}: a reference file's name ends in .npz", param_hint="OUT")
+    check_output(out)
     from edm2.metrics.image_source import open_images
     from edm2.metrics.reference import collect, write_reference
     from edm2.tools.progress import progress_bar
@@ -215,6 +217,7 @@ def neighbours(
     from edm2.training.distributed.processes import joined_processes
 
     samples, training = open_images(images), open_images(data)
+    check_output(out)
     name = name or default_detector(training.shape, are_pixels=True)
     with joined_processes() as processes:
         [detector] = load_detectors([name], weights, use_device(processes, device)).values()

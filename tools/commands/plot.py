@@ -67,14 +67,12 @@ def plot(runs: tuple[str, ...], out: Path | None, only: list[str] | None) -> Non
     Several runs are compared in the same figures, one colour each, under their folder names or names of your choice.
     """
     from edm2.tools.figures import FIGURES
-    from edm2.tools.figures.runs import name_and_folder, open_runs
+    from edm2.tools.figures.runs import folders_by_name, open_runs
     from edm2.tools.figures.style import save_figure
 
-    named_folders = [name_and_folder(text) for text in runs]
-    if missing := [folder for _, folder in named_folders if not folder.exists()]:
-        raise click.ClickException(f"{missing[0]}: no such folder; give the folder of a run")
-    opened = open_runs(named_folders)
-    folder = out or (named_folders[0][1] / "plots" if len(named_folders) == 1 else Path("plots"))
+    folders = folders_by_name(runs)
+    opened = open_runs(folders)
+    folder = out or (next(iter(folders.values())) / "plots" if len(folders) == 1 else Path("plots"))
     left_out: dict[str, list[str]] = {}
     drawn = []
     for name in only or NAMES:

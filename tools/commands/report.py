@@ -78,25 +78,22 @@ def report(
     """
     import time
 
+    from edm2.post_hoc_ema.files import check_output
     from edm2.report.page import require_report_packages, write_page
     from edm2.report.records import read_records
-    from edm2.tools.figures.runs import name_and_folder
+    from edm2.tools.figures.runs import folders_by_name
     from edm2.tools.progress import progress_bar
 
     start = time.perf_counter()
-    if given["guidances"]:
-        check_guidance(given["guide"], given["unlabelled_guide"], given["guidances"])
+    check_guidance(given["guide"], given["unlabelled_guide"], given["guidances"] or ())
     if swept is not None and len(runs) > 1:
         raise click.UsageError("--sweep is of one run; the scores of several are looked for in their folders")
-    named = dict(name_and_folder(text) for text in runs)
-    if len(named) < len(runs):
-        raise click.UsageError("two runs have the same name; tell them apart: NAME=RUN")
-    if missing := [folder for folder in named.values() if not folder.exists()]:
-        raise click.ClickException(f"{missing[0]}: no such folder; give the folder of a run")
-    records = [read_records(name, folder) for name, folder in named.items()]  # all are runs, before any is drawn
+    records = [read_records(*named) for named in folders_by_name(runs).items()]  # all are runs, before any is drawn
     require_report_packages()
     out = out or (records[0].folder.path / "report.html" if len(runs) == 1 else Path("report.html"))
+    check_output(out)
     opened = [_opened(run, cache or run.folder.path / "report", swept or run.folder.path, given) for run in records]
+    _check_sliders(opened, given)
     if given["score"]:
         for run in opened:
             _score(context, run, given)
@@ -135,6 +132,8 @@ def _opened(records: Any, cache: Path, swept: Path, given: dict[str, Any]) -> "R
         return run
     _add_grids(run, given)
     run.sweep = _scores(swept, run)
+    if run.sweep is None and swept != folder:  # --sweep
+        raise click.ClickException(f"{swept}: holds no scores of a sweep; make them with edm2 sweep --out {swept}")
     return run
 
 
@@ -142,7 +141,7 @@ def _add_grids(run: "ReportedRun", given: dict[str, Any]) -> None:
     """Prepare the drawing of grids and of nearest images."""
     from edm2.post_hoc_ema.files import first_line
     from edm2.report.grids import Grids, columns_of
-    from edm2.tools.options.conditions import conditions_to_score
+    from edm2.sampling.conditions import held_out_conditions
     from edm2.tools.options.evaluators import codec_of, default_detector
     from edm2.tools.run import use_device
     from edm2.training import PixelCodec
@@ -154,9 +153,9 @@ def _add_grids(run: "ReportedRun", given: dict[str, Any]) -> None:
     try:
         codec = codec_of(averages.folder, averages.metadata, given["vae"], given["codec_from"])
         guide = make_guide(averages, given["guide"], given["unlabelled_guide"], None, network_maker(given["net_from"]))
-        of_samples = conditions_to_score(
-            averages.folder, (), 0, getattr(averages.config, "conditions", ()), run.dataset
-        )
+        if getattr(averages.config, "conditions", ()) and run.dataset is None:
+            raise ValueError("samples take the conditions of its images, which are not there")
+        of_samples = None if run.dataset is None else held_out_conditions(run.records.config, run.dataset)
         columns = columns_of(averages)
         count = -(-given["images"] // columns) * columns
         sampling = _sampling(averages, count, given["num_steps"], guide is not None)
@@ -221,25 +220,43 @@ def _score(context: click.Context, run: "ReportedRun", given: dict[str, Any]) ->
     run.sweep = _scores(folder, run)
 
 
+def _check_sliders(runs: "Sequence[ReportedRun]", given: dict[str, Any]) -> None:
+    """Refuse times that no run has stored, and a guide without weights, before anything is scored or drawn."""
+    averages = [run.grids.averages for run in runs if run.grids is not None]
+    stored = {snapshot.images_seen for found in averages for snapshot in found.snapshots}
+    for time in given["times"] or ():
+        if averages and time not in stored:
+            averages[0].check(time, [0.1])  # says which times there are
+    is_guided = given["guide"] is not None or given["unlabelled_guide"]
+    known = [] if given["score"] else _swept_weights(runs)  # a quick pass is without guidance
+    if is_guided and not given["guidances"] and known in ([], [1.0]):
+        raise click.UsageError("a guide needs weights, and no sweep here has any: give --guidance, such as 1,1.5,2")
+
+
+def _swept_weights(runs: "Sequence[ReportedRun]") -> list[float]:
+    """Guidance weights that sweeps of the runs have tried."""
+    sweeps = [run.sweep for run in runs if run.grids is not None and run.sweep is not None]
+    return sorted({result.point.guidance for sweep in sweeps for result in sweep.averages})
+
+
 def _axes(runs: "Sequence[ReportedRun]", given: dict[str, Any]) -> "Axes | None":
     """Positions of the sliders; None where no run has networks to draw."""
     from edm2.report.grids import lengths_of, times_of
     from edm2.report.page import Axes
     from edm2.sweep.averages import RAW
 
-    shown = [run for run in runs if run.grids is not None]
+    shown = [(run, run.grids) for run in runs if run.grids is not None]
     if not shown:
         return None
-    sweep = next((run.sweep for run in shown if run.sweep is not None), None)
+    sweep = next((run.sweep for run, _ in shown if run.sweep is not None), None)
     lengths = [RAW, *(given["sigma_rels"] or lengths_of(sweep))]
-    times = {}
-    for run in shown:
-        assert run.averages is not None
-        times[run.name] = given["times"] or times_of(run.averages, run.records.config.duration)
+    times = {
+        run.name: given["times"] or times_of(grids.averages, run.records.config.duration, run.sweep)
+        for run, grids in shown
+    }
     guidances = given["guidances"] or [1.0]
-    if not given["guidances"] and sweep is not None:
-        swept = sorted({result.point.guidance for result in sweep.averages})
-        if all(run.grids is not None and run.grids.guide is not None for run in shown):
+    if not given["guidances"] and (swept := _swept_weights(runs)):
+        if all(grids.guide is not None for _, grids in shown):
             guidances = swept
         elif swept != [1.0]:
             click.echo("The sweep has guidance: give its --unlabelled-guide or --guide for a slider.", err=True)

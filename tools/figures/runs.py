@@ -1,10 +1,11 @@
 """Runs to draw with `edm2 plot`, and their records so far."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import click
 
 from edm2.tools.figures.style import colors
 from edm2.training import RunFolder, RunFolderError
@@ -21,13 +22,29 @@ class PlottedRun:
     diagnostics: list[Record]
 
 
-def open_runs(names_and_folders: Sequence[tuple[str, Path]]) -> list[PlottedRun]:
+def folders_by_name(texts: Sequence[str]) -> dict[str, Path]:
+    """Parse runs from the command line: "NAME=FOLDER", or a folder whose own name serves.
+
+    Raises:
+        click.ClickException: a folder does not exist, or two runs have the same name.
+    """
+    folders: dict[str, Path] = {}
+    for text in texts:
+        name, equals, after = text.partition("=")
+        path = Path(after if (named := equals and not Path(text).exists()) else text)
+        if not path.is_dir():
+            raise click.ClickException(f"{path}: no such folder; give the folder of a run")
+        name = name if named else path.resolve().name
+        if name in folders:
+            raise click.UsageError(f"two runs have the same name, {name}; tell them apart: NAME=RUN")
+        folders[name] = path
+    return folders
+
+
+def open_runs(folders: Mapping[str, Path]) -> list[PlottedRun]:
     """Read the records of runs, also of runs that are still training."""
-    counts = Counter(name for name, _ in names_and_folders)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise RunFolderError(f"{counts[twice[0]]} runs are called {twice[0]!r}; tell them apart: NAME={twice[0]}")
-    palette = colors(len(names_and_folders))
-    return [_open_run(name, folder, color) for (name, folder), color in zip(names_and_folders, palette, strict=True)]
+    palette = colors(len(folders))
+    return [_open_run(name, folder, color) for (name, folder), color in zip(folders.items(), palette, strict=True)]
 
 
 def _open_run(name: str, folder: Path, color: Any) -> PlottedRun:
@@ -39,12 +56,3 @@ def _open_run(name: str, folder: Path, color: Any) -> PlottedRun:
 
 def _records(path: Path) -> list[Record]:
     return read_stats(path) if path.exists() else []
-
-
-def name_and_folder(text: str) -> tuple[str, Path]:
-    """ "NAME=FOLDER", or a folder whose own name serves."""
-    name, equals, folder = text.partition("=")
-    if equals and not Path(text).exists():
-        return name, Path(folder)
-    path = Path(text)
-    return path.resolve().name, path

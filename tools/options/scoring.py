@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2.metrics.registry import CLASSIFIERS, DETECTORS, METRICS, WEIGHTS_OPTIONS
+from edm2.post_hoc_ema.files import check_output
 from edm2.tools.options.groups import option_group
 from edm2.tools.options.parsing import FILE
 
@@ -65,14 +66,17 @@ class ScoringOptions:
         return cls(weights=weights, **{name: given.pop(name) for name in ("reference", "names", "detector", "out")})
 
     def metrics(self) -> "list[Metric]":
-        """Make the metrics that are asked for, before anything is drawn."""
+        """Make the metrics that are asked for, and see that --out can be written, before anything is drawn."""
         from edm2.metrics.scores import NoReferenceError, metrics_from
 
         names = [] if self.names is None else [name.strip() for name in self.names.split(",") if name.strip()]
         try:
-            return metrics_from(self.reference, names, self.detector)
+            wanted = metrics_from(self.reference, names, self.detector)
         except NoReferenceError as error:
             raise click.UsageError(str(error)) from None
+        if self.out is not None:
+            check_output(self.out)
+        return wanted
 
     def score(
         self,

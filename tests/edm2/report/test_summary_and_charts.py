@@ -4,17 +4,21 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from report_pages import pretend_sweep
 from tiny_run import tiny_config
 
+from edm2.distillation.plan import plan_distillation
+from edm2.distillation.presets import PRESETS
+from edm2.distillation.teacher import Teacher
 from edm2.planning.plan import plan_run
 from edm2.report.charts import MOST_POINTS, WIDE, charts_of, curve_over_slider
-from edm2.report.grids import LENGTHS, MOST_LENGTHS, lengths_of
+from edm2.report.grids import LENGTHS, MOST_LENGTHS, lengths_of, times_of
 from edm2.report.records import RunRecords, read_records
 from edm2.report.scores import best_by_setting, scores_in_cache
-from edm2.report.summary import differing_settings, facts, warnings_about
+from edm2.report.summary import differing_settings, facts, preset_of, warnings_about
 from edm2.sweep.evaluator import Score
 from edm2.sweep.sweep import Point, ScoredPoint, Sweep
 from edm2.tools.reports.tables import read_sweep
@@ -69,6 +73,16 @@ def test_settings_that_differ_from_the_preset_are_named_and_no_others():
     config = plan_run(dataset, "digits", "there", "digits8", None, {"ref_lr": 0.02, "channel_mult": (1, 3)})
     run = dataclasses.replace(records(), config=config)
     assert differing_settings(run, len(dataset)) == [("channel_mult", "1, 3", "1, 2"), ("ref_lr", "0.02", "0.012")]
+
+
+def test_a_distillation_is_compared_with_the_preset_of_distillations():
+    dataset = open_dataset("digits")
+    config = plan_distillation(Teacher("digits8"), dataset, "digits", "there", choices={"duration": 640, "anchor": 0.5})
+    run = dataclasses.replace(records(), config=config)
+    assert differing_settings(run, len(dataset)) == [("anchor", "0.5", "0.33"), ("duration", "640", "208,000")]
+    assert dict(facts(run, None))["Distilled from"] == "digits8"
+    unknown = dataclasses.replace(config, preset="of another version")
+    assert (preset_of(config), preset_of(unknown)) == (PRESETS["digits"], None)
 
 
 def test_a_damaged_line_is_counted_and_an_unfinished_one_is_none(tmp_path: Path):
@@ -126,8 +140,8 @@ def test_the_curve_has_a_column_for_every_position_of_the_slider():
 # ------------------------------------------------------------------------------------------------------------ scores
 
 
-def scored(lengths, best) -> Sweep:
-    return Sweep([ScoredPoint(Point(8, s), (Score(abs(s - best), None, None),)) for s in lengths])
+def scored(lengths, best, at=8) -> Sweep:
+    return Sweep([ScoredPoint(Point(at, s), (Score(abs(s - best), None, None),)) for s in lengths])
 
 
 @pytest.mark.parametrize("best", [0.01, 0.06, 0.2])
@@ -137,6 +151,11 @@ def test_the_slider_has_few_lengths_and_the_best_of_the_sweep(best: float):
     assert best in lengths
     assert lengths == sorted(set(lengths))
     assert lengths_of(None) == list(LENGTHS)
+    assert lengths_of(scored([0.06, 0.12], 0.06)) == sorted({*LENGTHS, 0.06, 0.12})
+    averages = SimpleNamespace(last=96, snapshots=[SimpleNamespace(images_seen=t) for t in range(8, 97, 8)])
+    assert times_of(averages, 96) == [8, 24, 48, 96]
+    assert times_of(averages, 96, scored([best], best, at=64)) == [8, 24, 48, 64, 96]
+    assert times_of(averages, 96, scored([best], best, at=65)) == [8, 24, 48, 96]  # no longer stored
 
 
 def test_scores_come_from_a_table_or_from_known_scores_of_one_detector(tmp_path: Path):
@@ -144,12 +163,19 @@ def test_scores_come_from_a_table_or_from_known_scores_of_one_detector(tmp_path:
     best = best_by_setting(read_sweep(tmp_path / "sweep.csv"))
     assert min(best, key=best.__getitem__) == Point(512, 0.1)
     line = {"images_seen": 8, "sigma_rel": 0.1, "guidance": 1.0, "guide_sigma_rel": None, "deviation": None}
-    rows = [line | {"detector": "a", "distance": 2.0}, line | {"detector": "a", "distance": 1.5},
-            line | {"detector": "b", "distance": 0.1}]  # fmt: skip
+    rows = [
+        line | {"detector": "pixels", "distance": 2.0},
+        line | {"detector": "pixels", "distance": 1.5},
+        line | {"detector": "pixels", "distance": 0.2, "metric": "kid"},
+        line | {"detector": "other:a", "distance": 0.1},
+    ]
     cache = tmp_path / "sweep.jsonl"
     cache.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"real_images": 500}\n{"half')
-    assert best_by_setting(scores_in_cache(cache)) == {Point(8, 0.1): 1.5}
-    of_steps = [line | {"detector": "a", "distance": 3.0 - s, "steps": steps} for steps in (1, 2) for s in range(steps)]
+    known = scores_in_cache(cache)
+    assert known.title == "FD-pixels"  # as of a sweep
+    assert best_by_setting(known) == {Point(8, 0.1): 1.5}
+    line |= {"detector": "pixels"}
+    of_steps = [line | {"distance": 3.0 - s, "steps": steps} for steps in (1, 2) for s in range(steps)]
     cache.write_text("".join(json.dumps(row) + "\n" for row in of_steps))
     assert [result.distance for result in scores_in_cache(cache).results] == [3.0, 2.0], "of two steps alone"
     assert scores_in_cache(tmp_path / "nothing.jsonl") is None

@@ -1,6 +1,7 @@
 """The device suite: sections with limits, files written at once, failures that say why; all of it at a tiny scale."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from edm2.networks import NetworkConfig
 from edm2.tools.bench.device.findings import failed, findings_of, row, section_markdown
 from edm2.tools.bench.device.machine import measured_ceilings
+from edm2.tools.bench.device.parity import within
 from edm2.tools.bench.device.real_run import split
 from edm2.tools.bench.device.roofline import counted, passes
 from edm2.tools.bench.device.setup import FULL, TINY, Ceilings, Setup, count_launches
@@ -19,7 +21,7 @@ from edm2.tools.bench.device_suite import SECTIONS, Results, Section, main, run_
 ROOT = Path(__file__).parents[3]
 SAYS_ITS_LIMIT = 'import json; print(json.dumps({"part": "limit", "values": {"s": %f}}))'
 HANGS = 'import json, time; print(json.dumps({"part": "before", "values": {"x": 1}}), flush=True); time.sleep(60)'
-DIES = "import os; os._exit(3)"
+DIES = """import os; print('{"part": "cut o', end="", flush=True); os._exit(3)"""
 
 
 @pytest.fixture
@@ -79,6 +81,13 @@ def test_a_part_that_fails_says_why_and_the_next_one_runs():
 
     found = list(findings_of({"one": fails, "two": lambda: iter([row("after", x=2)])}))
     assert found == [row("before", x=1), failed("one", "ValueError: this device is too small"), row("after", x=2)]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_error_that_is_no_number_is_the_largest(place):
+    errors = {"good": 1e-9, "bad": math.nan}
+    found = within("part", dict([*errors.items()][:: -1 if place else 1]), tolerance=1e-6)["values"]
+    assert (found["of"], found["within"]) == ("bad", False)
 
 
 def test_markdown_has_a_table_for_each_set_of_columns():

@@ -172,3 +172,22 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(words, code, mentions, refer
     assert all(mention in message for mention in mentions), message
     assert result.code == code
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "metrics ref digits taken/out.npz --detector pixels",
+        "metrics neighbours digits --data digits --out taken/out.png",
+        "metrics calc digits --ref REF --out taken/out.json",
+        "bench --quick --only ema --markdown taken/out.md",
+    ],
+)
+def test_a_file_that_cannot_be_written_is_said_before_the_work(words, reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    for work in ("metrics.reference.collect", "metrics.scores.score", "tools.bench.measuring.measure"):
+        monkeypatch.setattr(f"edm2.{work}", None)
+    result = edm2(*words.replace("REF", str(reference)).split(), *CPU)
+    assert result.code == 1
+    assert "taken" in complaint(result.err)

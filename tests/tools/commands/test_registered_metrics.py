@@ -83,7 +83,8 @@ def test_a_registered_detector_or_metric_scores_a_sweep(registered, tiny_run: Pa
     sweep = ("sweep", tiny_run, "--std", "0.05,0.1", "--samples", 20, "--steps", 1, "--device", "cpu", "--out", out)
     assert "compared by FD-pixels" in succeed(*sweep, "--ref", reference)
     assert "compared by gap by pixels" in succeed(*sweep, "--ref", reference, "--metric", "gap")
-    assert len((out / "sweep.jsonl").read_text().splitlines()) == 6  # two lengths and the raw weights, twice
+    known = [json.loads(line) for line in (out / "sweep.jsonl").read_text().splitlines()]
+    assert [row.get("metric") for row in known] == [None] * 3 + ["gap"] * 3  # two lengths and the raw weights, twice
     assert "compared by FD-brightness" in succeed(*sweep, "--detector", "brightness")
     with open(out / "sweep.csv", newline="") as file:
         assert {row["metric"] for row in csv.DictReader(file)} == {"FD-brightness"}

@@ -107,6 +107,19 @@ def test_a_run_without_snapshots_stands_beside_one_with_them(run: Path, tiny_run
     assert {row["run"] for row in data["charts"][0]["data"]["values"]} == {"bare", "whole"}
 
 
+def test_scores_by_different_metrics_make_no_curve_together(run: Path, tmp_path: Path):
+    other = shutil.copytree(run, tmp_path / "other")
+    pretend_sweep(run)
+    pretend_sweep(other, title="FD-DINOv2")
+    out = tmp_path / "page.html"
+    succeed("report", f"a={run}", f"b={other}", *FEW, "--no-neighbours", "--out", out)
+    explorer = contents(out)["explorer"]
+    assert explorer["metric"] == "FD-pixels"
+    assert {row["run"] for row in explorer["curve"]["data"]["values"]} == {"a"}
+    assert explorer["runs"][1]["settings"]["0,2,0"]["caption"].endswith("; FD-DINOv2 1")
+    assert "No scores over the slider: they are FD-DINOv2, and others here FD-pixels." in out.read_text()
+
+
 def relabel(run: Path, **changes: dict) -> None:
     """Change entries of the metadata of all snapshots of a run."""
     for path in [*(run / "snapshots").glob("*.safetensors"), run / "raw-weights.safetensors"]:
@@ -185,21 +198,32 @@ def test_a_single_snapshot_gives_its_own_length_and_raw_weights(run: Path):
     [
         ("@nowhere", 1, ("nowhere", "no such folder")),
         ("@empty", 1, ("empty", "holds no run")),
+        ("@run/config.json", 1, ("config.json: no such folder",)),
         ("@run @run", 2, ("same name", "NAME=RUN")),
         ("@run --guidance 2", 2, ("--unlabelled-guide",)),
         ("@run --std 0.5", 2, ("--std",)),
         ("@run --images 0", 2, ("--images",)),
+        ("@run --guide @run", 2, ("a guide needs weights", "--guidance")),
+        ("@run --guide @run --unlabelled-guide", 2, ("two guides",)),
+        ("@run --at 5", 1, ("no snapshot was stored at 5", "nearest")),
+        ("@run --at 5 --score", 1, ("no snapshot was stored at 5", "nearest")),
+        ("@run --guide @run --score", 2, ("a guide needs weights", "--guidance")),
+        ("@run --sweep @empty", 1, ("empty: holds no scores of a sweep",)),
+        ("@run --out @run/config.json/page.html", 1, ("config.json",)),
         ("@run other=@run --sweep @empty", 2, ("--sweep is of one run",)),
         ("", 2, ("RUN",)),
     ],
 )
-def test_slips_are_one_line(run: Path, tmp_path: Path, words: str, code: int, mentions: tuple[str, ...]):
+def test_slips_are_one_line_before_anything_is_drawn(
+    run: Path, tmp_path: Path, words: str, code: int, mentions: tuple[str, ...], evaluations
+):
     (tmp_path / "empty").mkdir()
     result = edm2("report", *words.replace("@", f"{tmp_path}/").split())
     line = complaint(result.err)
     assert result.code == code
     assert all(mention in line for mention in mentions), line
     assert not (run / "report.html").exists()
+    assert not evaluations
 
 
 def test_without_the_extra_it_says_how_to_get_it(run: Path, monkeypatch):

@@ -6,6 +6,7 @@ required: the measured errors are the finding.
 
 import copy
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,8 +79,8 @@ def parts(setup: Setup) -> Parts:
 
 
 def within(part: str, errors: dict[str, float], tolerance: float | None) -> Finding:
-    """Make a finding of the worst of some errors, beside a tolerance if there is one."""
-    name, worst = max(errors.items(), key=lambda item: item[1])
+    """Make a finding of the worst of some errors, NaN above all, beside a tolerance if there is one."""
+    name, worst = max(errors.items(), key=lambda item: (math.isnan(item[1]), item[1]))
     kept = None if tolerance is None else worst <= tolerance
     return row(part, largest_error=worst, of=name, tolerance=tolerance, within=kept)
 
