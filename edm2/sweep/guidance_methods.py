@@ -10,6 +10,7 @@ from edm2.sweep.averages import Averages
 from edm2.sweep.guides import DropoutGuide, Guide, GuideRun, UnlabelledGuide
 from edm2.sweep.search import Axis, Coordinates, check_budget
 from edm2.sweep.sweep import GUIDANCE_STEP, SIGMA_REL_STEP, Point
+from edm2.training.data.codecs import are_alike
 from edm2.training.run.inputs import change_of_data, read_inputs
 
 GUIDES = ("unlabelled", "small", "early", "ema", "dropout")
@@ -185,6 +186,6 @@ def check_guide_run(averages: Averages, guide: Averages) -> None:
     check_guide(averages, guide, str(averages.folder), str(guide.folder))
     known, now = (read_inputs(run.folder).get("data") for run in (averages, guide))
     change = change_of_data(known, now) if known and now else None
-    if change or averages.metadata.get("codec") != guide.metadata.get("codec"):
+    if change or not are_alike(averages.metadata.get("codec"), guide.metadata.get("codec")):
         reason = change or "scaled differently"
         raise ValueError(f"{guide.folder}: cannot guide {averages.folder}: it was trained on other images ({reason})")

@@ -91,8 +91,9 @@ def load_networks(
 def warn_of_scaling(network: str, guide: str) -> None:
     """Print a warning if a guide was trained on other numbers for the same images."""
     from edm2.io.model import read_metadata
+    from edm2.training.data.codecs import are_alike
 
-    if read_metadata(network).get("codec") != read_metadata(guide).get("codec"):
+    if not are_alike(read_metadata(network).get("codec"), read_metadata(guide).get("codec")):
         _warn(f"{guide} was trained on data scaled differently from {network}: guidance mixes the two")
 
 
