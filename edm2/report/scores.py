@@ -35,7 +35,7 @@ def scores_in_cache(path: Path) -> Sweep | None:
 
 
 def _made_by(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What two scores must share to be compared."""
+    """Detector, steps and samples, which scores must share to be compared."""
     return row["detector"], row.get("steps"), row.get("samples")
 
 
