@@ -30,7 +30,7 @@ setup(
     description="The open EDM2: magnitude-preserving diffusion models with post-hoc EMA (Karras et al. 2024)",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    url="https://arxiv.org/abs/2312.02696",  # the paper
+    project_urls={"Paper": "https://arxiv.org/abs/2312.02696"},
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",

@@ -1,6 +1,6 @@
 """The denoiser D(x; sigma) around a U-Net, and the uncertainty u(sigma) (Section 1.1, Eqs. 4-8 and 21)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,13 @@ ABILITIES = ("denoise", "map", "consistency")
 
 MAP_LEVELS: dict[int, tuple[float, ...]] = {1: (80, 0), 2: (80, 0.3, 0), 4: (80, 1, 0.3, 0.08, 0)}
 """Noise levels that a flow map jumps between in some numbers of evaluations, found on 8x8 digits."""
+
+
+def levels_of(
+    abilities: Collection[str], known: Mapping[int, tuple[float, ...]] = MAP_LEVELS
+) -> dict[int, tuple[float, ...]]:
+    """Noise levels, of those `known`, that suit a network's abilities: a consistency model jumps once, to 0."""
+    return {steps: levels for steps, levels in known.items() if "map" in abilities or steps == 1}
 
 
 class Precond(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor
 from edm2.io.guided import read_guided
 from edm2.io.model import load, read_metadata, resolve
 from edm2.networks import Precond
+from edm2.networks.precond import levels_of
 from edm2.pipeline.arguments import Generators, as_list, number_of_images, random_integers
 from edm2.pipeline.card import class_names, model_card
 from edm2.pipeline.denoiser import EDM2Denoiser
@@ -345,8 +346,8 @@ def _scheduler_of(net: Precond) -> SchedulerMixin:
     """Scheduler that suits a network."""
     if default_sampler(net.abilities) != MAP:
         return EDM2HeunScheduler()
-    most = max(net.map_levels) if "map" in net.abilities else 1  # a consistency model jumps to 0 alone
-    return EDM2MapScheduler({str(steps): levels for steps, levels in net.map_levels.items() if steps <= most})
+    known = levels_of(net.abilities, net.map_levels)
+    return EDM2MapScheduler({str(steps): levels for steps, levels in known.items()})
 
 
 def _vae_of(codec: Codec) -> AutoencoderKL | None:

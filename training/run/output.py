@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edm2 import __version__
 from edm2.networks import Precond
-from edm2.networks.precond import MAP_LEVELS
+from edm2.networks.precond import levels_of
 from edm2.post_hoc_ema import TraditionalEMA, snapshot_name, write_snapshot
 from edm2.training.config import DTYPES, TrainingConfig
 from edm2.training.data.batches import BatchStream
@@ -206,8 +206,7 @@ class Output:
         if self.config.distillation is None:
             return {}
         abilities = self.config.distillation.abilities
-        most = max(MAP_LEVELS) if "map" in abilities else 1  # a consistency model jumps to 0 alone
-        levels = {str(steps): list(levels) for steps, levels in MAP_LEVELS.items() if steps <= most}
+        levels = {str(steps): list(levels) for steps, levels in levels_of(abilities).items()}
         return {"abilities": list(abilities), "map_levels": levels}
 
     def _empty_classes(self) -> tuple[int, ...]:
