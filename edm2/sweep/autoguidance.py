@@ -1,7 +1,8 @@
 """Guidance by many guides: each at its own best settings, found jointly, and told apart by seeds or not.
 
 `search` proposes candidates of a method, which are scored by few samples; the best of them by more (successive
-halving); the best of all by seeds that no choice has seen.
+halving); the best of all by seeds that no choice has seen. The best method is then compared with sampling without
+guidance by yet other seeds, since it is the best of many by the first ones.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -76,6 +77,8 @@ class Comparison:
     """Rows of all methods; the first is without guidance."""
 
     rows: tuple[Row, ...]
+    fresh: tuple[Row, Row] | None = None
+    """Sampling without guidance and the best row, by seeds that did not choose it; None if these are one."""
 
     @property
     def best(self) -> Row:
@@ -89,8 +92,11 @@ class Comparison:
 
     @property
     def winner(self) -> Row | None:
-        """Best row; None if it is not told apart from sampling without guidance."""
-        return None if self.rows[0] in self.rivals else self.best
+        """Best row; None if fresh seeds do not tell it from sampling without guidance."""
+        if self.fresh is None:
+            return self.best
+        alone, best = self.fresh
+        return self.best if best.distance < alone.distance and told_apart(alone, best) else None
 
 
 # ------------------------------------------------------------------------------------------------------------ search
@@ -128,13 +134,18 @@ class GuidanceSearch:
             rows.append(self.row(method))
             if name in WITH_INTERVAL:
                 rows.append(self.row(in_interval(method, rows[-1].candidate, self.sweeper.sampling.num_steps)))
-        return Comparison(tuple(rows))
+        comparison = Comparison(tuple(rows))
+        if comparison.best is rows[0]:
+            return comparison
+        first = 1 + self.sweeper.repeats
+        alone, best = (replace(row, scores=self._fresh(row.candidate, first)) for row in (rows[0], comparison.best))
+        return replace(comparison, fresh=(alone, best))
 
     def images(self, guides: Sequence[str]) -> int:
         """Largest number of images that `compare` draws."""
         one = sum(self._survivors(self.budget, part) * self._count(share) for part, share in RUNGS)
-        one += self.sweeper.repeats * self.sweeper.sampling.count
-        return one * (1 + len(guides) + len(set(guides) & set(WITH_INTERVAL)))
+        fresh = self.sweeper.repeats * self.sweeper.sampling.count
+        return (one + fresh) * (1 + len(guides) + len(set(guides) & set(WITH_INTERVAL))) + 2 * fresh
 
     def row(self, method: Method) -> Row:
         """Find the best settings of a method, by successive halving, and score them by fresh seeds.
@@ -154,13 +165,16 @@ class GuidanceSearch:
             best = sorted(known, key=known.__getitem__)[: self._survivors(tried, part)]
             known = dict(zip(best, distances(best, share), strict=True))
         candidate = method.candidate(min(known, key=known.__getitem__))
-        count, repeats = self.sweeper.sampling.count, self.sweeper.repeats
-        [scores] = self._scores([candidate], count, first_set=1, repeats=repeats)
         sampling = self.sweeper.sampling
         cost = evaluations_per_image(sampling.sampler, sampling.num_steps, candidate)
-        row = Row(method.name, candidate, scores, tried, cost)
+        row = Row(method.name, candidate, self._fresh(candidate, 1), tried, cost)
         self.found(row)
         return row
+
+    def _fresh(self, candidate: Candidate, first_set: int) -> tuple[Score, ...]:
+        count, repeats = self.sweeper.sampling.count, self.sweeper.repeats
+        [scores] = self._scores([candidate], count, first_set=first_set, repeats=repeats)
+        return scores
 
     def _count(self, share: float) -> int:
         return max(2, round(share * self.sweeper.sampling.count))

@@ -181,6 +181,8 @@ def autoguide(
                 f"{budget} candidates per guide, at most {search.images(guides):,} images "
                 f"({sampler.cost(num_steps)}, twice that with guidance), by {evaluator.title}."
             )
+            if (advice := sampler.advice(num_steps)) is not None:
+                click.echo(advice, err=True)
         with bar(search.images(guides)) as progress:
             sweeper.report = progress.update
             small = KeptAverages(guide_run, averages.max_bytes) if guide_run and "small" in guides else None

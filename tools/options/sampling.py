@@ -10,7 +10,7 @@ import click
 
 from edm2.sampling.presets import GENERATION_PRESETS, describe_presets
 from edm2.sampling.samplers import HEUN, MAP, SAMPLERS, Sampler
-from edm2.sampling.samplers.registry import FEW, default_sampler, default_steps
+from edm2.sampling.samplers.registry import default_sampler, default_steps
 from edm2.tools.options.conditions import (
     CONDITION_HELP,
     conditions_to_score,
@@ -387,12 +387,7 @@ class SampleGenerator:
     @property
     def advice(self) -> str | None:
         """Warning of too few evaluations for a solver; None if they are enough."""
-        if self.sampler == MAP or self.sampler.evaluations(self.num_steps) >= FEW:
-            return None
-        return (
-            f"Warning: {self.cost.split(' each')[0]} are few for a denoiser: take --solver deis --steps 16, or distil "
-            "a map that needs 1 to 4 (edm2 distill)"
-        )
+        return self.sampler.advice(self.num_steps)
 
     def _contents(self) -> dict[str, str]:
         """Digests of the files that decide the images, whatever their paths are."""

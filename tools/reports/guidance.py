@@ -53,9 +53,8 @@ def print_row(row: Row, title: str) -> None:
     said += f" at {values['guide_images']:,} images" if values["guide_images"] else ""
     said += f", dropout {values['guide_dropout']:g}" if values["guide_dropout"] else ""
     said += f", interval {values['interval']}" if values["interval"] else ""
-    spread = "" if row.deviation is None else f" +- {row.deviation:.2g}"
     evaluations = "+".join(str(count) for count in row.evaluations if count)
-    click.echo(f"{row.name:<40} {title} {row.distance:.5g}{spread}  {evaluations} evaluations  ({said})")
+    click.echo(f"{row.name:<40} {title} {_shown_distance(row)}  {evaluations} evaluations  ({said})")
 
 
 def print_verdict(comparison: Comparison, real_data_fd: float | None) -> None:
@@ -63,10 +62,17 @@ def print_verdict(comparison: Comparison, real_data_fd: float | None) -> None:
     if real_data_fd is not None:
         click.echo(f"{'as many real images':<40} {real_data_fd:.5g}")
     best, rivals = comparison.best, ", ".join(row.name for row in comparison.rivals)
-    if comparison.winner is None and best is not comparison.rows[0]:
-        click.echo(f"No winner: these samples do not tell {best.name} from: {rivals}.")
-        click.echo("Give more --samples or --repeats, or a detector that sees more.")
-    elif best is comparison.rows[0]:
+    if comparison.fresh is None:
         click.echo("Guidance does not pay here: no method is better than sampling without it.")
+        return
+    by_fresh = " against ".join(_shown_distance(row) for row in reversed(comparison.fresh))
+    if comparison.winner is None:
+        click.echo(f"No winner: fresh samples do not tell {best.name} from no guidance ({by_fresh}).")
+        click.echo("Give more --samples or --repeats, or a detector that sees more.")
     else:
         click.echo(f"Best: {best.name}" + (f"; not told apart from it: {rivals}." if rivals else "."))
+        click.echo(f"By fresh samples: {by_fresh} without guidance.")
+
+
+def _shown_distance(row: Row) -> str:
+    return f"{row.distance:.5g}" + ("" if row.deviation is None else f" +- {row.deviation:.2g}")

@@ -40,6 +40,16 @@ class Sampler:
         count = self.evaluations(num_steps)
         return f"{count} evaluation{'s' if count > 1 else ''} each, {self.name}"
 
+    def advice(self, num_steps: int) -> str | None:
+        """Warning of too few evaluations for a solver; None if they are enough, or the jumps of a flow map."""
+        count = self.evaluations(num_steps)
+        if self == MAP or count >= FEW:
+            return None
+        return (
+            f"Warning: {count} evaluation{'s are' if count > 1 else ' is'} few for a denoiser: take --solver deis "
+            "--steps 16, or distil a map that needs 1 to 4 (edm2 distill)"
+        )
+
 
 HEUN = Sampler("heun", "edm2.sampling.samplers.heun", evaluations_per_step=2, churns=True)
 MAP = Sampler("map", "edm2.sampling.samplers.flow_map")

@@ -87,9 +87,13 @@ def test_every_guide_has_its_row_and_two_have_one_with_an_interval(search, score
     ]  # fmt: skip
     assert list(comparison.rows) == found
     assert comparison.winner is comparison.best is comparison.rows[2], "a low end above 0 scores best here"
-    assert sum(n * count for (count, _), n in scored.items()) <= search.images(
-        ("unlabelled", "early", "ema", "dropout")
+    alone, best = comparison.fresh
+    assert [row.name for row in (alone, best)] == ["no guidance", "classifier-free, interval"]
+    assert scored[40, 4] == scored[40, 5] == scored[40, 6] == 2, "two rows by seeds that chose neither"
+    assert [score.distance for score in best.scores] == pytest.approx(
+        [comparison.best.distance + d / 1e3 for d in (2, 3, 4)]
     )
+    assert sum(n * count for (count, _), n in scored.items()) <= search.images(GUIDES)
 
 
 def test_a_budget_below_the_lists_is_refused_before_anything_is_drawn(search, scored):
@@ -131,11 +135,13 @@ def test_rows_are_told_apart_by_their_differences_on_the_same_seeds(a, b, apart)
     assert told_apart(a, b) is told_apart(b, a) is apart
 
 
-def test_no_winner_is_named_that_is_not_told_from_no_guidance():
+def test_no_winner_is_named_that_fresh_seeds_do_not_tell_from_no_guidance():
     alone, guided, clear = row(1.0, 1.1, 1.2), row(0.9, 1.1, 1.1), row(0.5, 0.61, 0.69)
-    assert Comparison((alone, guided)).winner is None
+    assert Comparison((alone, guided), fresh=(alone, guided)).winner is None
+    assert Comparison((alone, clear), fresh=(alone, guided)).winner is None, "the best of many by luck"
+    assert Comparison((alone, clear), fresh=(clear, alone)).winner is None, "told apart, but worse"
+    assert Comparison((alone, guided, clear), fresh=(alone, clear)).winner is clear
     assert Comparison((alone, guided)).rivals == [alone]
-    assert Comparison((alone, guided, clear)).winner is clear
     assert Comparison((guided, clear)).rivals == []
     assert Comparison((clear, alone)).winner is clear, "without guidance, where that is best"
 

@@ -74,8 +74,10 @@ def test_samples_that_do_not_tell_guidance_from_none_name_no_winner(run: Path, t
 
     monkeypatch.setattr("edm2.sweep.sweep.score_network", noise)
     (tmp_path / "guided.json").write_text("the winner of an earlier search")
-    shown = succeed("autoguide", run, *QUICK, "--guides", "dropout", "--out", tmp_path)
-    assert "No winner: these samples do not tell itself with dropout from: no guidance." in shown
+    result = edm2("autoguide", run, *QUICK, "--guides", "dropout", "--out", tmp_path)
+    assert "2 evaluations are few for a denoiser" in result.err
+    shown = result.out
+    assert "No winner: fresh samples do not tell itself with dropout from no guidance (0.95 " in shown
     assert not (tmp_path / "guided.json").exists()
 
 
@@ -118,7 +120,7 @@ def test_what_cannot_be_guided_is_refused_before_anything_is_drawn(run, tmp_path
         inputs = other / "inputs.json"
         inputs.write_text(inputs.read_text().replace('"contents": "', '"contents": "0'))
     given = [other if option == "other" else option for option in options]
-    result = edm2("autoguide", run, *QUICK, "--out", tmp_path / "out", *given)
+    result = edm2("autoguide", run, *QUICK, "--steps", 16, "--out", tmp_path / "out", *given)
     assert result.code == code
     assert words in complaint(result.err)
 
