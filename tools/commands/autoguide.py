@@ -83,7 +83,7 @@ class GuideNames(click.ParamType):
 @_what("--guidance", "weights", type=WEIGHTS, help="Guidance weights to look at first.")
 @_score("--detector", help=f"{DETECTOR_NAMES}.")
 @_score("--weights", "detector_weights", type=FILE, help="File with the detector's weights; default: fetched once.")
-@_score("--data", help="Real images to compare with; default: those of the run.")
+@_score("--data", help="Real images to compare with, and to train on if they are the run's; default: those of the run.")
 @_score("--ref", type=FILE, help="Statistics of real images to compare with (edm2 metrics ref, or published).")
 @_score("--samples", "count", type=click.IntRange(8), default=500, show_default=True, help="Images per final score.")
 @_score("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Sets of fresh seeds per final score.")
@@ -155,20 +155,22 @@ def autoguide(
     choices = Choices(**{name: tuple(values) for name, values in lists.items() if values is not None})
     choices.check(budget)
     guides = choices.available(averages, guides)
-    compared = None if ref else open_run_data(run) if data is None else open_dataset(data)
+    named = None if data is None else open_dataset(data)
+    compared = None if ref else named or open_run_data(run)
     with joined_processes() as processes:
         bar = partial(progress_bar, hidden=not processes.is_first)
         on = use_device(processes, device)
         if trains:
             guide_run = out / "guide"
             config = _guide_config(averages, guide_run, guide_channels, guide_duration, on.type)
-            _train(config, open_run_data(run), processes)
+            _train(config, open_run_data(run, named), processes)
         detector = detector or default_detector(averages.shape, isinstance(codec, PixelCodec))
         out.mkdir(parents=True, exist_ok=True)
         evaluator = load_evaluator(detector, detector_weights, compared, ref, on, processes, bar, out)
-        dtype = DTYPES[chosen_precision(precision, on.type)]
         of_samples = conditions_to_score(run, (), count, getattr(averages.config, "conditions", ()))
-        sampling = SampleSettings(count, num_steps, dtype=dtype, sampler=sampler, conditions=of_samples)
+        sampling = SampleSettings(
+            count, num_steps, dtype=DTYPES[chosen_precision(precision, on.type)], sampler=sampler, conditions=of_samples
+        )
         cache = ScoreCache(out / "sweep.jsonl")
         averages.max_bytes //= processes.local_count  # each reconstructs for itself
         sweeper = Sweeper(

@@ -173,18 +173,24 @@ class RunFolder:
             )
 
 
-def open_run_data(folder: str | Path) -> Dataset:
+def open_run_data(folder: str | Path, moved: Dataset | None = None) -> Dataset:
     """Open the images that a run was trained on.
 
+    Args:
+        folder: Run folder.
+        moved: Images that are returned if they are those of the run, by contents; others are left alone.
+
     Raises:
-        DatasetError: they are not there, or others are in their place.
+        DatasetError: they are not where they were, or others are in their place.
         RunFolderError: there is no run.
     """
     config = read_run_config(folder)
-    source = config.data
+    source, known = config.data, read_inputs(Path(folder)).get("data")
+    if moved is not None and known and change_of_data(known, describe_inputs(moved, config)) is None:
+        return moved
     if is_target(source):  # a stranger's folder must not name programs
         raise DatasetError(f"{folder}: was trained on {source}, a program; name it with --data if you trust it")
-    dataset, known = open_dataset(source), read_inputs(Path(folder)).get("data")
+    dataset = open_dataset(source)
     if known and (change := change_of_data(known, describe_inputs(dataset, config))):
         raise DatasetError(f"{source}: not the images that {folder} was trained on: {change}; name those with --data")
     return dataset

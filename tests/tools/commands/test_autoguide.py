@@ -81,6 +81,17 @@ def test_samples_that_do_not_tell_guidance_from_none_name_no_winner(run: Path, t
     assert not (tmp_path / "guided.json").exists()
 
 
+def test_a_guide_learns_from_the_images_of_the_run_wherever_they_are_now(run: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("edm2.sweep.sweep.score_network", better_with_guidance)
+    moved = shutil.copytree(run, tmp_path / "moved")
+    config = moved / "config.json"
+    config.write_text(config.read_text().replace('"data": "digits"', '"data": "gone.zip"'))
+    autoguide = ("autoguide", moved, *QUICK, "--guides", "small", "--guide-duration", 256)
+    assert "gone.zip" in edm2(*autoguide, "--out", tmp_path / "out").err
+    succeed(*autoguide, "--data", "digits", "--out", tmp_path / "out")
+    assert read_rows(tmp_path / "out")[1]["method"] == "autoguidance"
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_score_as_one(run: Path, tmp_path: Path):
     autoguide = ("autoguide", run, *QUICK, "--guides", "small", "--guide-duration", 256)
