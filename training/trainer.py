@@ -301,7 +301,8 @@ class Trainer:
             self._diagnose()
             self.processes.wait()
         if now >= config.duration:
-            self.output.save_raw_weights(now, self.net.state_dict())  # before the checkpoint that ends the run for good
+            with self.failures.writing("the raw weights"):  # before the checkpoint that ends the run for good
+                self.output.save_raw_weights(now, self.net.state_dict())
 
     def report(self, measure: bool = False) -> None:
         """Report averages since the last report.
@@ -317,7 +318,8 @@ class Trainer:
                 net = LevelDenoiser(net, self.config.sigma_data)
             numbers |= self.output.measured_losses(net, self.distribution, self.step.images_per_forward)
         self.totals.restart()
-        record = self.output.report(self.images_seen, numbers)
+        with self.failures.writing("the report"):
+            record = self.output.report(self.images_seen, numbers)
         if self.processes.is_first:
             self._call("on_report", record)
 
@@ -341,7 +343,8 @@ class Trainer:
                 self.images_seen, self.net, self.averaged, step.loss, self.stream, step.images_per_forward
             )
             if self.output.monitor is not None:
-                self.output.monitor.report_diagnostics(record)
+                with self.failures.writing("the diagnostics"):
+                    self.output.monitor.report_diagnostics(record)
 
     def save_snapshots(self) -> None:
         """Write a snapshot of each average, then remove older ones that are too many."""

@@ -11,7 +11,7 @@ from tiny_run import assert_same_bits, final_state, run, stats, tiny_config, tin
 from edm2.post_hoc_ema import find_snapshots, thin, thin_along
 from edm2.training import Trainer, TrainingError
 from edm2.training.initialization import fresh_network
-from edm2.training.run import checkpoint, output
+from edm2.training.run import checkpoint, logging, output
 from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.disk import DiskForecast, file_sizes, used_space
 from edm2.training.schedule import due_times, is_due
@@ -150,6 +150,30 @@ def test_a_quota_that_is_used_up_leaves_no_half_snapshot(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match=r"cannot write snapshots \(Disk quota exceeded\).*000000000040"):
         run(tiny_config(tmp_path))
     assert times(tmp_path) == [24, 48]
+    monkeypatch.undo()
+    assert run(tiny_config(tmp_path)).images_seen == 96
+
+
+@pytest.mark.parametrize(
+    ("module", "writer", "file", "what"),
+    [
+        (output, "write_snapshot", "raw-weights.safetensors", "the raw weights"),
+        (logging, "append_json_line", "stats.jsonl", "the report"),
+        (logging, "append_json_line", "diagnostics.jsonl", "the diagnostics"),
+    ],
+)
+def test_every_file_that_finds_no_room_ends_the_run_in_one_line(tmp_path, monkeypatch, module, writer, file, what):
+    """An error of the system from the middle of a file names neither the file nor what to do."""
+    write = getattr(module, writer)
+
+    def full(path, *arguments):
+        if path.name == file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *arguments)
+
+    monkeypatch.setattr(module, writer, full)
+    with pytest.raises(TrainingError, match=f"cannot write {what} .No space left on device.; make room and run"):
+        run(tiny_config(tmp_path, diagnostics_every=48))
     monkeypatch.undo()
     assert run(tiny_config(tmp_path)).images_seen == 96
 
