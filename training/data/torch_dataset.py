@@ -1,14 +1,19 @@
 """Any dataset of PyTorch as a dataset of this package: pixels, or floats of any range."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from edm2.training.data.dataset import Dataset, DatasetError, Indices, Loaded
+from edm2.training.data.archive import CHANNELS, MAX_CLASSES
+from edm2.training.data.dataset import Dataset, DatasetError, Indices, Loaded, stack_padded
 from edm2.training.imports import import_callable
+
+LABELS = "labels are class indices, whole numbers from 0"
 
 
 class TorchDataset(Dataset):
@@ -32,13 +37,18 @@ class TorchDataset(Dataset):
         image, label, conditions = self._item(0, name)
         kind, levels = ("pixels", 256) if image.dtype == torch.uint8 else ("values", 0)
         self._conditions = tuple(conditions)
+        self._form = _form(image)
         self._labels = torch.full([len(data)], -1)
         names: Sequence[str] = ()
         if label is not None:
             known = getattr(data, "targets", getattr(data, "labels", None))
-            labels = [self._item(i, name)[1] for i in range(len(data))] if known is None else known
-            self._labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
-            names = getattr(data, "classes", None) or [str(k) for k in range(int(self._labels.max()) + 1)]
+            if known is None:
+                known = [-1 if (own := self._item(i, name)[1]) is None else own for i in range(len(data))]
+            self._labels = _checked_labels(np.asarray(known), len(data), name)
+            count = int(self._labels.max()) + 1
+            names = getattr(data, "classes", None) or [str(k) for k in range(count)]
+            if count > len(names):
+                raise DatasetError(f"{name}: has an image of label {count - 1}, but names of {len(names)} classes")
         super().__init__(name, image.shape, kind, levels, names)
 
     def __len__(self) -> int:
@@ -56,12 +66,17 @@ class TorchDataset(Dataset):
     def read(self, indices: Indices) -> Loaded:
         """Images, labels and conditions, from one visit to each item."""
         items = [self._item(int(index), self.name) for index in indices]
-        images = [image for image, _, _ in items]
-        for index, image in zip(indices, images, strict=True):
-            if tuple(image.shape) != self.shape:
-                raise DatasetError(f"{self.name}: item {int(index)} is {tuple(image.shape)}, the first {self.shape}")
-        conditions = {name: torch.stack([given[name] for _, _, given in items]) for name in self._conditions}
-        return torch.stack(images), self.labels(indices), conditions or None
+        for index, (image, _, given) in zip(indices, items, strict=True):
+            if (form := _form(image)) != self._form:
+                raise DatasetError(f"{self.name}: item {int(index)} is {form}, the first {self._form}")
+            if given.keys() != set(self._conditions):
+                found, first = (", ".join(sorted(names)) or "none" for names in (given, self._conditions))
+                raise DatasetError(f"{self.name}: item {int(index)} has conditions {found}, the first {first}")
+        conditions = {
+            name: stack_padded([given[name] for _, _, given in items], f"{self.name}/{name}")
+            for name in self._conditions
+        }
+        return torch.stack([image for image, _, _ in items]), self.labels(indices), conditions or None
 
     def _item(self, index: int, name: str) -> tuple[Tensor, int | None, dict[str, Tensor]]:
         item = self._data[index]
@@ -79,12 +94,31 @@ class TorchDataset(Dataset):
                 f"{name}: the image of item {index} is a {type(item[0]).__name__}; give a PIL image, or uint8 or "
                 "floats, [C, H, W] as a tensor or [H, W, C] as an array"
             )
-        label = None if item[1] is None else int(item[1])
+        try:
+            label = None if item[1] is None else operator.index(item[1])
+        except TypeError:
+            raise DatasetError(f"{name}: the label of item {index} is {item[1]}; {LABELS}") from None
         return image, label, {key: torch.as_tensor(value) for key, value in conditions.items()}
+
+
+def _checked_labels(labels: np.ndarray, images: int, name: str) -> Tensor:
+    """Labels int64 [N], -1 where there is none. Raises DatasetError for what is no class index."""
+    if labels.dtype.kind not in "biu" or labels.shape != (images,):
+        found = f"{labels.dtype} and shape {list(labels.shape)}"
+        raise DatasetError(f"{name}: has labels of type {found}, for {images} images; {LABELS}")
+    if (strange := labels[(labels < -1) | (labels >= MAX_CLASSES)]).size:
+        raise DatasetError(f"{name}: has an image of label {strange[0]}; {LABELS}")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _form(image: Tensor) -> str:
+    return f"{str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
 
 
 def _as_image(value: Any) -> Tensor | None:
     """uint8 or float32 [C, H, W]; None for something else."""
+    if isinstance(value, Image.Image) and value.mode not in CHANNELS and value.mode[0] not in "IF":
+        value = value.convert("RGB")  # else colors of a palette would be their numbers
     if not isinstance(value, Tensor):
         array = np.asarray(value)
         if array.dtype.kind not in "uf" or array.ndim not in (2, 3):

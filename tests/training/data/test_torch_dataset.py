@@ -104,10 +104,72 @@ def test_items_of_another_form_are_refused(items, named):
         TorchDataset(items)
 
 
-def test_images_of_another_size_are_named_when_they_are_read():
-    found = TorchDataset([torch.zeros(1, 8, 8), torch.zeros(1, 4, 4)])
-    with pytest.raises(DatasetError, match=r"item 1 is \(1, 4, 4\), the first \(1, 8, 8\)"):
-        found.images([0, 1])
+PIXELS = torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+
+class Labelled(list):
+    """Items with labels beside them."""
+
+    def __init__(self, items, **attributes):
+        super().__init__(items)
+        vars(self).update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("items", "named"),
+    [
+        ([(PIXELS, 0.3), (PIXELS, 0.9)], "label of item 0 is 0.3; labels are class indices"),
+        ([(PIXELS, torch.tensor([0, 1]))], "label of item 0 is tensor.*; labels are class indices"),
+        ([(PIXELS, -3)], "label -3; labels are class indices"),
+        ([(PIXELS, 10**9)], "label 1000000000; labels are class indices"),
+        (
+            Labelled([(PIXELS, 0), (PIXELS, 1)], targets=[0.3, 0.9]),
+            "labels of type float64.*; labels are class indices",
+        ),
+        (Labelled([(PIXELS, 0), (PIXELS, 1)], targets=[[0, 1]] * 2), r"labels of type int64 and shape \[2, 2\]"),
+        (Labelled([(PIXELS, 0), (PIXELS, 1)], targets=[0]), r"shape \[1\], for 2 images"),
+        (Labelled([(PIXELS, 0), (PIXELS, 5)], classes=["a", "b"]), "label 5, but names of 2 classes"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(items, named):
+    """Cut to whole numbers, they would be other classes."""
+    with pytest.raises(DatasetError, match=named):
+        TorchDataset(items)
+
+
+def test_an_item_without_label_has_none():
+    assert TorchDataset([(PIXELS, 1), (PIXELS, None)]).labels([0, 1]).tolist() == [1, -1]
+
+
+def test_pictures_of_any_mode_are_what_a_viewer_shows():
+    red = Image.new("RGB", (8, 8), "red")
+    for mode, channels in (("P", 3), ("CMYK", 3), ("1", 3), ("L", 1), ("RGBA", 4)):
+        shown = red.convert(mode)
+        [image] = TorchDataset([shown]).images([0])
+        assert image.shape == (channels, 8, 8)
+        if mode in ("P", "CMYK"):
+            assert image[:, 0, 0].tolist() == [*shown.convert("RGB").getpixel((0, 0))]
+
+
+@pytest.mark.parametrize(
+    ("items", "named"),
+    [
+        ([torch.zeros(1, 8, 8), torch.zeros(1, 4, 4)], r"item 1 is float32 \[1, 4, 4\], the first float32 \[1, 8, 8\]"),
+        ([PIXELS, torch.rand(3, 8, 8)], r"item 1 is float32 \[3, 8, 8\], the first uint8 \[3, 8, 8\]"),
+        ([{"image": PIXELS, "age": 1.0}, {"image": PIXELS}], "item 1 has conditions none, the first age"),
+        ([{"image": PIXELS, "age": [1.0]}, {"image": PIXELS, "age": [1.0, 2.0]}], r"age: is \[2\] for one image"),
+    ],
+)
+def test_items_unlike_the_first_are_named_when_they_are_read(items, named):
+    with pytest.raises(DatasetError, match=named):
+        TorchDataset(items).read([0, 1])
+
+
+def test_tokens_may_be_more_or_fewer():
+    items = [{"image": PIXELS, "caption": torch.ones(count, 4)} for count in (3, 5)]
+    caption = TorchDataset(items).read([0, 1])[2]["caption"]
+    assert caption.shape == (2, 5, 4)
+    assert caption.isnan().any(dim=2).sum(dim=1).tolist() == [2, 0]
 
 
 def test_the_trainer_takes_them_and_learns_the_same(tmp_path):
