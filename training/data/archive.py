@@ -418,8 +418,11 @@ def decode_image(data: bytes) -> Image.Image:
     return image if image.mode in CHANNELS else image.convert("RGB")
 
 
-def read_format(files: Files, name: str) -> tuple[tuple[int, ...], np.dtype]:
+def read_format(files: Files, name: str, head_bytes: int = HEAD_BYTES) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an image or array, as `read_array` returns it, from its header alone.
+
+    Args:
+        head_bytes: Bytes to look for it in, before the whole file is read.
 
     Raises:
         StorageError, DatasetError: As `read_array`; damage behind the header is not noticed.
@@ -427,7 +430,7 @@ def read_format(files: Files, name: str) -> tuple[tuple[int, ...], np.dtype]:
     header = npy_format if suffix_of(name) == ".npy" else _image_format
     try:
         try:
-            return header(files.head(name, HEAD_BYTES))
+            return header(files.head(name, head_bytes))
         except Exception:  # a header that is longer, such as one with a large color profile
             return header(files.read(name))
     except Exception as error:

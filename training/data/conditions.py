@@ -180,6 +180,8 @@ def describe_condition(
             return VectorCondition(name, first.shape[1], **about)
         case "image":
             return ImageCondition(name, first.shape[1], **about)
+    if len(indices) < len(dataset):
+        length = max(length, dataset.most_tokens(name))
     return TokenCondition(name, first.shape[2], length=length, encoder=stored.get("encoder"), **about)
 
 

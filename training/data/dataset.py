@@ -7,6 +7,7 @@ network sees. Dimensions: N images, C channels, H rows, W columns.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,8 +27,9 @@ from edm2.training.data.archive import (
     read_array,
     read_catalog,
     read_condition,
+    read_format,
 )
-from edm2.training.data.files import DatasetError, Files, StorageError, normalized
+from edm2.training.data.files import READERS, DatasetError, Files, StorageError, normalized
 from edm2.training.data.index import open_archive
 from edm2.training.data.order import permutation
 from edm2.training.imports import is_target
@@ -36,6 +38,9 @@ Indices: TypeAlias = Sequence[int] | np.ndarray | Tensor
 
 CONTENTS = "contents"
 """Entry beside stored statistics: fingerprint of the images that they were measured on."""
+
+TOKEN_BYTES = 1 << 10
+"""Bytes at the beginning of an array that hold its header."""
 
 Loaded: TypeAlias = tuple[Tensor, Tensor, Mapping[str, Tensor] | None]
 """Images, labels and conditions, as a dataset has them."""
@@ -116,6 +121,10 @@ class Dataset(ABC):
     def condition_contents(self, name: str) -> str | None:
         """Digest of the stored values of a condition; None where they are not stored."""
         return None
+
+    def most_tokens(self, name: str) -> int:
+        """Largest number of tokens of any image, of a condition that is tokens; 0 where only reading them would tell."""
+        return 0
 
     def item_name(self, index: int) -> str:
         """Name of an image to show to people: that of its file, or its number."""
@@ -279,6 +288,11 @@ class ArchiveDataset(Dataset):
         """Digest of sizes and checksums of a condition's files (in a folder, of first and last 64 KiB)."""
         return hashlib.sha256(repr(self._files.contents(self.condition_files(name))).encode()).hexdigest()
 
+    def most_tokens(self, name: str) -> int:
+        with ThreadPoolExecutor(READERS) as pool:
+            headers = pool.map(lambda file: read_format(self._files, file, TOKEN_BYTES), self.condition_files(name))
+            return max(shape[0] for shape, _ in headers)
+
     def fingerprint(self) -> str:
         """Digest of the names, sizes and checksums of the files (in a folder, of each one's first and last 64 KiB)."""
         if self._fingerprint is None:
@@ -373,6 +387,9 @@ class Subset(Dataset):
 
     def condition_contents(self, name: str) -> str | None:
         return self.dataset.condition_contents(name)
+
+    def most_tokens(self, name: str) -> int:
+        return self.dataset.most_tokens(name)
 
     def item_name(self, index: int) -> str:
         return self.dataset.item_name(int(self.indices[index]))

@@ -179,6 +179,13 @@ def test_conditions_are_dropped_and_disturbed_by_position(tmp_path):
         torch.testing.assert_close(torch.cat([part.conditions[name] for part in parts]), values, equal_nan=True)
 
 
+@pytest.mark.parametrize("path", ["folder", "zip"], indirect=True)
+def test_the_longest_tokens_are_found_though_few_images_are_measured(path):
+    """A run would end at the first image with more, and could not go on: its conditions must not change."""
+    chosen = Conditioned(open_dataset(path), ["caption"])
+    assert describe_condition(chosen, "caption", max_images=2).length == 3  # those of one and two tokens
+
+
 def test_tokens_of_all_batches_have_one_length(tmp_path):
     dataset = open_dataset(write_folder(tmp_path / "data", files_of()))
     caption = describe_condition(dataset, "caption")
