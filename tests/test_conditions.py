@@ -20,6 +20,7 @@ from tiny_text import save_tiny_text_encoder
 from torch import Tensor, nn
 
 import edm2
+from edm2.datasets.embedding import embed
 from edm2.networks import (
     ImageCondition,
     NetworkConfig,
@@ -33,7 +34,7 @@ from edm2.networks.conditions import noise_level
 from edm2.sampling.conditions import held_out_conditions, rows_of_conditions
 from edm2.sampling.guidance import guided, without_conditions, without_labels
 from edm2.sampling.samplers import SAMPLERS
-from edm2.training import ArrayDataset, EDM2Loss, Trainer, TrainingConfig, open_dataset, read_run_config
+from edm2.training import ArrayDataset, DatasetError, EDM2Loss, Trainer, TrainingConfig, open_dataset, read_run_config
 from edm2.training.data.batches import Batch
 from edm2.training.data.conditions import describe_condition
 from edm2.training.diagnostics.batches import by_bin, over_all_levels
@@ -542,6 +543,14 @@ def test_a_text_encoder_that_is_not_there_is_one_line(tmp_path):
     assert re.search("text encoder .*nowhere: cannot be loaded|pip install 'edm2.text.'", complaint(refused.err))
 
 
+@pytest.mark.parametrize("content", ["words", [1, 2], [["a.png"]], [[5, "words"]], [[None, None]]], ids=json.dumps)
+def test_captions_of_another_form_are_refused_in_one_line(tmp_path, content):
+    write_data(tmp_path / "data.zip")
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"captions.json: must be JSON of the form"):
+        embed(tmp_path / "data.zip", tmp_path / "captions.json", encoder=None)
+
+
 def test_captions_become_tokens_and_texts_ask_for_images(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
@@ -549,12 +558,12 @@ def test_captions_become_tokens_and_texts_ask_for_images(tmp_path, monkeypatch):
     write_data(Path("data.zip"))
     names = [open_dataset("data.zip").item_name(i) for i in range(40)]
     captions = {name: "one bold" if i % 2 else "two" for i, name in enumerate(names)}
-    embed = ("dataset", "embed", "data.zip", "captions.json", "--text-encoder", encoder, "--name", "text")
+    command = ("dataset", "embed", "data.zip", "captions.json", "--text-encoder", encoder, "--name", "text")
     Path("captions.json").write_text(json.dumps(dict(list(captions.items())[1:])))
-    assert f"has no caption for 1 images, the first is {names[0]}" in complaint(edm2_command(*embed).err)
+    assert f"has no caption for 1 images, the first is {names[0]}" in complaint(edm2_command(*command).err)
     Path("captions.json").write_text(json.dumps(captions))
-    assert "condition text in data.zip: at most 2 tokens of 16 numbers" in succeed(*embed)
-    assert "has a condition text already" in complaint(edm2_command(*embed).err)
+    assert "condition text in data.zip: at most 2 tokens of 16 numbers" in succeed(*command)
+    assert "has a condition text already" in complaint(edm2_command(*command).err)
     condition = describe_condition(open_dataset("data.zip"), "text")
     assert condition.encoder == str(encoder)
     rows = rows_of_conditions([condition], {"text": ["one bold", "two"]}, 2)["text"]

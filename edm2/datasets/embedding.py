@@ -79,7 +79,7 @@ def _captions(path: Path, images: list[str]) -> dict[str, str]:
         found = {
             normalized(image): text for image, text in (content.items() if isinstance(content, Mapping) else content)
         }
-    except (OSError, TypeError, ValueError) as error:
+    except (AttributeError, OSError, TypeError, ValueError) as error:
         raise DatasetError(f'{path}: must be JSON of the form {{"image path": "caption", ...}}: {error}') from None
     missing = [image for image in images if not isinstance(found.get(normalized(image)), str)]
     if missing:

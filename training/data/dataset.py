@@ -123,7 +123,7 @@ class Dataset(ABC):
         return None
 
     def most_tokens(self, name: str) -> int:
-        """Largest number of tokens of any image, of a condition that is tokens; 0 where only reading them would tell."""
+        """Largest number of tokens of any image; 0 where only reading them would tell."""
         return 0
 
     def item_name(self, index: int) -> str:
