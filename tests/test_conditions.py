@@ -548,7 +548,7 @@ def test_captions_of_another_form_are_refused_in_one_line(tmp_path, content):
     write_data(tmp_path / "data.zip")
     (tmp_path / "captions.json").write_text(json.dumps(content))
     with pytest.raises(DatasetError, match=r"captions.json: must be JSON of the form"):
-        embed(tmp_path / "data.zip", tmp_path / "captions.json", encoder=None)
+        embed(tmp_path / "data.zip", tmp_path / "captions.json", encoder=None, name="text")
 
 
 def test_captions_become_tokens_and_texts_ask_for_images(tmp_path, monkeypatch):
