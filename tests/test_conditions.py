@@ -405,6 +405,20 @@ def test_scores_during_training_are_those_of_a_sweep(conditioned_run, tmp_path, 
 
 
 @pytest.mark.slow
+def test_a_study_trains_and_measures_with_all_conditions(tmp_path):
+    """All that `edm2 train` is told of conditions reaches the runs, and their losses are measured with them."""
+    write_data(tmp_path / "data.zip")
+    kinds = ("--condition", "age", "--condition-dropout", "age=0.5", "--make-condition", "lowres=downsample:2")
+    small = ("--preset", "digits8", "--channels", 8, "--batch", 8, "--device", "cpu", "--holdout", 8, "--duration", 64)
+    scored = ("--std", 0.1, "--samples", 8, "--steps", 1, "--detector", "pixels", "--vary", "lr=0.01")
+    where = ("--data", tmp_path / "data.zip", "--out", tmp_path / "study")
+    succeed("ablate", *where, *scored, "--", *small, *kinds, "--condition-noise", "lowres=0.5")
+    known = {c.name: c for c in read_run_config(tmp_path / "study/runs/lr=0.01-seed0").own_network.conditions}
+    assert (list(known), known["age"].dropout, known["lowres"].noise) == (["age", "lowres", "lowres_noise"], 0.5, 0.5)
+    assert "lr=0.01" in (tmp_path / "study/ablation.csv").read_text()
+
+
+@pytest.mark.slow
 def test_a_page_draws_for_held_out_conditions_and_says_why_not_without_the_images(conditioned_run, tmp_path):
     run, out = shutil.copytree(conditioned_run / "run", tmp_path / "run"), tmp_path / "page.html"
     report = ("report", run, "--std", 0.1, "--images", 2, "--steps", 1, "--no-neighbours", "--out", out)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from edm2.io.text_encoder import load_text_encoder
 from edm2.networks import Condition, TokenCondition
-from edm2.networks.conditions import noise_levels
 from edm2.training import Dataset, TrainingConfig
-from edm2.training.data.conditions import Conditioned
+from edm2.training.data.conditions import with_conditions
 from edm2.training.data.dataset import evenly_spaced_indices, split_holdout, stack_padded
 
 MOST_HELD_OUT = 1000
@@ -89,15 +88,14 @@ def held_out_conditions(config: TrainingConfig, dataset: Dataset) -> SampleCondi
         DatasetError: a condition is missing.
     """
     known = () if config.network is None else config.network.conditions
-    levels = noise_levels(known)
-    names = [condition.name for condition in known if condition.name not in levels]
-    if not names:
+    if not known:
         return None
-    trained, held_out = split_holdout(Conditioned(dataset, names, config.make_conditions), config.holdout, config.seed)
+    conditioned = with_conditions(dataset, known, config.make_conditions)
+    trained, held_out = split_holdout(conditioned, config.holdout, config.seed)
     images = held_out or trained
     chosen = evenly_spaced_indices(len(images), MOST_HELD_OUT)
     labels = images.labels(chosen).tolist() if config.own_network.label_dim else [-1]
-    rows = {name: images.read_condition(name, chosen) for name in names}
+    rows = {name: images.read_condition(name, chosen) for name in conditioned.condition_names}
     return SampleConditions(rows, tuple(labels) if min(labels) >= 0 else None)
 
 

@@ -26,6 +26,7 @@ from edm2.sweep.sweep import Point, Range, Sweeper
 from edm2.training import Dataset, RunFolder, TrainingConfig, TrainingError, codec_from_json
 from edm2.training.config import CHANGEABLE
 from edm2.training.data.batches import Batch
+from edm2.training.data.conditions import with_conditions
 from edm2.training.data.dataset import split_holdout
 from edm2.training.diagnostics.holdout import LossPerLevel, evenly_spaced, loss_at_levels
 from edm2.training.run.files import is_free, listed_differences, write_json
@@ -227,12 +228,14 @@ class Scoring:
     def _loss_per_level(self, sweeper: Sweeper, best: Point, config: TrainingConfig) -> LossPerLevel:
         """Loss of the best average on held-out images, or on training images of a run that holds none out."""
         [net] = sweeper.averages.networks(best.images_seen, [best.sigma_rel])
-        train_set, holdout_set = split_holdout(self.dataset, config.holdout, config.seed)
+        dataset = with_conditions(self.dataset, config.own_network.conditions, config.make_conditions)
+        train_set, holdout_set = split_holdout(dataset, config.holdout, config.seed)
         chosen = evenly_spaced(holdout_set or train_set, LOSS_IMAGES)
-        indices = range(len(chosen))
-        images = sweeper.codec.encode(chosen.images(indices).to(config.device), None)
-        labels = chosen.labels(indices).to(config.device) if config.own_network.label_dim else None
-        levels = loss_at_levels(sweeper.ready(net), Batch(images, labels), SIGMAS, config.images_per_forward)
+        data, classes, conditions = chosen.read(range(len(chosen)))
+        images = sweeper.codec.encode(data.to(config.device), None)
+        labels = classes.to(config.device) if config.own_network.label_dim else None
+        batch = Batch(images, labels, conditions)
+        levels = loss_at_levels(sweeper.ready(net), batch, SIGMAS, config.images_per_forward)
         if not all(map(math.isfinite, levels.losses)):
             raise SamplingError("the loss is not finite")
         return levels

@@ -107,6 +107,7 @@ def planned(dataset: "Dataset", data: str, out: str, seed: int, options: Sequenc
 
     parameters = _context(["--data", data, "--out", out, "--seed", str(seed), *options]).params
     settings = {field.name for kind in (NetworkConfig, TrainingConfig) for field in fields(kind)}
+    settings |= {"asked_conditions", "condition_dropouts", "condition_noises"}
     choices = {name: value for name, value in parameters.items() if name in settings - {"data", "out", "preset"}}
     preset, architecture, conditional = (parameters[name] for name in ("preset", "architecture", "conditional"))
     return configure_run(dataset, data, out, preset, architecture, conditional, choices)

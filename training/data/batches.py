@@ -11,7 +11,7 @@ from edm2.networks import ImageCondition, TokenCondition
 from edm2.networks.conditions import constant, noise_level, noise_levels
 from edm2.training.config import TrainingConfig
 from edm2.training.data.codecs import Codec, PixelCodec, ValueCodec, codec_from_json
-from edm2.training.data.conditions import Conditioned, padded
+from edm2.training.data.conditions import padded, with_conditions
 from edm2.training.data.dataset import (
     Dataset,
     DatasetError,
@@ -93,8 +93,7 @@ class BatchStream:
         self.transfer = Transfer(self.device)
         self.conditions = () if config.network is None else config.network.conditions
         self._read = [c for c in self.conditions if c.name not in noise_levels(self.conditions)]
-        if self._read:
-            dataset = Conditioned(dataset, [c.name for c in self._read], config.make_conditions)
+        dataset = with_conditions(dataset, self.conditions, config.make_conditions)
         self.train_set, self.holdout_set = split_holdout(dataset, config.holdout, config.seed)
         self.codec = self._choose_codec()
         self.shape = seen = seen_shape(dataset, self.codec)

@@ -6,7 +6,7 @@
 Their mean and standard deviation per channel go into `NetworkConfig.conditions`, so a network standardizes them itself.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edm2.networks import Condition, ImageCondition, ScalarCondition, TokenCondition, VectorCondition
-from edm2.networks.conditions import KINDS, condition_from_json
+from edm2.networks.conditions import KINDS, condition_from_json, noise_levels
 from edm2.training.data.dataset import Dataset, DatasetError, Indices, Loaded, Subset, evenly_spaced_indices
 
 MAX_MEASURED = 10_000
@@ -109,6 +109,16 @@ class Conditioned(Subset):
         if name in self.makers:
             return self.makers[name](images, self.kind)
         return own[name] if name in own else self.dataset.read_condition(name, indices)
+
+
+def with_conditions(dataset: Dataset, known: Collection[Condition], makers: Sequence[str] = ()) -> Dataset:
+    """A dataset with those of the conditions of a network that it has, or that `makers` make; as it is, if none.
+
+    Levels of noise on images are drawn in training.
+    """
+    drawn = noise_levels(known)
+    names = [condition.name for condition in known if condition.name not in drawn]
+    return Conditioned(dataset, names, makers) if names else dataset
 
 
 def padded(tokens: Tensor, length: int) -> Tensor:
