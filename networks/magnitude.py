@@ -168,7 +168,8 @@ def resample(x: Tensor, mode: ResampleMode, filter: Sequence[float] = (1, 1)) ->
         filter: Taps of even length; (1, 1) averages 2x2 pixels downwards and repeats pixels upwards.
 
     Returns:
-        [N, C, H/2, W/2], [N, C, 2H, 2W] or `x`; same dtype. A constant image keeps its value.
+        [N, C, H/2, W/2], [N, C, 2H, 2W] or `x`; same dtype. A constant image keeps its value, but for borders, where
+        filters of more than two taps meet zeros.
     """
     if mode == "keep":
         return x

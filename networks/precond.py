@@ -81,7 +81,8 @@ class Precond(nn.Module):
         Args:
             x: Noisy images [N, C, H, W].
             sigma: Noise level, a number or [N] (or [N, 1, 1, 1]).
-            class_labels: int64 [N] (-1: no class), one-hot [N, label_dim], or None: no class for any image.
+            class_labels: int64 [N] (-1, as any number that is no class: none), one-hot [N, label_dim], or None: no
+                class for any image.
             return_logvar: Also return u(sigma).
             target_sigma: Noise level s <= sigma of a flow map, in any form of `sigma`: D(x; sigma, s) is the point at
                 which a straight line from x aims to arrive at level s. None, as well as s = sigma, is the denoiser.
