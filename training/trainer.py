@@ -149,6 +149,8 @@ class Trainer:
         self.output = Output(*about, self.images_seen)
         if self.images_seen:  # later files are of a future that was given up with the checkpoints of that time
             self.output.remove_snapshots(self.folder.snapshot_times(after=self.images_seen))
+        if self.images_seen < self.config.duration:
+            self.output.remove_raw_weights()
         try:
             self._train()
         except Exception:

@@ -166,6 +166,11 @@ class Output:
         """Write the weights as the optimizer left them, without any averaging: an EMA length of zero."""
         self._write(self.folder.raw_weights, weights, self.metadata(images_seen) | {"sigma_rel": 0.0})
 
+    def remove_raw_weights(self) -> None:
+        """Remove those of an end that is none any more: whether they are there says if a run is finished."""
+        if self.writes:
+            self.folder.raw_weights.unlink(missing_ok=True)
+
     def _write(
         self, path: Path, weights: Mapping[str, Tensor], metadata: dict[str, Any], dtype: torch.dtype | None = None
     ) -> None:

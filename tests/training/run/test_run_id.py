@@ -6,6 +6,8 @@ import shutil
 from tiny_run import StopAt, assert_same_bits, final_state, run, tiny_config
 
 from edm2.post_hoc_ema import find_snapshots
+from edm2.post_hoc_ema.snapshot import read_metadata
+from edm2.training import RunFolder
 from edm2.training.run.checkpoint_folder import find_checkpoints
 
 
@@ -37,6 +39,16 @@ def test_going_back_to_an_earlier_checkpoint_removes_later_snapshots(tmp_path):
     assert max(snapshot.images_seen for snapshot in find_snapshots(tmp_path / "run")) == 40
     assert_same_bits(final_state(run(config)), whole)
     assert [snapshot.path.name for snapshot in find_snapshots(tmp_path / "run")] == files
+
+
+def test_raw_weights_say_that_a_run_is_finished_also_one_that_was_extended(tmp_path):
+    """A job looks for them to know whether to go on."""
+    run(tiny_config(tmp_path))
+    longer = tiny_config(tmp_path, duration=128)
+    run(longer, callbacks=[StopAt(104)])
+    assert not RunFolder(tmp_path).raw_weights.exists()
+    run(longer)
+    assert read_metadata(RunFolder(tmp_path).raw_weights)["images_seen"] == 128
 
 
 def test_a_run_that_lost_all_checkpoints_begins_anew_without_its_old_future(tmp_path):
