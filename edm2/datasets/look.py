@@ -82,7 +82,7 @@ def _rows(dataset: Dataset) -> list[tuple[str, np.ndarray]]:
 
 
 def _rgb(pixels: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] with 1 to 4 channels -> RGB; gray is repeated, alpha left out."""
+    """[N, C, H, W] of any channels -> RGB: gray is repeated, all after the third left out."""
     return pixels[:, :1].expand(-1, 3, -1, -1) if pixels.shape[1] < 3 else pixels[:, :3]
 
 
@@ -137,14 +137,9 @@ def near_duplicates(
 def _thumbnails(dataset: Dataset, codec: Codec, indices: np.ndarray) -> np.ndarray:
     """Averages over areas: float32 [N, 3, 8, 9], one column more than rows so that neighbours can be compared."""
     data = dataset.images(indices)
-    pixels = codec.to_display(data) if dataset.kind == "pixels" else _scaled(data)
+    # Of latents and values mean ± 2 standard deviations, of the dataset: an image has one thumbnail wherever it stands.
+    pixels = codec.to_display(data) if dataset.kind == "pixels" else (codec.encode(data) + 1) * 127.5
     return adaptive_avg_pool2d(_rgb(pixels).float(), (THUMBNAIL, THUMBNAIL + 1)).numpy()
-
-
-def _scaled(data: Tensor) -> Tensor:
-    """The first channels of latents or values, on a scale of 0 to 255."""
-    first = data[:, :3].float()
-    return (first - first.amin()) / (first.amax() - first.amin()).clamp(min=1e-9) * 255
 
 
 def _candidates(thumbnails: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -45,6 +45,15 @@ def test_copies_are_found_and_others_are_not(workers: int):
     assert near_duplicates(dataset, np.arange(300)) == []
 
 
+def test_copies_of_latents_are_found_wherever_they_stand():
+    """Each latent for itself: scaled by the images that happen to be read with it, a copy would look different."""
+    mean = torch.from_numpy(photos(60).transpose(0, 3, 1, 2) / 30).float()
+    latents = torch.cat([mean, mean[:, :1], torch.ones(60, 4, 32, 32)], dim=1)
+    latents[[20, 59]] = latents[[1, 2]]
+    found = near_duplicates(ArrayDataset(latents), np.arange(60))
+    assert found == [(20, 1), (59, 2)]
+
+
 def test_pictures_on_white_are_compared_by_what_is_on_it():
     """Icons differ in few pixels."""
     icons = np.full((40, 32, 32, 3), 255, np.uint8)
