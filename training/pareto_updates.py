@@ -28,6 +28,7 @@ class ParetoUpdates:
             sigma = self.draws.stratified_sigma(position, len(batch.images))  # so that every bin has images
             noise = self.draws.noise(position, batch.images.shape)
             self.draws.seed_dropout(position)
-            sums.append(x0_gradients(self.net, self.weighting.bins, batch.images, batch.labels, sigma, noise))
+            images, labels, conditions = batch
+            sums.append(x0_gradients(self.net, self.weighting.bins, images, labels, sigma, noise, conditions))
         gradients, counts = (self.strategy.sum(sum(values)) for values in zip(*sums, strict=True))
         self.weighting.update(gradients, counts)

@@ -1,6 +1,6 @@
 """Bins of noise levels, and the gradient of the loss in each: noise levels as tasks that share one network."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,7 +43,13 @@ def equal_bins(distribution: NoiseDistribution, count: int) -> NoiseBins:
 
 
 def x0_gradients(
-    net: Precond, bins: NoiseBins, images: Tensor, labels: Tensor | None, sigma: Tensor, noise: Tensor
+    net: Precond,
+    bins: NoiseBins,
+    images: Tensor,
+    labels: Tensor | None,
+    sigma: Tensor,
+    noise: Tensor,
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the summed squared error ||D - y||² of each bin's images, with respect to `last_convolutions`.
 
@@ -57,6 +63,7 @@ def x0_gradients(
         labels: Classes in any form that `net` takes.
         sigma: Noise levels, [N].
         noise: Unit Gaussian noise shaped like `images`.
+        conditions: Further conditions by name, for `net`.
 
     Returns:
         (gradients [bins, P], zero for bins without images; images per bin, int64 [bins]). The mean gradient of a bin is
@@ -67,7 +74,7 @@ def x0_gradients(
     counts = torch.bincount(index, minlength=len(bins))
     gradients = images.new_zeros(len(bins), sum(parameter.numel() for parameter in parameters))
     with only_trainable(net, parameters):
-        denoised = net(images + sigma.reshape(-1, 1, 1, 1) * noise, sigma, labels)
+        denoised = net(images + sigma.reshape(-1, 1, 1, 1) * noise, sigma, labels, conditions=conditions)
         losses = (denoised - images).square().sum(dim=(1, 2, 3))  # [N]
         for i in counts.nonzero().flatten().tolist():
             parts = torch.autograd.grad(losses[index == i].sum(), parameters, retain_graph=True)

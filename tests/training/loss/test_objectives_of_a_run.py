@@ -1,10 +1,12 @@
 """Configuration, weighting, noise levels and averages of a run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_run import StopAt, assert_same_bits, final_state, run, stats, tiny_config, tiny_data
 
-from edm2.networks import NetworkConfig
+from edm2.networks import ImageCondition, NetworkConfig
 from edm2.post_hoc_ema import read_metadata
 from edm2.training import Pareto, Trainer, TrainingConfig
 from edm2.training.loss.by_name import WEIGHTINGS
@@ -56,6 +58,15 @@ def test_weights_learned_from_gradients_resume_to_the_bit(tmp_path, dropout, mon
     ours, theirs = whole.step.loss.weighting, parts.step.loss.weighting
     assert_same_bits(ours.state_dict(), theirs.state_dict())
     assert not torch.equal(ours.weights, torch.full_like(ours.weights, 1 / 16))
+
+
+def test_weights_are_learned_from_gradients_with_the_conditions(tmp_path, monkeypatch):
+    """Without one that it needs, a network has no output."""
+    monkeypatch.setattr(Pareto, "is_due", lambda weighting, steps: steps > 0)
+    config = tiny_config(tmp_path, weighting="pareto", make_conditions=("lowres=downsample:2",))
+    network = replace(config.network, conditions=(ImageCondition("lowres", 1),))
+    weighting = run(replace(config, network=network)).step.loss.weighting
+    assert not torch.equal(weighting.weights, torch.full_like(weighting.weights, 1 / 16))
 
 
 def test_loss_scaling_is_undone_by_adam_and_in_the_gradient_norm_that_is_reported(tmp_path):
