@@ -11,13 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from edm2.post_hoc_ema.files import parse_json
+from edm2.post_hoc_ema.files import parse_json, plain_line
 from edm2.training.config import TrainingConfig
 from edm2.training.data.conditions import parse_maker
 from edm2.training.data.dataset import Dataset
 from edm2.training.run.files import write_json
 
 INPUTS_FILE = "inputs.json"
+
+
+class RunFolderError(ValueError):
+    """A run folder cannot be used; the message is one line that names it and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain_line(message))
 
 
 def describe_data(dataset: Dataset, conditions: Collection[str] = ()) -> dict[str, Any]:
@@ -52,12 +59,19 @@ def describe_file(path: str | Path) -> str:
 
 
 def read_inputs(folder: Path) -> dict[str, Any]:
-    """The inputs of a run; empty if it has not begun, or was begun by a version that did not write them."""
-    try:
-        inputs = parse_json((folder / INPUTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The inputs of a run; empty if it has not begun, or was begun by a version that did not write them.
+
+    Raises:
+        RunFolderError: the file is damaged.
+        OSError: it is there, but cannot be read: to go on without it would give the run another identifier.
+    """
+    path = folder / INPUTS_FILE
+    if not path.exists():
         return {}
-    return inputs if isinstance(inputs, dict) else {}
+    try:
+        return dict(parse_json(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):
+        raise RunFolderError(f"{path}: is damaged; remove it to go on with the images that are there now") from None
 
 
 def write_inputs(folder: Path, data: Mapping[str, Any], init: str | None, run: str | None = None) -> None:

@@ -15,24 +15,24 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from edm2.post_hoc_ema import SafetensorsSnapshot
-from edm2.post_hoc_ema.files import parse_json, plain_line, visible_files
+from edm2.post_hoc_ema.files import parse_json, visible_files
 from edm2.training.config import TrainingConfig
 from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.field_types import mistyped_fields
 from edm2.training.imports import is_target
 from edm2.training.run.checkpoint_folder import find_checkpoints
 from edm2.training.run.files import is_free, is_inside, listed_differences, write_json
-from edm2.training.run.inputs import change_of_data, describe_file, describe_inputs, read_inputs, write_inputs
+from edm2.training.run.inputs import (
+    RunFolderError,
+    change_of_data,
+    describe_file,
+    describe_inputs,
+    read_inputs,
+    write_inputs,
+)
 
 INTERIM = "interim"
 """Entry in the metadata of snapshots that a run left because it stopped."""
-
-
-class RunFolderError(ValueError):
-    """A run folder cannot be used; the message is one line that names it and the remedy."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(plain_line(message))
 
 
 class RunFolder:
@@ -90,7 +90,7 @@ class RunFolder:
         """
         data = describe_inputs(dataset, config)
         self.check(config, data=data)
-        run = self.run() if self.has_begun() else uuid4().hex
+        run = self.run() or self._run_of_snapshots() if self.has_begun() else uuid4().hex
         write_json(self.config, config.to_json())
         write_inputs(self.path, data, config.init, run)
         self.snapshots.mkdir(exist_ok=True)
@@ -115,6 +115,11 @@ class RunFolder:
     def run(self) -> str | None:
         """Identifier of the run, which its snapshots have too; None if an earlier version began it."""
         return read_inputs(self.path).get("run")
+
+    def _run_of_snapshots(self) -> str | None:
+        """Identifier in the newest snapshot: of a run whose record of its inputs was removed."""
+        snapshots = visible_files(self.snapshots, "snapshot-*.safetensors")
+        return SafetensorsSnapshot(snapshots[-1]).metadata.get("run") if snapshots else None
 
     def snapshot_times(self, until: float = math.inf, after: int = 0) -> list[int]:
         """Images seen at the snapshots after `after` and up to `until`, by the names of their files."""

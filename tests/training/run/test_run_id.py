@@ -3,11 +3,12 @@
 import json
 import shutil
 
+import pytest
 from tiny_run import StopAt, assert_same_bits, final_state, run, tiny_config
 
 from edm2.post_hoc_ema import find_snapshots
 from edm2.post_hoc_ema.snapshot import read_metadata
-from edm2.training import RunFolder
+from edm2.training import RunFolder, RunFolderError
 from edm2.training.run.checkpoint_folder import find_checkpoints
 
 
@@ -24,6 +25,22 @@ def test_a_run_keeps_its_identifier_and_another_one_has_another(tmp_path):
     assert len(first) == len(ids(tmp_path / "b")) == 1
     assert None not in first
     assert first != ids(tmp_path / "b")
+
+
+@pytest.mark.parametrize("damage", ["", "[1]", None], ids=str)
+def test_a_run_keeps_its_identifier_if_the_record_of_its_inputs_is_lost(tmp_path, damage):
+    """Its snapshots would else be of two runs in the end. What cannot be read is not taken for missing."""
+    run(tiny_config(tmp_path), callbacks=[StopAt(48)])
+    inputs = tmp_path / "inputs.json"
+    inputs.unlink()
+    if damage is not None:
+        inputs.write_text(damage)
+        with pytest.raises(RunFolderError, match=r"inputs.json: is damaged; remove it to go on"):
+            run(tiny_config(tmp_path))
+        inputs.unlink()
+    run(tiny_config(tmp_path))
+    assert len(ids(tmp_path)) == 1
+    assert None not in ids(tmp_path)
 
 
 def test_going_back_to_an_earlier_checkpoint_removes_later_snapshots(tmp_path):
