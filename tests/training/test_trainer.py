@@ -220,6 +220,18 @@ class Poisoned(Trainer):
         return super().train_step(microbatches)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"duration": 96.0}, {"rampup_images": 1e1}, {"ref_lr": float("inf")}, {"ref_batches": float("nan")}],
+    ids=str,
+)
+def test_settings_that_config_json_cannot_give_back_are_refused(tmp_path, changes):
+    """The run would train, but could be neither resumed nor sampled."""
+    [name] = changes
+    with pytest.raises(ValueError, match=f"{name}=.* is no value of this setting"):
+        run(tiny_config(tmp_path, **changes))
+
+
 @pytest.mark.parametrize(("most", "steps"), [(3, 3), (64, 12)])
 def test_persistent_nonfinite_gradients_stop_the_run_and_a_single_step_does_not(tmp_path, most, steps):
     """Also if a run has fewer steps than the limit, all of them bad: it must not say that it is done."""

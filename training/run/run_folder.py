@@ -60,8 +60,13 @@ class RunFolder:
             data: Its images, as `describe_inputs` does.
 
         Raises:
-            RunFolderError: it belongs to another run, or holds something else.
+            RunFolderError: it belongs to another run, or holds something else; or a setting is of another type.
         """
+        for name in mistyped_fields(config):  # which config.json could not give back
+            value = getattr(config, name)
+            raise RunFolderError(
+                f"{self.path}: {name}={value!r} is no value of this setting; write whole numbers as such"
+            )
         if self.config.exists():
             other = read_run_config(self.path)  # also of a run that left nothing: the file may be somebody else's
             if self.has_begun():
