@@ -20,6 +20,7 @@ from tiny_text import save_tiny_text_encoder
 from torch import Tensor, nn
 
 import edm2
+from edm2.io.text_encoder import TextEncoderError, load_text_encoder
 from edm2.networks import (
     ImageCondition,
     NetworkConfig,
@@ -540,6 +541,19 @@ def test_a_text_encoder_that_is_not_there_is_one_line(tmp_path):
     )
     assert refused.code == 1
     assert re.search("text encoder .*nowhere: cannot be loaded|pip install 'edm2.text.'", complaint(refused.err))
+
+
+def test_the_program_of_a_text_encoder_is_not_run_whatever_is_answered(tmp_path, monkeypatch):
+    """A snapshot of a stranger names its encoder."""
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    own = {"AutoConfig": "program.Config", "AutoModel": "program.Model", "AutoTokenizer": ["program.Tokenizer", None]}
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text(json.dumps({"model_type": "own", "auto_map": own}))
+    (tmp_path / "program.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(TextEncoderError, match="cannot be loaded"):
+        load_text_encoder(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_captions_become_tokens_and_texts_ask_for_images(tmp_path, monkeypatch):

@@ -138,7 +138,9 @@ CASES: list[tuple] = [
      "--init", "absent.safetensors", "no such file", "included network (digits8, digits8-map)"),
     ("TRAIN --data digits --init absent/digits8", USAGE, "absent/digits8", "no such file"),
     ("TRAIN --data digits --init guided.json", USAGE, "guided.json", "start from the network that it names"),
-    ("TRAIN --data digits --init digits8", FAILURE, "digits8.safetensors", "another network"),
+    ("TRAIN --data digits --init digits8", FAILURE, "digits8.safetensors", "another network", "edm2 info"),
+    ("TRAIN --data digits --eval-every 2", USAGE, "Give --eval"),
+    ("TRAIN --data digits --eval-samples 20", USAGE, "Give --eval"),
     ("TRAIN --data digits --init @cut.safetensors", FAILURE, "cut.safetensors", "copy or write"),
     ("TRAIN --data digits --init @published.pkl", FAILURE, "published.pkl", "edm2 convert"),
     ("TRAIN --data digits --init @network.safetensors --channels 16", FAILURE,
@@ -208,6 +210,8 @@ CASES: list[tuple] = [
     ("GENERATE digits8 --guide digits8 --unlabelled-guide --guidance 2", USAGE, "two guides"),
     ("GENERATE digits8 --guide digits8", USAGE, "--guidance"),
     ("GENERATE digits8 --solver deis --churn 10", USAGE, "--churn needs --solver heun"),
+    ("GENERATE digits8 --churn -1", USAGE, "--churn -1 must not be negative"),
+    ("GENERATE digits8 --subdirs", USAGE, "--subdirs", "--out"),
     ("GENERATE digits8 --solver rk45", USAGE, "'rk45' is not one of"),
     ("GENERATE digits8 --vae folder", FAILURE, "digits8", "--vae"),
     ("GENERATE digits8 --decode-batch 0", USAGE, "--decode-batch", "x>=1"),
@@ -286,6 +290,10 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(case: tuple, things: Path, t
     assert result.code == code, message
     assert contents(things) == before
     assert not list(tmp_path.iterdir())
+
+
+def test_a_slash_behind_a_folder_changes_nothing(things: Path):
+    assert complaint(edm2("info", f"{things / 'empty'}/").err) == complaint(edm2("info", things / "empty").err)
 
 
 # ------------------------------------------------------------------------------------ noticed only while it is running

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edm2.post_hoc_ema.files import visible_files
+from edm2.post_hoc_ema.files import plain_line, visible_files
 
 EPILOG = """\b
 Examples:
@@ -48,14 +48,15 @@ def convert(source: str, out: Path, form: str) -> None:
 
     _check_out(out, form)
     with _local_file(source, out.parent) as path:
-        license = read_metadata(path).get("license")
+        metadata = read_metadata(path)
         if form == "diffusers":
             EDM2Pipeline.from_snapshot(path).save_pretrained(out)
         else:
             convert_published(path, out)
     click.echo(f"{out}: made from {source}")
-    if license is not None:
-        click.echo(f"License of published EDM2 weights, and so of these: {license}.")
+    if "license" in metadata:
+        whose = "License of published EDM2 weights, and so of these" if "published" in metadata else "License"
+        click.echo(plain_line(f"{whose}: {metadata['license']}."))  # untrusted
 
 
 def _check_out(out: Path, form: str) -> None:

@@ -80,15 +80,18 @@ def generate(
     latents: bool,
     **options_given: Any,
 ) -> None:
-    """Draw samples of NETWORK: a snapshot file, or the name of an included network (digits8).
+    """Draw samples of NETWORK.
+
+    It is a snapshot, a run folder, a guided.json, a published network pickle, a pipeline of diffusers (a folder, or a
+    repository of the Hugging Face hub), or the name of an included network (digits8).
 
     An image depends on its seed and class alone, whatever the batch. Images that exist already are not drawn again:
     if interrupted, run the same command again. Several processes, started by torchrun, divide the seeds among them.
     """
-    _check_targets(out, npz, grid, latents, len(options_given["seeds"]))
+    _check_targets(out, npz, grid, subdirs, latents, len(options_given["seeds"]))
     options = SamplingOptions.from_given(network, options_given)
     from edm2.sampling.drawing import batches_of, store_images, undecoded, unfinished
-    from edm2.sampling.generation import classes_of_seeds
+    from edm2.sampling.generation import classes_of_seeds, drawn_by_default
     from edm2.tools.options.targets import Targets
     from edm2.tools.progress import progress_bar
     from edm2.training.distributed.processes import joined_processes
@@ -108,8 +111,9 @@ def generate(
         if processes.is_first:
             seeds = options.seeds
             labels = None if npz is None else classes_of_seeds(generator.net, seeds, generator.classes(seeds))
-            # seed modulo number of classes: a column per class
-            columns = generator.net.config.label_dim if options.balanced else None
+            # seed modulo number of classes: a column per class, where there are rows for that
+            classes = len(drawn_by_default(generator.net)) if options.balanced else 0
+            columns = classes if classes < len(seeds) else None
             targets.finish(store, seeds, labels, columns)
             what = f"{'latents' if latents else 'images'}{generator.class_shown}"
             done = f"{len(seeds)} {what} in {targets} ({generator.cost})"
@@ -118,11 +122,15 @@ def generate(
                 click.echo(generator.advice, err=True)
 
 
-def _check_targets(out: Path | None, npz: Path | None, grid: Path | None, latents: bool, count: int) -> None:
+def _check_targets(
+    out: Path | None, npz: Path | None, grid: Path | None, subdirs: bool, latents: bool, count: int
+) -> None:
     if out is None and npz is None and grid is None:
         raise click.UsageError(
             "say where the images go: --out FOLDER for one file per seed, --npz FILE.npz or --grid FILE.png"
         )
+    if subdirs and out is None:
+        raise click.UsageError("--subdirs divides the folder --out: give that, too")
     if grid is not None and latents:
         raise click.UsageError("--grid shows pictures, and --latents are none: give --out or --npz")
     if grid is not None and count > MAX_GRID:

@@ -115,6 +115,8 @@ def ref(data: str, out: Path, names: tuple[str, ...], keep: int, device: str | N
     """
     if out.suffix != ".npz":
         raise click.BadParameter(f"{out}: a reference file's name ends in .npz", param_hint="OUT")
+    if out.exists() and Path(data).exists() and out.samefile(data):
+        raise click.BadParameter(f"{out}: holds the images; choose another name", param_hint="OUT")
     check_output(out)
     from edm2.metrics.image_source import open_images
     from edm2.metrics.reference import collect, write_reference
@@ -219,6 +221,11 @@ def neighbours(
     samples, training = open_images(images), open_images(data)
     check_output(out)
     name = name or default_detector(training.shape, are_pixels=True)
+    if name == "pixels" and samples.shape != training.shape:
+        raise ValueError(
+            f"{images}: images of {samples.shape} (channels, height, width) cannot be compared pixel by pixel with "
+            f"those of {data}, {training.shape}; take another --detector, such as efficientnet-lite0"
+        )
     with joined_processes() as processes:
         [detector] = load_detectors([name], weights, use_device(processes, device)).values()
         with progress_bar(len(samples) + len(training), hidden=not processes.is_first) as bar:

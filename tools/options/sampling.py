@@ -256,6 +256,8 @@ class SamplingOptions:
         if given["class_name"] is not None and given["balanced"]:
             raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
         sampler = sampler if given["levels"] is None else MAP
+        if given["S_churn"] < 0:
+            raise click.UsageError(f"--churn {given['S_churn']:g} must not be negative")
         if given["S_churn"] and sampler is not None and not sampler.churns:
             raise click.UsageError(f"--churn needs --solver {HEUN.name}: {sampler.name} adds no fresh noise")
         check_own_precision(given["precision"], given["net_from"])
@@ -319,7 +321,7 @@ class SampleGenerator:
         )
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
-        self.class_names = (self.metadata.get("data") or {}).get("class_names", ())
+        self.class_names = (self.metadata.get("data") or {}).get("class_names") or ()
         known = getattr(self.net.config, "conditions", ())
         self._conditions: SampleConditions | None = None
         if held_out:
