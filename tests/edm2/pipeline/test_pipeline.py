@@ -307,7 +307,7 @@ def test_callback_after_every_step(pipe, scheduler):
         seen.append(step)
         return {"latents": tensors["latents"] * (step < STEPS - 1)}
 
-    assert not draw(pipe, callback_on_step_end=look).any()
+    assert not draw(pipe, callback_on_step_end=look, callback_on_step_end_tensor_inputs=["latents"]).any()
     assert seen == list(range(STEPS))
 
 
@@ -657,6 +657,9 @@ def refused_folder(folder: Path | str, error_types: Any = SnapshotError) -> str:
         ({"num_inference_steps": 0}, "at least 1"),
         ({"output_type": "jpeg"}, "output_type='jpeg'"),
         ({"guidance_scale": 2.0, "guidance_interval": (3.0, 1.0)}, "low < high"),
+        ({"guidance_interval": (1.0, 3.0)}, "give guidance_scale"),
+        ({"unguided": ["caption"]}, "give guidance_scale"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "not prompt_embeds"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
@@ -674,6 +677,7 @@ def test_parts_that_do_not_fit_each_other(net, make_net, unconditional, pipe):
     draw(make_pipeline(net, metadata={"training": {"label_dropout": 0.1}}), guidance_scale=2.0)
     pipe.scheduler = diffusers.DDIMScheduler()
     assert "DDIMScheduler is not for EDM" in refused(pipe)
+    assert "draw with EDM2MapScheduler" in refused(make_pipeline(net, metadata={"abilities": ["consistency"]}))
 
 
 def test_folders_that_are_no_pipeline(folder):
