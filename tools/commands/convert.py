@@ -12,10 +12,10 @@ EPILOG = """\b
 Examples:
   # A published network as a snapshot
   edm2 convert edm2-img512-xs-2147483-0.135.pkl xs.safetensors
-\b
+\n\b
   # The same, fetched from where it is published
   edm2 convert https://example.org/edm2-img512-xs-2147483-0.135.pkl xs.safetensors
-\b
+\n\b
   # A folder for diffusers, of a published network or a snapshot of yours
   edm2 convert best.safetensors my-pipeline/ --to diffusers
 """

@@ -22,29 +22,29 @@ EPILOG = (
 Examples:
   # Eighty digits of the network that comes with the package
   edm2 generate digits8 --seeds 0-79 --grid digits.png
-\b
+\n\b
   # Sixteen sevens, one file each
   edm2 generate digits8 --seeds 0-15 --class 7 --out sevens/
-\b
+\n\b
   # With 24 evaluations of the network in place of 63, at the same quality
   edm2 generate digits8 --seeds 0-79 --solver deis --steps 24 --grid fast.png
-\b
+\n\b
   # With a few evaluations, by a network that was distilled (edm2 distill)
   edm2 generate runs/map --steps 2 --seeds 0-79 --grid two.png
-\b
+\n\b
   # Fifty thousand images; interrupted, run it again and it goes on
   edm2 generate best.safetensors --seeds 0-49999 --out images/ --subdirs --batch 256
-\b
+\n\b
   # Autoguidance by an earlier snapshot, at medium noise levels only
   edm2 generate best.safetensors --guide early.safetensors --guidance 1.8 --interval 0.19,1.61 --out guided/
-\b
+\n\b
   # Classifier-free guidance by the network itself
   edm2 generate best.safetensors --unlabelled-guide --guidance 1.4 --out guided/
-\b
+\n\b
   # With conditions besides the class, guided by the network itself without one of them
   edm2 generate told.safetensors --condition lowres=small/ --condition caption="a hat" --grid told.png
   edm2 generate told.safetensors --condition caption="a hat" --unguided caption --guidance 2 --grid guided.png
-\b
+\n\b
   # The paper's settings, with its files in networks/; for an evaluation suite
   edm2 generate --preset edm2-img512-s-guid-fid --networks networks/ --seeds 0-49999 --npz samples.npz
 

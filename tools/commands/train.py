@@ -33,30 +33,30 @@ EPILOG = """\b
 Examples:
   # Handwritten digits, on a laptop
   edm2 train --data digits --preset digits8 --out runs/digits
-\b
+\n\b
   # Your own folder of images; one class per sub-folder
   edm2 train --data photos/ --out runs/photos --xflip --budget 2h
-\b
+\n\b
   # What would this run be, and how long would it take here?
   edm2 train --data photos/ --out runs/photos --micro-batch 64 --dry-run --measure
-\b
+\n\b
   # The paper's ImageNet-512, on latents, with a network that also serves classifier-free guidance
   edm2 train --data img512-latents.zip --preset edm2-img512-s --out runs/img512-s --micro-batch 32 --label-dropout 0.1
-\b
+\n\b
   # Score two EMA lengths at every fourth snapshot; edm2 sweep reuses these scores
   edm2 train --data digits --out runs/watched --eval 0.05,0.10 --eval-every 4
-\b
+\n\b
   # Another step of the paper's ladder, or another weighting of noise levels; edm2 ablate compares many
   edm2 train --data digits --config C --out runs/digits-c --diagnostics 16000
   edm2 train --data digits --weighting min-snr --gamma 5 --out runs/digits-min-snr
-\b
+\n\b
   # On all eight GPUs of a machine (edm2 docs operations: several machines, SLURM, Kubernetes)
   torchrun --nproc-per-node 8 -m edm2 train --data img512-latents.zip --preset edm2-img512-xxl --out runs/xxl --shard
-\b
+\n\b
   # Super-resolution; and captions that are stored beside the images (edm2 docs conditions)
   edm2 train --data photos-64.zip --out runs/sr --make-condition lowres=downsample:2
   edm2 train --data photos-64.zip --out runs/told --condition caption --condition-dropout caption=0.1
-\b
+\n\b
   # Fine-tune from a snapshot
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
 
