@@ -206,6 +206,7 @@ CASES: list[tuple] = [
     ("generate digits8 --latents --grid g.png", USAGE, "--latents", "--out or --npz"),
     ("generate digits8 --seeds 0-9999 --grid g.png", USAGE, "10000", "4096", "--npz"),
     ("generate digits8 --ema 0.1 --grid g.png", USAGE, "--ema chooses an average of a run"),
+    ("GENERATE @run --ema 0.3", USAGE, "--ema", "less than 0.2887"),
     ("GENERATE digits8 --class 3 --balanced", USAGE, "--class", "--balanced"),
     ("GENERATE digits8 --guide digits8 --unlabelled-guide --guidance 2", USAGE, "two guides"),
     ("GENERATE digits8 --guide digits8", USAGE, "--guidance"),

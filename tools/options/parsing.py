@@ -277,6 +277,7 @@ class _PNGFile(click.Path):
 
 
 IMAGES = _Parsed("images", parse_image_count)
+SIGMA_REL = _Parsed("length", lambda text: _parse_sigma_rel(text, text))
 SIGMA_RELS = _Parsed("lengths", parse_sigma_rels)
 TRACKED = _Parsed("lengths", parse_tracked)
 TIMES = _Parsed("images,...", parse_times)

@@ -39,6 +39,7 @@ from edm2.tools.options.parsing import (
     SAMPLING_PRECISION,
     SAMPLING_PRECISION_HELP,
     SEEDS,
+    SIGMA_REL,
 )
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ _what, _guidance, _sampling, _machine = map(option_group, ("What is drawn", "Gui
 SAMPLE_OPTIONS = (
     _what("--class", "class_name", help="Class of all images, by number or name; default: a random one for each seed."),
     _what("--balanced", is_flag=True, help="As many images of each class: seed modulo number of classes."),
-    _what("--ema", type=NUMBER, help="EMA length, where NETWORK is a run; default: the best that a sweep found."),
+    _what("--ema", type=SIGMA_REL, help="EMA length, where NETWORK is a run; default: the best that a sweep found."),
     _what(
         "--preset",
         type=click.Choice(list(GENERATION_PRESETS)),
