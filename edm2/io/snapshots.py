@@ -37,8 +37,8 @@ def is_published(path: str | Path) -> bool:
 
 
 ENTRIES: dict[str, type] = {
-    "codec": dict, "data": dict, "half_life": int, "images": dict, "reconstructed_from": list, "sigma_rel_of": dict,
-    "training": dict,
+    "codec": dict, "data": dict, "guide": dict, "half_life": int, "images": dict, "reconstructed_from": list,
+    "sigma_rel_of": dict, "training": dict,
 }  # fmt: skip
 """Entries of metadata that readers rely on, and their types; `network` is checked where that is built."""
 

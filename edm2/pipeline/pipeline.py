@@ -24,6 +24,7 @@ from edm2.pipeline.card import class_names, model_card
 from edm2.pipeline.denoiser import EDM2Denoiser
 from edm2.pipeline.scheduler import EDM2HeunScheduler, EDM2MapScheduler
 from edm2.pipeline.storing import StoredPipeline
+from edm2.post_hoc_ema.files import plain_line
 from edm2.sampling.conditions import rows_of_conditions
 from edm2.sampling.external import empty_classes_of, ways_to_sample
 from edm2.sampling.generation import SeedRandom, check_guide, class_index, random_classes
@@ -369,5 +370,6 @@ def _vae_of(codec: Codec) -> AutoencoderKL | None:
     try:
         return copy.deepcopy(load_vae(codec.vae, torch.device("cpu")))
     except VAEError as error:
-        warnings.warn(f"the pipeline is made without its VAE, which is loaded when it draws: {error}", stacklevel=3)
+        reason = plain_line(str(error))  # it names the VAE, as an untrusted file does
+        warnings.warn(f"the pipeline is made without its VAE, which is loaded when it draws: {reason}", stacklevel=3)
         return None

@@ -66,6 +66,7 @@ METADATA = {
     "groups that are a list": entry(sigma_rel_of=[1]),
     "a half-life that is a text": entry(half_life="long"),
     "snapshots that are a number": entry(reconstructed_from=3),
+    "a guide that is a text": entry(guide="x"),
     "names of classes that are a number": entry(data={"class_names": 5}),
     "names of classes that are numbers": entry(data={"class_names": [1, 2]}),
 }

@@ -361,6 +361,15 @@ def test_a_vae_of_one_s_own_is_used_and_saved(make_net, vae, tmp_path):
     vae.to(torch.float32)
 
 
+def test_a_name_of_a_vae_stays_in_its_line(make_net, tmp_path):
+    codec = LatentCodec("a`\n# b\x1b[2J", (0.0,) * 4, (1.0,) * 4).to_json()
+    edm2.save(make_net(img_channels=4), tmp_path / "net.safetensors", {"codec": codec})
+    with pytest.warns(UserWarning, match="without its VAE") as warned:
+        pipe = EDM2Pipeline.from_snapshot(tmp_path / "net.safetensors")
+    assert str(warned[0].message).isprintable()
+    assert "\n# b" not in pipe.card("x")
+
+
 def test_a_vae_that_is_not_there(make_net, tmp_path):
     """The network can be packed all the same, and its latents drawn."""
     codec = LatentCodec(str(tmp_path / "gone"))
