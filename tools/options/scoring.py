@@ -115,7 +115,7 @@ class ScoringOptions:
 def _warn_of_few(count: int, metrics: "Sequence[Metric]") -> None:
     from edm2.metrics.scores import FrechetMetric, warnings_about
 
-    numbers = [len(metric.reference.mu) for metric in metrics if isinstance(metric, FrechetMetric)]
+    numbers = [metric.num_features or 0 for metric in metrics if isinstance(metric, FrechetMetric)]
     for warning in warnings_about(count, max(numbers)) if numbers else ():
         click.echo(f"Warning: {warning}", err=True)
 
