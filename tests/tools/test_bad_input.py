@@ -257,6 +257,7 @@ CASES: list[tuple] = [
     ("PLAN edm2-img512-s --gpus 0", USAGE, "--gpus"),
     ("PLAN edm2-img512-s --gpus 12", USAGE, "12 GPUs do not fill nodes of 8", "give --per-node 6, or"),
     ("PLAN edm2-img512-s --gpus 24", USAGE, "2048 is not a multiple of the 24 processes"),
+    ("PLAN edm2-img512-s --keep-snapshots 1", USAGE, "--keep-snapshots", "x>=2"),
     ("PLAN edm2-img512-s --config H", USAGE, "'H' is not one of"),
     ("PLAN edm2-img512-s --micro-batch 3", USAGE, "micro_batch=3", "try"),
     ("PLAN edm2-img512-s --shape 3x64x64", USAGE, "--shape 3x64x64", "(4, 64, 64)"),
