@@ -211,11 +211,6 @@ class Reconstruction:
     # ------------------------------------------------------------------------------------------------------------------
     # The same in blocks: `streaming`
 
-    @property
-    def streamable(self) -> bool:
-        """True if all snapshots can be read in parts."""
-        return self._partial is not None
-
     def layouts(self) -> dict[str, TensorLayout]:
         """Layouts of all tensors, as the newest snapshot stores them.
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import edm2
 from edm2.datasets.embedding import embed
+from edm2.io.text_encoder import TextEncoderError, load_text_encoder
 from edm2.networks import (
     ImageCondition,
     NetworkConfig,
@@ -563,6 +564,19 @@ def test_captions_of_another_form_are_refused_in_one_line(tmp_path, content):
     (tmp_path / "captions.json").write_text(json.dumps(content))
     with pytest.raises(DatasetError, match=r"captions.json: must be JSON of the form"):
         embed(tmp_path / "data.zip", tmp_path / "captions.json", encoder=None, name="text")
+
+
+def test_the_program_of_a_text_encoder_is_not_run_whatever_is_answered(tmp_path, monkeypatch):
+    """A snapshot of a stranger names its encoder."""
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    own = {"AutoConfig": "program.Config", "AutoModel": "program.Model", "AutoTokenizer": ["program.Tokenizer", None]}
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text(json.dumps({"model_type": "own", "auto_map": own}))
+    (tmp_path / "program.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(TextEncoderError, match="cannot be loaded"):
+        load_text_encoder(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_captions_become_tokens_and_texts_ask_for_images(tmp_path, monkeypatch):

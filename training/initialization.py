@@ -32,7 +32,7 @@ def load_snapshot_(net: nn.Module, path: str | Path) -> None:
         )
     snapshot = SafetensorsSnapshot(path)
     own: dict[str, Tensor] = net.state_dict()
-    added, first = [], ""
+    added, first, remedy = [], "", f"train with its settings, which edm2 info {path} shows"
     if isinstance(net, Precond):
         _check_config(net, snapshot)
         added, first = _added_conditions(net, snapshot), f"unet.enc.{level_name(net.config, 0)}_conv.weight"
@@ -41,7 +41,7 @@ def load_snapshot_(net: nn.Module, path: str | Path) -> None:
     foreign = set(snapshot.names) - set(own) - LABEL_EMBEDDINGS
     if missing or foreign:
         example = sorted(missing or foreign)[0]
-        raise SnapshotError(f"{path}: is a snapshot of another network ({example} is only in one of them)")
+        raise SnapshotError(f"{path}: is a snapshot of another network ({example} is only in one of them); {remedy}")
     wide = {first: widened(snapshot.read(first), net.config, added)} if isinstance(net, Precond) and added else {}
     shapes = {name: snapshot.layout(name).shape for name in snapshot.names}
     shapes |= {name: tuple(tensor.shape) for name, tensor in wide.items()}
@@ -49,7 +49,9 @@ def load_snapshot_(net: nn.Module, path: str | Path) -> None:
     if others := sorted(set(snapshot.names).difference(alike, LABEL_EMBEDDINGS)):
         name = others[0]
         there, here = shapes[name], tuple(own[name].shape)
-        raise SnapshotError(f"{path}: is a snapshot of another network ({name} is {there} there, {here} here)")
+        raise SnapshotError(
+            f"{path}: is a snapshot of another network ({name} is {there} there, {here} here); {remedy}"
+        )
     for name in alike:
         own[name].copy_(wide[name] if name in wide else snapshot.read(name))
     for name in fresh - set(snapshot.names):

@@ -119,6 +119,8 @@ def near_duplicates(
     Returns:
         Pairs of indices of an image and an earlier one that it is like; each image at most once.
     """
+    if len(indices) == 0:
+        return []
     chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
     codec, read = display_codec(dataset), 0
     parts = []

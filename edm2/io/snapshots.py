@@ -37,8 +37,8 @@ def is_published(path: str | Path) -> bool:
 
 
 ENTRIES: dict[str, type] = {
-    "codec": dict, "data": dict, "half_life": int, "images": dict, "reconstructed_from": list, "sigma_rel_of": dict,
-    "training": dict,
+    "codec": dict, "data": dict, "guide": dict, "half_life": int, "images": dict, "reconstructed_from": list,
+    "sigma_rel_of": dict, "training": dict,
 }  # fmt: skip
 """Entries of metadata that readers rely on, and their types; `network` is checked where that is built."""
 
@@ -48,6 +48,9 @@ def _checked(path: str | Path, metadata: dict[str, Any]) -> dict[str, Any]:
     for name, kind in ENTRIES.items():
         if not isinstance(metadata.get(name), kind | None):
             raise SnapshotError(f"{path}: damaged: its entry {name} is of another type; copy or write it again")
+    names = (metadata.get("data") or {}).get("class_names") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise SnapshotError(f"{path}: damaged: its names of classes are no list of texts; copy or write it again")
     return metadata
 
 

@@ -33,8 +33,9 @@ def load_text_encoder(name: str) -> "TextEncoder":
     shows_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model: Any = AutoModel.from_pretrained(name, use_safetensors=True)  # the alternative is a pickle
+        trusted: Any = {"trust_remote_code": False}  # nor asked for: snapshots of strangers name encoders
+        tokenizer = AutoTokenizer.from_pretrained(name, **trusted)
+        model: Any = AutoModel.from_pretrained(name, use_safetensors=True, **trusted)  # the alternative is a pickle
     except Exception as error:  # transformers raise almost anything
         raise TextEncoderError(
             f"text encoder {name}: cannot be loaded: {first_line(error)}; give a folder of transformers or a hub id"

@@ -4,7 +4,7 @@ A metric names the detector whose features it takes, and how many features of si
 one detector share its features. `edm2.metrics.registry` lists those that are no Frechet distance.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection as Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,7 +130,8 @@ def metrics_from(reference: str | Path | None, names: Sequence[str], detector: s
         ValueError: no metric or detector has this name, or the reference lacks what a metric needs.
         OSError: it cannot be read.
     """
-    _refuse_unknown([*names, *([detector] if detector else [])])
+    _refuse_unknown(names, (*DETECTORS, *METRICS))
+    _refuse_unknown([detector] if detector else [], DETECTORS)
     statistics = {} if reference is None else _trusted(read_reference(reference), [*names, detector], reference)
     names = list(dict.fromkeys(names or statistics))
     if not names:
@@ -157,10 +158,10 @@ def _frechet(name: str, statistics: Mapping[str, FeatureStatistics], reference: 
     return FrechetMetric(name, statistics[name])
 
 
-def _refuse_unknown(names: Sequence[str]) -> None:
+def _refuse_unknown(names: Sequence[str], known: Container[str]) -> None:
     """Raise ValueError for a misspelt name, which must not look like something that the reference lacks."""
     for name in names:
-        if name not in (*DETECTORS, *METRICS) and ":" not in name:
+        if name not in known and ":" not in name:
             raise ValueError(
                 f"there is no detector {name!r}; there are {', '.join(DETECTORS)}, and module:callable of your own "
                 f"(other metrics: {', '.join(METRICS)})"

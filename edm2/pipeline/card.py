@@ -109,7 +109,7 @@ def _describe(network: NetworkConfig, codec: dict[str, Any]) -> str:
     shape = f"{network.img_channels}x{height}x{width}"
     classes = f"of {network.label_dim} classes" if network.label_dim else "without classes"
     if codec["kind"] == "latents":
-        return f"{shape} latents {classes}, decoded by the VAE `{codec['vae']}`"
+        return f"{shape} latents {classes}, decoded by the VAE `{_one_line(codec['vae'])}`"
     return f"{shape} images {classes}"
 
 

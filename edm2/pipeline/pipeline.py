@@ -24,8 +24,9 @@ from edm2.pipeline.card import class_names, model_card
 from edm2.pipeline.denoiser import EDM2Denoiser
 from edm2.pipeline.scheduler import EDM2HeunScheduler, EDM2MapScheduler
 from edm2.pipeline.storing import StoredPipeline
+from edm2.post_hoc_ema.files import plain_line
 from edm2.sampling.conditions import rows_of_conditions
-from edm2.sampling.external import empty_classes_of
+from edm2.sampling.external import empty_classes_of, ways_to_sample
 from edm2.sampling.generation import SeedRandom, check_guide, class_index, random_classes
 from edm2.sampling.guidance import EVERYWHERE, GuidedDenoiser, Interval, guided, without_conditions, without_labels
 from edm2.sampling.samplers import HEUN, MAP
@@ -61,6 +62,7 @@ class EDM2Pipeline(StoredPipeline):
 
     model_cpu_offload_seq = "guide->unet->vae"
     _optional_components = ["vae", "guide"]  # noqa: RUF012, as diffusers has it
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -135,6 +137,7 @@ class EDM2Pipeline(StoredPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[["EDM2Pipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
         | None = None,
+        callback_on_step_end_tensor_inputs: Collection[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw images, all in one batch: as many as there are labels, seeds, latents or generators, else one.
 
@@ -155,13 +158,14 @@ class EDM2Pipeline(StoredPipeline):
             return_dict: Return an `ImagePipelineOutput` in place of a tuple.
             callback_on_step_end: Called as callback(pipe, step, timestep, {"latents": x}) after each step; may return
                 other latents to continue with.
+            callback_on_step_end_tensor_inputs: Tensors that it gets; there are only latents.
 
         Returns:
             The images.
 
         Raises:
             ValueError: a class that the network does not know, numbers of things that do not match, guidance without
-                a guide, latents of another shape, a scheduler of another kind, or a number out of range.
+                a guide or a weight, latents of another shape, a scheduler of another kind, or a number out of range.
         """
         is_map = isinstance(self.scheduler, EDM2MapScheduler)
         if is_map and guidance_scale not in (None, 1):
@@ -177,6 +181,12 @@ class EDM2Pipeline(StoredPipeline):
         weight, interval = self._default_guidance()
         if guidance_scale is not None:
             weight, interval = guidance_scale, EVERYWHERE
+        elif weight == 1 and (guidance_interval is not None or unguided):
+            raise ValueError(
+                "guidance_interval and unguided need a weight of guidance: give guidance_scale, such as 1.5"
+            )
+        if others := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs: there are only latents, not {', '.join(others)}")
         denoise = self._denoiser(weight, guidance_interval or interval, unguided)
         noise = self._noise(latents, count, generator)  # first the noise, then the classes, as `edm2.generate`
         classes = self._classes(labels, count, generator)
@@ -224,6 +234,9 @@ class EDM2Pipeline(StoredPipeline):
                 f"{type(self.scheduler).__name__} is not for EDM networks; use EDM2HeunScheduler, EDMEulerScheduler "
                 "or EDMDPMSolverMultistepScheduler"
             )
+        abilities, _ = ways_to_sample(self.config.metadata)
+        if "denoise" not in abilities and not isinstance(self.scheduler, EDM2MapScheduler):
+            raise ValueError("this network is a map and no denoiser: draw with EDM2MapScheduler")
 
     def _noise(self, latents: Tensor | None, count: int, generator: Generators) -> Tensor:
         """Draw or check unit Gaussian noise, float32 [N, C, H, W]."""
@@ -357,5 +370,6 @@ def _vae_of(codec: Codec) -> AutoencoderKL | None:
     try:
         return copy.deepcopy(load_vae(codec.vae, torch.device("cpu")))
     except VAEError as error:
-        warnings.warn(f"the pipeline is made without its VAE, which is loaded when it draws: {error}", stacklevel=3)
+        reason = plain_line(str(error))  # it names the VAE, as an untrusted file does
+        warnings.warn(f"the pipeline is made without its VAE, which is loaded when it draws: {reason}", stacklevel=3)
         return None

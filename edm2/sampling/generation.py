@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from operator import index
 from typing import Any, Protocol
 
 import torch
@@ -110,7 +111,7 @@ def generate(
         raise ValueError(f"guidance={guidance} needs a network to guide away from: give guide")
     if isinstance(guide, Precond | ExternalNetwork):
         check_guide(net, guide)
-    seeds = list(seeds)
+    seeds = [index(seed) for seed in seeds]
     if conditions is not None:
         conditions = rows_of_conditions(getattr(net.config, "conditions", ()), conditions, len(seeds))
     chosen = _chosen_classes(classes, len(seeds), net.config.label_dim)
@@ -255,7 +256,7 @@ def _chosen_classes(classes: int | Sequence[int] | None, count: int, label_dim: 
     """One class per image, checked, or None to draw them."""
     if classes is None:
         return None
-    chosen = [int(classes)] * count if isinstance(classes, int | Integral) else [int(c) for c in classes]
+    chosen = [index(classes)] * count if isinstance(classes, int | Integral) else [index(c) for c in classes]
     if len(chosen) != count:
         raise ValueError(f"{len(chosen)} classes for {count} seeds: give one class, or one per seed")
     if label_dim == 0:

@@ -138,7 +138,9 @@ CASES: list[tuple] = [
      "--init", "absent.safetensors", "no such file", "included network (digits8, digits8-map)"),
     ("TRAIN --data digits --init absent/digits8", USAGE, "absent/digits8", "no such file"),
     ("TRAIN --data digits --init guided.json", USAGE, "guided.json", "start from the network that it names"),
-    ("TRAIN --data digits --init digits8", FAILURE, "digits8.safetensors", "another network"),
+    ("TRAIN --data digits --init digits8", FAILURE, "digits8.safetensors", "another network", "edm2 info"),
+    ("TRAIN --data digits --eval-every 2", USAGE, "Give --eval"),
+    ("TRAIN --data digits --eval-samples 20", USAGE, "Give --eval"),
     ("TRAIN --data digits --init @cut.safetensors", FAILURE, "cut.safetensors", "copy or write"),
     ("TRAIN --data digits --init @published.pkl", FAILURE, "published.pkl", "edm2 convert"),
     ("TRAIN --data digits --init @network.safetensors --channels 16", FAILURE,
@@ -204,10 +206,13 @@ CASES: list[tuple] = [
     ("generate digits8 --latents --grid g.png", USAGE, "--latents", "--out or --npz"),
     ("generate digits8 --seeds 0-9999 --grid g.png", USAGE, "10000", "4096", "--npz"),
     ("generate digits8 --ema 0.1 --grid g.png", USAGE, "--ema chooses an average of a run"),
+    ("GENERATE @run --ema 0.3", USAGE, "--ema", "less than 0.2887"),
     ("GENERATE digits8 --class 3 --balanced", USAGE, "--class", "--balanced"),
     ("GENERATE digits8 --guide digits8 --unlabelled-guide --guidance 2", USAGE, "two guides"),
     ("GENERATE digits8 --guide digits8", USAGE, "--guidance"),
     ("GENERATE digits8 --solver deis --churn 10", USAGE, "--churn needs --solver heun"),
+    ("GENERATE digits8 --churn -1", USAGE, "--churn -1 must not be negative"),
+    ("GENERATE digits8 --subdirs", USAGE, "--subdirs", "--out"),
     ("GENERATE digits8 --solver rk45", USAGE, "'rk45' is not one of"),
     ("GENERATE digits8 --vae folder", FAILURE, "digits8", "--vae"),
     ("GENERATE digits8 --decode-batch 0", USAGE, "--decode-batch", "x>=1"),
@@ -252,6 +257,7 @@ CASES: list[tuple] = [
     ("PLAN edm2-img512-s --gpus 0", USAGE, "--gpus"),
     ("PLAN edm2-img512-s --gpus 12", USAGE, "12 GPUs do not fill nodes of 8", "give --per-node 6, or"),
     ("PLAN edm2-img512-s --gpus 24", USAGE, "2048 is not a multiple of the 24 processes"),
+    ("PLAN edm2-img512-s --keep-snapshots 1", USAGE, "--keep-snapshots", "x>=2"),
     ("PLAN edm2-img512-s --config H", USAGE, "'H' is not one of"),
     ("PLAN edm2-img512-s --micro-batch 3", USAGE, "micro_batch=3", "try"),
     ("PLAN edm2-img512-s --shape 3x64x64", USAGE, "--shape 3x64x64", "(4, 64, 64)"),
@@ -286,6 +292,10 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(case: tuple, things: Path, t
     assert result.code == code, message
     assert contents(things) == before
     assert not list(tmp_path.iterdir())
+
+
+def test_a_slash_behind_a_folder_changes_nothing(things: Path):
+    assert complaint(edm2("info", f"{things / 'empty'}/").err) == complaint(edm2("info", things / "empty").err)
 
 
 # ------------------------------------------------------------------------------------ noticed only while it is running

@@ -73,6 +73,7 @@ def test_every_command_has_help(name: str):
     assert shown == succeed(*name.split()[1:], "-h")
     assert shown.startswith(f"Usage: {name}")
     assert "Example" in shown
+    assert "\b" not in shown  # a terminal obeys it, a pager shows it
     for line in examples(name):
         assert line in shown
     for parameter in ALL[name].params:

@@ -66,6 +66,9 @@ METADATA = {
     "groups that are a list": entry(sigma_rel_of=[1]),
     "a half-life that is a text": entry(half_life="long"),
     "snapshots that are a number": entry(reconstructed_from=3),
+    "a guide that is a text": entry(guide="x"),
+    "names of classes that are a number": entry(data={"class_names": 5}),
+    "names of classes that are numbers": entry(data={"class_names": [1, 2]}),
 }
 
 
@@ -88,8 +91,10 @@ def test_nonsense_in_a_codec_is_refused_by_name(codec: Any, network: Path, tmp_p
 
 def test_what_a_terminal_would_obey_is_not_shown(network: Path, tmp_path: Path):
     path = with_metadata(network, tmp_path / "network.safetensors", entry(license="\x1b[2J\x1b]0;title\x07\u202e"))
-    assert "\\x1b[2J" in (shown := succeed("info", path))
-    assert all(line.isprintable() for line in shown.splitlines())
+    pipeline = tmp_path / "pipeline"
+    for words in (("info", path), ("convert", path, pipeline, "--to", "diffusers"), ("info", pipeline)):
+        assert "\\x1b[2J" in (shown := succeed(*words))
+        assert all(line.isprintable() for line in shown.splitlines())
 
 
 def test_a_begun_folder_with_a_damaged_image_is_refused_by_name(network: Path, tmp_path: Path):

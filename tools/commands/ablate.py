@@ -29,16 +29,16 @@ EPILOG = """\b
 Examples:
   # The paper's ladder on handwritten digits: seven configurations, three seeds
   edm2 ablate --data digits --configs A,B,...,G --seeds 0-2 --out ladder --steps 18
-\b
+\n\b
   # Weightings of noise levels, all without learned uncertainty but the first
   edm2 ablate --data digits --weightings uncertainty,edm,eps,p2,min-snr --seeds 0-2 --out weightings
-\b
+\n\b
   # How much the decay of the learning rate matters, with and without a choice of the EMA length
   edm2 ablate --data digits --vary decay=150,300,600,1200,2400 --out decay
-\b
+\n\b
   # Options of edm2 train for all runs stand after --
   edm2 ablate --data photos/ --configs A,D,G --out study --detector efficientnet-lite0 -- --duration 2Mi --xflip
-\b
+\n\b
   # Eight GPUs, no scheduler: a share for each, then the tables; on CPU cores, put OMP_NUM_THREADS=1 before each command
   for i in 1 2 3 4 5 6 7 8; do
     CUDA_VISIBLE_DEVICES=$((i - 1)) edm2 ablate --data photos/ --configs A,B,...,G --out study --share $i/8 &

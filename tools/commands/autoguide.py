@@ -37,10 +37,10 @@ EPILOG = """\b
 Examples:
   # A guide of two thirds of the width and a sixteenth of the images, then the table of all kinds of guidance
   edm2 autoguide runs/photos
-\b
+\n\b
   # Nothing is trained: guides that the run has anyway, on a CPU with a fast solver
   edm2 autoguide runs/photos --guides unlabelled,early,ema,dropout --solver deis --steps 12
-\b
+\n\b
   # A longer guide, and a search by features with many samples
   edm2 autoguide runs/photos --guide-duration 4Mi --detector efficientnet-lite0 --samples 5000 --search 60
 

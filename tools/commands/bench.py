@@ -17,13 +17,13 @@ EPILOG = """\b
 Examples:
   # The network of the digits, in a minute or two
   edm2 bench
-\b
+\n\b
   # A network of the paper, with fewer images at once; tables for people and programs
   edm2 bench --preset edm2-img512-xs --batch 4 --out bench.json --markdown bench.md
-\b
+\n\b
   # How much faster than the plain form, at bf16 and compiled
   edm2 bench --only training,sampling --precision bf16 --compile --against plain
-\b
+\n\b
   # Against another implementation too (pip install --no-deps --target DIR denoising-diffusion-pytorch einops,
   # and DIR into PYTHONPATH)
   edm2 bench --only training --against plain,karras-unet

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from edm2.post_hoc_ema.files import visible_files
+from edm2.post_hoc_ema.files import plain_line, visible_files
 
 EPILOG = """\b
 Examples:
   # A published network as a snapshot
   edm2 convert edm2-img512-xs-2147483-0.135.pkl xs.safetensors
-\b
+\n\b
   # The same, fetched from where it is published
   edm2 convert https://example.org/edm2-img512-xs-2147483-0.135.pkl xs.safetensors
-\b
+\n\b
   # A folder for diffusers, of a published network or a snapshot of yours
   edm2 convert best.safetensors my-pipeline/ --to diffusers
 """
@@ -48,14 +48,15 @@ def convert(source: str, out: Path, form: str) -> None:
 
     _check_out(out, form)
     with _local_file(source, out.parent) as path:
-        license = read_metadata(path).get("license")
+        metadata = read_metadata(path)
         if form == "diffusers":
             EDM2Pipeline.from_snapshot(path).save_pretrained(out)
         else:
             convert_published(path, out)
     click.echo(f"{out}: made from {source}")
-    if license is not None:
-        click.echo(f"License of published EDM2 weights, and so of these: {license}.")
+    if "license" in metadata:
+        whose = "License of published EDM2 weights, and so of these" if "published" in metadata else "License"
+        click.echo(plain_line(f"{whose}: {metadata['license']}."))  # untrusted
 
 
 def _check_out(out: Path, form: str) -> None:

@@ -31,13 +31,13 @@ CONVERT_EPILOG = """\b
 Examples:
   # Squares from the middle of every image, as is usual for ImageNet
   edm2 dataset convert photos/ photos-64.zip --resolution 64
-\b
+\n\b
   # Whole images, stretched to 64 rows and 96 columns
   edm2 dataset convert photos.zip small.zip --resolution 64x96 --transform resize
-\b
+\n\b
   # A look at what will come of it
   edm2 dataset convert photos/ try.zip --resolution 64 --max-images 100
-\b
+\n\b
   # From the Hugging Face hub (pip install 'edm2[datasets]')
   edm2 dataset convert hf:AI-Lab-Makerere/beans beans-64.zip --resolution 64
   edm2 dataset convert hf:uoft-cs/cifar100 cifar.zip --resolution 32 --split test --label-column fine_label
@@ -47,10 +47,10 @@ ENCODE_EPILOG = """\b
 Examples:
   # Latents of the VAE of the paper, as its networks are trained on
   edm2 dataset encode imagenet-512.zip latents.zip --dtype fp16 --paper-stats
-\b
+\n\b
   # On all GPUs of this machine
   torchrun --nproc-per-node gpu -m edm2 dataset encode imagenet-512.zip latents.zip
-\b
+\n\b
   # By a VAE of your own that takes pixels from -1 to 1
   edm2 dataset encode photos-256.zip latents.zip --vae my-vae/ --vae-range -1,1
 """

@@ -20,13 +20,13 @@ EPILOG = """\b
 Examples:
   # A map of the digits of edm2 demo
   edm2 distill demo/best.safetensors --data digits --out runs/map
-\b
+\n\b
   # From an autoguided teacher: the map is guided, and needs no guide any more
   edm2 distill best.safetensors --guide early.safetensors --guidance 1.4 --data digits --out runs/guided
-\b
+\n\b
   # From a published checkpoint (edm2 convert)
   edm2 distill s.safetensors --data img512-latents.zip --out runs/s-map --micro-batch 32
-\b
+\n\b
   # Without its data, on fifty thousand samples of the teacher
   edm2 distill s.safetensors --data teacher:50000 --out runs/s-map --micro-batch 32
 

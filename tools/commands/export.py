@@ -10,10 +10,10 @@ EPILOG = """\b
 Examples:
   # The included network, for any number of images at a time
   edm2 export digits8 digits8.onnx
-\b
+\n\b
   # One image at a time, for programs that want a fixed size
   edm2 export best.safetensors best.onnx --batch 1
-\b
+\n\b
   # A published network
   edm2 export edm2-img512-xs-2147483-0.135.pkl xs.onnx
 

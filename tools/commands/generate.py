@@ -22,29 +22,29 @@ EPILOG = (
 Examples:
   # Eighty digits of the network that comes with the package
   edm2 generate digits8 --seeds 0-79 --grid digits.png
-\b
+\n\b
   # Sixteen sevens, one file each
   edm2 generate digits8 --seeds 0-15 --class 7 --out sevens/
-\b
+\n\b
   # With 24 evaluations of the network in place of 63, at the same quality
   edm2 generate digits8 --seeds 0-79 --solver deis --steps 24 --grid fast.png
-\b
+\n\b
   # With a few evaluations, by a network that was distilled (edm2 distill)
   edm2 generate runs/map --steps 2 --seeds 0-79 --grid two.png
-\b
+\n\b
   # Fifty thousand images; interrupted, run it again and it goes on
   edm2 generate best.safetensors --seeds 0-49999 --out images/ --subdirs --batch 256
-\b
+\n\b
   # Autoguidance by an earlier snapshot, at medium noise levels only
   edm2 generate best.safetensors --guide early.safetensors --guidance 1.8 --interval 0.19,1.61 --out guided/
-\b
+\n\b
   # Classifier-free guidance by the network itself
   edm2 generate best.safetensors --unlabelled-guide --guidance 1.4 --out guided/
-\b
+\n\b
   # With conditions besides the class, guided by the network itself without one of them
   edm2 generate told.safetensors --condition lowres=small/ --condition caption="a hat" --grid told.png
   edm2 generate told.safetensors --condition caption="a hat" --unguided caption --guidance 2 --grid guided.png
-\b
+\n\b
   # The paper's settings, with its files in networks/; for an evaluation suite
   edm2 generate --preset edm2-img512-s-guid-fid --networks networks/ --seeds 0-49999 --npz samples.npz
 
@@ -80,15 +80,18 @@ def generate(
     latents: bool,
     **options_given: Any,
 ) -> None:
-    """Draw samples of NETWORK: a snapshot file, or the name of an included network (digits8).
+    """Draw samples of NETWORK.
+
+    It is a snapshot, a run folder, a guided.json, a published network pickle, a pipeline of diffusers (a folder, or a
+    repository of the Hugging Face hub), or the name of an included network (digits8).
 
     An image depends on its seed and class alone, whatever the batch. Images that exist already are not drawn again:
     if interrupted, run the same command again. Several processes, started by torchrun, divide the seeds among them.
     """
-    _check_targets(out, npz, grid, latents, len(options_given["seeds"]))
+    _check_targets(out, npz, grid, subdirs, latents, len(options_given["seeds"]))
     options = SamplingOptions.from_given(network, options_given)
     from edm2.sampling.drawing import batches_of, store_images, undecoded, unfinished
-    from edm2.sampling.generation import classes_of_seeds
+    from edm2.sampling.generation import classes_of_seeds, drawn_by_default
     from edm2.tools.options.targets import Targets
     from edm2.tools.progress import progress_bar
     from edm2.training.distributed.processes import joined_processes
@@ -108,8 +111,9 @@ def generate(
         if processes.is_first:
             seeds = options.seeds
             labels = None if npz is None else classes_of_seeds(generator.net, seeds, generator.classes(seeds))
-            # seed modulo number of classes: a column per class
-            columns = generator.net.config.label_dim if options.balanced else None
+            # seed modulo number of classes: a column per class, where there are rows for that
+            classes = len(drawn_by_default(generator.net)) if options.balanced else 0
+            columns = classes if classes < len(seeds) else None
             targets.finish(store, seeds, labels, columns)
             what = f"{'latents' if latents else 'images'}{generator.class_shown}"
             done = f"{len(seeds)} {what} in {targets} ({generator.cost})"
@@ -118,11 +122,15 @@ def generate(
                 click.echo(generator.advice, err=True)
 
 
-def _check_targets(out: Path | None, npz: Path | None, grid: Path | None, latents: bool, count: int) -> None:
+def _check_targets(
+    out: Path | None, npz: Path | None, grid: Path | None, subdirs: bool, latents: bool, count: int
+) -> None:
     if out is None and npz is None and grid is None:
         raise click.UsageError(
             "say where the images go: --out FOLDER for one file per seed, --npz FILE.npz or --grid FILE.png"
         )
+    if subdirs and out is None:
+        raise click.UsageError("--subdirs divides the folder --out: give that, too")
     if grid is not None and latents:
         raise click.UsageError("--grid shows pictures, and --latents are none: give --out or --npz")
     if grid is not None and count > MAX_GRID:

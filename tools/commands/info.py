@@ -20,7 +20,12 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("path")
 def info(path: str) -> None:
-    """Describe PATH: a snapshot, a run folder, a dataset, a published network pickle, or a folder of such pickles."""
+    """Describe PATH.
+
+    It is a snapshot, a guided.json, a run folder, a dataset, a published network pickle, a folder of such pickles, a
+    pipeline of diffusers, or the name of an included network.
+    """
+    from edm2.pipeline.folder import is_pipeline_folder
     from edm2.tools.reports import description
 
     describe: Callable[[str], list[tuple[str, Any]]]
@@ -30,7 +35,7 @@ def info(path: str) -> None:
         describe = description.describe_run
     elif visible_files(path, "*.pkl"):
         describe = description.describe_published_run
-    elif Path(path).is_dir():
+    elif Path(path).is_dir() and not is_pipeline_folder(path):
         describe = description.describe_dataset
     else:
         describe = description.describe_snapshot

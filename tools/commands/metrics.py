@@ -20,10 +20,10 @@ Examples:
   # Once per dataset, then for every set of samples
   edm2 metrics ref photos-64.zip photos-64.npz --detector efficientnet-lite0
   edm2 metrics calc samples/ --ref photos-64.npz
-\b
+\n\b
   # Draw and score, without writing images
   edm2 metrics gen best.safetensors --ref photos-64.npz --seeds 0-9999
-\b
+\n\b
   # Has it learned pictures by heart?
   edm2 metrics neighbours samples/ --data photos-64.zip --out neighbours.png
 """
@@ -32,11 +32,11 @@ REF_EPILOG = """\b
 Examples:
   # Offline; the detector comes with two pip packages
   edm2 metrics ref photos-64.zip photos-64.npz --detector efficientnet-lite0
-\b
+\n\b
   # For FID and FD-DINOv2, weights from files
   edm2 metrics ref imagenet-512.zip imagenet-512.npz --detector fid --detector fd_dinov2 \\
       --inception inception-2015-12-05.pt --dinov2 dinov2_vitl14.pt
-\b
+\n\b
   # Features of your own: a function from uint8 [N, C, H, W] to [N, D], in features.py
   edm2 metrics ref photos-64.zip photos-64.npz --detector features:embed
 """
@@ -45,10 +45,10 @@ CALC_EPILOG = """\b
 Examples:
   # All Frechet distances that the reference has statistics for
   edm2 metrics calc samples/ --ref photos-64.npz
-\b
+\n\b
   # The published reference of ImageNet-512, in which nothing is executed
   edm2 metrics calc samples.npz --ref img512.pkl --metrics fid,fd_dinov2
-\b
+\n\b
   # Kernel distance, precision and recall through another detector
   edm2 metrics calc samples.npz --ref photos-64.npz --metrics kid,pr --detector efficientnet-lite0
 
@@ -61,10 +61,10 @@ GEN_EPILOG = """\b
 Examples:
   # The published way: 50,000 images; FID is compared at this number only
   edm2 metrics gen best.safetensors --ref img512.pkl --metrics fid,fd_dinov2 --seeds 0-49999
-\b
+\n\b
   # Guided, with fewer images for a first look
   edm2 metrics gen best.safetensors --guide early.safetensors --guidance 1.8 --ref photos-64.npz --seeds 0-9999
-\b
+\n\b
   # The network that comes with the package
   edm2 metrics ref digits digits.npz --detector pixels
   edm2 metrics gen digits8 --ref digits.npz --seeds 0-999 --steps 16
@@ -77,7 +77,7 @@ On eight GPUs, put this before the command; the numbers are the same:
 NEIGHBOURS_EPILOG = """\b
 Examples:
   edm2 metrics neighbours samples/ --data photos-64.zip --out neighbours.png
-\b
+\n\b
   # How much is chance? The same with real images that were not trained on
   edm2 metrics neighbours held-out/ --data photos-64.zip --out chance.png
 """
@@ -115,6 +115,8 @@ def ref(data: str, out: Path, names: tuple[str, ...], keep: int, device: str | N
     """
     if out.suffix != ".npz":
         raise click.BadParameter(f"{out}: a reference file's name ends in .npz", param_hint="OUT")
+    if out.exists() and Path(data).exists() and out.samefile(data):
+        raise click.BadParameter(f"{out}: holds the images; choose another name", param_hint="OUT")
     check_output(out)
     from edm2.metrics.image_source import open_images
     from edm2.metrics.reference import collect, write_reference
@@ -219,6 +221,11 @@ def neighbours(
     samples, training = open_images(images), open_images(data)
     check_output(out)
     name = name or default_detector(training.shape, are_pixels=True)
+    if name == "pixels" and samples.shape != training.shape:
+        raise ValueError(
+            f"{images}: images of {samples.shape} (channels, height, width) cannot be compared pixel by pixel with "
+            f"those of {data}, {training.shape}; take another --detector, such as efficientnet-lite0"
+        )
     with joined_processes() as processes:
         [detector] = load_detectors([name], weights, use_device(processes, device)).values()
         with progress_bar(len(samples) + len(training), hidden=not processes.is_first) as bar:

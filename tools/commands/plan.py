@@ -21,16 +21,16 @@ EPILOG = """\b
 Examples:
   # The paper's largest network on four machines of eight H100
   edm2 plan --preset edm2-img512-xxl --gpus 32 --gpu h100
-\b
+\n\b
   # Two machines of four A100 with 100 Gbit/s between them, a quarter of the duration
   edm2 plan --preset edm2-img512-s --gpus 8 --per-node 4 --gpu a100-40 --network 100 --duration 512Mi
-\b
+\n\b
   # Your own images on one consumer card
   edm2 plan --preset edm2-small-64 --shape 3x64x64 --classes 10 --images 20000 --gpus 1 --gpu rtx4090
-\b
+\n\b
   # A GPU that is not listed, and an efficiency that edm2 bench has measured
   edm2 plan --preset edm2-img512-xl --gpus 16 --memory 96 --peak 800 --efficiency 0.45
-\b
+\n\b
   # As data
   edm2 plan --preset edm2-img512-m --gpus 32 --gpu h200 --json plan.json
 
@@ -54,7 +54,7 @@ _data = option_group("The data, where the preset does not say")
 @_run("--duration", type=IMAGES, help="Images to train on.")
 @_run("--snapshot", "snapshot_every", type=IMAGES, help="Images between EMA snapshots.")
 @_run("--snapshot-precision", type=PRECISION, help="Precision of snapshots.")
-@_run("--keep-snapshots", type=click.IntRange(1), help="Keep snapshots of this many times; default: all.")
+@_run("--keep-snapshots", type=click.IntRange(2), help="Keep snapshots of this many times; default: all.")
 @_run("--efficiency", type=EFFICIENCY, help="Measured fraction of the peak, or a JSON file of edm2 bench.")
 @_machine("--gpus", type=click.IntRange(1), required=True, help="GPUs of all machines together.")
 @_machine("--gpu", type=click.Choice(list(GPUS), case_sensitive=False), help="Kind; or give --memory and --peak.")

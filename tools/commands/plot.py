@@ -20,10 +20,10 @@ EPILOG = """\b
 Examples:
   # Everything that a run has recorded, finished or not, as PNG files in runs/digits/plots
   edm2 plot runs/digits
-\b
+\n\b
   # Two runs in the same figures, under names of your choice
   edm2 plot before=runs/digits after=runs/digits-2 --out comparison
-\b
+\n\b
   # The paper's figures 3 and 15, of as many configurations as you have trained
   edm2 plot B=runs/b C=runs/c D=runs/d E=runs/e F=runs/f G=runs/g --only activations,weights --out ladder
 

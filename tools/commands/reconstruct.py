@@ -30,30 +30,30 @@ EPILOG = """\b
 Examples:
   # Three lengths at the end of the run
   edm2 reconstruct runs/mine --std 0.05,0.10,0.15
-\b
+\n\b
   # Twenty-five lengths, one million images into it
   edm2 reconstruct runs/mine --std 0.01,0.02,...,0.25 --at 1Mi --out early/
-\b
+\n\b
   # From network pickles of the published program (network-snapshot-0008388-0.050.pkl, ...)
   edm2 reconstruct published/ --std 0.135
-\b
+\n\b
   # From checkpoints of any trainer: model_500.safetensors, checkpoint-500/, epoch=1-step=500.ckpt, ...
   edm2 reconstruct output/ --std 0.05,0.10,0.15 --plan
-\b
+\n\b
   # Fine-tuning that began at step 100000; averages of constant decay; long averages of a LoRA
   edm2 reconstruct finetune/ --std 0.10 --clock-from 100000
   edm2 reconstruct output/ --std 0.10 --decay 0.9999
   edm2 reconstruct lora/ --std 0.25 --lora product
-\b
+\n\b
   # From files of ema-pytorch (0.1000.pt, 1.1000.pt, ...), which were updated every 100 steps
   edm2 reconstruct post-hoc-ema-checkpoints/ --std 0.10 --tracked 0.05,0.10 --update-every 100
-\b
+\n\b
   # How large would the errors be? Nothing is written
   edm2 reconstruct runs/mine --std 0.01,0.02,...,0.25 --plan
-\b
+\n\b
   # Before training: how many snapshots to keep, and how much disk they take
   edm2 reconstruct --plan --std 0.03,0.10,0.20 --interval 8Mi --duration 2Gi --parameters 280M
-\b
+\n\b
   # Another length for the embeddings' gains; many lengths for all tensors of the embeddings, 0.13 for the rest
   edm2 reconstruct runs/mine --std 0.13 --std-for "*.emb_gain=0.05" --out emb/
   edm2 reconstruct runs/mine --std 0.05,0.07,...,0.21 --std-for "!*.emb_*=0.13" --out emb/

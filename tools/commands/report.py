@@ -28,13 +28,13 @@ EPILOG = """\b
 Examples:
   # A run, finished or not; again later, and only what is new is drawn. Its sweep's scores stand over the slider
   edm2 report runs/photos
-\b
+\n\b
   # No sweep yet? Scores of a quick pass
   edm2 report runs/photos --score
-\b
+\n\b
   # A slider for guidance, too
   edm2 report runs/photos --unlabelled-guide --guidance 1,1.5,2
-\b
+\n\b
   # Runs side by side, the same seeds and plots
   edm2 report before=runs/photos after=runs/photos-2 --out comparison.html
 """

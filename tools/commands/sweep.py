@@ -47,19 +47,19 @@ EPILOG = """\b
 Examples:
   # Twelve lengths at the end of a run
   edm2 sweep runs/digits
-\b
+\n\b
   # How the best length moved with training
   edm2 sweep runs/digits --at 64000,128000,...,512000 --std 0.02,0.03,...,0.25 --out moving/
-\b
+\n\b
   # Guidance by the network itself: length and weight together, closing in on the best with 40 points
   edm2 sweep runs/photos --unlabelled-guide --guidance 1,1.5,...,3 --std 0.02,0.06,...,0.22 --search 40
-\b
+\n\b
   # Autoguidance by a smaller network early in its training, whose length is chosen too
   edm2 sweep runs/big --guide runs/small --guide-at 128Mi --guidance 1.5,2,2.5 --guide-std 0.05,0.1,0.15 --search 60
-\b
+\n\b
   # A distilled run (edm2 distill): the best EMA length for each number of evaluations
   edm2 sweep runs/map --steps 1,2,4 --samples 2000
-\b
+\n\b
   # As published: FID of 50,000 images, the lowest of three sets of seeds
   edm2 sweep runs/img512-s --detector fid --ref img512.pkl --samples 50000 --repeats 3 --std 0.05,0.1,0.15 --search 12
 

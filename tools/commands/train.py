@@ -33,30 +33,30 @@ EPILOG = """\b
 Examples:
   # Handwritten digits, on a laptop
   edm2 train --data digits --preset digits8 --out runs/digits
-\b
+\n\b
   # Your own folder of images; one class per sub-folder
   edm2 train --data photos/ --out runs/photos --xflip --budget 2h
-\b
+\n\b
   # What would this run be, and how long would it take here?
   edm2 train --data photos/ --out runs/photos --micro-batch 64 --dry-run --measure
-\b
+\n\b
   # The paper's ImageNet-512, on latents, with a network that also serves classifier-free guidance
   edm2 train --data img512-latents.zip --preset edm2-img512-s --out runs/img512-s --micro-batch 32 --label-dropout 0.1
-\b
+\n\b
   # Score two EMA lengths at every fourth snapshot; edm2 sweep reuses these scores
   edm2 train --data digits --out runs/watched --eval 0.05,0.10 --eval-every 4
-\b
+\n\b
   # Another step of the paper's ladder, or another weighting of noise levels; edm2 ablate compares many
   edm2 train --data digits --config C --out runs/digits-c --diagnostics 16000
   edm2 train --data digits --weighting min-snr --gamma 5 --out runs/digits-min-snr
-\b
+\n\b
   # On all eight GPUs of a machine (edm2 docs operations: several machines, SLURM, Kubernetes)
   torchrun --nproc-per-node 8 -m edm2 train --data img512-latents.zip --preset edm2-img512-xxl --out runs/xxl --shard
-\b
+\n\b
   # Super-resolution; and captions that are stored beside the images (edm2 docs conditions)
   edm2 train --data photos-64.zip --out runs/sr --make-condition lowres=downsample:2
   edm2 train --data photos-64.zip --out runs/told --condition caption --condition-dropout caption=0.1
-\b
+\n\b
   # Fine-tune from a snapshot
   edm2 train --data flowers.zip --out runs/flowers --init runs/photos/snapshots/snapshot-000004194304-0.1000.safetensors
 
@@ -104,7 +104,11 @@ _machine = option_group("Machine")
 
 
 @click.command(cls=TwoLevelCommand, first=FIRST, epilog=EPILOG, reference=REFERENCE)
-@_what("--data", required=True, help='"digits", a ZIP file or a folder of images or latents.')
+@_what(
+    "--data",
+    required=True,
+    help='"digits", a ZIP file or a folder of images or latents, or MODULE:CALLABLE that makes a dataset of your own.',
+)
 @_what("--out", required=True, help="Run folder; made if missing, resumed if it holds this run.")
 @_what(
     "--preset",
@@ -224,8 +228,8 @@ _machine = option_group("Machine")
 )
 @_output("--checkpoint", "checkpoint_every", type=IMAGES, help="Images between checkpoints.")
 @_eval("--eval", "lengths", type=SIGMA_RELS, help="EMA lengths to score during training: 0.05,0.10.")
-@_eval("--eval-every", "eval_every", type=click.IntRange(1), default=1, help="Score every so many snapshots.")
-@_eval("--eval-samples", "eval_samples", type=click.IntRange(2), default=500, help="Images per score; default: 500.")
+@_eval("--eval-every", "eval_every", type=click.IntRange(1), help="Score every so many snapshots; default: each.")
+@_eval("--eval-samples", "eval_samples", type=click.IntRange(2), help="Images per score; default: 500.")
 @_eval("--eval-detector", "eval_detector", help="Detector, as in edm2 sweep --detector.")
 @_eval(
     "--eval-data", "eval_data", help="Images to compare with; default: those of the run, unless it trains on latents."
@@ -254,8 +258,8 @@ def train(
     dry_run: bool,
     measure: bool,
     lengths: list[float] | None,
-    eval_every: int,
-    eval_samples: int,
+    eval_every: int | None,
+    eval_samples: int | None,
     eval_detector: str | None,
     eval_data: str | None,
     eval_ref: Path | None,
@@ -270,7 +274,7 @@ def train(
     """
     if measure and not dry_run:
         raise click.UsageError("--measure needs --dry-run; a real run prints its speed after its first steps")
-    if lengths is None and (eval_detector or eval_data or eval_ref):
+    if lengths is None and (eval_every or eval_samples or eval_detector or eval_data or eval_ref):
         raise click.UsageError("which EMA lengths are to be scored? Give --eval, such as 0.05,0.10")
     from edm2.tools.reports.description import print_lines
     from edm2.tools.reports.run_plan import describe_plan
@@ -306,7 +310,7 @@ def train(
             if lengths is not None and processes.is_first:
                 from edm2.tools.evaluation import Evaluation
 
-                about = eval_every, eval_samples, eval_detector, eval_data, eval_ref
+                about = eval_every or 1, eval_samples or 500, eval_detector, eval_data, eval_ref
                 callbacks = [Evaluation(config, lengths, *about, dataset)]
             processes.wait()  # statistics of many real images may take longer than the timeout of a step
             run_training(config, dataset, callbacks, processes, max_seconds)

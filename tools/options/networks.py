@@ -60,13 +60,15 @@ def load_networks(
     options: "SamplingOptions", device: "torch.device", dtype: "torch.dtype", warn: bool = True
 ) -> "tuple[SampledNetwork, Denoiser | None]":
     """Load a network and its guide, folded; with `warn`, print a warning about a guide of other data."""
-    from edm2.io.model import load_to_sample, read_metadata
+    from edm2.io.model import load_to_sample, read_metadata, resolve
     from edm2.sampling.generation import check_guide
     from edm2.sampling.guidance import without_conditions, without_labels
 
     metadata = read_metadata(options.network)
     if "guided" in metadata and (options.guide or options.unlabelled_guide or options.unguided):
         raise click.UsageError(f"{options.network}: is guided already; leave out the guide, or name the network in it")
+    if warn and (resolve(options.network) / "guide").is_dir():
+        _warn(f"{options.network}: is drawn without the guide in it, which EDM2Pipeline takes")
     check_external(options.network, metadata, options.net_from)
     make_net = network_maker(options.net_from)
     net = load_to_sample(options.network, device, dtype, make_net)

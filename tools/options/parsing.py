@@ -75,9 +75,9 @@ def _fill(text: str, before: list[float], after: list[float]) -> list[float]:
         raise ValueError(f"{text!r}: an ellipsis stands between two numbers and a third, ascending: 0.05,0.10,...,0.25")
     previous, start, last = around
     step = start - previous
+    if last - start > step * (MOST_VALUES + 1):
+        raise ValueError(f"{text!r} stands for more than {MOST_VALUES:,} numbers; write a wider step")
     count = round((last - start) / step) - 1
-    if count > MOST_VALUES:
-        raise ValueError(f"{text!r} stands for {count:,} numbers, more than {MOST_VALUES:,}; write a wider step")
     return [round(start + i * step, 10) for i in range(1, count + 1)]
 
 
@@ -277,6 +277,7 @@ class _PNGFile(click.Path):
 
 
 IMAGES = _Parsed("images", parse_image_count)
+SIGMA_REL = _Parsed("length", lambda text: _parse_sigma_rel(text, text))
 SIGMA_RELS = _Parsed("lengths", parse_sigma_rels)
 TRACKED = _Parsed("lengths", parse_tracked)
 TIMES = _Parsed("images,...", parse_times)

@@ -39,6 +39,7 @@ from edm2.tools.options.parsing import (
     SAMPLING_PRECISION,
     SAMPLING_PRECISION_HELP,
     SEEDS,
+    SIGMA_REL,
 )
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ _what, _guidance, _sampling, _machine = map(option_group, ("What is drawn", "Gui
 SAMPLE_OPTIONS = (
     _what("--class", "class_name", help="Class of all images, by number or name; default: a random one for each seed."),
     _what("--balanced", is_flag=True, help="As many images of each class: seed modulo number of classes."),
-    _what("--ema", type=NUMBER, help="EMA length, where NETWORK is a run; default: the best that a sweep found."),
+    _what("--ema", type=SIGMA_REL, help="EMA length, where NETWORK is a run; default: the best that a sweep found."),
     _what(
         "--preset",
         type=click.Choice(list(GENERATION_PRESETS)),
@@ -256,6 +257,8 @@ class SamplingOptions:
         if given["class_name"] is not None and given["balanced"]:
             raise click.UsageError("--class asks for one class and --balanced for all: give one of them")
         sampler = sampler if given["levels"] is None else MAP
+        if given["S_churn"] < 0:
+            raise click.UsageError(f"--churn {given['S_churn']:g} must not be negative")
         if given["S_churn"] and sampler is not None and not sampler.churns:
             raise click.UsageError(f"--churn needs --solver {HEUN.name}: {sampler.name} adds no fresh noise")
         check_own_precision(given["precision"], given["net_from"])
@@ -319,7 +322,7 @@ class SampleGenerator:
         )
         if options.balanced and self.net.config.label_dim == 0:
             raise ValueError("--balanced: this network has no classes: it was trained without labels")
-        self.class_names = (self.metadata.get("data") or {}).get("class_names", ())
+        self.class_names = (self.metadata.get("data") or {}).get("class_names") or ()
         known = getattr(self.net.config, "conditions", ())
         self._conditions: SampleConditions | None = None
         if held_out:

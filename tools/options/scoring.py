@@ -70,6 +70,11 @@ class ScoringOptions:
         from edm2.metrics.scores import NoReferenceError, metrics_from
 
         names = [] if self.names is None else [name.strip() for name in self.names.split(",") if name.strip()]
+        if self.detector is not None and not (METRICS.keys() - CLASSIFIERS) & {*names}:
+            raise click.UsageError(
+                f"--detector {self.detector} is that of kid and pr; for its Frechet distance give "
+                f"--metrics {self.detector}"
+            )
         try:
             wanted = metrics_from(self.reference, names, self.detector)
         except NoReferenceError as error:
@@ -108,9 +113,9 @@ class ScoringOptions:
 
 
 def _warn_of_few(count: int, metrics: "Sequence[Metric]") -> None:
-    from edm2.metrics.scores import warnings_about
+    from edm2.metrics.scores import FrechetMetric, warnings_about
 
-    numbers = [metric.num_features for metric in metrics if metric.num_features is not None]
+    numbers = [metric.num_features or 0 for metric in metrics if isinstance(metric, FrechetMetric)]
     for warning in warnings_about(count, max(numbers)) if numbers else ():
         click.echo(f"Warning: {warning}", err=True)
 

@@ -11,8 +11,9 @@ from edm2.datasets.conditions import describe_conditions
 from edm2.datasets.measuring import Statistics
 from edm2.datasets.survey import survey
 from edm2.io.guided import is_guided, read_guided
-from edm2.io.model import resolve
+from edm2.io.model import read_metadata, resolve
 from edm2.io.snapshots import AnySnapshot, open_run, open_snapshot
+from edm2.pipeline.folder import is_pipeline_folder
 from edm2.post_hoc_ema import sigma_rel_to_half_life
 from edm2.post_hoc_ema.files import plain_line
 from edm2.sampling.external import ways_to_sample
@@ -40,7 +41,7 @@ def senseless_metadata_named(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        if str(path) in str(error):
+        if str(Path(path)) in str(error):  # without the slash behind a folder
             raise
         reason = f"{type(error).__name__}: {error}"
         line = f"{path}: what it says of itself makes no sense ({reason}); write it again"
@@ -48,10 +49,18 @@ def senseless_metadata_named(path: str | Path) -> Iterator[None]:
 
 
 def describe_snapshot(name: str) -> Lines:
-    """Describe a snapshot, a published network pickle or an included network."""
+    """Describe a snapshot, a published network pickle, a pipeline of diffusers or an included network."""
     path = resolve(name)
     if is_guided(path):
         return _describe_guided(path)
+    if is_pipeline_folder(path):
+        metadata = read_metadata(path)
+        times = (("images seen", "images_seen"), ("EMA length", "sigma_rel"))
+        return [
+            ("pipeline", path),
+            *((what, metadata[key]) for what, key in times if key in metadata),
+            *_origin(metadata),
+        ]
     snapshot = open_snapshot(path)
     metadata = snapshot.metadata
     lines: Lines = [

@@ -62,6 +62,10 @@ def test_pictures_on_white_are_compared_by_what_is_on_it():
     assert near_duplicates(dataset_of(icons), np.arange(40)) == []
 
 
+def test_none_are_found_among_none():
+    assert near_duplicates(open_dataset("digits"), np.arange(0)) == []
+
+
 def test_single_colors():
     blank = np.stack([np.full((16, 16, 3), level, np.uint8) for level in (0, 255, 254, 128, 0)])
     assert near_duplicates(dataset_of(blank), np.arange(5)) == [(2, 1), (4, 0)]

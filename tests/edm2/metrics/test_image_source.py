@@ -1,5 +1,7 @@
 """Images in NPZ files are scored with the axes that evaluation suites give them, or refused."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -21,3 +23,12 @@ def test_other_layouts_are_refused_by_their_shape(tmp_path, shape, remedy):
     np.savez(tmp_path / "a.npz", arr_0=np.zeros(shape, np.uint8))
     with pytest.raises(DatasetError, match=rf"a\.npz: arr_0 has shape \[3, .*{remedy}"):
         open_images(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_images_are_read_in_any_order_without_those_before_them(tmp_path, monkeypatch, save):
+    images = np.random.default_rng(0).integers(0, 256, (9, 6, 5, 3), dtype=np.uint8)
+    save(tmp_path / "a.npz", arr_1=np.arange(9), arr_0=images)
+    found = open_images(tmp_path / "a.npz")
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", None)  # it begins anew at each step back
+    np.testing.assert_array_equal(found.images([8, 2, 5, 0]), images[[8, 2, 5, 0]].transpose(0, 3, 1, 2))

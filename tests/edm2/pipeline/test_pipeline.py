@@ -307,7 +307,7 @@ def test_callback_after_every_step(pipe, scheduler):
         seen.append(step)
         return {"latents": tensors["latents"] * (step < STEPS - 1)}
 
-    assert not draw(pipe, callback_on_step_end=look).any()
+    assert not draw(pipe, callback_on_step_end=look, callback_on_step_end_tensor_inputs=["latents"]).any()
     assert seen == list(range(STEPS))
 
 
@@ -359,6 +359,15 @@ def test_a_vae_of_one_s_own_is_used_and_saved(make_net, vae, tmp_path):
     assert half.vae.dtype == torch.bfloat16
     assert np.stack(draw(half, output_type="pil")).shape == (4, 32, 32, 3)
     vae.to(torch.float32)
+
+
+def test_a_name_of_a_vae_stays_in_its_line(make_net, tmp_path):
+    codec = LatentCodec("a`\n# b\x1b[2J", (0.0,) * 4, (1.0,) * 4).to_json()
+    edm2.save(make_net(img_channels=4), tmp_path / "net.safetensors", {"codec": codec})
+    with pytest.warns(UserWarning, match="without its VAE") as warned:
+        pipe = EDM2Pipeline.from_snapshot(tmp_path / "net.safetensors")
+    assert str(warned[0].message).isprintable()
+    assert "\n# b" not in pipe.card("x")
 
 
 def test_a_vae_that_is_not_there(make_net, tmp_path):
@@ -657,6 +666,9 @@ def refused_folder(folder: Path | str, error_types: Any = SnapshotError) -> str:
         ({"num_inference_steps": 0}, "at least 1"),
         ({"output_type": "jpeg"}, "output_type='jpeg'"),
         ({"guidance_scale": 2.0, "guidance_interval": (3.0, 1.0)}, "low < high"),
+        ({"guidance_interval": (1.0, 3.0)}, "give guidance_scale"),
+        ({"unguided": ["caption"]}, "give guidance_scale"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "not prompt_embeds"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
@@ -674,6 +686,7 @@ def test_parts_that_do_not_fit_each_other(net, make_net, unconditional, pipe):
     draw(make_pipeline(net, metadata={"training": {"label_dropout": 0.1}}), guidance_scale=2.0)
     pipe.scheduler = diffusers.DDIMScheduler()
     assert "DDIMScheduler is not for EDM" in refused(pipe)
+    assert "draw with EDM2MapScheduler" in refused(make_pipeline(net, metadata={"abilities": ["consistency"]}))
 
 
 def test_folders_that_are_no_pipeline(folder):

@@ -155,6 +155,10 @@ def test_classes_are_known_without_drawing_come_in_any_sequence_and_keep_the_noi
     assert classes_of_seeds(net, []).tolist() == []
     assert draw(net, range(2), np.int64(3)).classes.tolist() == [3, 3]
     by_seed = draw(net, SEEDS, batch_size=4)
+    assert torch.equal(draw(net, kind(SEEDS), batch_size=4).samples, by_seed.samples)
+    for halves in ({"seeds": [0.5]}, {"seeds": [0], "classes": [1.5]}):
+        with pytest.raises(TypeError, match="integer"):
+            edm2.generate(net, **halves)
     assert torch.equal(draw(net, SEEDS, by_seed.classes.tolist(), batch_size=4).samples, by_seed.samples)
     for classes in (None, 3, kind([9, 8, 7, 6, 5, 4, 3, 2, 1])):
         drawn = draw(net, SEEDS, classes, batch_size=4)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import TINY, complaint, edm2, succeed, write_images
+from PIL import Image
 
 from edm2 import load
 from edm2.pipeline import EDM2Pipeline
@@ -39,6 +40,13 @@ def test_classes_without_images_are_left_out(with_gaps: Path):
     assert set(drawn(with_gaps)[0]) == {1, 2, 5}
     assert drawn(with_gaps, "--balanced")[0] == [1, 2, 5] * 5 + [1]
     assert set(drawn(with_gaps, "--class", 3)[0]) == {3}
+
+
+@pytest.mark.parametrize(("count", "columns"), [(15, 3), (3, 2)], ids=["a column per class", "too few for rows"])
+def test_a_balanced_grid_has_a_column_for_each_class_that_is_drawn(with_gaps: Path, tmp_path: Path, count, columns):
+    grid = tmp_path / "grid.png"
+    succeed("generate", with_gaps, *FEW, "--seeds", f"0-{count - 1}", "--balanced", "--grid", grid)
+    assert Image.open(grid).width == columns * 64 + (columns - 1) * 8
 
 
 def test_a_pipeline_draws_the_same_classes(with_gaps: Path):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from edm2.io.model import ASSETS, load, read_metadata, save
 from edm2.networks import NetworkConfig, build_network
+from edm2.pipeline import EDM2Pipeline
 from edm2.post_hoc_ema import find_snapshots, snapshot_name
 from edm2.sampling.output import NpyFiles
 from edm2.sampling.presets import GENERATION_PRESETS
@@ -52,6 +53,13 @@ def saying(network: Path, out: Path, **entries: Any) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------ guidance
+
+
+def test_a_pipeline_is_drawn_without_its_guide_and_that_is_said(outspoken_network, tmp_path):
+    EDM2Pipeline.from_snapshot(outspoken_network, guide=outspoken_network).save_pretrained(tmp_path / "pipeline")
+    result = run(tmp_path / "pipeline", "--seeds", 0, "--grid", tmp_path / "grid.png")
+    assert result.code == 0
+    assert "pipeline: is drawn without the guide in it" in result.err
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,9 @@ def test_few_images_are_warned_of(reference, tmp_path):
     assert biased.startswith("Warning: Frechet distances of 2 images are biased upwards")
     assert "50,000" in biased
     assert "1 of the 64 directions" in singular
+    write_npz(tmp_path / "five.npz", np.zeros((5, 8, 8, 1), dtype=np.uint8), 5)
+    unbiased = edm2("metrics", "calc", tmp_path / "five.npz", "--ref", reference, "--metrics", "kid,pr", *CPU)
+    assert (unbiased.code, unbiased.err) == (0, "")
 
 
 # ------------------------------------------------------------------------------------------------ neighbours
@@ -140,12 +143,15 @@ def test_two_processes_make_the_reference_of_one(reference, tmp_path):
         ("calc digits --ref REF --metrics kid --detector vgg", 1, ("there is no detector 'vgg'", "efficientnet-lite0")),
         ("gen digits8 --ref REF --metrics pixels,fd", 1, ("there is no detector 'fd'",)),
         ("calc digits --ref REF --metrics pr --detector fid", 1, ("no features", "fid")),
+        ("calc digits --ref REF --metrics kid --detector pr", 1, ("there is no detector 'pr'",)),
+        ("calc digits --ref REF --detector pixels", 2, ("--detector pixels", "--metrics pixels")),
         ("calc nowhere/ --ref REF", 1, ("nowhere",)),
         ("calc one.npz --ref REF", 1, ("1 image", "50,000")),
         ("calc text.npz --ref REF", 1, ("text.npz", "arr_0")),
         ("calc large.npz --ref REF", 1, ("64 features", "have 16")),
         ("calc digits --metrics is --inception text.npz", 1, ("text.npz", "TorchScript")),
         ("ref digits out.txt --detector pixels", 2, (".npz",)),
+        ("ref one.npz ./one.npz --detector pixels", 2, ("one.npz: holds the images",)),
         ("ref digits out.npz --detector vgg", 1, ("'vgg'", "efficientnet-lite0", "module:callable")),
         ("ref digits out.npz --detector no_such:thing", 1, ("no_such:thing", "module:callable")),
         ("ref digits out.npz --detector fid --inception text.npz", 1, ("text.npz", "TorchScript")),
@@ -154,6 +160,7 @@ def test_two_processes_make_the_reference_of_one(reference, tmp_path):
         ("gen digits8", 2, ("--ref",)),
         ("gen digits8 --ref REF --guidance 2", 2, ("--guide or --unlabelled-guide",)),
         ("neighbours digits --data nowhere --out n.png", 1, ("nowhere",)),
+        ("neighbours large.npz --data digits --out n.png", 1, ("large.npz: images of (1, 4, 4)", "digits, (1, 8, 8)")),
         ("neighbours digits --data digits --out n.jpg", 2, ("--out", "n.jpg", "write n.png")),
     ],
 )

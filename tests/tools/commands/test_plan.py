@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from command_line import succeed, write_images
+from command_line import ROOT, succeed, write_images
 
 from edm2.planning.speed import WHOLE_STEP
 from edm2.tools.bench.report import Measurement
@@ -37,6 +37,13 @@ def test_the_table_adds_up():
     small = rows(succeed(*SMALL, "--memory", 0.3))
     assert small["largest --micro-batch that fits"] == ["none"] * 4
     assert small["fits"] == ["no"] * 4
+
+
+@pytest.mark.slow
+def test_the_documentation_shows_what_is_printed():
+    shown = succeed("plan", "--preset", "edm2-img512-xxl", "--gpus", 32, "--gpu", "h100")
+    page = re.sub("^ +", "", (ROOT / "docs/plan.md").read_text(), flags=re.MULTILINE)
+    assert re.sub("^ +", "", shown.rstrip(), flags=re.MULTILINE) in page
 
 
 def test_the_json_says_the_same(tmp_path):

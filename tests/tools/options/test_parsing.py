@@ -75,6 +75,7 @@ REFUSED = [
     (parse_seeds, "write 3-9", ["9-3"]),
     (parse_seeds, "more than 10,000,000 seeds", ["0-99999999999", "7,0-10000000"]),
     (parse_sigma_rels, "more than 10,000", ["0.1,0.1000000001,...,0.2"]),
+    (parse_weights, "more than 10,000", ["0,1e-300,...,1e308"]),
     (parse_sigma_rels, "sigma_rel", ["0", "0.2887", "-0.1", "nan", "inf", "1", "0.1,0.3", "0.1,0.2,...,inf"]),
     (parse_sigma_rels, "ascending", ["...", "0.1,...,0.2", "...,0.1,0.2", "0.1,0.2,...", "0.2,0.1,...,0.05"]),
     (parse_sigma_rels, "ascending", ["0.1,0.1,...,0.2", "0.1,0.2,...,0.15"]),
