@@ -94,7 +94,7 @@ def test_the_unlabelled_guide_is_the_network_without_labels(outspoken_network, t
 def test_guides_that_do_not_fit_are_refused_or_warned_of(outspoken_network, tmp_path):
     """A network guides itself if it missed labels; one that does not say so, or a guide of other data, is doubtful."""
     guided = ("--guidance", 2, "--grid", tmp_path / "grid.png")
-    enough = ("--steps", 5, "--device", "cpu")  # fewer evaluations are warned of
+    enough = ("--steps", 7, "--device", "cpu")  # fewer evaluations are warned of
     training = read_metadata(outspoken_network)["training"]
     never, often, silent, other = (
         saying(outspoken_network, tmp_path / f"{name}.safetensors", **entries)
