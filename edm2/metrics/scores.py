@@ -4,7 +4,7 @@ A metric names the detector whose features it takes, and how many features of si
 one detector share its features. `edm2.metrics.registry` lists those that are no Frechet distance.
 """
 
-from collections.abc import Collection as Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
