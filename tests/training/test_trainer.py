@@ -25,6 +25,7 @@ from edm2.training import (
 )
 from edm2.training.callbacks import SampleGrids, SpeedReport
 from edm2.training.data.batches import Batch, BatchStream
+from edm2.training.data.dataset import Subset
 from edm2.training.draws import GivenDraws
 from edm2.training.randomness import PositionRandom, Stream
 from edm2.training.run import speed
@@ -321,6 +322,24 @@ def test_stored_statistics_make_the_codec(tmp_path):
 def opened(tmp_path, dataset, **settings) -> BatchStream:
     config = tiny_config(tmp_path, **settings)
     return BatchStream(config, dataset, PositionRandom(0, 4, torch.device("cpu")))
+
+
+def test_held_out_images_are_encoded_no_more_at_once_than_a_step_takes(tmp_path):
+    """A codec may be a large network, for which five hundred images at once are too much."""
+    sizes = []
+
+    class Counting(PixelCodec):
+        def encode(self, data, noise=None):
+            sizes.append(len(data))
+            return super().encode(data, noise)
+
+    stream = opened(tmp_path, tiny_data(), micro_batch=4)
+    codec, whole = stream.codec, tiny_data().read(range(30))
+    stream.codec = Counting(codec.mean, codec.std, codec.levels)
+    batch = stream.all_of(Subset(tiny_data(), range(30)))
+    assert sizes == [4] * 7 + [2]
+    assert torch.equal(batch.images, codec.encode(whole[0]))
+    assert torch.equal(batch.labels, whole[1])
 
 
 def test_statistics_stored_during_a_run_do_not_change_what_it_sees(tmp_path):

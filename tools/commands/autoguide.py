@@ -22,7 +22,7 @@ from edm2.tools.options.parsing import (
     SIGMA_RELS,
     WEIGHTS,
 )
-from edm2.tools.options.sampling import sampler_option
+from edm2.tools.options.sampling import sampler_option, warn_of_few_evaluations
 
 if TYPE_CHECKING:
     from edm2.sweep.autoguidance import Comparison
@@ -183,8 +183,7 @@ def autoguide(
                 f"{budget} candidates per guide, at most {search.images(guides):,} images "
                 f"({sampler.cost(num_steps)}, twice that with guidance), by {evaluator.title}."
             )
-            if (advice := sampler.advice(num_steps)) is not None:
-                click.echo(advice, err=True)
+            warn_of_few_evaluations(sampler, num_steps)
         with bar(search.images(guides)) as progress:
             sweeper.report = progress.update
             small = KeptAverages(guide_run, averages.max_bytes) if guide_run and "small" in guides else None

@@ -9,7 +9,13 @@ from edm2.post_hoc_ema.files import plain_line
 from edm2.sampling.presets import FAMILIES
 from edm2.tools.options.groups import GroupedCommand, option_group
 from edm2.tools.options.parsing import FILE, FOLDER, PNG_FILE
-from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampling_options
+from edm2.tools.options.sampling import (
+    SampleGenerator,
+    SamplingOptions,
+    sample_options,
+    sampling_options,
+    warn_of_few_evaluations,
+)
 
 if TYPE_CHECKING:
     from edm2.sampling.drawing import Decoder
@@ -118,8 +124,7 @@ def generate(
             what = f"{'latents' if latents else 'images'}{generator.class_shown}"
             done = f"{len(seeds)} {what} in {targets} ({generator.cost})"
             click.echo(plain_line(done))  # names of classes are untrusted
-            if generator.advice is not None:
-                click.echo(generator.advice, err=True)
+            warn_of_few_evaluations(generator.sampler, generator.num_steps)
 
 
 def _check_targets(

@@ -9,7 +9,13 @@ from edm2.metrics.registry import DETECTOR_NAMES
 from edm2.post_hoc_ema.files import check_output
 from edm2.tools.options.groups import GroupedCommand, with_options
 from edm2.tools.options.parsing import DEVICE, FILE, PNG_FILE
-from edm2.tools.options.sampling import SampleGenerator, SamplingOptions, sample_options, sampling_options
+from edm2.tools.options.sampling import (
+    SampleGenerator,
+    SamplingOptions,
+    sample_options,
+    sampling_options,
+    warn_of_few_evaluations,
+)
 from edm2.tools.options.scoring import SCORES, WEIGHTS, ScoringOptions, load_detectors
 
 if TYPE_CHECKING:
@@ -183,6 +189,8 @@ def gen(network: str | None, **given: Any) -> None:
     with joined_processes() as processes:
         generator = SampleGenerator(options, processes, held_out=True)
         generator.try_out(generator.decode)
+        if processes.is_first:
+            warn_of_few_evaluations(generator.sampler, generator.num_steps)
         mine = [seed for part in processes.shard(parts) for seed in part]
         pixels = (generator.decode(batch.samples) for batch in generator.batches(mine))
         settings = generator.settings | {"first_seed": options.seeds[0], "last_seed": options.seeds[-1]}

@@ -36,7 +36,7 @@ from edm2.tools.options.parsing import (
     TIMES,
     WEIGHTS,
 )
-from edm2.tools.options.sampling import check_levels_alone, sampler_option, way_of_sampling
+from edm2.tools.options.sampling import check_levels_alone, sampler_option, warn_of_few_evaluations, way_of_sampling
 
 if TYPE_CHECKING:
     from edm2.sweep.averages import Averages
@@ -204,6 +204,8 @@ def sweep(
         programs = {"--net-from": net_from, "--codec": codec_from}
         if processes.is_first:
             _warn_of_snapshots(averages, area)
+            for solver, num_steps, _ in ways:
+                warn_of_few_evaluations(solver, num_steps)
         for solver, num_steps, jumps in ways:
             sampling = SampleSettings(count, num_steps, interval or EVERYWHERE, dtype, solver, jumps, of_samples)
             sweeper = Sweeper(averages, codec, evaluator, sampling, guides, repeats, cache, processes, on)

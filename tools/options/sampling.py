@@ -95,6 +95,13 @@ def check_levels_alone(levels: Sequence[float] | None, sampler: Sampler | None, 
         raise click.UsageError("--levels are those of --solver map, and their number is that of its steps")
 
 
+def warn_of_few_evaluations(sampler: Sampler, num_steps: int) -> None:
+    """Print a warning where a solver takes too few steps to draw well."""
+    advice = sampler.advice(num_steps)
+    if advice is not None:
+        click.echo(advice, err=True)
+
+
 def way_of_sampling(
     name: str,
     abilities: Collection[str],
@@ -386,11 +393,6 @@ class SampleGenerator:
     def cost(self) -> str:
         """Number of evaluations as text."""
         return self.sampler.cost(self.num_steps)
-
-    @property
-    def advice(self) -> str | None:
-        """Warning of too few evaluations for a solver; None if they are enough."""
-        return self.sampler.advice(self.num_steps)
 
     def _contents(self) -> dict[str, str]:
         """Digests of the files that decide the images, whatever their paths are."""

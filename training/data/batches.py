@@ -46,6 +46,17 @@ class Batch(NamedTuple):
         """Keyword arguments of a network or loss: the conditions, if there are any."""
         return {} if self.conditions is None else {"conditions": self.conditions}
 
+    @classmethod
+    def joined(cls, parts: Sequence["Batch"]) -> "Batch":
+        """Images of several batches of the same kind, in turn."""
+        images, labels, conditions = zip(*parts, strict=True)
+        names = conditions[0] or ()
+        return cls(
+            torch.cat(images),
+            None if labels[0] is None else torch.cat(labels),
+            None if conditions[0] is None else {name: torch.cat([part[name] for part in conditions]) for name in names},
+        )
+
     def slice(self, start: int, stop: int) -> "Batch":
         """Images `start` to `stop`, with their labels and conditions."""
         part = slice(start, stop)
@@ -162,8 +173,12 @@ class BatchStream:
         return dataset.indices[found].tolist() if isinstance(dataset, Subset) else found
 
     def all_of(self, dataset: Dataset) -> Batch:
-        """Encode all images of a small dataset, without augmentation; of latents, the means."""
-        return self._encode(dataset.read(range(len(dataset))))
+        """Encode all images of a small dataset, without augmentation; of latents, the means.
+
+        A codec may be a large network, and gets no more images at once than in a step.
+        """
+        count, size = len(dataset), self.config.images_per_forward
+        return Batch.joined([self._encode(dataset.read(range(count)[i : i + size])) for i in range(0, count, size)])
 
     def shown(self, count: int) -> Batch:
         """At most `count` images, the same every time, whose conditions sample grids show: held-out ones if any are."""
