@@ -73,6 +73,8 @@ def plan_run(
     if dataset.kind != "moments" and codec is None:
         _check_sides(data, height, width, len(network.get("channel_mult", NetworkConfig.channel_mult)) - 1)
     label_dim = dataset.num_classes if conditional is None or conditional else 0
+    if choices.get("label_dropout") and not label_dim:
+        raise ValueError(f"label_dropout={choices['label_dropout']:g} has no labels to drop: leave it out")
     if label_dim and network.get("conditions"):
         network.setdefault("label_source", label_is_source(training.get("init")))
     config = TrainingConfig(

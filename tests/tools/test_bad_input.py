@@ -119,6 +119,8 @@ CASES: list[tuple] = [
      "10x10", "cannot be halved 2 times", "edm2 dataset convert", "--resolution 8|--resolution 12"),
     ("train --preset edm2-img64-s --out out --data @fine", USAGE, "edm2-img64-s", "(1, 8, 8)", "choose another"),
     ("TRAIN --data @fine --cond", USAGE, "fine", "no labels", "--cond"),
+    ("TRAIN --data @fine --label-dropout 0.2", USAGE, "--label-dropout 0.2", "no labels to drop"),
+    ("TRAIN --data digits --uncond --label-dropout 0.2", USAGE, "--label-dropout 0.2", "no labels to drop"),
     ("TRAIN --data digits --preset big", USAGE, "'big'", "'edm2-small-64'"),
     ("TRAIN --data digits --micro-batch 48", USAGE, "--micro-batch 48", "try --micro-batch 16"),
     ("TRAIN --data digits --duration 100", USAGE, "--duration 100", "try 128"),
@@ -249,6 +251,8 @@ CASES: list[tuple] = [
     ("ABLATE --configs G -- --momentum 1", USAGE, "--momentum"),
     ("ABLATE --configs G -- --seed 1", USAGE, "--seeds"),
     ("ABLATE --configs G -- --out x", USAGE, "--out"),
+    ("ABLATE --configs G -- --eval-samples 50", USAGE, "--eval-samples 50", "--samples decides"),
+    ("ABLATE --configs G -- --max-time 1h", USAGE, "--max-time", "the same command goes on"),
     ("plan --preset nonsense --gpus 4 --gpu h100", USAGE, "nonsense"),
     ("plan --preset edm2-img512-s --gpus 4 --gpu h1000", USAGE, "h1000", "'h100'"),
     ("plan --preset edm2-img512-s --gpus 4", USAGE, "--gpu", "h100", "--memory and --peak"),
@@ -269,6 +273,7 @@ CASES: list[tuple] = [
     ("PLAN edm2-small-64 --shape 64x64", USAGE, "64x64", "3x64x64"),
     ("PLAN edm2-small-64 --shape 3x63x64", USAGE, "63x64", "halved"),
     ("PLAN edm2-small-64 --data digits --shape 1x8x8", USAGE, "--data", "--shape"),
+    ("PLAN edm2-img512-s --images 0", USAGE, "--images must be positive"),
     ("demo --out @notes.txt", USAGE, "notes.txt", "is a file"),
 ]  # fmt: skip
 

@@ -145,6 +145,8 @@ def _dataset(
     shape = shape or preset_shape
     if shape is None:
         raise ValueError(f"preset {preset} is for images of any size; give --shape, such as 3x64x64, or --data")
+    if images == 0:
+        raise ValueError("--images must be positive")
     if classes is None:
         classes = 1000 if preset_shape else 0
     return imaginary_dataset(shape, classes, images or IMAGENET)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from edm2.training import Dataset, TrainingConfig
 
 FIXED = {"data": "--data", "out": "--out", "seed": "--seeds", "dry_run": "--report", "measure": "--report",
-         "lengths": "--std"}  # fmt: skip
+         "lengths": "--std", "eval_every": "--std", "eval_samples": "--samples", "eval_detector": "--detector",
+         "eval_data": "--data", "eval_ref": "--ref"}  # fmt: skip
 """Parameters of `edm2 train` that a study decides, and the option of `edm2 ablate` that does."""
 
 
@@ -90,10 +91,14 @@ def given(options: Sequence[str]) -> dict[str, Any]:
 
 
 def check_not_fixed(options: Sequence[str]) -> None:
-    """Raise click.UsageError for options that a study decides."""
+    """Raise click.UsageError for options that a study decides, or does without."""
     for name in given(options):
         if name in FIXED:
             raise click.UsageError(f"{' '.join(options)}: {FIXED[name]} decides that for all runs")
+        if name == "max_seconds":
+            raise click.UsageError(
+                f"{' '.join(options)}: a study has no --max-time; stop it when you like, the same command goes on"
+            )
 
 
 def _context(words: Sequence[str], resilient_parsing: bool = False) -> click.Context:
