@@ -7,10 +7,10 @@ from edm2.datasets.conditions import broken_conditions
 from edm2.datasets.parts import read_all
 from edm2.post_hoc_ema.files import plain_line
 from edm2.training import open_dataset
-from edm2.training.data.archive import read_array
+from edm2.training.data.archive.decoding import read_array
+from edm2.training.data.archive.files import DatasetError
+from edm2.training.data.archive.index import open_archive
 from edm2.training.data.dataset import ImageFormat
-from edm2.training.data.files import DatasetError
-from edm2.training.data.index import open_archive
 
 
 def find_broken(

@@ -6,10 +6,11 @@ from typing import Any
 
 from edm2.datasets.parts import read_all
 from edm2.networks import Condition
-from edm2.training.data.archive import Catalog, condition_files, missing_condition, read_condition
+from edm2.training.data.archive.catalog import Catalog, condition_files, missing_condition
+from edm2.training.data.archive.decoding import read_condition
+from edm2.training.data.archive.files import DatasetError, Files
 from edm2.training.data.conditions import describe_condition, kind_of
 from edm2.training.data.dataset import CONTENTS, ArchiveDataset
-from edm2.training.data.files import DatasetError, Files
 
 
 def broken_conditions(files: Files, catalog: Catalog, workers: int = 1) -> Iterator[str]:

@@ -50,9 +50,10 @@ from edm2.datasets.parts import (
 from edm2.datasets.pictures import PictureReader
 from edm2.datasets.tally import Tally
 from edm2.post_hoc_ema import atomic_output
-from edm2.training.data.archive import Catalog, decode_image
-from edm2.training.data.files import DatasetError, Files, StorageError, suffix_of
-from edm2.training.data.index import open_archive
+from edm2.training.data.archive.catalog import Catalog
+from edm2.training.data.archive.decoding import decode_image
+from edm2.training.data.archive.files import DatasetError, Files, StorageError, suffix_of
+from edm2.training.data.archive.index import open_archive
 
 Source: TypeAlias = "str | Path | tuple[Files, Catalog]"
 """Folder or ZIP of images; or any files with a catalog of the images among them."""

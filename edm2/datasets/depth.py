@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from edm2.training.data.archive import loaded
+from edm2.training.data.archive.decoding import loaded
 
 MOST_BITS = 16
 """Bits per channel at most: numbers of 32 bits, most of them measurements, have no white to scale to."""

@@ -12,11 +12,11 @@ from edm2.datasets.measuring import Statistics
 from edm2.datasets.parts import member
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import Dataset, open_dataset
-from edm2.training.data.archive import open_files, read_description
+from edm2.training.data.archive.catalog import open_files, read_description
+from edm2.training.data.archive.files import DESCRIPTION
+from edm2.training.data.archive.index import open_archive
+from edm2.training.data.archive.zip_files import stored_name
 from edm2.training.data.dataset import CONTENTS, ArchiveDataset
-from edm2.training.data.files import DESCRIPTION
-from edm2.training.data.index import open_archive
-from edm2.training.data.zip_files import stored_name
 
 
 def check_writable(path: str | Path) -> None:

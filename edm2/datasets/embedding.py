@@ -18,11 +18,11 @@ from edm2.io.text_encoder import TextEncoder
 from edm2.networks import Condition, TokenCondition
 from edm2.post_hoc_ema import atomic_output
 from edm2.post_hoc_ema.files import parse_json
+from edm2.training.data.archive.files import CONDITIONS, DatasetError, normalized
+from edm2.training.data.archive.index import open_archive
+from edm2.training.data.archive.zip_files import stored_name
 from edm2.training.data.conditions import describe_condition
 from edm2.training.data.dataset import ArchiveDataset
-from edm2.training.data.files import CONDITIONS, DatasetError, normalized
-from edm2.training.data.index import open_archive
-from edm2.training.data.zip_files import stored_name
 
 BATCH = 64
 """Captions that are encoded together."""

@@ -45,10 +45,10 @@ from edm2.datasets.parts import (
 )
 from edm2.post_hoc_ema import atomic_output
 from edm2.training import DatasetError, LatentCodec
-from edm2.training.data.archive import Catalog, open_files
+from edm2.training.data.archive.catalog import Catalog, open_files
+from edm2.training.data.archive.files import Files
+from edm2.training.data.archive.index import open_archive
 from edm2.training.data.dataset import ArchiveDataset
-from edm2.training.data.files import Files
-from edm2.training.data.index import open_archive
 from edm2.training.distributed.processes import Processes
 
 __all__ = ["Encoded", "encode"]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edm2.post_hoc_ema.files import first_line
-from edm2.training.data.archive import MAX_CLASSES, Catalog
-from edm2.training.data.files import DatasetError
+from edm2.training.data.archive.catalog import MAX_CLASSES, Catalog
+from edm2.training.data.archive.files import DatasetError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,8 +21,8 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 import numpy as np
 
 from edm2.post_hoc_ema import atomic_output
-from edm2.training.data.archive import Catalog, condition_files, missing_condition
-from edm2.training.data.files import (
+from edm2.training.data.archive.catalog import Catalog, condition_files, missing_condition
+from edm2.training.data.archive.files import (
     CONDITIONS,
     DESCRIPTION,
     DatasetError,

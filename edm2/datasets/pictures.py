@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from PIL import Image, ImageColor, ImageOps
 
 from edm2.datasets.depth import MOST_BITS, eight_bits
-from edm2.training.data.archive import CHANNELS, FORMATS, bits_per_channel, loaded, open_image, read_decoded
-from edm2.training.data.files import CONVERTIBLE, HEIF_SUFFIXES, Files
+from edm2.training.data.archive.decoding import CHANNELS, FORMATS, bits_per_channel, loaded, open_image, read_decoded
+from edm2.training.data.archive.files import CONVERTIBLE, HEIF_SUFFIXES, Files
 
 EXIF = ("apply", "ignore")
 """Choices for the orientation that a camera stored: turn the image, or leave it as it lies."""

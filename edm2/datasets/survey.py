@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from edm2.datasets.parts import read_all
-from edm2.training.data.archive import read_format
+from edm2.training.data.archive.decoding import read_format
+from edm2.training.data.archive.files import DatasetError
+from edm2.training.data.archive.index import open_archive
 from edm2.training.data.dataset import ImageFormat
-from edm2.training.data.files import DatasetError
-from edm2.training.data.index import open_archive
 
 READERS = 16
 """Threads that read headers: most of the time goes to waiting for a disk or a network."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edm2.datasets.pictures import Picture
-from edm2.training.data.files import suffix_of
+from edm2.training.data.archive.files import suffix_of
 
 COLUMNS = ("found", "converted", "enlarged", "too small", "broken", "not read", "litter")
 

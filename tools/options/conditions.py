@@ -108,7 +108,7 @@ def _value(name: str, value: str, condition: "Condition | None") -> Any:
     path = Path(value)
     if path.is_dir():
         from edm2.post_hoc_ema.files import visible_files
-        from edm2.training.data.files import SUFFIXES, suffix_of
+        from edm2.training.data.archive.files import SUFFIXES, suffix_of
 
         files = (file for file in visible_files(path, "**/*") if file.is_file())
         found = sorted(file for file in files if suffix_of(file.name) in SUFFIXES)  # not generation.json
@@ -135,7 +135,7 @@ def _numbers(text: str, condition: "Condition | None") -> np.ndarray:
 
 def _read(path: Path) -> np.ndarray:
     """Read a condition as datasets have it: pixels, or numbers in any shape."""
-    from edm2.training.data.archive import read_condition
-    from edm2.training.data.files import FolderFiles
+    from edm2.training.data.archive.decoding import read_condition
+    from edm2.training.data.archive.files import FolderFiles
 
     return read_condition(FolderFiles(path.parent), path.name)

@@ -19,8 +19,8 @@ from edm2.post_hoc_ema.files import plain_line
 from edm2.sampling.external import ways_to_sample
 from edm2.sampling.guidance import EVERYWHERE
 from edm2.training import Dataset, DatasetError, open_dataset, read_run_config
-from edm2.training.data.files import DESCRIPTION
-from edm2.training.data.index import open_archive
+from edm2.training.data.archive.files import DESCRIPTION
+from edm2.training.data.archive.index import open_archive
 from edm2.training.data.vae import latent_codec_of
 from edm2.training.imports import is_target
 from edm2.training.run.logging import read_stats

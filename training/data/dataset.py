@@ -17,20 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from edm2.training.data.archive import (
+from edm2.training.data.archive.catalog import (
     Catalog,
     check_latents,
     check_pixel_statistics,
     condition_files,
     empty_classes,
     missing_condition,
-    read_array,
     read_catalog,
-    read_condition,
-    read_format,
 )
-from edm2.training.data.files import READERS, DatasetError, Files, StorageError, normalized
-from edm2.training.data.index import open_archive
+from edm2.training.data.archive.decoding import read_array, read_condition, read_format
+from edm2.training.data.archive.files import READERS, DatasetError, Files, StorageError, normalized
+from edm2.training.data.archive.index import open_archive
 from edm2.training.data.order import permutation
 from edm2.training.imports import is_target
 

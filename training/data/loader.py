@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from edm2.post_hoc_ema.files import first_line
+from edm2.training.data.archive.files import StorageError
 from edm2.training.data.dataset import Dataset, DatasetError, Loaded
-from edm2.training.data.files import StorageError
 
 TIMEOUT = 900
 """Seconds to wait for a batch: far more than all attempts to read one file take."""

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from edm2.training.data.archive import CHANNELS, MAX_CLASSES
+from edm2.training.data.archive.catalog import MAX_CLASSES
+from edm2.training.data.archive.decoding import CHANNELS
 from edm2.training.data.dataset import Dataset, DatasetError, Indices, Loaded, stack_padded
 from edm2.training.imports import import_callable
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edm2.post_hoc_ema.files import atomic_output
-from edm2.training.data.files import is_litter
+from edm2.training.data.archive.files import is_litter
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from edm2.datasets.checking import find_broken
 from edm2.training import DatasetError, open_dataset
-from edm2.training.data import retry
-from edm2.training.data.files import FolderFiles, StorageError
+from edm2.training.data.archive import retry
+from edm2.training.data.archive.files import FolderFiles, StorageError
 
 COUNT = 40
 

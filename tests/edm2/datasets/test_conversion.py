@@ -37,9 +37,9 @@ from edm2.datasets.conversion import (
 )
 from edm2.datasets.pictures import PictureReader
 from edm2.training import DatasetError, open_dataset
-from edm2.training.data.archive import Catalog
-from edm2.training.data.files import Files
-from edm2.training.data.index import open_archive
+from edm2.training.data.archive.catalog import Catalog
+from edm2.training.data.archive.files import Files
+from edm2.training.data.archive.index import open_archive
 
 AS_PUBLISHED = PictureReader("ignore", "drop")
 """The published tool looks neither at orientation nor at transparency."""

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from edm2.datasets.pictures import ORIENTATION, Picture, PictureReader
 from edm2.training import DatasetError
-from edm2.training.data.files import HEIF_SUFFIXES, FolderFiles
+from edm2.training.data.archive.files import HEIF_SUFFIXES, FolderFiles
 
 
 def read(tmp_path: Path, data: bytes, reader: PictureReader | None = None) -> Picture:

@@ -10,10 +10,10 @@ from dataset_files import encoded, npy, write_folder, write_zip
 from PIL import Image, PngImagePlugin
 
 from edm2.datasets.survey import survey
-from edm2.training.data import archive
-from edm2.training.data.archive import read_array, read_format
-from edm2.training.data.files import FolderFiles
-from edm2.training.data.zip_files import ZipFiles
+from edm2.training.data.archive import decoding
+from edm2.training.data.archive.decoding import read_array, read_format
+from edm2.training.data.archive.files import FolderFiles
+from edm2.training.data.archive.zip_files import ZipFiles
 
 BOTH = pytest.mark.parametrize("write", [write_folder, write_zip], ids=["folder", "zip"])
 
@@ -50,7 +50,7 @@ KINDS = {
 @pytest.mark.parametrize("head", [1 << 16, 60])
 def test_headers_say_what_the_images_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, head: int):
     """Also where a header is longer than the bytes that are read first."""
-    monkeypatch.setattr(archive, "HEAD_BYTES", head)
+    monkeypatch.setattr(decoding, "HEAD_BYTES", head)
     if method == "folder":
         files = FolderFiles(write_folder(tmp_path / "data", KINDS))
     else:

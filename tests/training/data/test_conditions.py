@@ -11,7 +11,7 @@ from PIL import Image
 from edm2.networks import ImageCondition, NetworkConfig, ScalarCondition, TokenCondition, VectorCondition
 from edm2.networks.conditions import noise_level
 from edm2.training import ArrayDataset, DatasetError, TrainingConfig, open_dataset
-from edm2.training.data import index
+from edm2.training.data.archive import index
 from edm2.training.data.batches import BatchStream
 from edm2.training.data.conditions import Conditioned, describe_condition, parse_maker
 from edm2.training.randomness import PositionRandom

@@ -12,8 +12,8 @@ from dataset_files import encoded, write_folder
 from PIL import Image
 
 from edm2.training.data import loader
+from edm2.training.data.archive.files import StorageError
 from edm2.training.data.dataset import ArrayDataset, DatasetError, Indices, open_dataset
-from edm2.training.data.files import StorageError
 from edm2.training.data.loader import WorkerError, data_loader
 from edm2.training.data.order import PositionBatches, ShuffledOrder
 

@@ -15,7 +15,7 @@ import torch
 from dataset_files import npy
 
 from edm2.datasets.parts import member
-from edm2.training.data import archive, index, zip_files
+from edm2.training.data.archive import catalog, index, zip_files
 from edm2.training.data.dataset import Dataset, DatasetError, open_dataset
 from edm2.training.data.loader import data_loader
 
@@ -64,7 +64,7 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return lambda *arguments: (seen.append(name), function(*arguments))[1]
 
     monkeypatch.setattr(zip_files, "read_members", counted("directory", zip_files.read_members))
-    monkeypatch.setattr(archive, "read_description", counted("labels", archive.read_description))
+    monkeypatch.setattr(catalog, "read_description", counted("labels", catalog.read_description))
     return seen
 
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from edm2.post_hoc_ema.files import one_line, plain_line
-from edm2.training.data.retry import Result, is_transient, retry
+from edm2.post_hoc_ema.files import first_line, one_line, plain_line
+from edm2.training.data.archive.retry import Result, is_transient, retry
 
 MAX_BYTES = 1 << 30
 """Size of one file, unpacked: more than any image or table of labels needs, less than would endanger the machine."""
@@ -97,6 +97,12 @@ class DatasetError(ValueError):
 
 class StorageError(DatasetError):
     """Storage that gave no answer, at any attempt; nothing is known of the file itself."""
+
+
+def unreadable(where: str, error: Exception) -> DatasetError:
+    """Error that says what could not be read, and why."""
+    kind = StorageError if is_transient(error) else DatasetError
+    return kind(f"{where}: cannot be read: {first_line(error) or type(error).__name__}")
 
 
 class Files(Protocol):

@@ -11,8 +11,8 @@ from dataset_files import encoded, npy, write_folder, write_zip
 from PIL import Image
 
 from edm2.training import DatasetError, open_dataset
-from edm2.training.data.archive import open_files, read_catalog
-from edm2.training.data.files import CONVERTIBLE, FolderFiles, is_litter
+from edm2.training.data.archive.catalog import open_files, read_catalog
+from edm2.training.data.archive.files import CONVERTIBLE, FolderFiles, is_litter
 
 PNG = encoded(Image.new("RGB", (4, 4)))
 PETS = ("cat/1.png", "cat/2.png", "dog/1.png")

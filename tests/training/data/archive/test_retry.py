@@ -11,10 +11,10 @@ import pytest
 from dataset_files import encoded, npy, write_folder, write_zip
 from PIL import Image
 
-from edm2.training.data import retry as retry_module
+from edm2.training.data.archive import retry as retry_module
+from edm2.training.data.archive.files import StorageError
+from edm2.training.data.archive.retry import PAUSES, TRANSIENT, is_transient, retry
 from edm2.training.data.dataset import DatasetError, open_dataset
-from edm2.training.data.files import StorageError
-from edm2.training.data.retry import PAUSES, TRANSIENT, is_transient, retry
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,9 @@ from safetensors.numpy import save_file
 
 from edm2.post_hoc_ema import atomic_output
 from edm2.post_hoc_ema.files import parse_json
-from edm2.training.data.archive import Catalog, open_files, read_catalog
-from edm2.training.data.files import SUFFIXES, Files, retry_from
-from edm2.training.data.zip_files import Members, Names, ZipFiles
+from edm2.training.data.archive.catalog import Catalog, open_files, read_catalog
+from edm2.training.data.archive.files import SUFFIXES, Files, retry_from
+from edm2.training.data.archive.zip_files import Members, Names, ZipFiles
 
 LARGE = 10_000
 """Number of members above which an index pays: a smaller ZIP is listed in a tenth of a second."""

@@ -19,7 +19,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 import numpy as np
 
 from edm2.post_hoc_ema.files import first_line
-from edm2.training.data.files import (
+from edm2.training.data.archive.files import (
     DatasetError,
     check_size,
     is_litter,
@@ -28,7 +28,7 @@ from edm2.training.data.files import (
     normalized,
     retry_from,
 )
-from edm2.training.data.retry import retry
+from edm2.training.data.archive.retry import retry
 
 LOCAL_HEADER = 30
 """Bytes before a member's name, extra field and contents; the lengths of the first two are its last four bytes."""
