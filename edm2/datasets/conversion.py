@@ -224,7 +224,7 @@ def convert(
     of `out` while it runs.
 
     Args:
-        source: Folder or ZIP of images (`edm2.training.data.archive`), or the result of `open_huggingface`.
+        source: Folder or ZIP of images (`edm2.training.data.archive.catalog`), or the result of `open_huggingface`.
         out: ZIP file to write; must not exist.
         transform: Makes the images one size. Images that are too small for it are left out, but use up a number.
         max_images: Number of images to take, the first of each class and as many of each as there are; default: all.
