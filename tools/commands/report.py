@@ -134,6 +134,7 @@ def _opened(records: Any, cache: Path, swept: Path, given: dict[str, Any]) -> "R
     run.sweep = _scores(swept, run)
     if run.sweep is None and swept != folder:  # --sweep
         raise click.ClickException(f"{swept}: holds no scores of a sweep; make them with edm2 sweep --out {swept}")
+    run.sweep = run.sweep or _scores(_quick_scores(run), run)
     return run
 
 
@@ -204,6 +205,11 @@ def _scores(folder: Path, run: "ReportedRun") -> "Sweep | None":
     return found if found is not None and found.averages else None
 
 
+def _quick_scores(run: "ReportedRun") -> Path:
+    """Folder for the scores of --score, which later pages show too."""
+    return run.cache.folder / "scores"
+
+
 def _score(context: click.Context, run: "ReportedRun", given: dict[str, Any]) -> None:
     """Score the EMA lengths of the slider at the last time, by a quick sweep beside the page's pictures."""
     from edm2.report.grids import lengths_of
@@ -215,7 +221,7 @@ def _score(context: click.Context, run: "ReportedRun", given: dict[str, Any]) ->
     if run.grids is not None and run.grids.sampling.levels is None:  # a flow map takes few steps anyway
         options["steps"] = [SCORING_STEPS]
     lengths = given["sigma_rels"] or lengths_of(run.sweep)
-    folder = run.cache.folder / "scores"
+    folder = _quick_scores(run)
     context.invoke(sweep, run=run.averages.folder, sigma_rels=lengths, count=SCORED, out=folder, **options)
     run.sweep = _scores(folder, run)
 

@@ -405,8 +405,8 @@ def open_dataset(source: str | Path) -> Dataset:
 
     Args:
         source: "digits", the handwritten digits that come with scikit-learn; or a ZIP file or folder, either with a
-            `dataset.json` (`edm2.training.data.archive.catalog`) or just images, whose top-level sub-folders are the classes;
-            or `module:callable`, which makes a dataset of PyTorch (`TorchDataset`).
+            `dataset.json` (`edm2.training.data.archive.catalog`) or just images, whose top-level sub-folders are the
+            classes; or `module:callable`, which makes a dataset of PyTorch (`TorchDataset`).
 
     Raises:
         DatasetError: The path does not exist, or holds no usable dataset.

@@ -107,6 +107,20 @@ def test_a_run_without_snapshots_stands_beside_one_with_them(run: Path, tiny_run
     assert {row["run"] for row in data["charts"][0]["data"]["values"]} == {"bare", "whole"}
 
 
+def test_scores_of_a_quick_pass_stay_on_later_pages(run: Path, monkeypatch):
+    """Until a sweep has better ones."""
+    monkeypatch.setattr("edm2.tools.commands.report.SCORED", 20)
+    monkeypatch.setattr("edm2.tools.commands.report.SCORING_STEPS", 1)
+    page, command = run / "report.html", ("report", run, *FEW, "--no-neighbours")
+    succeed(*command, "--score")
+    scored = contents(page)["explorer"]["curve"]["data"]
+    succeed(*command)
+    assert contents(page)["explorer"]["curve"]["data"] == scored
+    pretend_sweep(run, times=(512,))
+    succeed(*command)
+    assert contents(page)["explorer"]["curve"]["data"] != scored
+
+
 def test_scores_by_different_metrics_make_no_curve_together(run: Path, tmp_path: Path):
     other = shutil.copytree(run, tmp_path / "other")
     pretend_sweep(run)
