@@ -86,6 +86,14 @@ def plan_distillation(
     return config
 
 
+def kept_intervals(begun: TrainingConfig | None) -> Settings:
+    """Intervals of a distillation that has begun, which another duration does not change."""
+    if begun is None or begun.distillation is None:
+        return {}
+    settings = vars(begun.distillation) | vars(begun)
+    return {name: settings[name] for name in _intervals({"duration": begun.duration, "holdout": begun.holdout})}
+
+
 def _intervals(settings: Settings) -> Settings:
     """Intervals that follow from the duration, where neither preset nor user says them."""
     duration = settings["duration"]

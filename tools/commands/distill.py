@@ -7,7 +7,7 @@ import click
 
 from edm2.distillation.presets import PRESETS
 from edm2.tools.commands.generate import generate
-from edm2.tools.commands.train import check_folder, in_options, open_in_turn, options_by_name, train
+from edm2.tools.commands.train import begun_run, check_folder, in_options, open_in_turn, options_by_name, train
 from edm2.tools.options.groups import TwoLevelCommand, option_group, options_of
 from edm2.tools.options.networks import check_guidance
 from edm2.tools.options.parsing import IMAGES, NUMBER, PRECISION, parse_image_count, parse_initial_network
@@ -107,7 +107,7 @@ def distill(
         raise click.UsageError(f"--dry-run writes nothing, so it cannot draw {data}: give data that are there")
     if measure and not dry_run:
         raise click.UsageError("--measure needs --dry-run; a real run prints its speed after its first steps")
-    from edm2.distillation.plan import plan_distillation
+    from edm2.distillation.plan import kept_intervals, plan_distillation
     from edm2.distillation.teacher import teacher_of_run
     from edm2.tools.reports.description import print_lines
     from edm2.tools.reports.run_plan import describe_plan
@@ -129,6 +129,7 @@ def distill(
             try:
                 if "init" in chosen:
                     chosen["init"] = parse_initial_network(chosen["init"])
+                chosen = kept_intervals(begun_run(out)) | chosen
                 config = plan_distillation(teacher, dataset, data, out, preset, chosen)
                 config.images_per_rank(processes.count)
             except ValueError as error:

@@ -372,7 +372,7 @@ def configure_run(
     chosen.setdefault("device", default_device())
     if "init" in chosen:
         chosen["init"] = _initial_network(chosen["init"], out)
-    begun = _begun_run(out)
+    begun = begun_run(out)
     proposed = default_preset(dataset, data, chosen["device"], chosen.get("codec"))
     fitted = preset is None and proposed != "digits8"
     preset = preset or proposed
@@ -410,7 +410,7 @@ def _add_conditions(chosen: dict[str, Any], dataset: "Dataset", begun: "Training
             chosen["label_source"] = begun.network.label_source
 
 
-def _begun_run(out: str) -> "TrainingConfig | None":
+def begun_run(out: str) -> "TrainingConfig | None":
     """Configuration of the run that goes on in a folder; None if none has begun there."""
     from edm2.training import RunFolder, read_run_config
 

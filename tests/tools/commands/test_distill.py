@@ -1,5 +1,6 @@
 """`edm2 distill`: a network to a flow map, and what draws from it afterwards."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def maps(outspoken_network: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "raw-weights.safetensors")
+
+
+def test_a_later_end_changes_nothing_else(maps, outspoken_network, tmp_path):
+    """Neither ramp-up nor snapshots move, which follow from the duration in a new run."""
+    longer = shutil.copytree(maps, tmp_path / "longer")
+    longer_too = [384 if word == 256 else word for word in SHORT]
+    del longer_too[longer_too.index("--snapshot") :][:2]
+    succeed("distill", outspoken_network, *longer_too, "--out", longer)
+    before, after = read_run_config(maps), read_run_config(longer)
+    assert after == dataclasses.replace(before, out=str(longer), duration=384, sample_every=384)
+    assert [path.name for path in sorted((longer / "snapshots").iterdir())][-1].startswith("snapshot-000000000384-")
 
 
 def test_a_run_that_stopped_goes_on_to_the_bit(maps, outspoken_network, tmp_path):
