@@ -15,6 +15,8 @@ from edm2.io.images import save_grid
 from edm2.networks import ImageCondition, Precond, fold
 from edm2.planning.presets import PRESETS
 from edm2.post_hoc_ema.files import first_line
+from edm2.report.records import read_records
+from edm2.report.summary import warnings_about
 from edm2.sampling.generation import drawn_by_default, generate
 from edm2.sampling.samplers.registry import HEUN, default_sampler, default_steps
 from edm2.tools.process import convolve_in_float32, stop_signals_handled
@@ -64,6 +66,8 @@ def run_training(
     trainer = train_interruptibly(config, dataset, callbacks, processes, max_seconds, loss)
     if processes.is_first:
         click.echo(f"Done: {trainer.images_seen:,} images, snapshots in {Path(config.out) / 'snapshots'}")
+        for line in warnings_about(read_records(config.out, Path(config.out))):
+            click.echo(f"Warning: {line}", err=True)
 
 
 def train_interruptibly(

@@ -16,14 +16,15 @@ from edm2.io.snapshots import AnySnapshot, open_run, open_snapshot
 from edm2.pipeline.folder import is_pipeline_folder
 from edm2.post_hoc_ema import sigma_rel_to_half_life
 from edm2.post_hoc_ema.files import plain_line
+from edm2.report.records import read_records
+from edm2.report.summary import warnings_about
 from edm2.sampling.external import ways_to_sample
 from edm2.sampling.guidance import EVERYWHERE
-from edm2.training import Dataset, DatasetError, open_dataset, read_run_config
+from edm2.training import Dataset, DatasetError, open_dataset
 from edm2.training.data.archive.files import DESCRIPTION
 from edm2.training.data.archive.index import open_archive
 from edm2.training.data.vae import latent_codec_of
 from edm2.training.imports import is_target
-from edm2.training.run.logging import read_stats
 
 Lines = list[tuple[str, Any]]
 """Pairs of a subject and a phrase."""
@@ -111,16 +112,14 @@ def _ema_length(snapshot: AnySnapshot) -> str:
 
 
 def describe_run(name: str) -> Lines:
-    """Describe a run folder: its settings and its progress."""
+    """Describe a run folder: its settings, its progress, and what looks wrong."""
     folder = Path(name)
-    config = read_run_config(folder)
-    stats = folder / "stats.jsonl"
-    records = read_stats(stats) if stats.exists() else []
+    run = read_records(name, folder)
+    config, records, seen = run.config, run.stats, run.images_seen
     try:
         snapshots = [snapshot for snapshot in open_run(folder) if snapshot.path.is_file()]  # not in a checkpoint
     except FileNotFoundError:
         snapshots = []
-    seen = records[-1]["images_seen"] if records else 0
     lines: Lines = [
         ("run", folder),
         ("data", config.data),
@@ -134,7 +133,8 @@ def describe_run(name: str) -> Lines:
     if records:
         lines.append(("loss", f"{records[-1]['loss']:.4g}"))
     network = "the user's own" if config.network is None else _compact(config.network.to_json())
-    return [*lines, ("snapshots", _times_and_lengths(snapshots)), ("network", network)]
+    lines += [("snapshots", _times_and_lengths(snapshots)), ("network", network)]
+    return [*lines, *(("WARNING", line) for line in warnings_about(run))]
 
 
 def describe_published_run(name: str) -> Lines:
