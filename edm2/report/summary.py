@@ -14,11 +14,9 @@ from edm2.report.records import RunRecords
 from edm2.sweep.averages import Averages
 from edm2.training import TrainingConfig
 from edm2.training.loss.by_name import noise_distribution
+from edm2.training.run.logging import numbers_of, risen_since
 from edm2.training.run.speed import time_text
 from edm2.training.settings import DistillationConfig
-
-RISEN = 1.02
-"""Held-out error over its own minimum from which it counts as rising; the noise of 100 images is below 1 %."""
 
 VISITED = (0.05, 5.0)
 """Noise levels, for data of standard deviation 0.5, between which a sampler decides what is seen."""
@@ -45,7 +43,7 @@ def facts(run: RunRecords, averages: Averages | None) -> Rows:
     rows.append(("Progress", _progress(run)))
     if "error" in last:
         text = f"{last['error']:.4f} in training"
-        if held_out := _numbers(run, "holdout_error"):
+        if held_out := numbers_of(run.stats, "holdout_error"):
             text += f", {held_out[-1][1]:.4f} on held-out images"
         rows.append(("Error", f"{text} (1: knows nothing, 0: perfect)"))
     rates = [rate for record in run.stats[-8:] if (rate := record.get("images_per_second"))]
@@ -155,11 +153,9 @@ def _damage(run: RunRecords) -> Iterable[str]:
 
 
 def _rising(run: RunRecords) -> Iterable[str]:
-    held_out = _numbers(run, "holdout_error") or _numbers(run, "holdout_loss")
-    if len(held_out) < 3:
-        return
-    at, lowest = min(held_out, key=lambda pair: pair[1])
-    if min(value for _, value in held_out[-2:]) > RISEN * lowest:
+    held_out = numbers_of(run.stats, "holdout_error") or numbers_of(run.stats, "holdout_loss")
+    if (turn := risen_since(held_out)) is not None:
+        at, lowest = turn
         yield (
             f"The loss on held-out images has been rising since {at:,} images ({held_out[-1][1] / lowest - 1:.0%} so "
             "far): the network learns its images by heart. Stop there, or train with more dropout or more images."
@@ -190,8 +186,3 @@ def _uneven(run: RunRecords) -> Iterable[str]:
             f"Gradients are uneven over noise levels: the strongest is {max(norms) / min(norms):,.0f} times the "
             "weakest, so some levels hardly learn."
         )
-
-
-def _numbers(run: RunRecords, key: str) -> list[tuple[int, float]]:
-    """Pairs of images seen and a number of the reports that have it."""
-    return [(record["images_seen"], record[key]) for record in run.stats if key in record]

@@ -25,6 +25,7 @@ from edm2.training.data.archive.files import DESCRIPTION
 from edm2.training.data.archive.index import open_archive
 from edm2.training.data.vae import latent_codec_of
 from edm2.training.imports import is_target
+from edm2.training.run.logging import numbers_of
 
 Lines = list[tuple[str, Any]]
 """Pairs of a subject and a phrase."""
@@ -126,9 +127,9 @@ def describe_run(name: str) -> Lines:
         ("preset", config.preset),
         ("progress", f"{seen:,} of {config.duration:,} images ({100 * seen / config.duration:.0f}%)"),
     ]
-    held_out = [record["holdout_error"] for record in records if "holdout_error" in record]
+    held_out = numbers_of(records, "holdout_error")
     if records and "error" in records[-1]:
-        last = f", {held_out[-1]:.4f} on held-out images" if held_out else ""
+        last = f", {held_out[-1][1]:.4f} on held-out images" if held_out else ""
         lines.append(("error", f"{records[-1]['error']:.4f} in training{last}; 1 is a network that knows nothing"))
     if records:
         lines.append(("loss", f"{records[-1]['loss']:.4g}"))

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,31 @@ from edm2.training.run.speed import time_text
 Record = dict[str, Any]
 
 
-class StatusLine:
-    """A tqdm bar on a terminal, a plain line per report in a log."""
+RISEN = 1.02
+"""Held-out error over its own minimum from which it counts as rising; the noise of 100 images is below 1 %."""
 
-    def __init__(self, duration: int, images_seen: int) -> None:
+Measured = list[tuple[int, float]]
+"""Pairs of images seen and a number that was measured then."""
+
+
+def risen_since(measured: Measured) -> tuple[int, float] | None:
+    """Time and value of the minimum, if the last two measurements are above it; None if not."""
+    if len(measured) < 3:
+        return None
+    at, lowest = min(measured, key=lambda pair: pair[1])
+    return (at, lowest) if min(value for _, value in measured[-2:]) > RISEN * lowest else None
+
+
+class StatusLine:
+    """A tqdm bar on a terminal, a plain line per report in a log.
+
+    Args:
+        held_out: Errors on held-out images of before.
+    """
+
+    def __init__(self, duration: int, images_seen: int, held_out: Measured) -> None:
         self.duration = duration
-        self.held_out: float | None = None
+        self.held_out = held_out
         self.bar = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=duration, initial=images_seen, unit="img", unit_scale=True, dynamic_ncols=True)
@@ -41,10 +60,14 @@ class StatusLine:
         self.print(f"{percent}  {seen:>10,} images  {headline}  {rate:,.0f} img/s  {left}")
 
     def _errors(self, record: Record) -> str:
-        """Error in training and, where it was last measured, on held-out images: 1 untrained, 0 perfect."""
-        self.held_out = record.get("holdout_error", self.held_out)
+        """Error in training and, as it was last measured, on held-out images: 1 untrained, 0 perfect."""
         shown = f"error {record['error']:.4f}" if "error" in record else f"loss {record['loss']:.4g}"
-        return shown if self.held_out is None else f"{shown}  held out {self.held_out:.4f}"
+        self.held_out += numbers_of([record], "holdout_error")
+        if self.held_out:
+            shown += f"  held out {self.held_out[-1][1]:.4f}"
+        if (turn := risen_since(self.held_out)) is not None:
+            shown += f" ({turn[1]:.4f} at {turn[0]:,})"
+        return shown
 
     def print(self, text: str) -> None:
         """Print a line without disturbing the bar."""
@@ -76,9 +99,18 @@ class StatsFile:
             with atomic_output(path) as temporary:
                 Path(temporary).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
+    def read(self) -> list[Record]:
+        """Records so far."""
+        return read_stats(self.path) if self.path.exists() else []
+
     def append(self, record: Record) -> None:
         """Add a record; it is on the disk when this returns."""
         append_json_line(self.path, record)
+
+
+def numbers_of(records: Iterable[Record], key: str) -> Measured:
+    """A number of the records that have it, with the images seen then."""
+    return [(record["images_seen"], record[key]) for record in records if key in record]
 
 
 def read_stats(path: Path) -> list[Record]:
@@ -132,8 +164,8 @@ class Monitor:
     """Outputs of a run's reports."""
 
     def __init__(self, folder: Path, duration: int, images_seen: int) -> None:
-        self.status = StatusLine(duration, images_seen)
         self.stats = StatsFile(folder / "stats.jsonl", images_seen)
+        self.status = StatusLine(duration, images_seen, numbers_of(self.stats.read(), "holdout_error"))
         self.diagnostics = StatsFile(folder / "diagnostics.jsonl", images_seen)
         self.tensorboard = TensorBoard(folder, images_seen)
 

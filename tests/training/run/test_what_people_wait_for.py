@@ -8,6 +8,7 @@ import edm2
 from edm2.post_hoc_ema import find_snapshots
 from edm2.training.run import failures
 from edm2.training.run.checkpoint_folder import find_checkpoints
+from edm2.training.run.logging import Monitor
 
 
 def times(folder) -> list[int]:
@@ -66,3 +67,20 @@ def test_a_line_is_shown_by_the_clock_and_stored_by_images(tmp_path, capsys):
     assert [record["error"] for record in stats(tmp_path / "often")] == pytest.approx([1] * 6, abs=1e-4)
     run(tiny_config(tmp_path / "held out", holdout=8))
     assert "held out" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_held_out_error_that_rises_is_shown_beside_its_minimum(tmp_path, capsys):
+    """Also by a run that goes on. A single measurement above it is noise."""
+
+    def lines(images_seen: int, errors: list[float]) -> list[str]:
+        monitor = Monitor(tmp_path, 80, images_seen)
+        for i, error in enumerate(errors, start=1):
+            numbers = {"loss": 0.0, "error": 0.5, "lr": 0.1, "grad_norm": 1.0, "images_per_second": 1.0}
+            monitor.report({"images_seen": images_seen + 8 * i, "holdout_error": error, **numbers})
+        return [line for line in capsys.readouterr().out.splitlines() if "held out" in line]
+
+    first = lines(0, [0.3, 0.2, 0.25, 0.26])
+    assert ["(" in line for line in first] == [False, False, False, True]
+    assert "held out 0.2600 (0.2000 at 16)" in first[-1]
+    assert "held out 0.2100 (0.2000 at 16)" in lines(32, [0.21])[0]
+    assert "(" not in lines(24, [0.201])[0]  # from an earlier checkpoint
