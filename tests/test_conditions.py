@@ -376,7 +376,7 @@ def test_scores_are_of_samples_for_held_out_conditions_or_given_ones(conditioned
     succeed(*gen)
     assert drawn[0][0].tolist() == [*ages_there, *ages_there[:2]]
     assert drawn[0][1] == [*held_out.classes, *held_out.classes[:2]]
-    assert "unknown conditions depth" in complaint(edm2_command(*sweep, "--condition", "depth=1").err)
+    assert "unknown conditions depth" in complaint(edm2_command(*sweep, "--steps", 12, "--condition", "depth=1").err)
 
 
 @pytest.mark.slow
