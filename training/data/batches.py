@@ -177,7 +177,8 @@ class BatchStream:
 
         A codec may be a large network, and gets no more images at once than in a step.
         """
-        count, size = len(dataset), self.config.images_per_forward
+        count = len(dataset)
+        size = min(self.config.images_per_forward, self.config.images_per_rank(self.processes.count))
         return Batch.joined([self._encode(dataset.read(range(count)[i : i + size])) for i in range(0, count, size)])
 
     def shown(self, count: int) -> Batch:

@@ -23,7 +23,7 @@ Measured = list[tuple[int, float]]
 
 
 def risen_since(measured: Measured) -> tuple[int, float] | None:
-    """Time and value of the minimum, if the last two measurements are above it; None if not."""
+    """Time and value of the minimum, if the last two measurements are more than 2 % above it; None if not."""
     if len(measured) < 3:
         return None
     at, lowest = min(measured, key=lambda pair: pair[1])
